@@ -1,0 +1,30 @@
+"""`python -m tests.parity FILES...` (see the package docstring)."""
+
+import importlib
+import os
+import pkgutil
+import sys
+
+
+def main(paths) -> int:
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  import jax
+  jax.config.update('jax_default_matmul_precision', 'highest')
+  import tests.parity as package
+  from tests.parity import harness
+  for module in pkgutil.iter_modules(package.__path__):
+    if module.name.startswith('check_'):
+      importlib.import_module(f'tests.parity.{module.name}')
+  results = [harness.check_file(p) for p in paths]
+  for line, _ in results:
+    print(line)
+  failed = sum(not ok for _, ok in results)
+  print(f'{len(results) - failed} passed, {failed} failed')
+  if not results:
+    print('error: no file given; usage: python -m tests.parity FILES...',
+          file=sys.stderr)
+  return 1 if failed or not results else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,226 @@
+"""Parts that several papers share: attention, MLP, drop path, block stacks.
+
+Shapes: B batch, T tokens, D width, H heads, K = D / H head width. Parameters
+are float32; activations take the `dtype` of a module; softmax and norm
+statistics are float32.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+GELU = {
+    'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+    'gelu_erf': functools.partial(nn.gelu, approximate=False),
+}
+
+# Initialisers of PyTorch code (timm): Linear weights are N(0, 0.02), because
+# torch's trunc_normal_ cuts at +-2 absolute; convolutions keep torch's own
+# default, uniform in +-1/sqrt(fan_in), for weight and bias.
+normal02 = nn.initializers.normal(0.02)
+torch_conv_kernel = nn.initializers.variance_scaling(
+    1 / 3, 'fan_in', 'uniform')
+
+
+def torch_conv_bias(fan_in: int):
+  """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of PyTorch's biases."""
+  bound = fan_in ** -0.5
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+      key, shape, dtype, -bound, bound)
+
+
+def pin(x: jax.Array) -> jax.Array:
+  """Pins the batch axis of an activation to the mesh axes that carry data.
+
+  Left alone, the partitioner may follow sharded weights and replicate the
+  batch (hundreds of GiB for FSDP). Without a mesh (`jax.set_mesh`) with these
+  axes it is the identity, so models need to know nothing of training.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
+  if not axes:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(axes))
+
+
+def attend(q, k, v, *, bias=None, mask=None, dropout: Callable | None = None):
+  """Scaled dot-product attention (arXiv:1706.03762, eq. 1).
+
+  Args:
+    q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
+    bias: added to the logits, broadcastable to (B, H, T, S).
+    mask: bool, broadcastable to (B, H, T, S); False is not attended.
+    dropout: function applied to the probabilities.
+
+  Returns:
+    (B, T, H, V) and the float32 probabilities (B, H, T, S) before dropout.
+  """
+  q = q * (q.shape[-1] ** -0.5)
+  logits = jnp.einsum('bthk,bshk->bhts', q, k).astype(jnp.float32)
+  if bias is not None:
+    logits += bias
+  if mask is not None:
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  probs = jax.nn.softmax(logits)
+  dropped = dropout(probs) if dropout is not None else probs
+  return jnp.einsum('bhts,bshv->bthv', dropped.astype(v.dtype), v), probs
+
+
+class MultiHeadDotProductAttention(nn.Module):
+  """Multi-head attention with separate query, key, value and out kernels.
+
+  Parameters `{query,key,value}/kernel` (D, H, K), `bias` (H, K) and
+  `out/kernel` (H, K, D), `bias` (D), as in the released Google files. The
+  rule that mixes values, `attend_fn`, can be replaced (relative positions,
+  areas): it has the signature of `attend`.
+  """
+
+  num_heads: int
+  dropout: float = 0.0
+  qkv_bias: bool = True
+  dtype: Any = jnp.float32
+  kernel_init: Callable = nn.initializers.xavier_uniform()
+  attend_fn: Callable = attend
+
+  @nn.compact
+  def __call__(self, x_q, x_kv, train: bool):
+    """(B, T, D), (B, S, D) -> (B, T, D), probabilities (B, H, T, S)."""
+    width = x_q.shape[-1]
+    if width % self.num_heads:
+      raise ValueError(
+          f'width {width} is not divisible by num_heads {self.num_heads}')
+    project = functools.partial(
+        nn.DenseGeneral, features=(self.num_heads, width // self.num_heads),
+        use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=self.kernel_init)
+    q = project(name='query')(x_q)
+    k = project(name='key')(x_kv)
+    v = project(name='value')(x_kv)
+    dropout = None
+    if train and self.dropout:
+      dropout = nn.Dropout(self.dropout, deterministic=False)
+    y, probs = self.attend_fn(q, k, v, dropout=dropout)
+    y = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype,
+                        kernel_init=self.kernel_init, name='out')(y)
+    return y, probs
+
+
+class MlpBlock(nn.Module):
+  """Dense -> GELU -> Dense (`Dense_0`, `Dense_1`), dropout after each."""
+
+  mlp_dim: int
+  dropout: float = 0.0
+  activation: str = 'gelu_tanh'  # key of GELU
+  dtype: Any = jnp.float32
+  kernel_init: Callable = nn.initializers.xavier_uniform()
+  bias_init: Callable = nn.initializers.normal(1e-6)
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    """(..., D) -> (..., D)."""
+    dense = functools.partial(
+        nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init,
+        bias_init=self.bias_init)
+    y = GELU[self.activation](dense(self.mlp_dim)(x))
+    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    y = dense(x.shape[-1])(y)
+    return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+
+class DropPath(nn.Module):
+  """Stochastic depth (arXiv:1603.09382): drops a residual branch per example.
+
+  The kept branches are divided by the keep probability unless `rescale` is
+  False (big_vision's Mixer). `rate` is an argument, not a field, so that
+  scanned blocks can each have their own.
+  """
+
+  rescale: bool = True
+
+  @nn.compact
+  def __call__(self, x, rate, train: bool):
+    if not train or (isinstance(rate, (int, float)) and rate == 0):
+      return x
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    keep = 1.0 - rate
+    mask = jax.random.bernoulli(self.make_rng('dropout'), keep, shape)
+    scale = mask / keep if self.rescale else mask
+    return x * scale.astype(x.dtype)
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+  """Linear schedule: 0 at the first block, `rate` at the last."""
+  return [rate * i / max(1, depth - 1) for i in range(depth)]
+
+
+REMAT = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.checkpoint_dots,
+    'dots_no_batch':
+        jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+def run_blocks(block: Callable[..., nn.Module], x, rates: Sequence[float],
+               train: bool, *, name: str, remat: str = 'none',
+               scan: bool = False, first: int = 0):
+  """Applies a stack of blocks; called inside a compact `__call__`.
+
+  Args:
+    block: a partial of a Module class whose `__call__(x, rate, train)`
+      returns (x, aux); `rate` is its drop-path rate.
+    x: (B, ..., D).
+    rates: drop-path rate per block; their number is the depth.
+    train: static.
+    name: blocks are named `{name}_{i}`; a scanned stack `{name}`.
+    remat: a key of REMAT; what the backward pass may recompute.
+    scan: one compiled block, parameters stacked along a leading axis.
+    first: index of the first block in the unrolled names.
+
+  Returns:
+    x and the list of the blocks' aux trees.
+  """
+  if remat not in REMAT:
+    raise ValueError(f'remat={remat!r}; allowed: {", ".join(REMAT)}')
+  cls, fields = block.func, block.keywords
+  if remat != 'none':
+    # Static arguments are counted with self: (self, x, rate, train).
+    cls = nn.remat(cls, policy=REMAT[remat], prevent_cse=not scan,
+                   static_argnums=(3,) if scan else (2, 3))
+  if not scan:
+    auxes = []
+    for i, rate in enumerate(rates, start=first):
+      x, aux = cls(**fields, name=f'{name}_{i}')(x, float(rate), train)
+      x = pin(x)
+      auxes.append(aux)
+    return x, auxes
+  per_layer = any(rates)  # else a constant zero, and no drop path is compiled
+  scanned = nn.scan(
+      cls, variable_axes={'params': 0, 'batch_stats': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(0 if per_layer else nn.broadcast, nn.broadcast),
+      length=len(rates))
+  rate = jnp.asarray(rates, jnp.float32) if per_layer else 0.0
+  x, auxes = scanned(**fields, name=name)(x, rate, train)
+  return pin(x), [jax.tree.map(lambda a, i=i: a[i], auxes)
+                  for i in range(len(rates))]
+
+
+def conv_patches(features: int, patch_size, **kwargs) -> nn.Conv:
+  """A patch embedding: convolution with stride = kernel, VALID."""
+  size = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+  return nn.Conv(features, size, strides=size, padding='VALID', **kwargs)
+
+
+def check_patches(height: int, width: int, patch_size) -> None:
+  """ValueError if not even one patch fits into an image."""
+  ph, pw = (patch_size,) * 2 if isinstance(patch_size, int) else patch_size
+  if height < ph or width < pw:
+    raise ValueError(
+        f'patch_size {ph}x{pw} is larger than the image or feature map '
+        f'{height}x{width}: use a larger image_size or a smaller patch_size')
