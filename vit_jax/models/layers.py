@@ -85,6 +85,7 @@ class MultiHeadDotProductAttention(nn.Module):
   qkv_bias: bool = True
   dtype: Any = jnp.float32
   kernel_init: Callable = nn.initializers.xavier_uniform()
+  bias_init: Callable = nn.initializers.zeros
   attend_fn: Callable = attend
 
   @nn.compact
@@ -96,7 +97,8 @@ class MultiHeadDotProductAttention(nn.Module):
           f'width {width} is not divisible by num_heads {self.num_heads}')
     project = functools.partial(
         nn.DenseGeneral, features=(self.num_heads, width // self.num_heads),
-        use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=self.kernel_init)
+        use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=self.kernel_init,
+        bias_init=self.bias_init)
     q = project(name='query')(x_q)
     k = project(name='key')(x_kv)
     v = project(name='value')(x_kv)
@@ -105,7 +107,8 @@ class MultiHeadDotProductAttention(nn.Module):
       dropout = nn.Dropout(self.dropout, deterministic=False)
     y, probs = self.attend_fn(q, k, v, dropout=dropout)
     y = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype,
-                        kernel_init=self.kernel_init, name='out')(y)
+                        kernel_init=self.kernel_init,
+                        bias_init=self.bias_init, name='out')(y)
     return y, probs
 
 
@@ -118,16 +121,17 @@ class MlpBlock(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: Callable = nn.initializers.xavier_uniform()
   bias_init: Callable = nn.initializers.normal(1e-6)
+  bias_init_out: Callable | None = None  # of Dense_1; None: as bias_init
 
   @nn.compact
   def __call__(self, x, train: bool):
     """(..., D) -> (..., D)."""
     dense = functools.partial(
-        nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init,
-        bias_init=self.bias_init)
-    y = GELU[self.activation](dense(self.mlp_dim)(x))
+        nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+    y = dense(self.mlp_dim, bias_init=self.bias_init)(x)
+    y = GELU[self.activation](y)
     y = nn.Dropout(self.dropout, deterministic=not train)(y)
-    y = dense(x.shape[-1])(y)
+    y = dense(x.shape[-1], bias_init=self.bias_init_out or self.bias_init)(y)
     return nn.Dropout(self.dropout, deterministic=not train)(y)
 
 
@@ -168,7 +172,7 @@ REMAT = {
 
 def run_blocks(block: Callable[..., nn.Module], x, rates: Sequence[float],
                train: bool, *, name: str, remat: str = 'none',
-               scan: bool = False, first: int = 0):
+               scan: bool = False, first: int = 0, extra: tuple = ()):
   """Applies a stack of blocks; called inside a compact `__call__`.
 
   Args:
@@ -181,6 +185,7 @@ def run_blocks(block: Callable[..., nn.Module], x, rates: Sequence[float],
     remat: a key of REMAT; what the backward pass may recompute.
     scan: one compiled block, parameters stacked along a leading axis.
     first: index of the first block in the unrolled names.
+    extra: further arguments for every block: `__call__(x, rate, train, *extra)`.
 
   Returns:
     x and the list of the blocks' aux trees.
@@ -195,7 +200,7 @@ def run_blocks(block: Callable[..., nn.Module], x, rates: Sequence[float],
   if not scan:
     auxes = []
     for i, rate in enumerate(rates, start=first):
-      x, aux = cls(**fields, name=f'{name}_{i}')(x, float(rate), train)
+      x, aux = cls(**fields, name=f'{name}_{i}')(x, float(rate), train, *extra)
       x = pin(x)
       auxes.append(aux)
     return x, auxes
@@ -203,10 +208,11 @@ def run_blocks(block: Callable[..., nn.Module], x, rates: Sequence[float],
   scanned = nn.scan(
       cls, variable_axes={'params': 0, 'batch_stats': 0},
       split_rngs={'params': True, 'dropout': True},
-      in_axes=(0 if per_layer else nn.broadcast, nn.broadcast),
+      in_axes=(0 if per_layer else nn.broadcast, nn.broadcast)
+      + (nn.broadcast,) * len(extra),
       length=len(rates))
   rate = jnp.asarray(rates, jnp.float32) if per_layer else 0.0
-  x, auxes = scanned(**fields, name=name)(x, rate, train)
+  x, auxes = scanned(**fields, name=name)(x, rate, train, *extra)
   return pin(x), [jax.tree.map(lambda a, i=i: a[i], auxes)
                   for i in range(len(rates))]
 
