@@ -11,7 +11,7 @@ Two nets, both of bottleneck units (f, f, 4f channels) without any BatchNorm:
   zeros, which differs from -inf because no ReLU comes before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -19,7 +19,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers
+from vit_jax.models import layers, registry
 
 
 class StdConv(nn.Module):
@@ -79,41 +79,93 @@ class UnitV1(nn.Module):
     return nn.relu(shortcut + y)
 
 
-class StageV1(nn.Module):
-  """`unit1`, `unit2`, ...; the first one has the stride."""
+class UnitV2(nn.Module):
+  """Bottleneck with norm and ReLU before each convolution."""
 
-  num_units: int
   features: int
   stride: int = 1
+  std_eps: float = 1e-10
+  gn_eps: float = 1e-5
   dtype: Any = jnp.float32
-  remat: str = 'none'
 
   @nn.compact
   def __call__(self, x):
-    unit = rematerialised(UnitV1, self.remat)
+    """(B, H, W, C) -> (B, H / stride, W / stride, 4 * features)."""
+    conv = functools.partial(
+        StdConv, padding='VALID', eps=self.std_eps, eps_inside=True,
+        dtype=self.dtype)
+    norm = functools.partial(
+        nn.GroupNorm, epsilon=self.gn_eps, dtype=self.dtype)
+    width = 4 * self.features
+    y = nn.relu(norm(name='gn1')(x))
+    shortcut = x
+    if x.shape[-1] != width or self.stride != 1:
+      shortcut = conv(width, stride=self.stride, name='conv_proj')(y)
+    y = nn.relu(norm(name='gn2')(conv(self.features, name='conv1')(y)))
+    y = conv(self.features, size=3, stride=self.stride,
+             padding=((1, 1), (1, 1)), name='conv2')(y)
+    y = conv(width, name='conv3')(nn.relu(norm(name='gn3')(y)))
+    return shortcut + y
+
+
+class Stage(nn.Module):
+  """Units of one resolution; only the first one has the stride."""
+
+  unit: Callable[..., nn.Module]  # of (features, stride, name)
+  unit_name: str  # format of the number from 1
+  num_units: int
+  features: int
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x):
+    """(B, H, W, C) -> (B, H / stride, ...) and {unit name: its output}."""
+    out = {}
     for i in range(self.num_units):
-      x = unit(self.features, self.stride if i == 0 else 1, self.dtype,
-               name=f'unit{i + 1}')(x)
-      x = layers.pin(x)
-    return x
+      name = self.unit_name.format(i + 1)
+      stride = self.stride if i == 0 else 1
+      x = layers.pin(self.unit(self.features, stride, name=name)(x))
+      out[name] = x
+    return x, out
 
 
-def rematerialised(unit: type[nn.Module], remat: str) -> type[nn.Module]:
-  """`unit` under a checkpoint policy of `layers.REMAT`."""
+def _run_stages(x, unit: type[nn.Module], unit_name: str,
+                num_layers: Sequence[int], width: int, remat: str, **fields):
+  """Stages `block1`, `block2`, ...: twice the width, half the size each."""
   if remat not in layers.REMAT:
     raise ValueError(f'remat={remat!r}; allowed: {", ".join(layers.REMAT)}')
-  if remat == 'none':
-    return unit
-  return nn.remat(unit, policy=layers.REMAT[remat])
+  if remat != 'none':
+    unit = nn.remat(unit, policy=layers.REMAT[remat])
+  unit = functools.partial(unit, **fields)
+  out = {}
+  for i, num_units in enumerate(num_layers):
+    if num_units < 1:
+      raise ValueError(f'num_layers={tuple(num_layers)}: every stage needs at '
+                       'least one unit; leave the stage out instead')
+    block = f'block{i + 1}'
+    x, units = Stage(unit, unit_name, num_units, width * 2 ** i,
+                     1 if i == 0 else 2, name=block)(x)
+    out[block] = x
+    out |= {f'{block}/{name}': y for name, y in units.items()}
+  return x, out
+
+
+def _root_width(width_factor: float) -> int:
+  width = int(64 * width_factor)
+  if width < 32 or width % 32:
+    raise ValueError(
+        f'width_factor={width_factor} gives {width} root channels; GroupNorm '
+        'has 32 groups, so 64 * width_factor must be a multiple of 32')
+  return width
 
 
 def hybrid_stem(x, num_layers: Sequence[int], width_factor: float, dtype,
                 train: bool, remat: str = 'none'):
-  """The ResNet in front of a hybrid ViT's patch convolution.
+  """The ResNet-V1 in front of a hybrid ViT's patch convolution.
 
   Called inside the compact `__call__` of a module, so that `conv_root`,
   `gn_root` and `block{s}/unit{u}/...` become that module's own, as in the
-  released files. The stem has stride 4, or 2^(stages + 1) with stages.
+  released files. The root has stride 4, each stage after the first 2 more.
 
   Args:
     x: images (B, H, W, 3).
@@ -124,17 +176,122 @@ def hybrid_stem(x, num_layers: Sequence[int], width_factor: float, dtype,
     remat: a key of `layers.REMAT`, applied to each unit.
 
   Returns:
-    Features (B, H / s, W / s, C) and the named intermediates 'gn_root' (before
-    ReLU and pooling) and 'block1', 'block2', ...
+    Features (B, H / stride, W / stride, C) and named intermediates: 'gn_root'
+    (before ReLU and pooling), 'root', 'block{s}', 'block{s}/unit{u}'.
   """
   del train
-  width = int(64 * width_factor)
+  width = _root_width(width_factor)
   x = StdConv(width, size=7, stride=2, dtype=dtype, name='conv_root')(x)
-  x = nn.GroupNorm(epsilon=1e-6, dtype=dtype, name='gn_root')(x)
-  out = {'gn_root': x}
-  x = nn.max_pool(nn.relu(x), (3, 3), strides=(2, 2), padding='SAME')
-  for i, num_units in enumerate(num_layers):
-    x = StageV1(num_units, width * 2 ** i, 1 if i == 0 else 2, dtype, remat,
-                name=f'block{i + 1}')(x)
-    out[f'block{i + 1}'] = x
+  gn_root = nn.GroupNorm(epsilon=1e-6, dtype=dtype, name='gn_root')(x)
+  root = nn.max_pool(nn.relu(gn_root), (3, 3), (2, 2), padding='SAME')
+  x, out = _run_stages(root, UnitV1, 'unit{}', num_layers, width, remat,
+                       dtype=dtype)
+  return x, {'gn_root': gn_root, 'root': root, **out}
+
+
+def _classify(x, out: dict, num_classes: int, dtype):
+  """Global mean and a zero-initialised `head`; called in a compact method."""
+  out['pre_logits_2d'] = x
+  x = out['pre_logits'] = x.mean((1, 2))
+  if num_classes:
+    x = nn.Dense(num_classes, dtype=dtype, name='head',
+                 kernel_init=nn.initializers.zeros)(x)
   return x, out
+
+
+class BiTV1(nn.Module):
+  """The hybrids' ResNet as a classifier (big_vision's `bit`; no paper)."""
+
+  num_classes: int = 1000
+  num_layers: Sequence[int] = (3, 4, 6, 3)
+  width_factor: float = 1
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+
+  @nn.compact
+  def __call__(self, images, *, train: bool = False):
+    """Images (B, H, W, 3) -> logits (B, num_classes), intermediates.
+
+    Intermediates: 'gn_root', 'root', 'block{s}', 'block{s}/unit{u}',
+    'pre_logits_2d' (B, H / 32, W / 32, C), 'pre_logits' (B, C).
+    """
+    x, out = hybrid_stem(images, self.num_layers, self.width_factor,
+                         self.dtype, train, self.remat)
+    return _classify(x, out, self.num_classes, self.dtype)
+
+
+class RootV2(nn.Module):
+  """Convolution 7x7 and max-pool 3x3, both of stride 2, no norm, no ReLU."""
+
+  features: int
+  pool_padding: str = 'zero'
+  std_eps: float = 1e-10
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """(B, H, W, 3) -> (B, H / 4, W / 4, features)."""
+    if self.pool_padding not in ('zero', '-inf'):
+      raise ValueError(f"pool_padding={self.pool_padding!r}; allowed: 'zero' "
+                       "(released BiT weights), '-inf' (big_vision)")
+    x = StdConv(self.features, size=7, stride=2, padding=((3, 3), (3, 3)),
+                eps=self.std_eps, eps_inside=True, dtype=self.dtype,
+                name='conv_root')(x)
+    ones = ((1, 1), (1, 1))
+    if self.pool_padding == '-inf':
+      return nn.max_pool(x, (3, 3), (2, 2), padding=ones)
+    x = jnp.pad(x, ((0, 0), *ones, (0, 0)))
+    return nn.max_pool(x, (3, 3), (2, 2))
+
+
+class BiT(nn.Module):
+  """Big Transfer's ResNet-V2 (arXiv:1912.11370, section 3.1).
+
+  Raises ValueError for a width that 32 groups do not divide, an empty stage,
+  and unknown values of `pool_padding` or `remat`.
+  """
+
+  num_classes: int = 1000
+  num_layers: Sequence[int] = (3, 4, 6, 3)  # units per stage
+  width_factor: float = 1
+  std_eps: float = 1e-10  # inside the root; 1e-8 in timm
+  gn_eps: float = 1e-5
+  pool_padding: str = 'zero'  # '-inf' in big_vision
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+
+  @nn.compact
+  def __call__(self, images, *, train: bool = False):
+    """Images (B, H, W, 3) -> logits (B, num_classes), intermediates.
+
+    Intermediates: 'root', 'block{s}', 'block{s}/unit{uu}', 'norm_pre_head'
+    and after ReLU 'pre_logits_2d' (B, H / 32, W / 32, C), 'pre_logits' (B, C).
+    """
+    del train  # neither dropout nor batch statistics
+    width = _root_width(self.width_factor)
+    root = RootV2(width, self.pool_padding, self.std_eps, self.dtype,
+                  name='root_block')(images)
+    x, out = _run_stages(
+        root, UnitV2, 'unit{:02d}', self.num_layers, width, self.remat,
+        std_eps=self.std_eps, gn_eps=self.gn_eps, dtype=self.dtype)
+    x = nn.GroupNorm(epsilon=self.gn_eps, dtype=self.dtype,
+                     name='norm-pre-head')(x)
+    out = {'root': root, **out, 'norm_pre_head': x}
+    return _classify(nn.relu(x), out, self.num_classes, self.dtype)
+
+
+# Name: (units per stage, width factor).
+_VARIANTS = {
+    '50x1': ((3, 4, 6, 3), 1), '50x3': ((3, 4, 6, 3), 3),
+    '101x1': ((3, 4, 23, 3), 1), '101x3': ((3, 4, 23, 3), 3),
+    '152x2': ((3, 8, 36, 3), 2), '152x4': ((3, 8, 36, 3), 4),
+}
+for _size, (_units, _width) in _VARIANTS.items():
+  registry.register(
+      f'bit_r{_size}', BiT, num_layers=_units, width_factor=_width,
+      released=(f'BiT-S-R{_size}.npz', f'BiT-M-R{_size}.npz',
+                f'BiT-M-R{_size}-ILSVRC2012.npz'))
+for _size in ('50x1', '101x1', '152x2'):
+  _units, _width = _VARIANTS[_size]
+  registry.register(f'bit_v1_r{_size}', BiTV1, num_layers=_units,
+                    width_factor=_width)
