@@ -19,7 +19,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers, registry
+from vit_jax.models import layers
+from vit_jax.models.registry import register
 
 
 class StdConv(nn.Module):
@@ -159,8 +160,8 @@ def _root_width(width_factor: float) -> int:
   return width
 
 
-def hybrid_stem(x, num_layers: Sequence[int], width_factor: float, dtype,
-                train: bool, remat: str = 'none'):
+def hybrid_stem(x, num_layers: Sequence[int], width_factor: float,
+                dtype=jnp.float32, remat: str = 'none'):
   """The ResNet-V1 in front of a hybrid ViT's patch convolution.
 
   Called inside the compact `__call__` of a module, so that `conv_root`,
@@ -172,14 +173,12 @@ def hybrid_stem(x, num_layers: Sequence[int], width_factor: float, dtype,
     num_layers: units per stage; () is the root alone.
     width_factor: the root has 64 * width_factor channels.
     dtype: of the activations.
-    train: unused, the net has neither dropout nor batch statistics.
     remat: a key of `layers.REMAT`, applied to each unit.
 
   Returns:
     Features (B, H / stride, W / stride, C) and named intermediates: 'gn_root'
     (before ReLU and pooling), 'root', 'block{s}', 'block{s}/unit{u}'.
   """
-  del train
   width = _root_width(width_factor)
   x = StdConv(width, size=7, stride=2, dtype=dtype, name='conv_root')(x)
   gn_root = nn.GroupNorm(epsilon=1e-6, dtype=dtype, name='gn_root')(x)
@@ -196,7 +195,7 @@ def _classify(x, out: dict, num_classes: int, dtype):
   if num_classes:
     x = nn.Dense(num_classes, dtype=dtype, name='head',
                  kernel_init=nn.initializers.zeros)(x)
-  return x, out
+  return x.astype(jnp.float32), out
 
 
 class BiTV1(nn.Module):
@@ -215,8 +214,9 @@ class BiTV1(nn.Module):
     Intermediates: 'gn_root', 'root', 'block{s}', 'block{s}/unit{u}',
     'pre_logits_2d' (B, H / 32, W / 32, C), 'pre_logits' (B, C).
     """
+    del train  # neither dropout nor batch statistics
     x, out = hybrid_stem(images, self.num_layers, self.width_factor,
-                         self.dtype, train, self.remat)
+                         self.dtype, self.remat)
     return _classify(x, out, self.num_classes, self.dtype)
 
 
@@ -287,11 +287,10 @@ _VARIANTS = {
     '152x2': ((3, 8, 36, 3), 2), '152x4': ((3, 8, 36, 3), 4),
 }
 for _size, (_units, _width) in _VARIANTS.items():
-  registry.register(
-      f'bit_r{_size}', BiT, num_layers=_units, width_factor=_width,
-      released=(f'BiT-S-R{_size}.npz', f'BiT-M-R{_size}.npz',
-                f'BiT-M-R{_size}-ILSVRC2012.npz'))
+  register(f'bit_r{_size}', BiT, num_layers=_units, width_factor=_width,
+           released=(f'BiT-S-R{_size}.npz', f'BiT-M-R{_size}.npz',
+                     f'BiT-M-R{_size}-ILSVRC2012.npz',
+                     f'resnetv2_{_size}_bit'))
 for _size in ('50x1', '101x1', '152x2'):
   _units, _width = _VARIANTS[_size]
-  registry.register(f'bit_v1_r{_size}', BiTV1, num_layers=_units,
-                    width_factor=_width)
+  register(f'bit_v1_r{_size}', BiTV1, num_layers=_units, width_factor=_width)
