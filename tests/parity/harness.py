@@ -18,7 +18,7 @@ CHECKERS: dict[str, Callable] = {}
 
 
 def kind(*names: str):
-  """Registers a checker for `meta['config']['kind']` or `meta['case']` stems."""
+  """Registers a checker for config kinds or for prefixes of case names."""
   def add(fn):
     for name in names:
       CHECKERS[name] = fn

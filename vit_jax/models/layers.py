@@ -185,7 +185,7 @@ def run_blocks(block: Callable[..., nn.Module], x, rates: Sequence[float],
     remat: a key of REMAT; what the backward pass may recompute.
     scan: one compiled block, parameters stacked along a leading axis.
     first: index of the first block in the unrolled names.
-    extra: further arguments for every block: `__call__(x, rate, train, *extra)`.
+    extra: further arguments of every block, after `train`.
 
   Returns:
     x and the list of the blocks' aux trees.

@@ -46,7 +46,7 @@ _ENTRIES: dict[str, Entry] = {}
 
 def register(name: str, module: type, *, image_size=224, normalize='half',
              crop='squash', interpolation='bilinear', released=(), **fields):
-  """Registers `name` as `module(**fields)`; called at the end of model files."""
+  """Registers `name` as `module(**fields)`; model files end with it."""
   if name in _ENTRIES:
     raise ValueError(f'model {name!r} is registered twice')
   _ENTRIES[name] = Entry(name, module, fields, image_size, normalize, crop,

@@ -252,7 +252,8 @@ class Encoder(nn.Module):
       else:
         table = PositionEmbedding(
             self.posemb, block['grid'], block['prefix'],
-            INITS[block['init_style']].table(width), name='posembed_input')(width)
+            INITS[block['init_style']].table(width),
+            name='posembed_input')(width)
     every = table is not None and self.posemb_at != 'stem'
     if table is not None and not every:
       x = x + table.astype(x.dtype)
@@ -374,7 +375,8 @@ class ViT(nn.Module):
     init, dtype = INITS[self.init_style], jnp.dtype(self.dtype)
     x, out = images.astype(dtype), {}
     if self.stem is not None:
-      x, features = hybrid_stem(x, tuple(self.stem), self.stem_width, dtype)
+      x, features = hybrid_stem(
+          x, tuple(self.stem), self.stem_width, dtype, train)
       out.update(features)
     layers.check_patches(*x.shape[1:3], self.patch_size)
     patch = layers.conv_patches(self.width, self.patch_size)
