@@ -1,0 +1,122 @@
+"""MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601).
+
+What differs from ViT: an MLP over the tokens, the same for every channel,
+takes the place of attention (eq. 1, first line), so there is neither a class
+token nor a position table, and a model is tied to one number of patches.
+Stochastic depth drops a branch without rescaling the kept ones, as big_vision
+trained it. B batch, N patches, D width.
+"""
+
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+
+from vit_jax.models import layers
+from vit_jax.models.registry import register
+
+# Table 1. name: (width, depth, tokens_mlp_dim, mlp_dim).
+SIZES = {
+    's': (512, 8, 256, 2048),
+    'b': (768, 12, 384, 3072),
+    'l': (1024, 24, 512, 4096),
+    'h': (1280, 32, 640, 5120),
+}
+
+
+class MixerBlock(nn.Module):
+  """x + MLP over tokens of LN(x), then x + MLP over channels of LN(x)."""
+
+  tokens_mlp_dim: int
+  mlp_dim: int
+  activation: str = 'gelu_tanh'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, rate, train: bool):
+    """(B, N, D) -> (B, N, D), twice."""
+    mlp = functools.partial(
+        layers.MlpBlock, activation=self.activation, dtype=self.dtype,
+        kernel_init=nn.initializers.lecun_normal(),
+        bias_init=nn.initializers.zeros)
+    drop_path = functools.partial(layers.DropPath, rescale=False)
+    y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_0')(x).swapaxes(1, 2)
+    y = mlp(self.tokens_mlp_dim, name='token_mixing')(y, train).swapaxes(1, 2)
+    x = x + drop_path()(y, rate, train)
+    y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_1')(x)
+    y = mlp(self.mlp_dim, name='channel_mixing')(y, train)
+    x = x + drop_path()(y, rate, train)
+    return x, x
+
+
+class Mixer(nn.Module):
+  """MLP-Mixer.
+
+  Raises ValueError for an unknown `activation` or `remat` and for a patch
+  larger than the image.
+  """
+
+  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  patch_size: Any = 16  # int or (height, width)
+  width: int = 768
+  depth: int = 12
+  tokens_mlp_dim: int = 384
+  mlp_dim: int = 3072  # of the MLP over channels
+  drop_path: float = 0.0  # of the last block; linear from 0 at the first
+  activation: str = 'gelu_tanh'  # or 'gelu_erf' (timm)
+  head_bias: float = 0.0  # initial; -10 or -6.9 with a sigmoid loss
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+  scan: bool = False
+
+  @nn.compact
+  def __call__(self, images, *, train: bool):
+    """Classifies images.
+
+    Args:
+      images: (B, height, width, 3), normalised.
+      train: turns drop path on (rng stream 'dropout').
+
+    Returns:
+      logits (B, num_classes), float32, and intermediates: 'stem' (B, h, w, D),
+      'block_00', ..., 'tokens' = 'encoded' (B, N, D) after the last norm,
+      'pre_logits' (B, D), their mean.
+    """
+    if self.activation not in layers.GELU:
+      raise ValueError(f'activation={self.activation!r}; '
+                       f'allowed: {", ".join(layers.GELU)}')
+    layers.check_patches(*images.shape[1:3], self.patch_size)
+    x = layers.conv_patches(self.width, self.patch_size, dtype=self.dtype,
+                            name='stem')(images)
+    out = {'stem': x}
+    x = layers.pin(x.reshape(x.shape[0], -1, self.width))
+    block = functools.partial(
+        MixerBlock, tokens_mlp_dim=self.tokens_mlp_dim, mlp_dim=self.mlp_dim,
+        activation=self.activation, dtype=self.dtype)
+    x, blocks = layers.run_blocks(
+        block, x, layers.drop_path_rates(self.drop_path, self.depth), train,
+        name='MixerBlock', remat=self.remat, scan=self.scan)
+    out |= {f'block_{i:02d}': y for i, y in enumerate(blocks)}
+    x = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x)
+    out['encoded'] = out['tokens'] = x
+    x = out['pre_logits'] = x.mean(axis=1)
+    if self.num_classes:
+      x = nn.Dense(self.num_classes, dtype=self.dtype, name='head',
+                   kernel_init=nn.initializers.zeros,
+                   bias_init=nn.initializers.constant(self.head_bias))(x)
+    return x.astype(jnp.float32), out
+
+
+_RELEASED = {
+    'mixer_b16': ('imagenet1k/Mixer-B_16.npz', 'imagenet21k/Mixer-B_16.npz',
+                  'jx_mixer_b16_224-76587d61.pth', 'mixer_b16_224'),
+    'mixer_l16': ('imagenet1k/Mixer-L_16.npz', 'imagenet21k/Mixer-L_16.npz',
+                  'jx_mixer_l16_224-92f9adc4.pth', 'mixer_l16_224'),
+}
+for _size, (_width, _depth, _tokens, _channels) in SIZES.items():
+  for _patch in (14,) if _size == 'h' else (16, 32):
+    _name = f'mixer_{_size}{_patch}'
+    register(_name, Mixer, released=_RELEASED.get(_name, ()),
+             patch_size=_patch, width=_width, depth=_depth,
+             tokens_mlp_dim=_tokens, mlp_dim=_channels)
