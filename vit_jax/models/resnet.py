@@ -188,27 +188,29 @@ def hybrid_stem(x, num_layers: Sequence[int], width_factor: float,
   return x, {'gn_root': gn_root, 'root': root, **out}
 
 
-def _classify(x, out: dict, num_classes: int, dtype):
+def _classify(x, out: dict, num_classes: int, head_bias: float, dtype):
   """Global mean and a zero-initialised `head`; called in a compact method."""
   out['pre_logits_2d'] = x
   x = out['pre_logits'] = x.mean((1, 2))
   if num_classes:
     x = nn.Dense(num_classes, dtype=dtype, name='head',
-                 kernel_init=nn.initializers.zeros)(x)
+                 kernel_init=nn.initializers.zeros,
+                 bias_init=nn.initializers.constant(head_bias))(x)
   return x.astype(jnp.float32), out
 
 
 class BiTV1(nn.Module):
   """The hybrids' ResNet as a classifier (big_vision's `bit`; no paper)."""
 
-  num_classes: int = 1000
-  num_layers: Sequence[int] = (3, 4, 6, 3)
+  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  num_layers: Sequence[int] = (3, 4, 6, 3)  # units per stage
   width_factor: float = 1
+  head_bias: float = 0.0  # initial; -10 or -6.9 with a sigmoid loss
   dtype: Any = jnp.float32
   remat: str = 'none'
 
   @nn.compact
-  def __call__(self, images, *, train: bool = False):
+  def __call__(self, images, *, train: bool):
     """Images (B, H, W, 3) -> logits (B, num_classes), intermediates.
 
     Intermediates: 'gn_root', 'root', 'block{s}', 'block{s}/unit{u}',
@@ -217,7 +219,7 @@ class BiTV1(nn.Module):
     del train  # neither dropout nor batch statistics
     x, out = hybrid_stem(images, self.num_layers, self.width_factor,
                          self.dtype, self.remat)
-    return _classify(x, out, self.num_classes, self.dtype)
+    return _classify(x, out, self.num_classes, self.head_bias, self.dtype)
 
 
 class RootV2(nn.Module):
@@ -251,9 +253,10 @@ class BiT(nn.Module):
   and unknown values of `pool_padding` or `remat`.
   """
 
-  num_classes: int = 1000
+  num_classes: int = 1000  # 0: no head, logits are pre_logits
   num_layers: Sequence[int] = (3, 4, 6, 3)  # units per stage
   width_factor: float = 1
+  head_bias: float = 0.0  # initial; -10 or -6.9 with a sigmoid loss
   std_eps: float = 1e-10  # inside the root; 1e-8 in timm
   gn_eps: float = 1e-5
   pool_padding: str = 'zero'  # '-inf' in big_vision
@@ -261,7 +264,7 @@ class BiT(nn.Module):
   remat: str = 'none'
 
   @nn.compact
-  def __call__(self, images, *, train: bool = False):
+  def __call__(self, images, *, train: bool):
     """Images (B, H, W, 3) -> logits (B, num_classes), intermediates.
 
     Intermediates: 'root', 'block{s}', 'block{s}/unit{uu}', 'norm_pre_head'
@@ -277,7 +280,7 @@ class BiT(nn.Module):
     x = nn.GroupNorm(epsilon=self.gn_eps, dtype=self.dtype,
                      name='norm-pre-head')(x)
     out = {'root': root, **out, 'norm_pre_head': x}
-    return _classify(nn.relu(x), out, self.num_classes, self.dtype)
+    return _classify(nn.relu(x), out, self.num_classes, self.head_bias, self.dtype)
 
 
 # Name: (units per stage, width factor).

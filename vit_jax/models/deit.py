@@ -1,0 +1,140 @@
+"""DeiT: data-efficient training, distillation through attention.
+
+arXiv:2012.12877. The network of a plain DeiT is ViT with the exact GELU, so
+those names are ViTs. The distilled one (section 4, figure 2) has a second
+learned token beside the class token, which learns from a teacher, and a head
+on each. How the two predictions are fused at test time is a field (table 3).
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models import layers, vit
+from vit_jax.models.registry import register
+
+
+def _mean_of_probabilities(a, b):
+  return (jnp.logaddexp(jax.nn.log_softmax(a), jax.nn.log_softmax(b))
+          - jnp.log(2.0))
+
+
+# (class logits, distillation logits) -> logits outside training.
+FUSIONS = {
+    'mean_logits': lambda a, b: (a + b) / 2,  # the released behaviour
+    'mean_probs': _mean_of_probabilities,  # the paper's late fusion, as log
+    'class': lambda a, b: a,
+    'distill': lambda a, b: b,
+}
+
+
+class DistilledViT(nn.Module):
+  """ViT with a class and a distillation token.
+
+  Raises ValueError for an unknown `fusion`, `activation`, `init_style` or
+  `remat`, a width the heads do not divide, a patch larger than the image.
+  """
+
+  num_classes: int = 1000  # 0: no heads, logits are pre_logits
+  patch_size: Any = 16  # int or (height, width)
+  width: int = 768
+  depth: int = 12
+  num_heads: int = 12
+  mlp_dim: int = 3072
+  fusion: str = 'mean_logits'  # FUSIONS
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  drop_path: float = 0.0  # of the last block; linear from 0 at the first
+  activation: str = 'gelu_erf'
+  norm_eps: float = 1e-6
+  init_style: str = 'timm'  # vit.INITS
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+  scan: bool = False
+  return_attention: bool = False
+
+  @nn.compact
+  def __call__(self, images, *, train: bool):
+    """Classifies images.
+
+    Args:
+      images: (B, height, width, 3), normalised.
+      train: turns dropout and drop path on (rng stream 'dropout'), and the
+        fusion off.
+
+    Returns:
+      float32 logits (B, num_classes): in training those of the class token,
+      else the fused ones. And intermediates: 'logits_class' and
+      'logits_distill' (B, num_classes); 'pre_logits' (B, D), the class token,
+      and 'pre_logits_distill', the other; 'stem' (B, h, w, D), 'with_posemb',
+      'block_00', ..., 'tokens' = 'encoded' (B, 2 + h * w, D), 'attention'.
+    """
+    for field, allowed in (('fusion', FUSIONS), ('init_style', vit.INITS),
+                           ('activation', layers.GELU)):
+      if getattr(self, field) not in allowed:
+        raise ValueError(f'{field}={getattr(self, field)!r}; '
+                         f'allowed: {", ".join(allowed)}')
+    layers.check_patches(*images.shape[1:3], self.patch_size)
+    init, dtype = vit.INITS[self.init_style], jnp.dtype(self.dtype)
+    patch = layers.conv_patches(self.width, self.patch_size).kernel_size
+    x = layers.conv_patches(
+        self.width, self.patch_size, dtype=dtype,
+        kernel_init=init.patch_kernel,
+        bias_init=init.patch_bias(patch[0] * patch[1] * images.shape[-1]),
+        name='embedding')(images)
+    batch, height, width, _ = x.shape
+    stem = x
+
+    tokens = [self.param(name, init.token, (1, 1, self.width)).astype(dtype)
+              for name in ('cls', 'dist_token')]
+    tokens = [jnp.broadcast_to(t, (batch, 1, self.width)) for t in tokens]
+    x = x.reshape(batch, height * width, self.width)
+    x = jnp.concatenate([*tokens, x], axis=1)
+    block = dict(
+        num_heads=self.num_heads, mlp_dim=self.mlp_dim, grid=(height, width),
+        prefix=2, dropout=self.dropout,
+        attention_dropout=self.attention_dropout, activation=self.activation,
+        norm_eps=self.norm_eps, init_style=self.init_style, dtype=dtype,
+        return_attention=self.return_attention)
+    x, out = vit.Encoder(
+        self.depth, block, drop_path=self.drop_path, remat=self.remat,
+        scan=self.scan, name='Transformer')(x, train)
+    out |= {'stem': stem, 'encoded': x, 'tokens': x, 'pre_logits': x[:, 0],
+            'pre_logits_distill': x[:, 1]}
+    if not self.num_classes:
+      return out['pre_logits'].astype(jnp.float32), out
+
+    head = lambda name, token: nn.Dense(
+        self.num_classes, dtype=dtype, kernel_init=init.head,
+        name=name)(token).astype(jnp.float32)
+    a = out['logits_class'] = head('head', x[:, 0])
+    b = out['logits_distill'] = head('head_dist', x[:, 1])
+    return a if train else FUSIONS[self.fusion](a, b), out
+
+
+# Published at https://dl.fbaipublicfiles.com/deit/. The authors test with the
+# shorter side at size / 0.875, bicubic.
+_RELEASED = {
+    'deit_ti16': 'deit_tiny_patch16_224-a1311bcf.pth',
+    'deit_s16': 'deit_small_patch16_224-cd65a155.pth',
+    'deit_b16': 'deit_base_patch16_224-b5f2ef4d.pth',
+    'deit_b16_384': 'deit_base_patch16_384-8de9b5d1.pth',
+    'deit_ti16_distilled': 'deit_tiny_distilled_patch16_224-b40b3cf7.pth',
+    'deit_s16_distilled': 'deit_small_distilled_patch16_224-649709d9.pth',
+    'deit_b16_distilled': 'deit_base_distilled_patch16_224-df68dfff.pth',
+    'deit_b16_distilled_384':
+        'deit_base_distilled_patch16_384-d0272ac0.pth',
+}
+for _name, _file in _RELEASED.items():
+  _width, _depth, _mlp_dim, _heads = vit.SIZES[
+      _name.removeprefix('deit_').split('16')[0]]
+  _distilled = 'distilled' in _name
+  register(
+      _name, DistilledViT if _distilled else vit.ViT,
+      image_size=384 if _name.endswith('384') else 224, normalize='imagenet',
+      crop=0.875, interpolation='bicubic',
+      released=(_file, _file.rsplit('-', 1)[0]), patch_size=16, width=_width,
+      depth=_depth, mlp_dim=_mlp_dim, num_heads=_heads, activation='gelu_erf',
+      init_style='timm')
