@@ -83,6 +83,7 @@ def default_config() -> ConfigDict:
   c.loss.teacher_image_size = placeholder(int)
   c.loss.teacher_normalize = ''  # '' = as the student
   c.loss.token_weight = 0.5  # weight of the per-token (dense) loss where labels have it
+  c.loss.ground_truth = False  # blend the true label into the class target (VOLO fine-tuning)
   c.loss.cosine_reg = 0.0  # DeepViT: similarity of consecutive attention maps
   c.loss.cosine_reg_blocks = 12
 
@@ -116,10 +117,17 @@ def default_config() -> ConfigDict:
   c.schedule.end = 0.0  # lr at the end (cosine, linear, polynomial)
   c.schedule.power = 1.0  # polynomial
   c.schedule.timescale = 10_000  # rsqrt
-  c.schedule.cooldown_steps = 0  # rsqrt: linear to 0; timm_cosine: extra steps at the end value
+  # The last steps (or epochs; at most one of the two) of the run: linear to 0;
+  # timm_cosine: stays at the end value.
+  c.schedule.cooldown_steps = 0
+  c.schedule.cooldown_epochs = placeholder(float)
   c.schedule.boundaries = ()  # step: fractions of the run in (0, 1), or steps
   c.schedule.factor = 0.1  # step: lr factor at each boundary
-  c.schedule.by_epoch = False  # timm_cosine: constant within an epoch, as executed officially
+  # timm_cosine: constant within an epoch, as executed officially: epoch e runs
+  # at index e - epoch_lag (1: DeiT's loop, which runs the first two epochs at
+  # warmup_init; 0: VOLO's).
+  c.schedule.by_epoch = False
+  c.schedule.epoch_lag = 1
 
   c.mesh = ConfigDict()
   c.mesh.preset = 'data'  # 'data', 'zero', 'fsdp', 'fsdp_tensor'
