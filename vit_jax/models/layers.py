@@ -112,6 +112,33 @@ class MultiHeadDotProductAttention(nn.Module):
     return y, probs
 
 
+class MixHeads(nn.Module):
+  """Recombines attention maps across heads: one linear map over the head axis.
+
+  Talking heads (arXiv:2003.02436) and re-attention (arXiv:2103.11886).
+  Parameters `kernel` (H, G) and `bias` (G,), one output map per column.
+  """
+
+  features: int
+  use_bias: bool = True
+  dtype: Any = jnp.float32
+  kernel_init: Callable = normal02
+  bias_init: Callable = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, maps):
+    """(B, H, T, S) -> (B, G, T, S), float32."""
+    kernel = self.param('kernel', self.kernel_init,
+                        (maps.shape[1], self.features))
+    maps = jnp.einsum('bhts,hg->bgts', maps.astype(self.dtype),
+                      kernel.astype(self.dtype),
+                      preferred_element_type=jnp.float32)
+    if self.use_bias:
+      bias = self.param('bias', self.bias_init, (self.features,))
+      maps += bias.reshape(1, -1, 1, 1)
+    return maps
+
+
 class MlpBlock(nn.Module):
   """Dense -> GELU -> Dense (`Dense_0`, `Dense_1`), dropout after each."""
 

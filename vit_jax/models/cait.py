@@ -1,0 +1,234 @@
+"""CaiT: Going deeper with Image Transformers (arXiv:2103.17239).
+
+Two stages: `depth` self-attention blocks see the patches alone, then
+`cls_depth` class-attention blocks read them into the class token and leave
+them as they are. Every branch is scaled per channel (LayerScale), the
+self-attention talks across heads before and after the softmax, and drop path
+has one rate for all blocks of the first stage.
+B batch, N patches, T = 1 + N tokens, D width, H heads, K = D / H.
+"""
+
+import functools
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.models import layers
+from vit_jax.models.registry import register
+
+# name: (width, depth, LayerScale of the code; None: no code, the paper's rule).
+# Heads are always 48 wide. The code has 1e-5 for XXS-36, the paper's rule 1e-6.
+SIZES = {
+    'xxs24': (192, 24, 1e-5),
+    'xxs36': (192, 36, 1e-5),
+    'xs24': (288, 24, 1e-5),
+    'xs36': (288, 36, None),
+    's24': (384, 24, 1e-5),
+    's36': (384, 36, 1e-6),
+    's48': (384, 48, None),
+    'm24': (768, 24, None),
+    'm36': (768, 36, 1e-6),
+    'm48': (768, 48, 1e-6),
+}
+
+
+def layer_scale_init(depth: int) -> float:
+  """Initial LayerScale by the paper's rule (section 2): smaller when deeper."""
+  if depth <= 18:
+    return 0.1
+  return 1e-5 if depth <= 24 else 1e-6
+
+
+def talking_heads(q, k, v, *, dropout=None, dtype=jnp.float32):
+  """Attention with heads mixed before and after softmax (arXiv:2003.02436).
+
+  Called inside an attention module, which gets `proj_l` and `proj_w`.
+
+  Args:
+    q, k, v: (B, T, H, K).
+    dropout: function applied to the mixed maps.
+    dtype: of the products.
+
+  Returns:
+    (B, T, H, K); and the maps (B, H, T, T), 'softmax' and 'mixed'. Rows of a
+    mixed map need not sum to one.
+  """
+  mix = functools.partial(layers.MixHeads, q.shape[2], dtype=dtype)
+  logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
+  probs = jax.nn.softmax(mix(name='proj_l')(logits))
+  mixed = mix(name='proj_w')(probs)
+  dropped = dropout(mixed) if dropout is not None else mixed
+  y = jnp.einsum('bhts,bshk->bthk', dropped.astype(v.dtype), v)
+  return y, {'softmax': probs, 'mixed': mixed}
+
+
+class Block(nn.Module):
+  """x + γ1·attention(LN(x)), then x + γ2·MLP(LN(x)).
+
+  With `class_attention`, x is the pair (cls, patches): cls alone asks and is
+  updated, class token and patches answer.
+  """
+
+  num_heads: int
+  mlp_dim: int
+  layer_scale: float
+  class_attention: bool = False
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  activation: str = 'gelu_erf'
+  dtype: Any = jnp.float32
+  return_attention: bool = False
+
+  @nn.compact
+  def __call__(self, x, rate, train: bool):
+    """(B, N, D) or ((B, 1, D), (B, N, D)) -> the same, aux."""
+    norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+    attend = layers.attend
+    if not self.class_attention:
+      attend = functools.partial(talking_heads, dtype=self.dtype)
+    attention = layers.MultiHeadDotProductAttention(
+        self.num_heads, self.attention_dropout, dtype=self.dtype,
+        kernel_init=layers.normal02, attend_fn=attend, name='attn')
+    mlp = layers.MlpBlock(
+        self.mlp_dim, self.dropout, self.activation, self.dtype,
+        layers.normal02, nn.initializers.zeros, name='mlp')
+    dropout = nn.Dropout(self.dropout, deterministic=not train)
+
+    if self.class_attention:
+      x, patches = x
+      y = norm()(jnp.concatenate([x, patches], axis=1))
+      y, maps = attention(y[:, :1], y, train)
+    else:
+      y = norm()(x)
+      y, maps = attention(y, y, train)
+    y = self._scale('gamma_1', dropout(y))
+    x = x + layers.DropPath()(y, rate, train)
+    y = self._scale('gamma_2', mlp(norm()(x), train))
+    x = x + layers.DropPath()(y, rate, train)
+
+    aux = {'tokens': x}
+    if self.return_attention:
+      aux['attention'] = maps
+    return (x, patches) if self.class_attention else x, aux
+
+  def _scale(self, name, y):
+    gamma = self.param(name, nn.initializers.constant(self.layer_scale),
+                       (y.shape[-1],))
+    return y * gamma.astype(y.dtype).reshape(1, 1, -1)
+
+
+class CaiT(nn.Module):
+  """Class-attention in image transformers; see the module docstring."""
+
+  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  patch_size: Any = 16  # int or (height, width)
+  width: int = 192
+  depth: int = 24  # self-attention blocks
+  cls_depth: int = 2  # class-attention blocks
+  num_heads: int = 4
+  mlp_dim: int | None = None  # None: 4 * width
+  cls_mlp_dim: int | None = None  # None: as mlp_dim
+  layer_scale: float | None = None  # initial γ; None: layer_scale_init(depth)
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  drop_path: float = 0.0  # of every self-attention block
+  activation: str = 'gelu_erf'
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+  scan: bool = False  # the self-attention blocks, which are uniform
+  return_attention: bool = False
+
+  @nn.compact
+  def __call__(self, images, *, train: bool):
+    """Classifies images.
+
+    Args:
+      images: (B, height, width, 3), normalised.
+      train: turns dropout and drop path on (rng stream 'dropout').
+
+    Returns:
+      logits (B, num_classes), float32; and a dict: stem (B, h, w, D),
+      with_posemb (B, N, D), block_00 ..., cls_block_00 ... (B, 1, D),
+      encoded = tokens (B, 1 + N, D), pre_logits (B, D). With
+      `return_attention` also, one array per block, attention (B, H, N, N),
+      the maps that weigh the values, attention_softmax, the same before
+      `proj_w` (rows sum to one), and attention_cls (B, H, 1, 1 + N).
+
+    Raises:
+      ValueError: width not divisible by num_heads, or no patch fits.
+    """
+    dtype = jnp.dtype(self.dtype)
+    layers.check_patches(*images.shape[1:3], self.patch_size)
+    fan_in = images.shape[-1] * math.prod(np.broadcast_to(self.patch_size, 2))
+    x = layers.conv_patches(
+        self.width, self.patch_size, dtype=dtype,
+        kernel_init=layers.torch_conv_kernel,
+        bias_init=layers.torch_conv_bias(int(fan_in)), name='embedding')(
+            images.astype(dtype))
+    out = {'stem': x}
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height * width, self.width)
+    table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
+    x = x + table.astype(dtype)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = out['with_posemb'] = layers.pin(x)
+
+    mlp_dim = self.mlp_dim or 4 * self.width
+    scale = self.layer_scale
+    block = functools.partial(
+        Block, num_heads=self.num_heads,
+        layer_scale=layer_scale_init(self.depth) if scale is None else scale,
+        activation=self.activation, dtype=dtype,
+        return_attention=self.return_attention)
+    x, auxes = layers.run_blocks(
+        functools.partial(block, mlp_dim=mlp_dim, dropout=self.dropout,
+                          attention_dropout=self.attention_dropout),
+        x, [self.drop_path] * self.depth, train, name='block',
+        remat=self.remat, scan=self.scan)
+
+    cls = self.param('cls', layers.normal02, (1, 1, self.width)).astype(dtype)
+    cls = jnp.broadcast_to(cls, (batch, 1, self.width))
+    cls_auxes = []
+    for i in range(self.cls_depth):
+      (cls, _), aux = block(
+          mlp_dim=self.cls_mlp_dim or mlp_dim, class_attention=True,
+          name=f'cls_block_{i}')((cls, x), 0.0, train)
+      cls_auxes.append(aux)
+
+    for name, stage in (('block', auxes), ('cls_block', cls_auxes)):
+      for i, aux in enumerate(stage):
+        out[f'{name}_{i:02d}'] = aux['tokens']
+    if self.return_attention:
+      out['attention'] = [aux['attention']['mixed'] for aux in auxes]
+      out['attention_softmax'] = [aux['attention']['softmax'] for aux in auxes]
+      out['attention_cls'] = [aux['attention'] for aux in cls_auxes]
+
+    x = jnp.concatenate([cls, x], axis=1)
+    x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name='encoder_norm')(x)
+    out['encoded'] = out['tokens'] = x
+    x = out['pre_logits'] = x[:, 0]
+    if self.num_classes:
+      x = nn.Dense(self.num_classes, dtype=dtype, kernel_init=layers.normal02,
+                   name='head')(x)
+    return x.astype(jnp.float32), out
+
+
+# Published files, all trained with distillation; the suffix is the image size.
+_RELEASED = {
+    'xxs24': (224, 384), 'xxs36': (224, 384), 'xs24': (384,),
+    's24': (224, 384), 's36': (384,), 'm36': (384,), 'm48': (448,),
+}
+for _size, (_width, _depth, _scale) in SIZES.items():
+  register(
+      f'cait_{_size}', CaiT, image_size=224, normalize='imagenet', crop=1.0,
+      interpolation='bicubic',
+      released=tuple(
+          name for size in _RELEASED.get(_size, ())
+          for name in (f'{_size.upper()}_{size}.pth',
+                       f'cait_{_size}_{size}.fb_dist_in1k')),
+      width=_width, depth=_depth, num_heads=_width // 48, mlp_dim=4 * _width,
+      layer_scale=_scale)

@@ -1,0 +1,266 @@
+"""DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886).
+
+Deep ViTs learn the same attention map over and over. Re-attention recombines
+the maps of the H heads with a learned matrix and normalises them, which keeps
+the blocks different. The paper puts it in every block and writes it without a
+bias; the published S and L have it, with a bias, in their last blocks only,
+a convolutional patch embedding, and branches of twice the size.
+B batch, T tokens, D width, H heads, K = D / H.
+"""
+
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models import layers
+from vit_jax.models.registry import register
+
+
+def _batch_norm(train: bool, **kwargs) -> nn.BatchNorm:
+  return nn.BatchNorm(use_running_average=not train, momentum=0.9,
+                      epsilon=1e-5, **kwargs)
+
+
+def re_attention(q, k, v, *, dropout=None, train: bool, bias: bool = True,
+                 scale: float = 1.0, dtype=jnp.float32):
+  """Norm(Θ·softmax(qkᵀ/√K))·v (arXiv:2103.11886, eq. 3), Θ over the heads.
+
+  Called inside an attention module, which gets `reattn` (Θ) and `reattn_norm`
+  (BatchNorm per head over batch, queries and keys, with running statistics).
+
+  Args:
+    q, k, v: (B, T, H, K).
+    dropout: function applied to the softmax.
+    train: normalise with the batch's statistics.
+    bias: whether Θ has a bias.
+    scale: factor on the normalised maps.
+    dtype: of the products.
+
+  Returns:
+    (B, T, H, K); and the maps (B, H, T, T), 'softmax' and 'mixed'. Rows of a
+    mixed map do not sum to one, entries may be negative.
+  """
+  heads = q.shape[2]
+  logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
+  probs = jax.nn.softmax(logits.astype(jnp.float32))
+  dropped = dropout(probs) if dropout is not None else probs
+  mixed = layers.MixHeads(
+      heads, bias, dtype, kernel_init=layers.torch_conv_kernel,
+      bias_init=layers.torch_conv_bias(heads), name='reattn')(dropped)
+  mixed = _batch_norm(train, axis=1, name='reattn_norm')(mixed) * scale
+  y = jnp.einsum('bhts,bshk->bthk', mixed.astype(v.dtype), v)
+  return y, {'softmax': probs, 'mixed': mixed}
+
+
+class CNNPatchEmbed(nn.Module):
+  """Patch embedding by three convolutions, strides 2, 1 and patch_size / 2."""
+
+  width: int
+  patch_size: int = 16
+  hidden: int = 64
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    """(B, h, w, 3) -> (B, h / patch_size, w / patch_size, width)."""
+    if not isinstance(self.patch_size, int) or self.patch_size % 2:
+      raise ValueError(
+          f'patch_size {self.patch_size} with the convolutional embedding; '
+          'allowed: an even number (its first convolution has stride 2)')
+    conv = functools.partial(
+        nn.Conv, self.hidden, use_bias=False, dtype=self.dtype,
+        kernel_init=layers.torch_conv_kernel)
+    x = conv((7, 7), strides=2, padding=3, name='conv_0')(x)
+    x = nn.relu(_batch_norm(train, dtype=self.dtype, name='bn_0')(x))
+    x = conv((3, 3), padding=1, name='conv_1')(x)
+    x = nn.relu(_batch_norm(train, dtype=self.dtype, name='bn_1')(x))
+    return _conv_patches(self.width, self.patch_size // 2, self.hidden,
+                         self.dtype, 'proj')(x)
+
+
+def _conv_patches(width, patch_size, channels, dtype, name) -> nn.Conv:
+  return layers.conv_patches(
+      width, patch_size, dtype=dtype, name=name,
+      kernel_init=layers.torch_conv_kernel,
+      bias_init=layers.torch_conv_bias(channels * patch_size ** 2))
+
+
+class Block(nn.Module):
+  """x + attention(LN(a·x)) / a, then x + MLP(LN(a·x)) / a.
+
+  LayerNorm undoes the inner factor up to its epsilon, so a < 1 enlarges both
+  branches.
+  """
+
+  num_heads: int
+  mlp_dim: int
+  reattn: bool = True
+  reattn_bias: bool = True
+  reattn_scale: float = 1.0
+  adjustment: float = 1.0  # a
+  qkv_bias: bool = True
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  activation: str = 'gelu_erf'
+  dtype: Any = jnp.float32
+  return_attention: bool = False
+
+  @nn.compact
+  def __call__(self, x, rate, train: bool):
+    """(B, T, D) -> (B, T, D), aux."""
+    a = self.adjustment
+    norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+    attend = layers.attend
+    if self.reattn:
+      attend = functools.partial(
+          re_attention, train=train, bias=self.reattn_bias,
+          scale=self.reattn_scale, dtype=self.dtype)
+    y = norm()(a * x)
+    y, maps = layers.MultiHeadDotProductAttention(
+        self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
+        kernel_init=layers.normal02, attend_fn=attend, name='attn')(y, y, train)
+    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    x = x + layers.DropPath()(y / a, rate, train)
+    y = layers.MlpBlock(
+        self.mlp_dim, self.dropout, self.activation, self.dtype,
+        layers.normal02, nn.initializers.zeros, name='mlp')(norm()(a * x),
+                                                            train)
+    x = x + layers.DropPath()(y / a, rate, train)
+
+    aux = {'tokens': x}
+    if self.return_attention:
+      aux['attention'] = maps if self.reattn else {
+          'softmax': maps, 'mixed': maps}
+    return x, aux
+
+
+class DeepViT(nn.Module):
+  """A deep ViT with re-attention; see the module docstring."""
+
+  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  patch_size: int = 16
+  width: int = 384
+  depth: int = 16
+  num_heads: int = 12
+  mlp_dim: int | None = None  # None: 3 * width
+  reattn: tuple[bool, ...] | None = None  # per block; None: all, as the paper
+  reattn_bias: bool = True  # the paper's formula has none
+  reattn_scaled: bool = False  # scale re-attended maps by K ** -0.5 (S only)
+  adjustment: float = 1.0  # a, see Block
+  cnn_embed: bool = False  # three convolutions instead of one
+  qkv_bias: bool = True
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  drop_path: float = 0.0  # of the last block; linear from 0 at the first
+  activation: str = 'gelu_erf'
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+  scan: bool = False  # the leading run of equal blocks
+  return_attention: bool = False
+
+  def _plan(self) -> list[bool]:
+    """Whether each block has re-attention."""
+    plan = (True,) * self.depth if self.reattn is None else self.reattn
+    if len(plan) != self.depth:
+      raise ValueError(f'reattn has {len(plan)} entries for {self.depth} '
+                       'blocks; give one per block, or None for all')
+    return [bool(p) for p in plan]
+
+  @nn.compact
+  def __call__(self, images, *, train: bool):
+    """Classifies images.
+
+    Args:
+      images: (B, height, width, 3), normalised.
+      train: turns dropout and drop path on (rng stream 'dropout'), and
+        BatchNorm to the batch's statistics (collection 'batch_stats').
+
+    Returns:
+      logits (B, num_classes), float32; and a dict: stem (B, h, w, D),
+      with_posemb (B, T, D), block_00 ..., encoded = tokens (B, T, D), T = 1 +
+      h * w, pre_logits (B, D). With `return_attention` also, one (B, H, T, T)
+      per block, attention, the maps that weigh the values (those of the
+      cosine regulariser), and attention_softmax, the same before re-attention.
+
+    Raises:
+      ValueError: width not divisible by num_heads, no patch fits, or `reattn`
+        has another length than `depth`.
+    """
+    plan, dtype = self._plan(), jnp.dtype(self.dtype)
+    layers.check_patches(*images.shape[1:3], self.patch_size)
+    x = images.astype(dtype)
+    if self.cnn_embed:
+      x = CNNPatchEmbed(self.width, self.patch_size, dtype=dtype,
+                        name='patch_embed')(x, train)
+    else:
+      x = _conv_patches(self.width, self.patch_size, x.shape[-1], dtype,
+                        'embedding')(x)
+    out = {'stem': x}
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height * width, self.width)
+    cls = self.param('cls', layers.normal02, (1, 1, self.width)).astype(dtype)
+    x = jnp.concatenate(
+        [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1)
+    table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
+    x = x + table.astype(dtype)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = out['with_posemb'] = layers.pin(x)
+
+    block = functools.partial(
+        Block, num_heads=self.num_heads,
+        mlp_dim=self.mlp_dim or 3 * self.width, reattn_bias=self.reattn_bias,
+        reattn_scale=(self.width // self.num_heads) ** -0.5
+        if self.reattn_scaled else 1.0,
+        adjustment=self.adjustment, qkv_bias=self.qkv_bias,
+        dropout=self.dropout, attention_dropout=self.attention_dropout,
+        activation=self.activation, dtype=dtype,
+        return_attention=self.return_attention)
+    rates = layers.drop_path_rates(self.drop_path, self.depth)
+    auxes = []
+    for first, end in _runs(plan):
+      x, more = layers.run_blocks(
+          functools.partial(block, reattn=plan[first]), x, rates[first:end],
+          train, name='block', remat=self.remat,
+          scan=self.scan and first == 0, first=first)
+      auxes += more
+    for i, aux in enumerate(auxes):
+      out[f'block_{i:02d}'] = aux['tokens']
+    if self.return_attention:
+      out['attention'] = [aux['attention']['mixed'] for aux in auxes]
+      out['attention_softmax'] = [aux['attention']['softmax'] for aux in auxes]
+
+    x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name='encoder_norm')(x)
+    out['encoded'] = out['tokens'] = x
+    x = out['pre_logits'] = x[:, 0]
+    if self.num_classes:
+      x = nn.Dense(self.num_classes, dtype=dtype, kernel_init=layers.normal02,
+                   name='head')(x)
+    return x.astype(jnp.float32), out
+
+
+def _runs(plan) -> list[tuple[int, int]]:
+  """(first, end) of each run of equal entries."""
+  starts = [i for i in range(len(plan)) if i == 0 or plan[i] != plan[i - 1]]
+  return list(zip(starts, [*starts[1:], len(plan)]))
+
+
+def _last(blocks: int, depth: int) -> tuple[bool, ...]:
+  return (False,) * (depth - blocks) + (True,) * blocks
+
+
+_register = functools.partial(
+    register, module=DeepViT, normalize='half', crop=0.9,
+    interpolation='bicubic')
+for _depth in (16, 24, 32):
+  _register(f'deepvit_{_depth}', width=384, depth=_depth)
+_register('deepvit_s', released=('DViT_82_16b.pth.tar',), width=396, depth=16,
+          reattn=_last(5, 16), reattn_scaled=True, adjustment=0.5,
+          cnn_embed=True)
+_register('deepvit_l', released=('DViT_83_32b.pth.tar',), width=420, depth=32,
+          reattn=_last(12, 32), adjustment=0.5, cnn_embed=True)
+# The paper's 55M; the published code is 420 wide.
+_register('deepvit_l408', width=408, depth=32, reattn=_last(12, 32),
+          adjustment=0.5, cnn_embed=True)
