@@ -3,10 +3,15 @@
 A recipe `configs/X.py` starts from `default_config()` and overrides. Sections,
 in order: run, data, model, loss, optim, schedule, mesh, eval, log. Every key
 here is read by something; a key that is not here is an error, except in
-`model`, which takes the fields of the model class, and in `data.augment`.
+`model`, which takes the fields of the model class. `check` runs before
+anything is compiled.
 """
 
-from ml_collections import ConfigDict, config_dict
+import json
+import math
+from typing import Any
+
+from ml_collections import config_dict, ConfigDict
 
 placeholder = config_dict.placeholder
 
@@ -37,7 +42,8 @@ def default_config() -> ConfigDict:
   c.data.num_classes = placeholder(int)  # for synthetic; else taken from the source
   c.data.num_examples = placeholder(int)  # for synthetic
   c.data.batch_size = 128
-  c.data.image_size = 224  # int or (height, width): what the model is given
+  c.data.image_size = 224  # height (and width) of what the model is given
+  c.data.image_width = placeholder(int)  # only if not square
   # Host transform of training images: 'inception' (random area and aspect
   # crop), 'resize_crop' (shorter side to resize, random crop), 'resize'
   # (squash), 'pad_crop' (pad by data.pad, random crop; for CIFAR), 'none'.
@@ -54,7 +60,7 @@ def default_config() -> ConfigDict:
   c.data.repeats = 1  # repeated augmentation: each image this many times in a row
   c.data.normalize = 'half'  # 'half' ([-1, 1]) or 'imagenet' (mean, std); on the device
   c.data.max_bad_fraction = 0.001  # corrupt images tolerated before the run stops
-  c.data.device_cache = 'auto'  # hold a small uint8 data set on the device: True, False, 'auto'
+  c.data.device_cache = 'auto'  # hold a small data set on the device: 'on', 'off', 'auto' (where it pays)
   c.data.device_resize = placeholder(int)  # images travel at this size, resized to image_size on the device
   c.data.threads = 4  # decoding threads of each process
   c.data.workers = 0  # decoding processes of each process (0: threads only)
@@ -141,7 +147,7 @@ def default_config() -> ConfigDict:
   c.eval.batch_size = placeholder(int)  # default: data.batch_size
   c.eval.every_steps = placeholder(int)  # at most one of the two; none = at the end
   c.eval.every_epochs = placeholder(float)
-  c.eval.crop = 'squash'  # 'squash' or a crop ratio such as 0.875
+  c.eval.crop = 0.0  # 0: squash to the image size; else shorter side to size / crop, centre crop
   c.eval.interpolation = 'bilinear'
   c.eval.ema = False  # evaluate the averaged parameters
 
@@ -155,4 +161,155 @@ def default_config() -> ConfigDict:
   c.log.tensorboard = True
   c.log.profile_steps = ()  # (first, last): a profiler trace of these steps
   c.log.overview = False  # print the parameter and sharding table at the start
+
+  c.lock()  # a typo in a recipe or flag is an error with the nearest name
+  c.model.unlock()
+  c.eval.sets.unlock()
   return c
+
+
+class ConfigError(ValueError):
+  """A recipe that cannot work; says the value, what is allowed, the fix."""
+
+
+_CHOICES = {
+    'run.dtype': ('auto', 'float32', 'bfloat16'),
+    'run.nan': ('stop', 'skip'),
+    'data.crop': ('inception', 'resize_crop', 'resize', 'pad_crop', 'none'),
+    'data.interpolation': ('bilinear', 'bicubic', 'random'),
+    'data.normalize': ('half', 'imagenet'),
+    'data.device_cache': ('auto', 'on', 'off'),
+    'data.mix_style': ('timm', 'google'),
+    'loss.name': ('softmax', 'sigmoid'),
+    'loss.distill': ('none', 'soft', 'hard'),
+    'loss.teacher_normalize': ('', 'half', 'imagenet'),
+    'optim.name': ('adamw', 'adam', 'sgd', 'adafactor'),
+    'optim.decay_style': ('lr', 'schedule'),
+    'optim.state_dtype': ('float32', 'bfloat16'),
+    'schedule.name': ('constant', 'cosine', 'linear', 'rsqrt', 'polynomial',
+                      'step', 'timm_cosine'),
+    'mesh.preset': ('data', 'zero', 'fsdp', 'fsdp_tensor'),
+    'eval.interpolation': ('bilinear', 'bicubic'),
+}
+_FRACTIONS = ('data.flip', 'data.switch_prob', 'data.mix_prob', 'data.erasing',
+              'loss.label_smoothing', 'loss.distill_alpha', 'optim.ema',
+              'data.holdout', 'data.max_bad_fraction')
+_POSITIVE = ('data.batch_size', 'data.image_size', 'data.repeats',
+             'data.prefetch', 'optim.accumulate', 'log.every_steps',
+             'log.keep_latest')
+
+
+def get(config, key: str):
+  """config.optim.lr of 'optim.lr'."""
+  for part in key.split('.'):
+    config = config[part]
+  return config
+
+
+def image_shape(config) -> tuple[int, int]:
+  """(height, width) of the images that the model is given."""
+  size = config.data.image_size
+  return size, config.data.image_width or size
+
+
+def model_fields(config) -> dict[str, Any]:
+  """The fields of `config.model` besides its name."""
+  fields = {k: v for k, v in config.model.items() if k != 'name'}
+  return {k: v.to_dict() if isinstance(v, ConfigDict) else v
+          for k, v in fields.items()}
+
+
+def _one_of(config, section: str, keys, required: bool):
+  given = [k for k in keys if config[section][k] is not None]
+  if len(given) > 1 or (required and not given):
+    wanted = 'exactly one' if required else 'at most one'
+    raise ConfigError(
+        f'{section}: {wanted} of {", ".join(keys)} must be given; '
+        f'got {", ".join(f"{k}={config[section][k]}" for k in given) or "none"}'
+        f'. Set the others to None.')
+  return given[0] if given else None
+
+
+def check(config) -> None:
+  """Raises ConfigError for values that cannot work, before any work.
+
+  What needs the data or the devices (class counts, divisibility by the mesh)
+  is checked by `train.train_and_evaluate`, still before compilation.
+  """
+  default = default_config()
+  for section in config:
+    if section not in default:
+      raise ConfigError(f'unknown section {section!r}; sections: '
+                        f'{", ".join(default)}')
+    if section != 'model':
+      for key in config[section]:
+        if key not in default[section]:
+          raise ConfigError(f'unknown key {section}.{key}; {section} has '
+                            f'{", ".join(default[section])}')
+  for key, allowed in _CHOICES.items():
+    if get(config, key) not in allowed:
+      raise ConfigError(f'{key}={get(config, key)!r}; allowed: '
+                        f'{", ".join(map(repr, allowed))}')
+  for key in _FRACTIONS:
+    if not 0 <= get(config, key) <= 1:
+      raise ConfigError(f'{key}={get(config, key)}; must be in [0, 1]')
+  for key in _POSITIVE:
+    if get(config, key) < 1:
+      raise ConfigError(f'{key}={get(config, key)}; must be at least 1')
+  for key in ('optim.lr', 'optim.weight_decay', 'optim.clip', 'data.mixup',
+              'data.cutmix', 'eval.crop'):
+    value = get(config, key)
+    if not math.isfinite(value) or value < 0:
+      raise ConfigError(f'{key}={value}; must be finite and not negative')
+  if not config.run.eval_only:
+    _one_of(config, 'run', ('steps', 'epochs', 'examples'), True)
+  _one_of(config, 'schedule',
+          ('warmup_steps', 'warmup_epochs', 'warmup_examples'), False)
+  _one_of(config, 'eval', ('every_steps', 'every_epochs'), False)
+  _one_of(config, 'log', ('checkpoint_steps', 'checkpoint_minutes'), False)
+  if config.data.batch_size % config.optim.accumulate:
+    raise ConfigError(
+        f'data.batch_size={config.data.batch_size} is not divisible by '
+        f'optim.accumulate={config.optim.accumulate}')
+  if config.loss.distill != 'none' and not config.loss.teacher:
+    raise ConfigError(
+        f'loss.distill={config.loss.distill!r} needs loss.teacher (a model '
+        'name) and loss.teacher_weights (a file or workdir)')
+  if config.loss.name == 'sigmoid' and config.loss.distill == 'hard':
+    raise ConfigError("loss.distill='hard' goes with loss.name='softmax'")
+
+  from vit_jax.models.registry import create_model
+  try:
+    model = create_model(config.model.name, **model_fields(config))
+  except ValueError as e:
+    raise ConfigError(f'model: {e}') from e
+  patch = getattr(model, 'patch_size', None)
+  if patch is not None and getattr(model, 'stem', None) is None:
+    ph, pw = (patch, patch) if isinstance(patch, int) else patch
+    height, width = image_shape(config)
+    if ph > height or pw > width:
+      raise ConfigError(
+          f'model.patch_size={patch} is larger than the image {height}x{width}'
+          ': raise data.image_size or take a smaller patch')
+
+
+def to_json(config) -> dict[str, Any]:
+  """The recipe as plain JSON values (for config.json and checkpoints)."""
+  return json.loads(config.to_json_best_effort())
+
+
+def in_steps(config, section: str, prefix: str, *, steps_per_epoch: int,
+             default=None):
+  """A duration given in steps, epochs or examples, in whole steps.
+
+  `prefix` is '' for run.{steps,epochs,examples}, 'warmup_' for the schedule,
+  'every_' for eval.
+  """
+  c = config[section]
+  if c.get(f'{prefix}steps') is not None:
+    return int(c[f'{prefix}steps'])
+  if c.get(f'{prefix}epochs') is not None:
+    return max(1, round(c[f'{prefix}epochs'] * steps_per_epoch))
+  if c.get(f'{prefix}examples') is not None:
+    return max(1, round(c[f'{prefix}examples'] / config.data.batch_size))
+  return default

@@ -1,0 +1,212 @@
+"""Mesh and shardings: which device holds which part of which array.
+
+The mesh has three axes. `data`: copies of the model, each with a part of the
+batch. `fsdp`: a part of the batch as well, and parameters and optimizer state
+split among them (arXiv:1910.02054). `tensor`: attention heads and MLP width
+split (arXiv:1909.08053). Shardings come from an ordered list of rules
+(regex over the parameter path, spec): the first match wins, and every
+parameter must be covered.
+"""
+
+from collections.abc import Sequence
+import math
+import re
+from typing import Any
+
+from absl import logging
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH = P(('data', 'fsdp'))  # of the leading axis of every batch array
+PRESETS = ('data', 'zero', 'fsdp', 'fsdp_tensor')
+
+# Parameters with at least this many entries should not stay replicated under
+# fsdp: 256 Ki float32 entries are 1 MiB.
+LARGE = 2 ** 18
+
+# The spec of a rule is a tuple with one entry per array axis, aligned at the
+# right (a scanned stack has one more axis at the left), or the name of a mesh
+# axis: "split the largest axis that divides", or 'replicated'.
+_TENSOR_RULES = (
+    (r'.*/(query|key|value)/kernel', ('fsdp', 'tensor', None)),
+    (r'.*/(query|key|value)/bias', ('tensor', None)),
+    (r'.*/out/kernel', ('tensor', None, 'fsdp')),
+    (r'.*(MlpBlock_\d+|mlp|channel_mixing)/Dense_0/kernel',
+     ('fsdp', 'tensor')),
+    (r'.*(MlpBlock_\d+|mlp|channel_mixing)/Dense_0/bias', ('tensor',)),
+    (r'.*(MlpBlock_\d+|mlp|channel_mixing)/Dense_1/kernel',
+     ('tensor', 'fsdp')),
+)
+RULES = {
+    'data': ((r'.*', 'replicated'),),
+    'zero': ((r'.*', 'replicated'),),
+    'fsdp': ((r'.*', 'fsdp'),),
+    'fsdp_tensor': _TENSOR_RULES + ((r'.*', 'fsdp'),),
+}
+
+
+def make_mesh(preset: str = 'data', fsdp: int = -1, tensor: int = -1,
+              devices: Sequence[Any] | None = None) -> Mesh:
+  """The (data, fsdp, tensor) mesh over all devices.
+
+  -1 lets the preset choose: fsdp is the largest divisor of the device count up
+  to 32 (wider axes stop dividing the widths), tensor is 2. ValueError if the
+  sizes do not divide the device count.
+  """
+  if preset not in PRESETS:
+    raise ValueError(
+        f'mesh.preset={preset!r}; allowed: {", ".join(PRESETS)}')
+  devices = jax.devices() if devices is None else list(devices)
+  n = len(devices)
+  if tensor == -1:
+    tensor = 2 if preset == 'fsdp_tensor' and n % 2 == 0 else 1
+  if tensor < 1 or n % tensor:
+    raise ValueError(f'mesh.tensor={tensor} does not divide {n} devices')
+  if fsdp == -1:
+    fsdp = 1
+    if preset in ('fsdp', 'fsdp_tensor'):
+      fsdp = max(d for d in range(1, 33) if n // tensor % d == 0)
+  if fsdp < 1 or n % (tensor * fsdp):
+    raise ValueError(f'mesh.fsdp={fsdp} x mesh.tensor={tensor} does not '
+                     f'divide {n} devices')
+  shape = (n // (fsdp * tensor), fsdp, tensor)
+  return Mesh(np.asarray(devices).reshape(shape), AXES,
+              axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """How many parts a global batch is split into."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def path_string(path) -> str:
+  """'Transformer/encoder_norm/scale' of a jax key path."""
+  return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(
+      k, 'idx', k)))) for k in path)
+
+
+def _largest(shape, axis: str, mesh: Mesh, used=()) -> P:
+  """Splits the largest axis that `mesh.shape[axis]` divides."""
+  size = mesh.shape[axis]
+  dims = [i for i, d in enumerate(shape)
+          if d % size == 0 and d >= size and i not in used]
+  if size == 1 or not dims:
+    return P()
+  best = max(dims, key=lambda i: shape[i])
+  return P(*[axis if i == best else None for i in range(best + 1)])
+
+
+def _spec(path: str, shape, rules, mesh: Mesh, lost: list[str]) -> P:
+  for pattern, spec in rules:
+    if not re.fullmatch(pattern, path):
+      continue
+    if spec == 'replicated':
+      return P()
+    if isinstance(spec, str):
+      if spec not in AXES:
+        raise ValueError(
+            f'mesh rule {pattern!r} names axis {spec!r}; allowed: '
+            f'replicated, {", ".join(AXES)}, or a tuple of axes and None')
+      chosen = _largest(shape, spec, mesh)
+    else:
+      spec = tuple(spec)
+      if len(spec) > len(shape):
+        raise ValueError(f'mesh rule {pattern!r} has {len(spec)} axes, but '
+                         f'{path} has shape {tuple(shape)}')
+      spec = (None,) * (len(shape) - len(spec)) + spec
+      # An axis that does not divide stays whole.
+      chosen = P(*[
+          a if a is None or d % math.prod(
+              mesh.shape[x] for x in ([a] if isinstance(a, str) else a)) == 0
+          else None for a, d in zip(spec, shape)])
+    split = any(a is not None and mesh.shape[a] > 1 for a in jax.tree.leaves(
+        tuple(chosen)))
+    if not split and math.prod(shape) >= LARGE and math.prod(
+        mesh.shape[a] for a in ('fsdp', 'tensor')) > 1:
+      lost.append(f'{path} {tuple(shape)}')
+    return chosen
+  raise ValueError(f'no mesh rule covers parameter {path}; '
+                   'end mesh.rules with (".*", "replicated")')
+
+
+def param_specs(params, mesh: Mesh, preset: str = 'data', rules=()):
+  """PartitionSpec of every parameter: the config's rules, then the preset's.
+
+  Large parameters that no axis divides stay replicated, and are logged.
+  """
+  lost = []
+  rules = tuple(map(tuple, rules)) + RULES[preset]
+  specs = jax.tree_util.tree_map_with_path(
+      lambda path, x: _spec(path_string(path), x.shape, rules, mesh, lost),
+      params)
+  if lost:
+    logging.warning('large parameters left replicated (no axis divides): %s',
+                    '; '.join(lost))
+  return specs
+
+
+def state_shardings(state, mesh: Mesh, preset: str = 'data', rules=()):
+  """NamedSharding of every leaf of a TrainState (abstract or concrete).
+
+  Optimizer state and averages that mirror a parameter (same path ending and
+  shape) are split like it; under 'zero' they are split over `data` although
+  the parameters are not. Everything else is replicated.
+  """
+  specs = {path_string(p): (s, x.shape) for (p, s), x in zip(
+      jax.tree_util.tree_leaves_with_path(
+          param_specs(state.params, mesh, preset, rules),
+          is_leaf=lambda x: isinstance(x, P)),
+      jax.tree.leaves(state.params))}
+
+  def one(path, x):
+    parts = path_string(path).split('/')
+    if parts[0] == 'batch_stats' or not hasattr(x, 'shape'):
+      return NamedSharding(mesh, P())
+    for i in range(1, len(parts)):
+      spec, shape = specs.get('/'.join(parts[i:]), (None, None))
+      if spec is None:
+        continue
+      if shape != x.shape:  # factored moments: rows and columns
+        spec = _largest(x.shape, 'fsdp', mesh)
+      if preset == 'zero' and parts[0] != 'params':
+        spec = _largest(x.shape, 'data', mesh)
+      return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, P())
+
+  return jax.tree_util.tree_map_with_path(one, state)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def put_batch(batch, mesh: Mesh):
+  """Host-local numpy batch -> global arrays split along their first axis."""
+  sharding = NamedSharding(mesh, BATCH)
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_replicated(tree, mesh: Mesh):
+  """The same numpy tree of every process -> replicated global arrays."""
+  sharding = replicated(mesh)
+  return jax.tree.map(
+      lambda x: jax.make_array_from_callback(
+          np.shape(x), sharding, lambda index: np.asarray(x)[index]), tree)
+
+
+def describe(tree, shardings) -> str:
+  """A table: path, shape, entries, and how each parameter is split."""
+  rows = [('parameter', 'shape', 'entries', 'split')]
+  for (path, x), s in zip(jax.tree_util.tree_leaves_with_path(tree),
+                          jax.tree.leaves(shardings)):
+    rows.append((path_string(path), 'x'.join(map(str, x.shape)) or '-',
+                 f'{math.prod(x.shape):,}',
+                 ', '.join(str(a) for a in s.spec) or 'replicated'))
+  total = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+  rows.append(('total', '', f'{total:,}', ''))
+  widths = [max(len(r[i]) for r in rows) for i in range(4)]
+  return '\n'.join('  '.join(c.ljust(w) for c, w in zip(r, widths)).rstrip()
+                   for r in rows)
