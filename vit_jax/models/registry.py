@@ -2,8 +2,9 @@
 
 A registered name is a Flax module class plus the fields that make the variant,
 and what one must know to feed it as its authors did (image size, normalisation,
-test crop). Family modules register themselves on import; they are imported the
-first time a name is asked for, so `import vit_jax` stays light.
+test crop). Every file of this folder is a family and registers its names on
+import; they are imported the first time a name is asked for, so
+`import vit_jax` stays light.
 """
 
 import dataclasses
@@ -11,12 +12,8 @@ import difflib
 import fnmatch
 import functools
 import importlib
+import pkgutil
 from typing import Any
-
-FAMILIES = (
-    'vit', 'resnet', 'area_attention', 'mixer', 'deit', 'deepvit', 'cait',
-    'ceit', 'volo',
-)
 
 # (mean, std) of pixels in [0, 255].
 NORMALIZATION = {
@@ -55,8 +52,9 @@ def register(name: str, module: type, *, image_size=224, normalize='half',
 
 @functools.cache
 def _load_families():
-  for family in FAMILIES:
-    importlib.import_module(f'vit_jax.models.{family}')
+  import vit_jax.models as package
+  for family in pkgutil.iter_modules(package.__path__):
+    importlib.import_module(f'vit_jax.models.{family.name}')
 
 
 def _nearest(word: str, words) -> str:
