@@ -376,7 +376,7 @@ class ViT(nn.Module):
     x, out = images.astype(dtype), {}
     if self.stem is not None:
       x, features = hybrid_stem(
-          x, tuple(self.stem), self.stem_width, dtype, train)
+          x, tuple(self.stem), self.stem_width, dtype, self.remat)
       out.update(features)
     layers.check_patches(*x.shape[1:3], self.patch_size)
     patch = layers.conv_patches(self.width, self.patch_size)
