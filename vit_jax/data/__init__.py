@@ -1,0 +1,1 @@
+"""Sources of images, host transforms, and deterministic global batches."""

@@ -1,0 +1,437 @@
+"""RandAugment (arXiv:1909.13719) in the two definitions in use, on uint8 images.
+
+  'google(2,15)'            (layers, magnitude): big_vision's, which trained the
+                            AugReg ViTs and the Mixers. Every chosen operation
+                            applies, nearest-neighbour geometry, grey 128 fill.
+  'rand-m9-mstd0.5-inc1'    timm's, which trained DeiT, CaiT, CeiT, VOLO and
+                            DeepViT. Operations apply with probability 0.5, the
+                            magnitude is drawn, bilinear or bicubic geometry,
+                            filled with the mean colour.
+
+The two families share names, not definitions: `GOOGLE` follows TensorFlow's
+arithmetic (values cut off, not rounded), `TIMM` is Pillow's own. Each entry of
+these tables is (level -> arguments, image and arguments -> image).
+"""
+
+import difflib
+import math
+import re
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from vit_jax.data import transforms
+
+LEVELS = 10.0  # magnitudes count from 0 to 10; Google's may exceed it
+
+
+# --- Google -----------------------------------------------------------------
+
+
+def _blend(low: np.ndarray, high: np.ndarray, factor: float) -> np.ndarray:
+  """low + factor * (high - low), cut off to uint8."""
+  if factor == 1.0:
+    return high
+  low, high = low.astype(np.float32), high.astype(np.float32)
+  return np.clip(low + np.float32(factor) * (high - low), 0, 255
+                 ).astype(np.uint8)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+  """TensorFlow's rgb_to_grayscale on uint8, (H, W, 1)."""
+  scaled = image.astype(np.float32) * np.float32(1 / 255)
+  grey = scaled @ np.array([0.2989, 0.5870, 0.1140], np.float32)
+  return (grey * np.float32(255.5)).astype(np.uint8)[..., None]
+
+
+def _table(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+  """Looks values up: one table of 256, or one a channel (256, 3)."""
+  table = table.astype(np.uint8)
+  if transforms.cv2 is not None:
+    return transforms.cv2.LUT(
+        image, table[None] if table.ndim == 2 else table)
+  return (np.take(table, image) if table.ndim == 1
+          else table[image, np.arange(3)])
+
+
+_VALUES = np.arange(256)
+
+
+def google_autocontrast(image):
+  table = np.stack([_VALUES] * 3, axis=1)
+  for c in range(3):
+    low, high = np.float32(image[..., c].min()), np.float32(
+        image[..., c].max())
+    if high > low:
+      scale = np.float32(255) / (high - low)
+      stretched = _VALUES.astype(np.float32) * scale + -low * scale
+      table[:, c] = np.clip(stretched, 0, 255).astype(np.uint8)
+  return _table(image, table)
+
+
+def google_equalize(image):
+  table = np.stack([_VALUES] * 3, axis=1)
+  for c in range(3):
+    histogram = np.bincount(image[..., c].ravel(), minlength=256)
+    filled = histogram[histogram > 0]
+    step = (filled.sum() - filled[-1]) // 255
+    if step:
+      total = (np.cumsum(histogram) + step // 2) // step
+      table[:, c] = np.clip(np.concatenate([[0], total[:-1]]), 0, 255)
+  return _table(image, table)
+
+
+def google_invert(image):
+  return 255 - image
+
+
+def google_posterize(image, bits):
+  shift = min(max(8 - int(bits), 0), 7)  # TensorFlow limits the shift to 7
+  return (image >> shift) << shift
+
+
+def google_solarize(image, threshold):
+  return _table(image, np.where(_VALUES < threshold, _VALUES, 255 - _VALUES))
+
+
+def google_solarize_add(image, addition, threshold=128):
+  added = np.clip(_VALUES + addition, 0, 255)
+  return _table(image, np.where(_VALUES < threshold, added, _VALUES))
+
+
+def google_color(image, factor):
+  return _blend(np.repeat(_grey(image), 3, axis=-1), image, factor)
+
+
+def google_contrast(image, factor):
+  # The official mean is of a histogram's counts, that is, pixels / 256.
+  level = np.clip(image.shape[0] * image.shape[1] / 256.0, 0, 255)
+  low = np.full(256, int(level), np.uint8)
+  return _table(image, _blend(low, _VALUES, factor))
+
+
+def google_brightness(image, factor):
+  return _table(image, _blend(np.zeros(256), _VALUES, factor))
+
+
+def google_sharpness(image, factor):
+  """Blends with a 3x3 smoothing (centre 5, others 1, over 13)."""
+  smooth = image.copy()
+  weights = np.array([1, 5, 1], np.float32) / np.float32(13)
+  if min(image.shape[:2]) >= 3:
+    x = image.astype(np.float32)
+    total = np.zeros((x.shape[0] - 2, x.shape[1] - 2, 3), np.float32)
+    for i in range(3):
+      for j in range(3):
+        weight = weights[1] if i == j == 1 else weights[0]
+        total += weight * x[i:i + total.shape[0], j:j + total.shape[1]]
+    smooth[1:-1, 1:-1] = np.clip(total, 0, 255).astype(np.uint8)
+  return _blend(smooth, image, factor)
+
+
+def _google_affine(image, matrix, fill):
+  """Nearest neighbour at source (x, y) = matrix (2, 3) of target (x, y, 1),
+  in float32, halves away from zero; outside the image is `fill`."""
+  height, width = image.shape[:2]
+  a = np.asarray(matrix, np.float32)
+  x = np.arange(width, dtype=np.float32)
+  y = np.arange(height, dtype=np.float32)[:, None]
+  nearest = lambda v: np.trunc(v + np.copysign(0.5, v)).astype(np.int32)
+  source_x = nearest((a[0, 0] * x + a[0, 1] * y) + a[0, 2])
+  source_y = nearest((a[1, 0] * x + a[1, 1] * y) + a[1, 2])
+  inside = ((source_x >= 0) & (source_x < width)
+            & (source_y >= 0) & (source_y < height))
+  flat = np.where(inside, source_y * width + source_x, 0)
+  out = np.take(image.reshape(-1, 3), flat, axis=0)
+  out[~inside] = np.asarray(fill, np.uint8)
+  return out
+
+
+def google_rotate(image, degrees, fill):
+  height, width = image.shape[:2]
+  angle = np.float32(degrees * math.pi / 180)
+  cos, sin = np.cos(angle), np.sin(angle)
+  w, h = np.float32(width - 1), np.float32(height - 1)
+  x = (w - (cos * w - sin * h)) / np.float32(2)
+  y = (h - (sin * w + cos * h)) / np.float32(2)
+  return _google_affine(image, [[cos, -sin, x], [sin, cos, y]], fill)
+
+
+def google_shear_x(image, level, fill):
+  return _google_affine(image, [[1, level, 0], [0, 1, 0]], fill)
+
+
+def google_shear_y(image, level, fill):
+  return _google_affine(image, [[1, 0, 0], [level, 1, 0]], fill)
+
+
+def google_translate_x(image, pixels, fill):
+  return _google_affine(image, [[1, 0, pixels], [0, 1, 0]], fill)
+
+
+def google_translate_y(image, pixels, fill):
+  return _google_affine(image, [[1, 0, 0], [0, 1, pixels]], fill)
+
+
+def google_cutout(image, half, y, x, fill):
+  """Fills a square of half-side `half` about the fractional place (y, x)."""
+  height, width = image.shape[:2]
+  row, column = int(y * height), int(x * width)
+  out = image.copy()
+  out[max(0, row - half):row + half, max(0, column - half):column + half] = (
+      np.asarray(fill, np.uint8))
+  return out
+
+
+def _signed(value):
+  """Arguments of an operation with a random sign and a fill colour."""
+  return lambda level, rng, fill: (
+      float(rng.choice((-1, 1))) * value(level), fill)
+
+
+_none = lambda level, rng, fill: ()
+_enhance = lambda level, rng, fill: (level / LEVELS * 1.8 + 0.1,)
+
+# In the official order; translations by up to 100 pixels, cut-outs up to 40.
+GOOGLE = {
+    'AutoContrast': (_none, google_autocontrast),
+    'Equalize': (_none, google_equalize),
+    'Invert': (_none, google_invert),
+    'Rotate': (_signed(lambda m: m / LEVELS * 30), google_rotate),
+    'Posterize': (lambda m, rng, fill: (int(m / LEVELS * 4),),
+                  google_posterize),
+    'Solarize': (lambda m, rng, fill: (int(m / LEVELS * 256),),
+                 google_solarize),
+    'Color': (_enhance, google_color),
+    'Contrast': (_enhance, google_contrast),
+    'Brightness': (_enhance, google_brightness),
+    'Sharpness': (_enhance, google_sharpness),
+    'ShearX': (_signed(lambda m: m / LEVELS * 0.3), google_shear_x),
+    'ShearY': (_signed(lambda m: m / LEVELS * 0.3), google_shear_y),
+    'TranslateX': (_signed(lambda m: m / LEVELS * 100), google_translate_x),
+    'TranslateY': (_signed(lambda m: m / LEVELS * 100), google_translate_y),
+    'Cutout': (lambda m, rng, fill: (
+        int(m / LEVELS * 40), rng.random(), rng.random(), fill),
+               google_cutout),
+    'SolarizeAdd': (lambda m, rng, fill: (int(m / LEVELS * 110),),
+                    google_solarize_add),
+}
+
+
+class GoogleRandAugment:
+  """`layers` operations drawn with replacement, all at one magnitude."""
+
+  def __init__(self, layers: int, magnitude: float):
+    self.layers, self.magnitude = layers, magnitude
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator):
+    """Returns the image and the ((name, arguments), ...) that were applied."""
+    names, applied = tuple(GOOGLE), []
+    for _ in range(self.layers):
+      name = names[rng.integers(len(names))]
+      arguments, op = GOOGLE[name]
+      args = arguments(self.magnitude, rng, (128, 128, 128))
+      image = op(image, *args)
+      applied.append((name, args))
+    return image, tuple(applied)
+
+
+# --- timm -------------------------------------------------------------------
+
+
+def _affine(image, matrix, resample, fill):
+  return image.transform(image.size, Image.Transform.AFFINE, matrix,
+                         resample=resample, fillcolor=fill)
+
+
+def _timm_translate_x(image, pixels, resample, fill):
+  return _affine(image, (1, 0, pixels, 0, 1, 0), resample, fill)
+
+
+def _timm_translate_y(image, pixels, resample, fill):
+  return _affine(image, (1, 0, 0, 0, 1, pixels), resample, fill)
+
+
+def _timm_solarize_add(image, add, resample, fill, threshold=128):
+  table = [min(255, int(i + add)) if i < threshold else i for i in range(256)]
+  return image.point(table * 3)
+
+
+def _timm_posterize(image, bits, resample, fill):
+  return image if bits >= 8 else ImageOps.posterize(image, int(bits))
+
+
+def _enhancer(kind):
+  return lambda image, factor, resample, fill: kind(image).enhance(factor)
+
+
+_TIMM_OPS = {  # (PIL image, argument or none, resampling filter, fill) -> image
+    'AutoContrast': lambda im, r, f: ImageOps.autocontrast(im),
+    'Equalize': lambda im, r, f: ImageOps.equalize(im),
+    'Invert': lambda im, r, f: ImageOps.invert(im),
+    'Rotate': lambda im, degrees, r, f: im.rotate(
+        degrees, resample=r, fillcolor=f),
+    'Posterize': _timm_posterize,
+    'Solarize': lambda im, v, r, f: ImageOps.solarize(im, v),
+    'SolarizeAdd': _timm_solarize_add,
+    'Color': _enhancer(ImageEnhance.Color),
+    'Contrast': _enhancer(ImageEnhance.Contrast),
+    'Brightness': _enhancer(ImageEnhance.Brightness),
+    'Sharpness': _enhancer(ImageEnhance.Sharpness),
+    'ShearX': lambda im, v, r, f: _affine(im, (1, v, 0, 0, 1, 0), r, f),
+    'ShearY': lambda im, v, r, f: _affine(im, (1, 0, 0, v, 1, 0), r, f),
+    'TranslateX': _timm_translate_x,
+    'TranslateY': _timm_translate_y,
+    'TranslateXRel': lambda im, v, r, f: _timm_translate_x(
+        im, v * im.size[0], r, f),
+    'TranslateYRel': lambda im, v, r, f: _timm_translate_y(
+        im, v * im.size[1], r, f),
+    'Desaturate': lambda im, v, r, f: ImageEnhance.Color(im).enhance(
+        min(1.0, max(0.0, 1.0 - v))),
+    'GaussianBlur': lambda im, v, r, f: im.filter(
+        ImageFilter.GaussianBlur(radius=v)),
+}
+RESAMPLING = {'bilinear': Image.Resampling.BILINEAR,
+              'bicubic': Image.Resampling.BICUBIC}
+
+
+def timm_op(name: str, image: np.ndarray, args: tuple = (),
+            interpolation: str = 'bicubic',
+            fill: tuple[int, int, int] = (128, 128, 128)) -> np.ndarray:
+  """One timm operation on a uint8 image.
+
+  'XIncreasing' and 'PosterizeOriginal' do what 'X' and 'Posterize' do; they
+  differ in how a magnitude becomes the argument.
+  """
+  base = name.removesuffix('Increasing').removesuffix('Original')
+  if base not in _TIMM_OPS:
+    near = difflib.get_close_matches(base, _TIMM_OPS, n=3)
+    raise ValueError(f'unknown operation {name!r}; near: {", ".join(near)}')
+  out = _TIMM_OPS[base](Image.fromarray(image), *args,
+                        RESAMPLING[interpolation], fill)
+  return np.asarray(out)
+
+
+def _sign(rng, value):
+  return -value if rng.random() > 0.5 else value
+
+
+def _increasing(level, rng):
+  return (max(0.1, 1.0 + _sign(rng, level / LEVELS * 0.9)),)
+
+
+_factor = lambda m, rng: (m / LEVELS * 1.8 + 0.1,)
+_shear = lambda m, rng: (_sign(rng, m / LEVELS * 0.3),)
+_translate = lambda m, rng: (_sign(rng, m / LEVELS * 0.45),)
+_plain = lambda m, rng: ()
+TIMM = {  # magnitude, generator -> arguments, in the official order
+    'AutoContrast': _plain,
+    'Equalize': _plain,
+    'Invert': _plain,
+    'Rotate': lambda m, rng: (_sign(rng, m / LEVELS * 30),),
+    'Posterize': lambda m, rng: (int(m / LEVELS * 4),),
+    'Solarize': lambda m, rng: (min(256, int(m / LEVELS * 256)),),
+    'SolarizeAdd': lambda m, rng: (min(128, int(m / LEVELS * 110)),),
+    'Color': _factor,
+    'Contrast': _factor,
+    'Brightness': _factor,
+    'Sharpness': _factor,
+    'ShearX': _shear,
+    'ShearY': _shear,
+    'TranslateXRel': _translate,
+    'TranslateYRel': _translate,
+}
+# 'inc1': operations that grow more severe with the magnitude.
+TIMM_INCREASING = {
+    'PosterizeIncreasing' if k == 'Posterize' else
+    'SolarizeIncreasing' if k == 'Solarize' else
+    k + 'Increasing' if k in ('Color', 'Contrast', 'Brightness', 'Sharpness')
+    else k: v for k, v in TIMM.items()} | {
+        'PosterizeIncreasing': lambda m, rng: (4 - int(m / LEVELS * 4),),
+        'SolarizeIncreasing': lambda m, rng: (
+            256 - min(256, int(m / LEVELS * 256)),),
+        'ColorIncreasing': _increasing,
+        'ContrastIncreasing': _increasing,
+        'BrightnessIncreasing': _increasing,
+        'SharpnessIncreasing': _increasing,
+    }
+
+
+class TimmRandAugment:
+  """timm's: `layers` operations drawn with replacement, each applied with
+  `probability` at a magnitude ~ N(magnitude, std) within [0, maximum].
+
+  An infinite `std` draws it uniformly from [0, magnitude]. `interpolation` of
+  the geometric operations: 'bilinear', 'bicubic', or 'random' between them.
+  """
+
+  def __init__(self, magnitude=10.0, std=0.0, layers=2, probability=0.5,
+               maximum=LEVELS, increasing=False, interpolation='bicubic',
+               fill=(128, 128, 128)):
+    self.magnitude, self.std, self.layers = magnitude, std, layers
+    self.probability, self.maximum = probability, maximum
+    self.table = TIMM_INCREASING if increasing else TIMM
+    self.interpolation, self.fill = interpolation, tuple(fill)
+
+  def __call__(self, image: np.ndarray, rng: np.random.Generator):
+    """Returns the image and the ((name, arguments), ...) that were applied."""
+    names, applied = tuple(self.table), []
+    for k in rng.integers(len(names), size=self.layers):
+      if rng.random() > self.probability:
+        continue
+      level = self.magnitude
+      if math.isinf(self.std):
+        level = rng.uniform(0, level)
+      elif self.std > 0:
+        level = rng.normal(level, self.std)
+      level = min(max(level, 0.0), self.maximum)
+      args = self.table[names[k]](level, rng)
+      interpolation = self.interpolation
+      if interpolation == 'random':
+        interpolation = ('bilinear', 'bicubic')[rng.integers(2)]
+      image = timm_op(names[k], image, args, interpolation, self.fill)
+      applied.append((names[k], args))
+    return image, tuple(applied)
+
+
+def parse(policy: str, *, fill=(128, 128, 128), interpolation='bicubic'):
+  """'' -> None, otherwise a callable (image, rng) -> (image, applied).
+
+  Args:
+    policy: 'google(LAYERS,MAGNITUDE)', or 'rand-' with timm's parts: m
+      (magnitude), mstd (its deviation; above 100: uniform), mmax (its limit),
+      n (operations), p (probability of each), inc (0 or 1).
+    fill: colour of the empty pixels of timm's geometric operations.
+    interpolation: of those operations, 'bilinear', 'bicubic' or 'random'.
+
+  Raises:
+    ValueError: the policy cannot be read.
+  """
+  if not policy:
+    return None
+  help_text = ("data.randaugment takes '', 'google(LAYERS,MAGNITUDE)' such as "
+               "'google(2,15)', or timm's 'rand-m9-mstd0.5-inc1' (parts m, "
+               'mstd, mmax, n, p, inc)')
+  number = r'(\d+(?:\.\d+)?)'
+  google = re.fullmatch(rf'google\(\s*(\d+)\s*,\s*{number}\s*\)', policy)
+  if google:
+    return GoogleRandAugment(int(google[1]), float(google[2]))
+  head, *parts = policy.split('-')
+  if head != 'rand':
+    raise ValueError(f'cannot read {policy!r}: {help_text}')
+  keys = {'m': 'magnitude', 'mstd': 'std', 'mmax': 'maximum', 'n': 'layers',
+          'p': 'probability', 'inc': 'increasing'}
+  options = {}
+  for part in parts:
+    match = re.fullmatch(rf'([a-z]+){number}|(mstd)(inf)', part)
+    if not match or (match[1] or match[3]) not in keys:
+      raise ValueError(f'cannot read {part!r} in {policy!r}: {help_text}')
+    options[keys[match[1] or match[3]]] = float(match[2] or match[4])
+  if options.get('std', 0) > 100:
+    options['std'] = math.inf
+  if not 0 <= options.get('probability', 0.5) <= 1:
+    raise ValueError(f'p is a probability in {policy!r}: {help_text}')
+  options['layers'] = int(options.get('layers', 2))
+  options['increasing'] = bool(options.get('increasing', 0))
+  return TimmRandAugment(
+      **options, fill=fill, interpolation=interpolation)

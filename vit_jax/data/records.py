@@ -1,0 +1,51 @@
+"""The record of a packed data set, and the names of its files.
+
+A packed split is `SPLIT-00000-of-00064.array_record` ... (ArrayRecord, one
+record a group, uncompressed) and `SPLIT.packed.json`, which is written last:
+without it the split does not exist. One record, little endian:
+
+  offset  size  what
+  0       1     version, 1
+  1       2     number of labels, L
+  3       2     bytes of the id, I
+  5       4 L   labels, uint32
+  5+4L    I     id, UTF-8
+  5+4L+I  rest  the encoded image (JPEG, PNG or WebP)
+"""
+
+import struct
+
+VERSION = 1
+META_SUFFIX = '.packed.json'
+_HEAD = struct.Struct('<BHH')
+
+
+def encode_record(image: bytes, labels: list[int], name: str) -> bytes:
+  """One example as a record."""
+  text = name.encode()[:0xffff]
+  return b''.join((
+      _HEAD.pack(VERSION, len(labels), len(text)),
+      struct.pack(f'<{len(labels)}I', *labels), text, image))
+
+
+def decode_record(record: bytes) -> tuple[bytes, list[int], str]:
+  """The (image, labels, id) of a record.
+
+  Raises:
+    ValueError: the record is of another version or cut short.
+  """
+  if len(record) < _HEAD.size or record[0] != VERSION:
+    raise ValueError(
+        f'not a record of version {VERSION}: {record[:8]!r}. '
+        'Was this file written by `vit-jax pack`?')
+  _, count, length = _HEAD.unpack_from(record)
+  start = _HEAD.size + 4 * count
+  if len(record) < start + length:
+    raise ValueError(f'record cut short at {len(record)} bytes')
+  labels = list(struct.unpack_from(f'<{count}I', record, _HEAD.size))
+  end = start + length
+  return record[end:], labels, record[start:end].decode(errors='replace')
+
+
+def shard_name(split: str, shard: int, shards: int) -> str:
+  return f'{split}-{shard:05d}-of-{shards:05d}.array_record'
