@@ -1,0 +1,118 @@
+# Shared by the launch scripts; sourced, not run.
+# shellcheck shell=bash
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+DRY_RUN=${DRY_RUN:-0}  # 1: print the commands, run nothing
+
+# Settings of the tpu_*.sh scripts.
+TPU_NAME=${TPU_NAME:-}
+ZONE=${ZONE:-}
+PROJECT=${PROJECT:-}              # default: gcloud's own
+ACCELERATOR=${ACCELERATOR:-v3-32} # v2-8 ... v3-2048, v4-32, v5litepod-64, ...
+QUEUED=${QUEUED:-0}               # 1: a queued resource instead of a tpu-vm
+INTERNAL_IP=${INTERNAL_IP:-0}     # 1: ssh to internal addresses
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+say() { printf '%s\n' "$*" >&2; }
+
+# need NAME WHAT: stops if the variable NAME is empty.
+need() {
+  [[ -n ${!1:-} ]] || die "$1 is not set: $2, e.g. $1=$3"
+}
+
+# quote ARG...: the arguments as one shell command line.
+quote() {
+  local arg line=
+  for arg in "$@"; do
+    [[ $arg =~ ^[A-Za-z0-9_./:=,@%+~-]+$ ]] || arg=${arg@Q}
+    line+="${line:+ }$arg"
+  done
+  printf '%s\n' "$line"
+}
+
+# run COMMAND ARG...: runs it, or prints it under DRY_RUN=1.
+run() {
+  if [[ $DRY_RUN == 1 ]]; then
+    quote "$@"
+  else
+    "$@"
+  fi
+}
+
+# tpus VERB...: a `gcloud compute tpus` command with the project and the zone.
+tpus() {
+  run gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+"--project=$PROJECT"}
+}
+
+# on_workers WHICH COMMAND: runs a shell command on worker WHICH or 'all'.
+on_workers() {
+  local flags=(--worker="$1" --ssh-flag='-o ServerAliveInterval=30')
+  if [[ $INTERNAL_IP == 1 ]]; then flags+=(--internal-ip); fi
+  tpus tpu-vm ssh "$TPU_NAME" "${flags[@]}" --command="$2"
+}
+
+# worker WHICH VERB ARG...: launch/worker.sh on worker WHICH or 'all'.
+worker() {
+  local which=$1
+  shift
+  on_workers "$which" "bash vit_jax/launch/worker.sh $(quote "$@")"
+}
+
+# A line for each worker: 'HOST running PID', 'HOST exited CODE', 'HOST idle'.
+worker_states() {
+  # shellcheck disable=SC2016
+  on_workers all 'if [ -e vit_jax/launch/worker.sh ]; then
+bash vit_jax/launch/worker.sh status; else echo "$(hostname) idle"; fi'
+}
+
+# The committed code, unpacked as ~/vit_jax on every worker.
+sync_code() {
+  local archive=/tmp/vit_jax_$TPU_NAME.tar.gz flags=(--worker=all)
+  if [[ -n $(git -C "$ROOT" status --porcelain --untracked-files=no) ]]; then
+    say 'warning: uncommitted changes are not sent to the workers'
+  fi
+  if [[ $INTERNAL_IP == 1 ]]; then flags+=(--internal-ip); fi
+  run git -C "$ROOT" archive --format=tar.gz --prefix=vit_jax/ \
+    --output="$archive" HEAD
+  tpus tpu-vm scp "$archive" "$TPU_NAME:vit_jax.tar.gz" "${flags[@]}"
+  on_workers all 'rm -rf vit_jax && tar -xzf vit_jax.tar.gz'
+}
+
+# State of the TPU (READY, CREATING, PREEMPTED, ...) or ABSENT. A queued
+# resource's own state (WAITING_FOR_RESOURCES, SUSPENDED, ...) unless ACTIVE.
+tpu_state() {
+  local list state
+  if [[ $DRY_RUN == 1 ]]; then
+    tpus tpu-vm list --filter="name~/$TPU_NAME\$" --format='value(state)' >&2
+    echo ABSENT
+    return
+  fi
+  if [[ $QUEUED == 1 ]]; then
+    list=$(tpus queued-resources list --filter="name~/$TPU_NAME\$" \
+      --format='value(state.state)')
+    [[ $list == ACTIVE ]] || { echo "${list:-ABSENT}"; return; }
+  fi
+  state=$(tpus tpu-vm list --filter="name~/$TPU_NAME\$" \
+    --format='value(state)')
+  echo "${state:-ABSENT}"
+}
+
+delete_tpu() {
+  if [[ $QUEUED == 1 ]]; then
+    # A preempted one stays SUSPENDED, with its name and quota, until deleted.
+    tpus queued-resources delete "$TPU_NAME" --force --quiet
+  else
+    tpus tpu-vm delete "$TPU_NAME" --quiet
+  fi
+}
+
+need_tpu() {
+  need TPU_NAME 'the name of the TPU' vit-jax
+  need ZONE 'the zone of the TPU' europe-west4-a
+}

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Several processes on this machine, joined over the loopback: a pod in small.
+#
+#   PROCESSES=2 DEVICES=4 launch/local.sh \
+#     --config=configs/X.py:smoke --workdir=/tmp/x
+#
+# Variables: PROCESSES (2), DEVICES (virtual CPU devices per process, 1), PORT
+# (a free one), LOGS (process 1... write to LOGS/process_I.txt; default: all to
+# the terminal), PYTHON (python), GRACE (20 seconds), DRY_RUN=1. TERM and INT
+# are passed on; when one process fails, the others get TERM and, after GRACE
+# seconds, KILL. Exits with the code of the first process that failed.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+[[ $# -gt 0 ]] || die 'no flags for vit_jax.main: --config=... --workdir=...'
+processes=${PROCESSES:-2}
+python=${PYTHON:-python}
+port=${PORT:-$("$python" -c 'import socket
+with socket.socket() as s:
+  s.bind(("127.0.0.1", 0))
+  print(s.getsockname()[1])')}
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port
+export JAX_NUM_PROCESSES=$processes
+XLA_FLAGS="${XLA_FLAGS:-} \
+--xla_force_host_platform_device_count=${DEVICES:-1}"
+export XLA_FLAGS
+
+groups=()
+signal() {
+  local group
+  for group in ${groups[@]+"${groups[@]}"}; do
+    kill "-$1" -- "-$group" 2>/dev/null || true
+  done
+}
+trap 'signal TERM' TERM INT
+trap 'signal KILL' EXIT
+
+for ((i = 0; i < processes; i++)); do
+  if [[ $DRY_RUN == 1 ]]; then
+    quote env "JAX_PLATFORMS=$JAX_PLATFORMS" \
+      "JAX_COORDINATOR_ADDRESS=$JAX_COORDINATOR_ADDRESS" \
+      "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$i" \
+      "XLA_FLAGS=${XLA_FLAGS# }" "$python" -m vit_jax.main "$@"
+    continue
+  fi
+  # Each in a process group of its own, so that its children end with it.
+  export JAX_PROCESS_ID=$i
+  if [[ -n ${LOGS:-} && $i != 0 ]]; then
+    mkdir -p "$LOGS"
+    setsid "$python" -m vit_jax.main "$@" >>"$LOGS/process_$i.txt" 2>&1 &
+  else
+    setsid "$python" -m vit_jax.main "$@" &
+  fi
+  groups+=($!)
+done
+
+code=0
+deadline=
+left=("${groups[@]}")
+while ((${#left[@]} > 0)); do
+  alive=()
+  for pid in "${left[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      alive+=("$pid")
+      continue
+    fi
+    this=0
+    wait "$pid" || this=$?
+    if ((this != 0 && code == 0)); then
+      code=$this
+      deadline=$((SECONDS + ${GRACE:-20}))
+      say "a process ended with exit code $code; stopping the others"
+      signal TERM
+    fi
+  done
+  left=(${alive[@]+"${alive[@]}"})
+  if [[ -n $deadline ]] && ((SECONDS >= deadline)); then signal KILL; fi
+  sleep 0.2
+done
+exit "$code"

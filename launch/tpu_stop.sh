@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Stops training on every worker; DELETE=1 also deletes the slice.
+#
+#   TPU_NAME=vit-jax ZONE=europe-west4-a DELETE=1 launch/tpu_stop.sh
+#
+# Training gets TERM, saves a checkpoint and exits 3; after GRACE (120) seconds
+# it is killed. A slice costs money until it is deleted. Variables: see
+# common.sh; DRY_RUN=1.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+need_tpu
+
+if [[ $DRY_RUN == 1 || $(tpu_state) == READY ]]; then
+  worker all stop "${GRACE:-120}"
+fi
+if [[ ${DELETE:-0} == 1 ]]; then
+  delete_tpu
+fi

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# What runs on one worker of a TPU VM; the tpu_*.sh scripts call it over ssh.
+#
+#   worker.sh setup             Python, a virtual environment, vit_jax
+#   worker.sh check             the versions, and that JAX sees the whole slice
+#   worker.sh start FLAG...     python -m vit_jax.main FLAG..., detached
+#   worker.sh status            'HOST running PID', 'HOST exited CODE', ...
+#   worker.sh logs LINES        the end of the log
+#   worker.sh stop SECONDS      TERM (training saves a checkpoint), then KILL
+#
+# Variables: VENV (~/vit_jax_venv), RUN (~/vit_jax_run: pid, log, exit),
+# PYTHON_VERSION (3.11), EXTRA (tpu), PLATFORMS (tpu,cpu).
+set -euo pipefail
+
+VENV=${VENV:-$HOME/vit_jax_venv}
+RUN=${RUN:-$HOME/vit_jax_run}
+PYTHON_VERSION=${PYTHON_VERSION:-3.11}
+EXTRA=${EXTRA:-tpu}
+CODE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# The TPU images carry Python 3.10, on which pip would find an old JAX.
+find_python() {
+  if command -v "python$PYTHON_VERSION" >/dev/null &&
+    "python$PYTHON_VERSION" -c 'import ensurepip' 2>/dev/null; then
+    "python$PYTHON_VERSION" -m venv "$VENV"
+  elif python3 -m pip install --user --quiet uv; then
+    python3 -m uv venv --seed --python "$PYTHON_VERSION" "$VENV"
+  else
+    sudo add-apt-repository -y ppa:deadsnakes/ppa
+    sudo apt-get install -y "python$PYTHON_VERSION-venv"
+    "python$PYTHON_VERSION" -m venv "$VENV"
+  fi
+}
+
+setup() {
+  [[ -x $VENV/bin/python ]] || find_python
+  "$VENV/bin/python" -c 'import sys
+if sys.version_info < (3, 11):
+  sys.exit(f"error: Python {sys.version} in the virtual environment; "
+           "3.11 or newer is needed: remove the environment and set it up "
+           "again with PYTHON_VERSION=3.11")'
+  local pins=()
+  if [[ -f $CODE/requirements.txt ]]; then
+    pins=(-c "$CODE/requirements.txt")
+  fi
+  "$VENV/bin/python" -m pip install --quiet --upgrade pip
+  "$VENV/bin/python" -m pip install --quiet -e "${CODE}[$EXTRA]" "${pins[@]}"
+}
+
+# Every worker at once: a slice is only visible as a whole.
+check() {
+  JAX_PLATFORMS=${PLATFORMS:-tpu,cpu} timeout 300 "$VENV/bin/python" -c '
+import sys
+import jax, jaxlib, flax
+from vit_jax import distributed
+distributed.initialize(timeout=240)
+backend = jax.default_backend()
+print(f"process {jax.process_index()}/{jax.process_count()}: Python "
+      f"{sys.version.split()[0]}, jax {jax.__version__}, jaxlib "
+      f"{jaxlib.__version__}, flax {flax.__version__}, backend {backend}, "
+      f"{jax.local_device_count()} of {jax.device_count()} devices")
+if backend != sys.argv[1]:
+  sys.exit(f"error: the backend is {backend}, not {sys.argv[1]}: the "
+           "accelerator is in use, or jax was installed without its extra")
+' "${BACKEND:-tpu}"
+}
+
+# The process group of the running job, or nothing.
+running() {
+  local pid
+  pid=$(cat "$RUN/pid" 2>/dev/null) || return 0
+  [[ -f $RUN/exit ]] || { kill -0 -- "-$pid" 2>/dev/null && echo "$pid"; } ||
+    true
+}
+
+start() {
+  local pid
+  pid=$(running)
+  if [[ -n $pid ]]; then
+    echo "error: already running as $pid: stop it first (tpu_stop.sh)" >&2
+    exit 1
+  fi
+  rm -f /tmp/libtpu_lockfile "$RUN/exit" # left behind by a crash
+  mkdir -p "$RUN"
+  cd "$CODE"
+  # A platform that is named must start: no silent fall-back to the CPU.
+  export JAX_PLATFORMS=${PLATFORMS:-tpu,cpu}
+  # shellcheck disable=SC2016
+  setsid nohup bash -c '
+    run=$1; shift
+    code=0
+    "$@" || code=$?
+    echo "$code" >"$run/exit"
+  ' bash "$RUN" "$VENV/bin/python" -m vit_jax.main "$@" \
+    >>"$RUN/log" 2>&1 </dev/null &
+  echo $! >"$RUN/pid"
+  echo "$(hostname) started $!"
+}
+
+status() {
+  local pid
+  pid=$(running)
+  if [[ -n $pid ]]; then
+    echo "$(hostname) running $pid"
+  elif [[ -f $RUN/exit ]]; then
+    echo "$(hostname) exited $(cat "$RUN/exit")"
+  elif [[ -f $RUN/pid ]]; then
+    echo "$(hostname) killed"
+  else
+    echo "$(hostname) idle"
+  fi
+}
+
+stop() {
+  local pid seconds=${1:-120}
+  pid=$(running)
+  if [[ -n $pid ]]; then
+    # To the training process only, so that its shell can note the exit code.
+    pkill -TERM -P "$pid" || true
+    while ((seconds-- > 0)) && [[ -n $(running) ]]; do sleep 1; done
+    if [[ -n $(running) ]]; then kill -KILL -- "-$pid"; fi
+  fi
+  status
+}
+
+verb=${1:-}
+case $verb in
+  setup | check | start | status | stop) "${@}" ;;
+  logs) tail -n "${2:-50}" "$RUN/log" ;;
+  *)
+    echo "error: verb '$verb'; allowed: setup check start status logs stop" >&2
+    exit 1
+    ;;
+esac
