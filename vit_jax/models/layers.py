@@ -7,6 +7,7 @@ statistics are float32.
 
 from collections.abc import Callable, Sequence
 import functools
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -43,7 +44,7 @@ def pin(x: jax.Array) -> jax.Array:
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
-  if not axes:
+  if not axes or x.shape[0] % math.prod(mesh.shape[a] for a in axes):
     return x
   return jax.lax.with_sharding_constraint(x, P(axes))
 
@@ -87,16 +88,18 @@ class MultiHeadDotProductAttention(nn.Module):
   kernel_init: Callable = nn.initializers.xavier_uniform()
   bias_init: Callable = nn.initializers.zeros
   attend_fn: Callable = attend
+  head_width: int | None = None  # K; None: D / H
 
   @nn.compact
   def __call__(self, x_q, x_kv, train: bool):
     """(B, T, D), (B, S, D) -> (B, T, D), probabilities (B, H, T, S)."""
     width = x_q.shape[-1]
-    if width % self.num_heads:
+    if self.head_width is None and width % self.num_heads:
       raise ValueError(
           f'width {width} is not divisible by num_heads {self.num_heads}')
+    head_width = self.head_width or width // self.num_heads
     project = functools.partial(
-        nn.DenseGeneral, features=(self.num_heads, width // self.num_heads),
+        nn.DenseGeneral, features=(self.num_heads, head_width),
         use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=self.kernel_init,
         bias_init=self.bias_init)
     q = project(name='query')(x_q)
