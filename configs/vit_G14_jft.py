@@ -1,0 +1,11 @@
+"""ViT-G/14 on a JFT-like set: configs/vit_jft.py with the model chosen.
+
+    python -m vit_jax.main --config=configs/vit_G14_jft.py \
+        --config.data.dir=gs://BUCKET/jft --workdir=gs://BUCKET/G14
+"""
+
+from configs import vit_jft
+
+
+def get_config(arg=None):
+  return vit_jft.get_config(f'G14,{arg}' if arg else 'G14')

@@ -1,0 +1,11 @@
+"""ViT-B/16 on ImageNet-21k: configs/vit_i21k.py with the model chosen.
+
+    python -m vit_jax.main --config=configs/vit_b16_i21k.py \
+        --config.data.dir=gs://BUCKET/imagenet21k --workdir=gs://BUCKET/b16
+"""
+
+from configs import vit_i21k
+
+
+def get_config(arg=None):
+  return vit_i21k.get_config(f'b16,{arg}' if arg else 'b16')
