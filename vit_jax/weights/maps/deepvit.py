@@ -18,7 +18,7 @@ def _rules() -> list[Rule]:
       Rule('params/(embedding|patch_embed/proj)/bias',
            'patch_embed.proj.bias'),
       Rule(f'{_BLOCK}/attn/reattn/kernel',
-           r'blocks.\1.attn.reatten_matrix.weight', 'dense'),
+           r'blocks.\1.attn.reatten_matrix.weight', 'conv'),  # 1x1
       Rule(f'{_BLOCK}/attn/reattn/bias',
            r'blocks.\1.attn.reatten_matrix.bias'),
       Rule(f'{_BLOCK}/attn/out/kernel', r'blocks.\1.attn.proj.weight',
