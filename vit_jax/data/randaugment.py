@@ -1,4 +1,4 @@
-"""RandAugment (arXiv:1909.13719) in the two definitions in use, on uint8 images.
+"""RandAugment (arXiv:1909.13719) in both definitions in use, on uint8 images.
 
   'google(2,15)'            (layers, magnitude): big_vision's, which trained the
                             AugReg ViTs and the Mixers. Every chosen operation

@@ -56,6 +56,7 @@ class Source(Sequence):
     multi_label: whether labels are lists of ints.
     image_shape: (height, width) where all images share it, else None.
     fingerprint: a stable string; changes if the examples or their order do.
+    in_memory: whether examples are arrays that need no reading or decoding.
   """
 
   name: str = ''
@@ -64,6 +65,7 @@ class Source(Sequence):
   multi_label: bool = False
   image_shape: tuple[int, int] | None = None
   fingerprint: str = ''
+  in_memory: bool = False
 
   def describe(self, i: int) -> str:
     """The id or path of example i, also where the example cannot be read."""
@@ -127,6 +129,7 @@ class Subset(Source):
     self.name = name
     self.num_classes, self.class_names = parent.num_classes, parent.class_names
     self.multi_label, self.image_shape = parent.multi_label, parent.image_shape
+    self.in_memory = parent.in_memory
     self.fingerprint = fingerprint(parent.fingerprint, start, stop)
 
   def __len__(self):
@@ -153,7 +156,7 @@ class Concat(Source):
     self._ends = np.cumsum([len(p) for p in parts])
     self.name = name
     self.num_classes, self.class_names = first.num_classes, first.class_names
-    self.multi_label = first.multi_label
+    self.multi_label, self.in_memory = first.multi_label, first.in_memory
     same = {p.image_shape for p in parts}
     self.image_shape = same.pop() if len(same) == 1 else None
     self.fingerprint = fingerprint([p.fingerprint for p in parts])
@@ -194,6 +197,7 @@ class Digits(Source):
   """
 
   image_shape = (8, 8)
+  in_memory = True
   num_classes = 10
 
   def __init__(self, split: str):
@@ -231,6 +235,8 @@ class Synthetic(Source):
 
   Image, label and id are a pure function of (split, index).
   """
+
+  in_memory = True
 
   def __init__(self, split: str, num_examples: int, num_classes: int,
                image_size: int | tuple[int, int]):
@@ -370,7 +376,7 @@ def _held_out(files: list[str], fraction: float, test: bool) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """What ArrayRecordDataSource wants to know of a file, to not open them all."""
+  """What ArrayRecordDataSource must know of a file not to open it at once."""
   filename: str
   skip: int
   take: int
@@ -466,11 +472,11 @@ class Tfds(Source):
     if self._data is None:  # opened lazily: readers do not pickle
       import tensorflow_datasets as tfds
       builder = _tfds_builder(self._directory)
-      keys = {k: True for k in self._keys.values()}
+      images = [k for k, v in builder.info.features.items()
+                if type(v).__name__ == 'Image']
       self._data = builder.as_data_source(
-          split=self._split, decoders=tfds.decode.PartialDecoding(
-              keys, decoders={
-                  self._keys['image']: tfds.decode.SkipDecoding()}))
+          split=self._split,
+          decoders={k: tfds.decode.SkipDecoding() for k in images})
     i = _checked(i, self._length)
     example = self._data[i]
     name = example.get(self._keys.get('id'), f'{self.name}/{i}')
