@@ -1,0 +1,344 @@
+"""CeiT: Incorporating Convolution Designs into Visual Transformers.
+
+arXiv:2103.11816. Three changes to DeiT: tokens are cut from the feature map of
+a small convolutional stem (image-to-tokens, I2T), the feed-forward of every
+block mixes each patch with its eight neighbours (locally-enhanced feed-forward,
+LeFF), and the class tokens of all blocks are read by a last attention
+(layer-wise class-token attention, LCA).
+
+The defaults are what the released weights need. Where the paper differs, a
+field gives its form: `leff_gelu3=True` puts a third GELU at the end of LeFF
+(eq. 10), `leff_cls='identity'` leaves the class token alone there (eq. 11; the
+released code adds LN(cls) to it), `lca_posemb=False` drops the table added to
+the class tokens. With these, stem_width=32, stem_bias=True, stem_padding=4,
+pool_padding=0, qkv_bias=False, epsilon=1e-5, depthwise_bias=False and the
+`lca_*` sizes it is the reimplementation rishikksh20/CeiT-pytorch.
+B batch, N patches, T = 1 + N tokens, D width, H heads, L depth.
+"""
+
+import functools
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.models import layers
+from vit_jax.models.batch_norm import BatchNorm
+from vit_jax.models.registry import register
+
+# name: (width, heads); all have 12 blocks.
+SIZES = {'t': (192, 3), 's': (384, 6), 'b': (768, 12)}
+
+LEFF_CLS = ('norm', 'identity')
+POOLS = ('token', 'gap')
+
+
+class DepthwiseConv(nn.Module):
+  """A 3x3 convolution of each channel by itself, zero padding 1.
+
+  Nine shifted products, which XLA fuses into one pass; its grouped
+  convolution with one channel a group is far slower on a CPU.
+  """
+
+  use_bias: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x):
+    """(B, h, w, C) -> (B, h, w, C); parameters kernel (3, 3, 1, C), bias."""
+    _, height, width, channels = x.shape
+    kernel = self.param('kernel', layers.torch_conv_kernel,
+                        (3, 3, 1, channels)).astype(self.dtype)
+    padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = sum(padded[:, i:i + height, j:j + width] * kernel[i:i + 1, j:j + 1]
+            for i in range(3) for j in range(3))
+    if self.use_bias:
+      bias = self.param('bias', layers.torch_conv_bias(9), (channels,))
+      x += bias.astype(self.dtype).reshape(1, 1, 1, -1)
+    return x
+
+
+class ImageToTokens(nn.Module):
+  """Convolution 7x7/2, BatchNorm, max-pool 3x3/2; then the patches (eq. 4)."""
+
+  width: int
+  patch_size: tuple[int, int]  # of the image; the map is a quarter of it
+  stem_width: int = 64
+  stem_bias: bool = False
+  stem_padding: int = 3
+  pool_padding: int = 1
+  bn_groups: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images, train: bool):
+    """(B, H, W, 3) -> tokens (B, h, w, D), the pooled map."""
+    x = nn.Conv(
+        self.stem_width, (7, 7), strides=2, padding=self.stem_padding,
+        use_bias=self.stem_bias, dtype=self.dtype,
+        kernel_init=layers.torch_conv_kernel,
+        bias_init=layers.torch_conv_bias(49 * images.shape[-1]), name='conv')(
+            images.astype(self.dtype))
+    x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name='bn')(x, train)
+    pad = (self.pool_padding,) * 2
+    x = pooled = nn.max_pool(x, (3, 3), (2, 2), (pad, pad))
+    size = tuple(p // 4 for p in self.patch_size)
+    layers.check_patches(*x.shape[1:3], size)
+    x = layers.conv_patches(
+        self.width, size, dtype=self.dtype,
+        kernel_init=layers.torch_conv_kernel,
+        bias_init=layers.torch_conv_bias(self.stem_width * math.prod(size)),
+        name='proj')(x)
+    return x, pooled
+
+
+class LeFF(nn.Module):
+  """1x1 expansion, depth-wise 3x3, 1x1 reduction, each with BatchNorm (eq. 6-10)."""
+
+  hidden: int
+  gelu3: bool = False
+  depthwise_bias: bool = True
+  activation: str = 'gelu_erf'
+  bn_groups: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    """(B, h, w, D) -> (B, h, w, D)."""
+    gelu, width = layers.GELU[self.activation], x.shape[-1]
+    norm = functools.partial(BatchNorm, groups=self.bn_groups,
+                             dtype=self.dtype)
+    # Convolutions in the released code, so they start as those do.
+    conv1x1 = lambda features, fan_in, name: nn.Dense(
+        features, dtype=self.dtype, kernel_init=layers.torch_conv_kernel,
+        bias_init=layers.torch_conv_bias(fan_in), name=name)
+    x = conv1x1(self.hidden, width, 'conv1')(x)
+    x = gelu(norm(name='bn1')(x, train))
+    x = DepthwiseConv(self.depthwise_bias, self.dtype, name='conv2')(x)
+    x = gelu(norm(name='bn2')(x, train))
+    x = conv1x1(width, self.hidden, 'conv3')(x)
+    x = norm(name='bn3')(x, train)
+    return gelu(x) if self.gelu3 else x
+
+
+class Block(nn.Module):
+  """x + attention(LN(x)), then x + LeFF(LN(x)) on the patches."""
+
+  grid: tuple[int, int]  # patches (h, w)
+  num_heads: int
+  mlp_dim: int
+  leff_gelu3: bool = False
+  leff_cls: str = 'norm'
+  depthwise_bias: bool = True
+  qkv_bias: bool = True
+  head_width: int | None = None
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  activation: str = 'gelu_erf'
+  epsilon: float = 1e-6
+  bn_groups: int = 1
+  dtype: Any = jnp.float32
+  return_attention: bool = False
+
+  @nn.compact
+  def __call__(self, x, rate, train: bool):
+    """(B, T, D) -> (B, T, D), aux."""
+    norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon,
+                             dtype=self.dtype)
+    y = norm()(x)
+    y, probs = layers.MultiHeadDotProductAttention(
+        self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
+        kernel_init=layers.normal02, head_width=self.head_width, name='attn')(
+            y, y, train)
+    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    x = after_attention = x + layers.DropPath()(y, rate, train)
+
+    y = norm()(x)
+    cls, y = y[:, :1], y[:, 1:]
+    batch, patches, width = y.shape
+    y = LeFF(self.mlp_dim, self.leff_gelu3, self.depthwise_bias,
+             self.activation, self.bn_groups, self.dtype, name='leff')(
+                 y.reshape(batch, *self.grid, width), train)
+    if self.leff_cls == 'identity':
+      cls = jnp.zeros_like(cls)
+    y = jnp.concatenate([cls, y.reshape(batch, patches, width)], axis=1)
+    x = x + layers.DropPath()(y, rate, train)
+
+    # The class token stands alone too: a gradient through a slice of all the
+    # tokens of all blocks would need them all at once.
+    aux = {'tokens': x, 'after_attention': after_attention, 'cls': x[:, 0]}
+    if self.return_attention:
+      aux['attention'] = probs
+    return x, aux
+
+
+class LayerwiseClassAttention(nn.Module):
+  """The last class token asks, those of all blocks answer; then an MLP."""
+
+  num_heads: int
+  mlp_dim: int
+  qkv_bias: bool = True
+  head_width: int | None = None
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  activation: str = 'gelu_erf'
+  epsilon: float = 1e-6
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens, train: bool):
+    """(B, L, D) -> (B, 1, D), probabilities (B, H, 1, L)."""
+    norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon,
+                             dtype=self.dtype)
+    y = norm()(tokens)
+    y, probs = layers.MultiHeadDotProductAttention(
+        self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
+        kernel_init=layers.normal02, head_width=self.head_width, name='attn')(
+            y[:, -1:], y, train)
+    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    x = tokens[:, -1:] + y
+    return x + layers.MlpBlock(
+        self.mlp_dim, self.dropout, self.activation, self.dtype,
+        layers.normal02, nn.initializers.zeros, name='mlp')(
+            norm()(x), train), probs
+
+
+class CeiT(nn.Module):
+  """Convolution-enhanced image transformer; see the module docstring."""
+
+  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  patch_size: Any = 16  # int or (height, width), multiples of 4
+  width: int = 192
+  depth: int = 12
+  num_heads: int = 3
+  head_width: int | None = None  # None: width / num_heads
+  mlp_dim: int | None = None  # None: 4 * width
+  stem_width: int = 64  # channels of the stem's map
+  stem_bias: bool = False
+  stem_padding: int = 3
+  pool_padding: int = 1
+  leff_gelu3: bool = False  # a third GELU, as in the paper
+  leff_cls: str = 'norm'  # cls + LN(cls) in LeFF, or 'identity' as in the paper
+  depthwise_bias: bool = True
+  qkv_bias: bool = True
+  lca: bool = True
+  lca_posemb: bool = True
+  lca_heads: int | None = None  # None: num_heads
+  lca_head_width: int | None = None  # None: head_width
+  lca_mlp_dim: int | None = None  # None: mlp_dim
+  pool: str = 'token'  # without LCA: 'token', or 'gap' (mean of all tokens)
+  epsilon: float = 1e-6  # of LayerNorm
+  bn_groups: int = 1  # BatchNorm statistics per group of the batch; 1: global
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  drop_path: float = 0.0  # of the last block; linear from 0 at the first
+  activation: str = 'gelu_erf'
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+  scan: bool = False
+  return_attention: bool = False
+
+  @nn.compact
+  def __call__(self, images, *, train: bool):
+    """Classifies images.
+
+    Args:
+      images: (B, height, width, 3), normalised.
+      train: turns dropout and drop path on (rng stream 'dropout'), and
+        BatchNorm to the batch's statistics (collection 'batch_stats').
+
+    Returns:
+      logits (B, num_classes), float32; and a dict: stem (B, h', w', C) the
+      pooled map, embedded (B, N, D), with_posemb (B, T, D), block_00 ...,
+      block_00_attention ... (B, T, D) the same after attention alone, encoded
+      = tokens (B, T, D), before the last norm, lca (B, 1, D), pooled (B, D)
+      before and pre_logits (B, D) after the last norm. With `return_attention`
+      also attention, one (B, H, T, T) per block, and attention_lca
+      (B, H, 1, L).
+
+    Raises:
+      ValueError: a field with a value that is not allowed, width not
+        divisible by num_heads, or no patch fits.
+    """
+    patch_size = tuple(int(p) for p in np.broadcast_to(self.patch_size, 2))
+    self._check(patch_size)
+    dtype = jnp.dtype(self.dtype)
+    x, stem = ImageToTokens(
+        self.width, patch_size, self.stem_width, self.stem_bias,
+        self.stem_padding, self.pool_padding, self.bn_groups, dtype,
+        name='i2t')(images, train)
+    batch, *grid, _ = x.shape
+    x = x.reshape(batch, math.prod(grid), self.width)
+    out = {'stem': stem, 'embedded': x}
+    cls = self.param('cls', layers.normal02, (1, 1, self.width)).astype(dtype)
+    x = jnp.concatenate(
+        [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1)
+    table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
+    x = x + table.astype(dtype)
+    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = out['with_posemb'] = layers.pin(x)
+
+    shared = dict(
+        qkv_bias=self.qkv_bias, dropout=self.dropout,
+        attention_dropout=self.attention_dropout, activation=self.activation,
+        epsilon=self.epsilon, dtype=dtype)
+    mlp_dim = self.mlp_dim or 4 * self.width
+    block = functools.partial(
+        Block, grid=tuple(grid), num_heads=self.num_heads, mlp_dim=mlp_dim,
+        head_width=self.head_width, leff_gelu3=self.leff_gelu3,
+        leff_cls=self.leff_cls, depthwise_bias=self.depthwise_bias,
+        bn_groups=self.bn_groups, return_attention=self.return_attention,
+        **shared)
+    x, auxes = layers.run_blocks(
+        block, x, layers.drop_path_rates(self.drop_path, self.depth), train,
+        name='block', remat=self.remat, scan=self.scan)
+    for i, aux in enumerate(auxes):
+      out[f'block_{i:02d}'] = aux['tokens']
+      out[f'block_{i:02d}_attention'] = aux['after_attention']
+    if self.return_attention:
+      out['attention'] = [aux['attention'] for aux in auxes]
+    out['encoded'] = out['tokens'] = x
+
+    if self.lca:
+      tokens = jnp.stack([aux['cls'] for aux in auxes], axis=1)
+      if self.lca_posemb:
+        table = self.param('pos_layer_embedding', nn.initializers.zeros,
+                           (1, *tokens.shape[1:]))
+        tokens = tokens + table.astype(dtype)
+      x, probs = LayerwiseClassAttention(
+          self.lca_heads or self.num_heads, self.lca_mlp_dim or mlp_dim,
+          head_width=self.lca_head_width or self.head_width, **shared,
+          name='lca')(tokens, train)
+      out['lca'] = x
+      if self.return_attention:
+        out['attention_lca'] = probs
+      x = x[:, 0]
+    else:
+      x = x[:, 0] if self.pool == 'token' else jnp.mean(x, axis=1)
+    out['pooled'] = x
+    x = out['pre_logits'] = nn.LayerNorm(
+        epsilon=self.epsilon, dtype=dtype, name='encoder_norm')(x)
+    if self.num_classes:
+      x = nn.Dense(self.num_classes, dtype=dtype, kernel_init=layers.normal02,
+                   name='head')(x)
+    return x.astype(jnp.float32), out
+
+  def _check(self, patch_size):
+    if any(p < 4 or p % 4 for p in patch_size):
+      raise ValueError(
+          f'patch_size {self.patch_size}: the stem of CeiT reduces by 4; '
+          'allowed: multiples of 4')
+    for field, allowed in (('leff_cls', LEFF_CLS), ('pool', POOLS)):
+      if getattr(self, field) not in allowed:
+        raise ValueError(f'{field}={getattr(self, field)!r}; '
+                         f'allowed: {", ".join(allowed)}')
+
+
+# One published archive holds T and S at 224 and 384, B at 224.
+for _size, (_width, _heads) in SIZES.items():
+  register(
+      f'ceit_{_size}', CeiT, image_size=224, normalize='imagenet', crop=0.875,
+      interpolation='bicubic', width=_width, num_heads=_heads,
+      mlp_dim=4 * _width)
