@@ -1,4 +1,4 @@
-"""Parity with the two CeiT codes: coeusguo/ceit and rishikksh20/CeiT-pytorch."""
+"""Parity with both CeiT codes: coeusguo/ceit, rishikksh20/CeiT-pytorch."""
 
 import jax.numpy as jnp
 
