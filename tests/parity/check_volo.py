@@ -37,7 +37,8 @@ def check(case):
     values['attn_block0'] = out['attention_outlook'][0]
 
   # network_i: what its element i, a group or a downsampling, gives, as a map.
-  counts, element, side = {'outlooker': 0, 'block': 0}, 0, out['stem'].shape[1:3]
+  counts, element = {'outlooker': 0, 'block': 0}, 0
+  side = out['stem'].shape[1:3]
   for g, count in enumerate(model.layers):
     name = 'outlooker' if model.outlook_attention[g] else 'block'
     counts[name] += count

@@ -95,7 +95,7 @@ class ImageToTokens(nn.Module):
 
 
 class LeFF(nn.Module):
-  """1x1 expansion, depth-wise 3x3, 1x1 reduction, each normalised (eq. 6-10)."""
+  """1x1 up, depth-wise 3x3, 1x1 down, all normalised (eq. 6-10)."""
 
   hidden: int
   gelu3: bool = False

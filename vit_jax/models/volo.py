@@ -6,7 +6,7 @@ without queries and keys; a strided convolution halves the map, transformers
 follow, and class attention reads it. Each patch token is classified too, by an
 auxiliary head that is trained on token labels (arXiv:2104.10858), with MixToken
 pasting a box of another image's features into the map.
-B batch, (H, W) map, (h, w) = windows, N tokens, T = 1 + N, D width, K head width.
+B batch, (H, W) map, (h, w) windows, N tokens, T = 1 + N, D width, K head width.
 """
 
 import functools
@@ -175,7 +175,7 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-  """Three convolutions with BatchNorm and ReLU, then non-overlapping patches."""
+  """Three convolutions with BatchNorm and ReLU, then disjoint patches."""
 
   width: int
   patch_size: int
@@ -409,7 +409,7 @@ class VOLO(nn.Module):
       if len(getattr(self, field)) != groups:
         raise ValueError(f'{field}={getattr(self, field)} needs one entry per '
                          f'group of layers={self.layers}')
-    if not isinstance(self.patch_size, int) or self.patch_size not in (4, 8, 16):
+    if self.patch_size not in (4, 8, 16):
       raise ValueError(f'patch_size {self.patch_size}; allowed: 4, 8, 16')
     if self.downsamples[-1]:
       raise ValueError(f'downsamples={self.downsamples}: no group follows the '
