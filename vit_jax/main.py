@@ -38,7 +38,7 @@ def run(argv) -> int:
   distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   from vit_jax import train
   try:
-    with distributed.logs(_WORKDIR.value):
+    with distributed.session(_WORKDIR.value, orderly=(train.Preempted,)):
       train.train_and_evaluate(config, _WORKDIR.value)
   except train.Preempted as e:
     print(e, file=sys.stderr)
