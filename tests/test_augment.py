@@ -68,30 +68,6 @@ def test_resize_keeps_constants_and_takes_int():
       augment.resize(x, 20), jnp.full((1, 20, 20, 3), 77.0), atol=1e-4)
 
 
-def test_random_flip():
-  x, key = floats(batch=64), jax.random.key(0)
-  y, _ = augment.random_flip(x, {}, key, 0.5)
-  same = np.all(y == x, axis=(1, 2, 3))
-  mirrored = np.all(y == x[:, :, ::-1], axis=(1, 2, 3))
-  assert np.all(same ^ mirrored) and 15 < mirrored.sum() < 49
-  chex.assert_trees_all_equal(augment.random_flip(x, {}, key, 0.0)[0], x)
-  chex.assert_trees_all_equal(
-      augment.random_flip(x, {}, key, 1.0)[0], x[:, :, ::-1])
-
-
-def test_random_flip_takes_token_labels_along():
-  x = floats(height=8, width=12)
-  labels = np.random.default_rng(0).random((B, 6, C), np.float32)
-  y, t = augment.random_flip(
-      x, {'token_labels': labels}, jax.random.key(1), 1.0)
-  expected = labels.reshape(B, 2, 3, C)[:, :, ::-1].reshape(B, 6, C)
-  chex.assert_trees_all_equal(t['token_labels'], expected)
-  with pytest.raises(ValueError, match='5 token labels'):
-    augment.random_flip(x, {'token_labels': labels[:, :5]},
-                        jax.random.key(1), 1.0)
-
-
-@pytest.mark.parametrize('prob', [0.0, 0.25, 1.0])
 def test_random_erasing(prob):
   # A constant image: what changed is the box.
   x = jnp.full((400, 16, 24, 3), 100.0)

@@ -78,28 +78,6 @@ def resize(images, size):
   return jnp.einsum('ow,bhwc->bhoc', columns, x, precision=highest)
 
 
-def _flip_tokens(token_labels, height: int, width: int):
-  """Mirrors (B, N, C) labels of a grid with the image's aspect ratio."""
-  b, n, c = token_labels.shape
-  h = round((n * height / width) ** 0.5)
-  if n % h:
-    raise ValueError(f'{n} token labels do not form a grid of the aspect ratio '
-                     f'of {height}x{width} images')
-  return token_labels.reshape(b, h, n // h, c)[:, :, ::-1].reshape(b, n, c)
-
-
-def random_flip(images, targets, key, prob: float = 0.5):
-  """Mirrors each image, with its token labels, with probability `prob`."""
-  flip = jax.random.bernoulli(key, prob, (images.shape[0],))
-  images = jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
-  if 'token_labels' in targets:
-    labels = targets['token_labels']
-    mirrored = _flip_tokens(labels, *images.shape[1:3])
-    labels = jnp.where(flip[:, None, None], mirrored, labels)
-    targets = dict(targets, token_labels=labels)
-  return images, targets
-
-
 def random_erasing(images, key, prob: float, area=(0.02, 1 / 3),
                    aspect=(0.3, 1 / 0.3), attempts: int = 10):
   """Random erasing (arXiv:1708.04896) in timm's 'pixel' mode: one noise box.
@@ -275,7 +253,8 @@ def mix(images, targets, key, cfg):
 def prepare_train(images, targets, key, cfg, dtype=jnp.float32):
   """uint8 images -> what the model is trained on.
 
-  Device resize, flip, normalisation, random erasing, mixing, in this order.
+  Device resize, normalisation, random erasing, mixing, in this order; crop and
+  flip have been done (on the host, or in `data.cache`).
 
   Args:
     images: (B, H, W, 3) uint8.
@@ -287,9 +266,7 @@ def prepare_train(images, targets, key, cfg, dtype=jnp.float32):
   Returns:
     Images (B, H', W', 3) of `dtype`, and the targets.
   """
-  flip_key, erase_key, mix_key = jax.random.split(key, 3)
-  if cfg.flip:
-    images, targets = random_flip(images, targets, flip_key, cfg.flip)
+  erase_key, mix_key = jax.random.split(key)
   images = prepare_eval(images, cfg)
   if cfg.erasing:
     images = random_erasing(images, erase_key, cfg.erasing)
@@ -299,8 +276,7 @@ def prepare_train(images, targets, key, cfg, dtype=jnp.float32):
 
 def prepare_eval(images, cfg, dtype=jnp.float32):
   """uint8 images (B, H, W, 3) -> normalised, at data.image_size."""
-  size = cfg.image_size
-  size = (size, size) if isinstance(size, int) else tuple(size)
+  size = cfg.image_size, cfg.image_width or cfg.image_size
   if cfg.device_resize and images.shape[1:3] != size:
     images = resize(images, size)
   return normalize(images, cfg.normalize, dtype)

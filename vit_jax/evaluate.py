@@ -92,7 +92,8 @@ class Evaluator:
           interpolation=self._config.eval.interpolation,
           threads=self._config.data.threads,
           process_index=jax.process_index(),
-          process_count=jax.process_count())
+          process_count=jax.process_count(),
+          max_bad_fraction=self._config.data.max_bad_fraction)
       steps = -(-len(source) // self._batch_size)
       sums = []
       for batch in writers.progress_bar(batches, steps, f'evaluating {name}'):
@@ -101,9 +102,8 @@ class Evaluator:
             variables, sharding.put_batch(batch, self._mesh)))
       results[name] = metrics.summarize(
           metrics.merge(*jax.device_get(sums)))
-      if results[name]['examples'] != len(source):
-        raise RuntimeError(
-            f'eval set {name!r}: {results[name]["examples"]} of {len(source)} '
-            'examples were counted')
-      logging.debug('eval %s: %s', name, results[name])
+      left_out = len(source) - results[name]['examples']
+      if left_out:  # corrupt images, which the pipeline has named in the log
+        logging.warning('eval set %s: %d of %d images are corrupt and were '
+                        'left out', name, left_out, len(source))
     return results

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import checkpoint, flops, optim, sharding, step as step_lib
+from vit_jax import checkpoint, distributed, flops, optim, sharding, step as step_lib
 from vit_jax import writers
 from vit_jax.config import check, ConfigError, image_shape, in_steps
 from vit_jax.config import model_fields, to_json
@@ -108,12 +108,12 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
       steps_per_epoch=steps_per_epoch, batch_size=batch_size)
   init_variables = lambda: step_lib.init_variables(
       model, image_shape(config), config.run.seed)
-  with jax.set_mesh(mesh.abstract_mesh):
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     variables = jax.eval_shape(init_variables)
   tx = optim.make_optimizer(config.optim, schedule, variables['params'])
   fresh = lambda: step_lib.init_state(
       init_variables(), tx, bool(config.optim.ema))
-  with jax.set_mesh(mesh.abstract_mesh):
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     state = jax.eval_shape(fresh)
   shardings = sharding.state_shardings(
       state, mesh, config.mesh.preset, config.mesh.rules)
@@ -225,8 +225,8 @@ def _batches(config, source, mesh, start_step: int, label_maps=None):
 def _cached_batches(device_cache, mesh, start_step: int, total_steps: int):
   """Only indices travel: the data set is on the devices."""
   for step in range(start_step, total_steps):
-    yield sharding.put_replicated(
-        {'indices': device_cache.indices(step)}, mesh)
+    local = device_cache.indices(step).reshape(jax.process_count(), -1)
+    yield sharding.put_batch({'indices': local[jax.process_index()]}, mesh)
 
 
 def train_and_evaluate(config, workdir) -> dict[str, Any]:
@@ -272,9 +272,11 @@ def train_and_evaluate(config, workdir) -> dict[str, Any]:
     from vit_jax.data import token_labels
     label_maps = token_labels.TokenLabels(config.data.labels)
   device_cache = load_batch = None
-  if label_maps is None and cache.pays(source, config.data):
-    device_cache = cache.DeviceCache(source, config.data, config.run.seed)
-    extras['cache'] = sharding.put_replicated(device_cache.arrays, mesh)
+  if label_maps is None and cache.wants_cache(source, config.data):
+    device_cache = cache.DeviceCache(
+        source, config.data, config.run.seed,
+        put=lambda x: sharding.put_replicated(x, mesh))
+    extras['cache'] = device_cache.arrays
     load_batch = lambda batch, extras, key: cache.cached_batch(
         extras['cache'], batch['indices'], key, config.data)
 
@@ -368,6 +370,7 @@ def train_and_evaluate(config, workdir) -> dict[str, Any]:
         jax.profiler.start_trace(str(epath.Path(workdir) / 'profile'))
       state, values = train_step(state, next(batches), extras)
       step += 1
+      distributed.tick(step)
       # Let the host run at most two steps ahead of the devices.
       in_flight.append(values)
       if len(in_flight) > 2:

@@ -26,7 +26,7 @@ MAX_BYTES = 1 << 30  # what 'auto' puts on a device
 
 def why_not_cached(source: sources.Source, cfg: Any) -> str:
   """'' if the recipe's data can live on the device, else the reason."""
-  size = transforms.image_size(cfg.image_size)
+  size = transforms.target_size(cfg)
   if cfg.randaugment:
     return 'data.randaugment runs on the host'
   if cfg.color_jitter:
@@ -51,18 +51,18 @@ def wants_cache(source: sources.Source, cfg: Any) -> bool:
   'auto' does where it is possible and takes at most 1 GiB.
 
   Raises:
-    ValueError: it is True and not possible, or not one of True, False, 'auto'.
+    ValueError: it is 'on' and not possible, or not one of 'on', 'off', 'auto'.
   """
-  if cfg.device_cache not in (True, False, 'auto'):
-    raise ValueError(f'data.device_cache={cfg.device_cache!r}: must be True, '
-                     "False or 'auto'")
-  if cfg.device_cache is False:
+  if cfg.device_cache not in ('on', 'off', 'auto'):
+    raise ValueError(f'data.device_cache={cfg.device_cache!r}: must be '
+                     "'on', 'off' or 'auto'")
+  if cfg.device_cache == 'off':
     return False
   reason = why_not_cached(source, cfg)
-  if cfg.device_cache is True:
+  if cfg.device_cache == 'on':
     if reason:
-      raise ValueError(f'data.device_cache=True is not possible: {reason}. '
-                       "Use 'auto' or False.")
+      raise ValueError(f"data.device_cache='on' is not possible: {reason}. "
+                       "Use 'auto' or 'off'.")
     return True
   return not reason and (
       len(source) * math.prod(source.image_shape) * 3 <= MAX_BYTES)
@@ -133,7 +133,7 @@ def cached_batch(arrays: dict, indices: jax.Array, key: jax.Array, cfg: Any
   """
   images = jnp.take(arrays['image'], indices, axis=0)
   _, height, width, _ = images.shape
-  size = transforms.image_size(cfg.image_size)
+  size = transforms.target_size(cfg)
   keys = jax.random.split(key, indices.shape[0])
   rows, columns = jax.vmap(
       lambda k: _draw(k, height, width, size, cfg))(keys)

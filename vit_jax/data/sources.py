@@ -87,14 +87,14 @@ class Source(Sequence):
         raise ValueError(
             f'{example["id"]}: {e}. A data set that is held in memory must be '
             'readable as a whole; remove the file, or set '
-            'data.device_cache=False to have it skipped.') from e
+            "data.device_cache='off' to have it skipped.") from e
       if images is None:
         images = np.empty((len(self), *image.shape), np.uint8)
       if image.shape != images.shape[1:]:
         raise ValueError(
             f'{example["id"]} is {image.shape[:2]}, others are '
             f'{images.shape[1:3]}: a data set held in memory needs images of '
-            'one size. Set data.device_cache=False.')
+            "one size. Set data.device_cache='off'.")
       images[i] = image
       set_label(labels, i, example['label'])
     return images, labels
@@ -282,8 +282,8 @@ class Folder(Source):
              if (root / n).is_dir()]
     if 'train' in found:
       chosen = _pick_split(split, found, f'folder {root}')
-      classes = _scan(root / 'train')
-      files = classes if chosen == 'train' else _scan(root / chosen)
+      classes = scan_classes(root / 'train')
+      files = classes if chosen == 'train' else scan_classes(root / chosen)
       names = sorted(classes)
       extra = sorted(set(files) - set(names))
       if extra:
@@ -302,7 +302,7 @@ class Folder(Source):
         raise _unknown_split(split, ('train', 'test'), f'folder {root}')
       if not 0 <= holdout < 1:
         raise ValueError(f'data.holdout={holdout}: must be in [0, 1)')
-      every = _scan(root)
+      every = scan_classes(root)
       names = sorted(every)
       files = {c: _held_out(every[c], holdout, split != 'train') for c in names}
       prefix = ''
@@ -337,7 +337,7 @@ class Folder(Source):
     return f'{self._root}/{self._paths[i]}'
 
 
-def _scan(root: epath.Path) -> dict[str, list[str]]:
+def scan_classes(root: epath.Path) -> dict[str, list[str]]:
   """{class: its image file names}, for the classes that have any."""
   try:
     entries = sorted(p for p in root.iterdir() if not p.name.startswith('.'))

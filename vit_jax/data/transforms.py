@@ -73,6 +73,11 @@ def image_size(value) -> tuple[int, int]:
   return int(height), int(width)
 
 
+def target_size(cfg) -> tuple[int, int]:
+  """(height, width) that the model is given, of a config's data section."""
+  return cfg.image_size, getattr(cfg, 'image_width', None) or cfg.image_size
+
+
 # --- Resizing ---------------------------------------------------------------
 
 
@@ -292,7 +297,8 @@ class TrainTransform:
       raise ValueError(f'data.area={self.area}: must be 0 < low <= high <= 1')
     if not 0 < self.aspect[0] <= self.aspect[1]:
       raise ValueError(f'data.aspect={self.aspect}: must be 0 < low <= high')
-    self.size = image_size(cfg.device_resize or cfg.image_size)
+    self.size = (image_size(cfg.device_resize) if cfg.device_resize
+                 else target_size(cfg))
     self.resize, self.pad = cfg.resize, cfg.pad
     if self.crop in ('resize_crop', 'squash_crop'):
       if not self.resize or self.resize < max(self.size):
