@@ -6,22 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.random_variables import random_variables
+from tests.released import shapes_of, tsv_shapes
 from vit_jax.models.deit import DistilledViT, FUSIONS
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.models.vit import ViT
+from vit_jax.weights.maps.deit import IGNORED, MAPS
 
 TINY = dict(num_classes=5, patch_size=8, width=16, depth=2, num_heads=2,
             mlp_dim=24)
-
-
-def init(model, images):
-  """Initial variables with larger kernels, so that the paths differ."""
-  variables = jax.jit(lambda k: model.init(k, images, train=False))(
-      jax.random.key(0))
-  leaves, tree = jax.tree.flatten(variables)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(tree, [
-      x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
 
 
 def apply(model, variables, images, train=False):
@@ -37,7 +30,7 @@ def images():
 
 @pytest.fixture(scope='module')
 def variables(images):
-  return init(DistilledViT(**TINY), images)
+  return random_variables(DistilledViT(**TINY), images)
 
 
 @pytest.mark.parametrize('name, at_224, at_384', [
@@ -65,6 +58,15 @@ def test_registered_as_released():
     assert entry.image_size == (384 if name.endswith('384') else 224)
     assert entry.fields['activation'] == 'gelu_erf'
     assert entry.fields['init_style'] == 'timm'
+
+
+@pytest.mark.parametrize('layout, file', [
+    ('official', 'deit_tiny_distilled_patch16_224'),
+    ('timm', 'timm_deit_tiny_distilled_patch16_224')])
+def test_released_names(layout, file):
+  got = shapes_of(create_model('deit_ti16_distilled'),
+                  MAPS['DistilledViT'][layout], 224)
+  assert got == tsv_shapes(file, IGNORED)
 
 
 def test_tokens_and_position_table(images, variables):

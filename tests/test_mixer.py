@@ -6,21 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.random_variables import random_variables
 from vit_jax.models.mixer import Mixer, MixerBlock
 from vit_jax.models.registry import create_model, model_info
 
 TINY = dict(num_classes=5, patch_size=(4, 8), width=16, depth=3,
             tokens_mlp_dim=8, mlp_dim=24)
-
-
-def init(model, images):
-  """Initial variables, moved so that no kernel or scale is 0 or 1."""
-  variables = jax.jit(lambda k: model.init(k, images, train=False))(
-      jax.random.key(0))
-  leaves, tree = jax.tree.flatten(variables)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(tree, [
-      x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
 
 
 def apply(model, variables, images, train=False):
@@ -49,7 +40,7 @@ def test_counts(name, count):
 
 def test_outputs_jit_and_bfloat16(images):
   model = Mixer(**TINY)
-  variables = init(model, images)
+  variables = random_variables(model, images)
   logits, out = apply(model, variables, images)
   chex.assert_shape(logits, (2, 5))
   chex.assert_shape(out['stem'], (2, 4, 3, 16))
@@ -89,7 +80,7 @@ def stack_blocks(variables, depth):
 def test_scan_equals_unrolled(images):
   model = Mixer(**TINY)
   scanned = model.clone(scan=True, remat='full')
-  variables = init(model, images)
+  variables = random_variables(model, images)
   stacked = stack_blocks(variables, 3)
   chex.assert_trees_all_equal_shapes(
       stacked, jax.eval_shape(lambda: scanned.init(
@@ -103,7 +94,7 @@ def test_scan_equals_unrolled(images):
 def test_gradients(scan, images):
   """Finite for every parameter, with drop path, and the same under remat."""
   model = Mixer(**TINY, drop_path=0.5, scan=scan)
-  variables = init(model, images)
+  variables = random_variables(model, images)
 
   def grads(model):
     loss = lambda v: jnp.square(model.apply(
@@ -144,7 +135,7 @@ def test_drop_path_does_not_rescale():
 def test_drop_path_is_linear_in_depth(images):
   """Rates 0, 1/2, 1: the first block is whole, the last one the identity."""
   model = Mixer(**TINY, drop_path=1.0)
-  variables = init(model, images)
+  variables = random_variables(model, images)
   _, whole = apply(model, variables, images)
   _, out = apply(model, variables, images, train=True)
   np.testing.assert_allclose(out['block_00'], whole['block_00'], atol=1e-6)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.random_variables import random_variables
 from vit_jax.models import resnet
 from vit_jax.models.registry import create_model
 from vit_jax.models.resnet import BiT, BiTV1
@@ -21,14 +22,6 @@ def num_params(model, size: int) -> int:
       lambda x: model.init(jax.random.key(0), x, train=False), images)
   assert set(variables) == {'params'}
   return sum(x.size for x in jax.tree.leaves(variables))
-
-
-def randomised(variables, seed: int = 0):
-  """Variables without a zero head, a zero scale or a unit scale."""
-  leaves, tree = jax.tree.flatten(variables)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  return jax.tree.unflatten(tree, [
-      x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
 
 
 def init(model, images):
@@ -124,7 +117,7 @@ def test_initial_values(cls, images):
 @pytest.mark.parametrize('cls', [BiT, BiTV1])
 def test_outputs_jit_and_bfloat16(cls, images):
   model = cls(**TINY)
-  variables = randomised(init(model, images))
+  variables = random_variables(model, images)
   eager = lambda m: m.apply(variables, images, train=False)
   apply = lambda m: jax.jit(lambda: eager(m))()
   logits, out = apply(model)
@@ -152,7 +145,7 @@ def test_outputs_jit_and_bfloat16(cls, images):
 @pytest.mark.parametrize('cls', [BiT, BiTV1])
 def test_gradients_are_finite_and_the_same_under_remat(cls, images):
   model = cls(**{**TINY, 'num_layers': (1, 1)})
-  variables = randomised(init(model, images))
+  variables = random_variables(model, images)
 
   def grads(model):
     loss = lambda v: jnp.square(model.apply(v, images, train=True)[0]).mean()
