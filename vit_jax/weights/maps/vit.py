@@ -39,21 +39,20 @@ def _timm_stem(root_only: bool) -> list[Rule]:
   backbone = 'patch_embed.backbone'
   root = backbone if root_only else f'{backbone}.stem'
 
-  def unit(rest):  # files number from 0; a third group continues the name
+  def unit(rest):  # numbered from 0
     return lambda m: (
-        f'{backbone}.stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.{rest}'
-        + ''.join(m.groups()[2:]))
+        f'{backbone}.stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.'
+        + rest.format(*m.groups()[2:]))
 
-  rules = [Rule('params/conv_root/kernel', f'{root}.conv.weight', 'conv'),
-           Rule(rf'{_STEM}/conv(\d)/kernel',
-                lambda m: unit('conv')(m) + '.weight', 'conv'),
-           Rule(f'{_STEM}/conv_proj/kernel', unit('downsample.conv.weight'),
-                'conv')]
+  rules = [
+      Rule('params/conv_root/kernel', f'{root}.conv.weight', 'conv'),
+      Rule(rf'{_STEM}/conv(\d)/kernel', unit('conv{}.weight'), 'conv'),
+      Rule(f'{_STEM}/conv_proj/kernel', unit('downsample.conv.weight'), 'conv'),
+  ]
   for flax, torch in (('scale', 'weight'), ('bias', 'bias')):
     rules += [
         Rule(f'params/gn_root/{flax}', f'{root}.norm.{torch}'),
-        Rule(rf'{_STEM}/gn(\d)/{flax}',
-             lambda m, t=torch: f'{unit("norm")(m)}.{t}'),
+        Rule(rf'{_STEM}/gn(\d)/{flax}', unit(f'norm{{}}.{torch}')),
         Rule(f'{_STEM}/gn_proj/{flax}', unit(f'downsample.norm.{torch}')),
     ]
   return rules
