@@ -68,6 +68,7 @@ def test_resize_keeps_constants_and_takes_int():
       augment.resize(x, 20), jnp.full((1, 20, 20, 3), 77.0), atol=1e-4)
 
 
+@pytest.mark.parametrize('prob', [0.0, 0.25, 1.0])
 def test_random_erasing(prob):
   # A constant image: what changed is the box.
   x = jnp.full((400, 16, 24, 3), 100.0)

@@ -31,6 +31,8 @@ def run(argv) -> int:
   if config is None or _WORKDIR.value is None:
     raise ValueError('--config=configs/X.py and --workdir=DIR are required')
   config.run  # noqa: B018  a recipe file that failed to load shows here
+  if not any(a.startswith(('-v', '--v', '--verbosity')) for a in sys.argv):
+    logging.set_verbosity(logging.WARNING)
 
   from vit_jax import distributed
   from vit_jax.config import check

@@ -16,7 +16,6 @@ import threading
 import time
 from typing import Any
 
-from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from vit_jax import writers
 from vit_jax.config import check, ConfigError, image_shape, in_steps
 from vit_jax.config import model_fields, to_json
 from vit_jax.data import cache, pipeline, sources
-from vit_jax.evaluate import Evaluator, host_shape, open_eval_sets
+from vit_jax.evaluate import Evaluator, open_eval_sets
 from vit_jax.models.registry import create_model
 
 # Keys that a run may change when it goes on in its workdir: they do not touch
@@ -284,7 +283,7 @@ def train_and_evaluate(config, workdir) -> dict[str, Any]:
   macs = flops.forward_macs(run.model, *image_shape(config))
   peak = flops.peak_flops(jax.devices()[0])
   say(f'{config.run.name or config.model.name}: {parameters:,} parameters, '
-      f'{macs / 1e9:.3f} GMACs at {image_shape(config)[0]} px; '
+      f'{macs / 1e9:.3g} GMACs at {image_shape(config)[0]} px; '
       f'{len(source):,} training examples of {num_classes} classes; '
       f'{total_steps:,} steps of {batch_size} '
       f'({total_steps / run.steps_per_epoch:.4g} epochs); '
