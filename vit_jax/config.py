@@ -46,11 +46,12 @@ def default_config() -> ConfigDict:
   c.data.image_width = placeholder(int)  # only if not square
   # Host transform of training images: 'inception' (random area and aspect
   # crop), 'resize_crop' (shorter side to resize, random crop), 'resize'
-  # (squash), 'pad_crop' (pad by data.pad, random crop; for CIFAR), 'none'.
+  # (squash), 'squash_crop' (squash to resize x resize, random crop), 'pad_crop'
+  # (pad by data.pad, crop back at random, resize; for CIFAR), 'none'.
   c.data.crop = 'inception'
   c.data.area = (0.05, 1.0)  # of the inception crop
   c.data.aspect = (3 / 4, 4 / 3)
-  c.data.resize = placeholder(int)  # shorter side before resize_crop
+  c.data.resize = placeholder(int)  # shorter side before resize_crop, both before squash_crop
   c.data.pad = 4
   c.data.interpolation = 'bilinear'  # 'bilinear' (cv2, no antialias), 'bicubic' (Pillow), 'random'
   c.data.flip = 0.5  # probability of a horizontal flip
@@ -175,7 +176,8 @@ class ConfigError(ValueError):
 _CHOICES = {
     'run.dtype': ('auto', 'float32', 'bfloat16'),
     'run.nan': ('stop', 'skip'),
-    'data.crop': ('inception', 'resize_crop', 'resize', 'pad_crop', 'none'),
+    'data.crop': ('inception', 'resize_crop', 'squash_crop', 'resize',
+                  'pad_crop', 'none'),
     'data.interpolation': ('bilinear', 'bicubic', 'random'),
     'data.normalize': ('half', 'imagenet'),
     'data.device_cache': ('auto', 'on', 'off'),

@@ -181,7 +181,8 @@ def _weights(start, length, low, high, old, new):
   """
   place = (jnp.arange(new, dtype=jnp.float32) + 0.5) * (length / new) - 0.5
   place = jnp.clip(start + place, low, high)
-  distance = jnp.abs(place[:, None] - jnp.arange(old, dtype=jnp.float32))
+  distance = jnp.abs(
+      place[:, None] - jnp.arange(old, dtype=jnp.float32)[None, :])
   return jnp.maximum(0.0, 1.0 - distance)
 
 

@@ -258,6 +258,8 @@ def _timm_solarize_add(image, add, resample, fill, threshold=128):
 
 
 def _timm_posterize(image, bits, resample, fill):
+  if bits < 1:  # at full magnitude; Pillow 13 no longer takes it
+    return Image.new('RGB', image.size)
   return image if bits >= 8 else ImageOps.posterize(image, int(bits))
 
 

@@ -78,6 +78,12 @@ def target_size(cfg) -> tuple[int, int]:
   return cfg.image_size, getattr(cfg, 'image_width', None) or cfg.image_size
 
 
+def model_size(cfg) -> tuple[int, int]:
+  """(height, width) of the images that the model is given."""
+  return image_size(cfg.image_size if not cfg.image_width
+                    else (cfg.image_size, cfg.image_width))
+
+
 # --- Resizing ---------------------------------------------------------------
 
 
@@ -279,10 +285,11 @@ class TrainTransform:
   """Decoded image to augmented image of the size that travels.
 
   `TrainTransform(cfg)` reads the keys crop, area, aspect, resize, pad,
-  interpolation, flip, randaugment, color_jitter, normalize, image_size and
-  device_resize of section `data` (config.py says what they mean) and raises
-  ValueError on values that are not allowed. The order is crop and resize,
-  flip, colour jitter (not with RandAugment, as in timm), RandAugment.
+  interpolation, flip, randaugment, color_jitter, normalize, image_size,
+  image_width and device_resize of section `data` (config.py says what they
+  mean) and raises ValueError on values that are not allowed. The order is crop
+  and resize, flip, colour jitter (not with RandAugment, as in timm),
+  RandAugment.
   """
 
   def __init__(self, cfg):
