@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.released import shapes_of, tsv_shapes
+from tests.random_variables import random_variables
+from tests.released import tsv_shapes
 from vit_jax.models import cait, layers
 from vit_jax.models.registry import create_model, list_models, model_info
-from vit_jax.weights.maps.cait import IGNORED, MAPS
+from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
 
 # Parameters at 224 and 384, counted from the official code (timm's module for
 # XS-36, S-48 and M-24).
@@ -47,15 +48,9 @@ def tiny(**fields):
 
 @functools.cache
 def tiny_setup():
-  images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
-  variables = jax.jit(functools.partial(tiny().init, train=False))(
-      jax.random.key(1), images)
-  # Larger values than the initial ones, so that every part has a say.
-  leaves, tree = jax.tree.flatten(variables)
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  leaves = [x + 0.2 * jax.random.normal(k, x.shape)
-            for x, k in zip(leaves, keys)]
-  return images, tree.unflatten(leaves)
+  images = np.random.default_rng(0).standard_normal((2, 16, 24, 3))
+  images = jnp.asarray(images, jnp.float32)
+  return images, random_variables(tiny(), images)
 
 
 def apply(variables, images, **fields):
@@ -119,8 +114,25 @@ def test_layer_scale_rule():
 @pytest.mark.parametrize('layout', ['official', 'timm'])
 def test_released_names(layout):
   name = {'official': 'deit_cait_XXS24_224', 'timm': 'timm_cait_xxs24_224'}
-  got = shapes_of(create_model('cait_xxs24'), MAPS['CaiT'][layout], 224)
-  assert got == tsv_shapes(name[layout], IGNORED)
+  got = released_shapes(create_model('cait_xxs24'), 224, layout)
+  assert got == tsv_shapes(name[layout])
+
+
+def test_weights_round_trip():
+  images, variables = tiny_setup()
+  released = to_state_dict(variables, tiny(), 'official')
+  # The published files have a prefix; a scanned model stacks what it reads.
+  released = {f'module.{name}': x for name, x in released.items()}
+  for fields in ({}, {'scan': True}):
+    model = tiny(**fields)
+    loaded, report = from_state_dict(model, released, (16, 24))
+    assert len(report.loaded) == len(report.entries)
+    want = {'params': stacked(variables['params'])} if fields else variables
+    chex.assert_trees_all_equal(loaded, want)
+    again = to_state_dict(loaded, model, 'official')
+    assert again.keys() == {n.removeprefix('module.') for n in released}
+    for name, x in again.items():
+      np.testing.assert_array_equal(x, released[f'module.{name}'])
 
 
 class Mixing(cait.nn.Module):
@@ -225,7 +237,7 @@ def reference_grads():
 
 
 @pytest.mark.parametrize('fields', [
-    {'scan': True}, {'scan': True, 'remat': 'dots'}, {'remat': 'full'}])
+    {'scan': True, 'remat': 'dots'}, {'remat': 'full'}])
 def test_scan_and_remat_change_nothing(fields):
   params = tiny_setup()[1]['params']
   want, logits = reference_grads()
@@ -251,8 +263,10 @@ def test_bfloat16():
 
 
 def test_errors():
+  init = lambda size, **fields: jax.eval_shape(
+      functools.partial(tiny(**fields).init, train=False),
+      jax.random.key(0), jnp.zeros((1, *size, 3)))
   with pytest.raises(ValueError, match='width 16 is not divisible'):
-    tiny(num_heads=3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)),
-                           train=False)
+    init((8, 8), num_heads=3)
   with pytest.raises(ValueError, match='patch_size 8x8 is larger'):
-    tiny().init(jax.random.key(0), jnp.zeros((1, 4, 8, 3)), train=False)
+    init((4, 8))

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.released import shapes_of, tsv_shapes
+from tests.random_variables import random_variables
+from tests.released import tsv_shapes
 from vit_jax.models import deepvit, layers
 from vit_jax.models.registry import create_model, list_models, model_info
-from vit_jax.weights.maps.deepvit import IGNORED, MAPS
+from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
+from vit_jax.weights.maps.deepvit import IGNORED
 
 # (name, image size): parameters counted from the official code.
 COUNTS = {
@@ -35,16 +37,9 @@ def tiny(**fields):
 
 @functools.cache
 def tiny_setup(**fields):
-  images = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
-  model = tiny(**fields)
-  variables = jax.jit(functools.partial(model.init, train=False))(
-      jax.random.key(1), images)
-  # Larger values than the initial ones, so that every part has a say.
-  leaves, tree = jax.tree.flatten(variables['params'])
-  keys = jax.random.split(jax.random.key(2), len(leaves))
-  params = tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape)
-                           for x, k in zip(leaves, keys)])
-  return images, {**variables, 'params': params}
+  images = np.random.default_rng(0).standard_normal((2, 16, 24, 3))
+  images = jnp.asarray(images, jnp.float32)
+  return images, random_variables(tiny(**fields), images)
 
 
 def apply(variables, images, **fields):
@@ -107,8 +102,24 @@ def test_stage_plan(name, depth, last, heads, width, cnn):
     ('dvit_deepvit_S', 'deepvit_s'),
     ('dvit_deepvit_patch16_224_re_attn_16b', 'deepvit_16')])
 def test_released_names(name, model):
-  got = shapes_of(create_model(model), MAPS['DeepViT']['official'], 224)
+  got = released_shapes(create_model(model), 224, 'official')
   assert got == tsv_shapes(name, IGNORED)
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_weights_round_trip(scan):
+  fields = dict(reattn=(False, False, True), cnn_embed=True)
+  _, variables = tiny_setup(**fields)
+  released = to_state_dict(variables, tiny(**fields), 'official')
+  model = tiny(**fields, scan=scan)
+  loaded, report = from_state_dict(model, released, (16, 24))
+  assert len(report.loaded) == len(report.entries)
+  chex.assert_trees_all_equal(
+      loaded, stacked(variables, 2) if scan else variables)
+  again = to_state_dict(loaded, model, 'official')
+  assert again.keys() == released.keys()
+  for name, x in again.items():
+    np.testing.assert_array_equal(x, released[name])
 
 
 class ReAttention(nn.Module):
@@ -211,7 +222,8 @@ def test_adjustment_enlarges_both_branches():
 def test_cnn_embed():
   images = jax.random.normal(jax.random.key(0), (2, 16, 32, 3))
   embed = deepvit.CNNPatchEmbed(12, 8)
-  variables = embed.init(jax.random.key(1), images, False)
+  variables = jax.jit(embed.init, static_argnums=2)(
+      jax.random.key(1), images, False)
   kernels = jax.tree.map(jnp.shape, variables['params'])
   assert kernels['conv_0'] == {'kernel': (7, 7, 3, 64)}
   assert kernels['conv_1'] == {'kernel': (3, 3, 64, 64)}
@@ -219,7 +231,8 @@ def test_cnn_embed():
   bound = 1 / (4 * 4 * 64) ** 0.5
   for x in variables['params']['proj'].values():
     assert 0.5 * bound < np.abs(x).max() <= bound
-  x, new = embed.apply(variables, images, True, mutable=['batch_stats'])
+  x, new = jax.jit(lambda v, x: embed.apply(
+      v, x, True, mutable=['batch_stats']))(variables, images)
   chex.assert_shape(x, (2, 2, 4, 12))
   for name in ('bn_0', 'bn_1'):
     assert np.abs(new['batch_stats'][name]['mean']).max() > 0
@@ -245,7 +258,7 @@ def reference_grads(plan=None):
 
 
 @pytest.mark.parametrize('fields,plan', [
-    ({'scan': True, 'remat': 'dots'}, None), ({'remat': 'full'}, None),
+    ({'scan': True, 'remat': 'dots'}, None),
     ({'scan': True}, (False, False, True))])
 def test_scan_and_remat_change_nothing(fields, plan):
   _, variables = tiny_setup(reattn=plan)
@@ -286,8 +299,8 @@ def test_drop_path_is_linear():
 
 def test_errors():
   images = jnp.zeros((1, 16, 16, 3))
-  init = lambda **fields: tiny(**fields).init(
-      jax.random.key(0), images, train=False)
+  init = lambda **fields: jax.eval_shape(functools.partial(
+      tiny(**fields).init, train=False), jax.random.key(0), images)
   with pytest.raises(ValueError, match='reattn has 2 entries for 3 blocks'):
     init(reattn=(True, False))
   with pytest.raises(ValueError, match='patch_size 5 .*even number'):
