@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from tests.random_variables import random_variables
-from tests.released import shapes_of, tsv_shapes
+from tests.released import tsv_shapes
 from vit_jax.models.deit import DistilledViT, FUSIONS
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.models.vit import ViT
-from vit_jax.weights.maps.deit import IGNORED, MAPS
+from vit_jax.weights import (
+    from_state_dict, released_shapes, resize_table, to_state_dict,
+)
 
 TINY = dict(num_classes=5, patch_size=8, width=16, depth=2, num_heads=2,
             mlp_dim=24)
@@ -21,6 +23,14 @@ def apply(model, variables, images, train=False):
   rngs = {'dropout': jax.random.key(2)}
   return jax.jit(lambda v, x: model.apply(v, x, train=train, rngs=rngs))(
       variables, images)
+
+
+def stack_blocks(variables):
+  params = dict(variables['params'])
+  transformer = dict(params['Transformer'])
+  blocks = [transformer.pop(f'encoderblock_{i}') for i in range(2)]
+  transformer['encoderblock'] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+  return {'params': params | {'Transformer': transformer}}
 
 
 @pytest.fixture(scope='module')
@@ -64,9 +74,33 @@ def test_registered_as_released():
     ('official', 'deit_tiny_distilled_patch16_224'),
     ('timm', 'timm_deit_tiny_distilled_patch16_224')])
 def test_released_names(layout, file):
-  got = shapes_of(create_model('deit_ti16_distilled'),
-                  MAPS['DistilledViT'][layout], 224)
-  assert got == tsv_shapes(file, IGNORED)
+  got = released_shapes(create_model('deit_ti16_distilled'), 224, layout)
+  assert got == tsv_shapes(file)
+
+
+def test_released_arrays_there_and_back(variables):
+  model = DistilledViT(**TINY)
+  arrays = to_state_dict(variables, model, 'timm')
+  assert arrays['blocks.1.attn.qkv.weight'].shape == (48, 16)
+  same, _ = from_state_dict(model, arrays, (16, 24))
+  chex.assert_trees_all_equal(same, variables)
+  stacked, _ = from_state_dict(model.clone(scan=True), arrays, (16, 24))
+  chex.assert_trees_all_equal(stacked, stack_blocks(variables))
+
+
+def test_fine_tuning_at_another_size(variables):
+  """The two tokens' rows stay, the grid is resized as in DeiT's code."""
+  model = DistilledViT(**TINY)
+  arrays = to_state_dict(variables, model, 'timm')
+  large, _ = from_state_dict(
+      model.clone(num_classes=3), arrays, (32, 40), source_image_size=(16, 24))
+  table = large['params']['Transformer']['posembed_input']['pos_embedding']
+  np.testing.assert_array_equal(table[:, :2], arrays['pos_embed'][:, :2])
+  np.testing.assert_array_equal(
+      table, resize_table(arrays['pos_embed'], (2, 3), (4, 5), 'bicubic'))
+  for head in ('head', 'head_dist'):
+    np.testing.assert_array_equal(large['params'][head]['kernel'],
+                                  np.zeros((16, 3)))
 
 
 def test_tokens_and_position_table(images, variables):
@@ -139,15 +173,10 @@ def test_initial_values():
 
 
 def test_scan_and_remat_equal_unrolled(images, variables):
-  model = DistilledViT(**TINY, drop_path=0.0)
-  params = dict(variables['params'])
-  transformer = dict(params['Transformer'])
-  blocks = [transformer.pop(f'encoderblock_{i}') for i in range(2)]
-  transformer['encoderblock'] = jax.tree.map(
-      lambda *x: jnp.stack(x), *blocks)
-  stacked = {'params': params | {'Transformer': transformer}}
+  model = DistilledViT(**TINY)
+  scanned = model.clone(scan=True, remat='full')
   chex.assert_trees_all_close(
-      apply(model.clone(scan=True, remat='full'), stacked, images),
+      apply(scanned, stack_blocks(variables), images),
       apply(model, variables, images), atol=1e-5)
 
 
