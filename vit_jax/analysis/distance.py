@@ -1,0 +1,92 @@
+"""Mean attention distance (arXiv:2010.11929, figure 7): the receptive field."""
+
+import numpy as np
+
+from vit_jax.analysis.plots import new_figure, save_figure
+
+
+def patch_distances(grid, patch_size) -> np.ndarray:
+  """Distances between patch centres in pixels, (N, N), rows first.
+
+  Args:
+    grid: (h, w), N = h * w.
+    patch_size: pixels between centres, an int or (vertical, horizontal).
+  """
+  ph, pw = np.broadcast_to(patch_size, 2)
+  y, x = np.meshgrid(ph * np.arange(grid[0]), pw * np.arange(grid[1]),
+                     indexing='ij')
+  y, x = y.ravel(), x.ravel()
+  return np.hypot(y[:, None] - y[None], x[:, None] - x[None])
+
+
+def mean_attention_distance(attentions, grid, patch_size,
+                            num_prefix: int = 0) -> np.ndarray:
+  """Distance from a query patch to what it attends to, averaged.
+
+  Args:
+    attentions: one (B, H, T, T) per layer.
+    grid: (h, w) of the patches.
+    patch_size: int or (vertical, horizontal), pixels.
+    num_prefix: tokens before the patches. They have no place: as queries and
+      as keys they are left out, and the rest of a row is scaled to sum to one.
+
+  Returns:
+    (L, H), pixels: mean over images and query patches.
+  """
+  pixels = patch_distances(grid, patch_size)
+  result = []
+  for a in attentions:
+    a = np.asarray(a, np.float64)[:, :, num_prefix:, num_prefix:]
+    if a.shape[-1] != len(pixels):
+      raise ValueError(
+          f'{a.shape[-1]} patch tokens, but a grid of {grid[0]}x{grid[1]}; '
+          'check grid and num_prefix')
+    total = a.sum(axis=-1)
+    distance = (a * pixels[None, None]).sum(axis=-1)
+    distance = np.divide(distance, total, where=total != 0,
+                         out=np.zeros_like(distance))
+    result.append(distance.mean(axis=(0, 2)))
+  return np.stack(result)
+
+
+def uniform_distance(grid, patch_size) -> float:
+  """Mean attention distance of uniform attention, for comparison."""
+  return float(patch_distances(grid, patch_size).mean())
+
+
+def plot_distance(distances, path, *, uniform: float | None = None,
+                  title: str = ''):
+  """Draws one point per head over the depth, and the mean of each layer.
+
+  Args:
+    distances: (L, H), of `mean_attention_distance`.
+    path: PNG file to write.
+    uniform: distance of uniform attention, drawn as a line.
+    title: such as the model's name.
+
+  Returns:
+    The path.
+  """
+  distances = np.asarray(distances)
+  layers, heads = distances.shape
+  figure = new_figure(6.4, 4.2)
+  axis = figure.subplots()
+  x = np.arange(1, layers + 1)
+  for head in range(heads):
+    axis.scatter(x, distances[:, head], s=22, alpha=0.75,
+                 color=f'C{head % 10}', linewidths=0,
+                 label=f'head {head + 1}' if heads <= 8 else None)
+  axis.plot(x, distances.mean(axis=1), color='black', lw=1.2,
+            label='mean of heads')
+  if uniform is not None:
+    axis.axhline(uniform, color='gray', ls='--', lw=1,
+                 label='uniform attention')
+  axis.set_xlabel('layer')
+  axis.set_ylabel('mean attention distance (pixels)')
+  axis.set_ylim(bottom=0)
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.set_title(title)
+  axis.grid(alpha=0.25)
+  axis.legend(fontsize=8, frameon=False, loc='center left',
+              bbox_to_anchor=(1.0, 0.5))
+  return save_figure(figure, path)

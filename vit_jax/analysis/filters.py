@@ -1,0 +1,75 @@
+"""Principal components of the patch embedding (arXiv:2010.11929, figure 7)."""
+
+from flax.traverse_util import flatten_dict
+import numpy as np
+
+from vit_jax.analysis.plots import new_figure, save_figure
+
+
+def find_kernel(variables) -> np.ndarray:
+  """The convolution kernel (h, w, 3, D) that a model applies to the image.
+
+  Raises ValueError if no kernel has three input channels.
+  """
+  flat = flatten_dict(variables['params'], sep='/')
+  for path in sorted(flat, key=lambda p: (p.count('/'), p)):
+    shape = np.shape(flat[path])
+    if path.endswith('kernel') and len(shape) == 4 and shape[2] == 3:
+      return np.asarray(flat[path])
+  raise ValueError('the model has no convolution of RGB images')
+
+
+def filter_components(kernel, count: int = 28):
+  """Principal components of embedding filters.
+
+  Args:
+    kernel: (h, w, C, D), D filters.
+    count: components wanted; there are at most min(D, h * w * C).
+
+  Returns:
+    components (count, h, w, C), orthonormal, the largest first; and their
+    shares of the filters' variance (count,).
+  """
+  h, w, channels, _ = np.shape(kernel)
+  filters = np.asarray(kernel, np.float64).reshape(h * w * channels, -1).T
+  filters = filters - filters.mean(axis=0, keepdims=True)
+  _, values, components = np.linalg.svd(filters, full_matrices=False)
+  variance = values ** 2
+  shares = variance / max(variance.sum(), np.finfo(float).tiny)
+  return (components[:count].reshape(-1, h, w, channels), shares[:count])
+
+
+def to_rgb(components) -> np.ndarray:
+  """Scales each component (n, h, w, 3) to [0, 1], zero at mid-grey."""
+  components = np.asarray(components)
+  largest = np.abs(components).max(axis=(1, 2, 3), keepdims=True)
+  largest = np.where(largest > 0, largest, 1)
+  return 0.5 + 0.5 * components / largest
+
+
+def plot_filters(components, path, *, shares=None, title: str = ''):
+  """Draws components as RGB tiles with their shares of the variance.
+
+  Args:
+    components: (n, h, w, 3), of `filter_components`.
+    path: PNG file to write.
+    shares: (n,), printed under the tiles in percent.
+    title: such as the model's name.
+
+  Returns:
+    The path.
+  """
+  tiles = to_rgb(components)
+  columns = min(7, len(tiles))
+  rows = -(-len(tiles) // columns)
+  figure = new_figure(1.0 * columns + 0.3, 1.18 * rows + 0.7)
+  axes = figure.subplots(rows, columns, squeeze=False)
+  for i, axis in enumerate(axes.flat):
+    axis.axis('off')
+    if i < len(tiles):
+      axis.imshow(tiles[i], interpolation='nearest')
+      share = '' if shares is None else f': {100 * shares[i]:.1f} %'
+      axis.set_title(f'{i + 1}{share}', fontsize=7, pad=2)
+  figure.suptitle(title or 'Principal components of the embedding filters '
+                  '(share of variance)', fontsize=9)
+  return save_figure(figure, path)

@@ -1,0 +1,88 @@
+"""Similarity of position embeddings (arXiv:2010.11929, figure 7)."""
+
+from flax.traverse_util import flatten_dict
+import numpy as np
+
+from vit_jax.analysis.plots import new_figure, save_figure
+
+
+def find_table(variables) -> np.ndarray:
+  """The first learned position table of a model, (T, D) in token order.
+
+  Raises ValueError if it has none (sine-cosine, relative or no position
+  embedding).
+  """
+  flat = flatten_dict(variables['params'], sep='/')
+  for path in sorted(flat, key=lambda p: p.count('/')):
+    if path.rpartition('/')[2] == 'pos_embedding':
+      table = np.asarray(flat[path])
+      return table.reshape(-1, table.shape[-1])
+  raise ValueError('the model has no learned position table (pos_embedding)')
+
+
+def position_similarity(table, grid, num_prefix: int = 0) -> np.ndarray:
+  """Cosine similarity of every pair of patch positions.
+
+  Args:
+    table: (T, D) or (1, T, D).
+    grid: (h, w) of the patches.
+    num_prefix: rows before the patches, left out.
+
+  Returns:
+    (h, w, h, w): [i, j] is the map of similarities to patch (i, j).
+  """
+  table = np.asarray(table, np.float64).reshape(-1, np.shape(table)[-1])
+  patches = table[num_prefix:]
+  if len(patches) != grid[0] * grid[1]:
+    raise ValueError(
+        f'{len(patches)} rows after {num_prefix}, but a grid of '
+        f'{grid[0]}x{grid[1]}; check grid and num_prefix')
+  norm = np.linalg.norm(patches, axis=-1, keepdims=True)
+  patches = np.divide(patches, norm, where=norm > 0,
+                      out=np.zeros_like(patches))
+  return (patches @ patches.T).reshape(*grid, *grid)
+
+
+def plot_similarity(similarity, path, *, most: int = 14, title: str = ''):
+  """Draws a map per patch position, laid out as the patches are.
+
+  Args:
+    similarity: (h, w, h, w), of `position_similarity`.
+    path: PNG file to write.
+    most: at most so many rows and columns of maps; a larger grid is thinned.
+    title: such as the model's name.
+
+  Returns:
+    The path.
+  """
+  h, w = similarity.shape[:2]
+  rows, columns = (np.unique(np.linspace(0, n - 1, min(n, most)).round())
+                   .astype(int) for n in (h, w))
+  gap = 1
+  tiles = np.full((len(rows) * (h + gap) - gap, len(columns) * (w + gap) - gap),
+                  np.nan)
+  for a, i in enumerate(rows):
+    for b, j in enumerate(columns):
+      y, x = a * (h + gap), b * (w + gap)
+      tiles[y:y + h, x:x + w] = similarity[i, j]
+  figure = new_figure(7, 6.2 * len(rows) / len(columns))
+  axis = figure.subplots()
+  # A position is always like itself: leave that one out of the colours.
+  others = similarity.reshape(h * w, h * w)[~np.eye(h * w, dtype=bool)]
+  low, high = np.quantile(others, [0.001, 0.999]) if others.size else (-1, 1)
+  shown = axis.imshow(tiles, cmap='viridis', vmin=low, vmax=high,
+                      interpolation='nearest')
+  for ticks, labels, n, indices in (
+      (axis.set_xticks, axis.set_xticklabels, w, columns),
+      (axis.set_yticks, axis.set_yticklabels, h, rows)):
+    ticks([a * (n + gap) + (n - 1) / 2 for a in range(len(indices))])
+    labels([str(i + 1) for i in indices], fontsize=8)
+  axis.tick_params(length=0)
+  for side in axis.spines.values():
+    side.set_visible(False)
+  axis.set_xlabel('patch column')
+  axis.set_ylabel('patch row')
+  axis.set_title(title)
+  figure.colorbar(shown, ax=axis, label='cosine similarity', shrink=0.85,
+                  extend='max')
+  return save_figure(figure, path)

@@ -1,0 +1,138 @@
+"""Attention collapse: do layers attend alike? (DeepViT, arXiv:2103.11886).
+
+Equation 3 compares two layers p and q by the contribution of each token t to
+all outputs, a column of the attention map: M[p, q][h, t] is the cosine of
+A_p[h, :, t] and A_q[h, :, t]. In deep ViTs it approaches one.
+"""
+
+import numpy as np
+
+from vit_jax.analysis.plots import new_figure, save_figure
+
+
+def _columns(attention) -> np.ndarray:
+  """(B, H, T, T) with every column (one key, all queries) of length one."""
+  a = np.asarray(attention, np.float64)
+  norm = np.linalg.norm(a, axis=2, keepdims=True)
+  return np.divide(a, norm, where=norm > 0, out=np.zeros_like(a))
+
+
+def token_similarity(p, q) -> np.ndarray:
+  """M of equation 3 for two layers' maps (B, H, T, T): (B, H, T)."""
+  if np.shape(p) != np.shape(q):
+    raise ValueError(f'attention maps of different shapes {np.shape(p)} and '
+                     f'{np.shape(q)} cannot be compared')
+  return (_columns(p) * _columns(q)).sum(axis=2)
+
+
+def layer_similarity(attentions) -> np.ndarray:
+  """Mean of M over images, heads and tokens for every pair of layers, (L, L).
+
+  Args:
+    attentions: one (B, H, T, T) per layer, all of the same shape.
+  """
+  return _pairs(attentions, np.mean)
+
+
+def similar_ratio(attentions, threshold: float = 0.5) -> np.ndarray:
+  """Share of (image, head, token) with M > threshold per layer pair, (L, L)."""
+  return _pairs(attentions, lambda m: np.mean(m > threshold))
+
+
+def _pairs(attentions, reduce) -> np.ndarray:
+  count = len(attentions)
+  result = np.empty((count, count))
+  columns = [_columns(a).astype(np.float32) for a in attentions]
+  for p in range(count):
+    for q in range(p, count):
+      if columns[p].shape != columns[q].shape:
+        raise ValueError(
+            f'layers {p} and {q} have maps of different shapes '
+            f'{columns[p].shape} and {columns[q].shape}')
+      m = np.einsum('bhst,bhst->bht', columns[p], columns[q],
+                    dtype=np.float64)
+      result[p, q] = result[q, p] = reduce(m)
+  return result
+
+
+def adjacent_similarity(similarity) -> np.ndarray:
+  """Similarity of each layer to the one before it, (L - 1,), of (L, L)."""
+  return np.diagonal(np.asarray(similarity), offset=1).copy()
+
+
+def similar_blocks(similarity, threshold: float = 0.9) -> float:
+  """Share of the blocks that attend as the block before does (figure 3b).
+
+  Args:
+    similarity: (L, L), of `layer_similarity` or `similar_ratio`.
+    threshold: above it two blocks count as similar.
+  """
+  similarity = np.asarray(similarity)
+  return float(np.sum(adjacent_similarity(similarity) > threshold)
+               / len(similarity))
+
+
+def head_similarity(attentions) -> np.ndarray:
+  """Mean cosine between different heads of a layer (figure 3c), (L,).
+
+  NaN for a layer with one head.
+  """
+  result = []
+  for a in attentions:
+    columns = _columns(a)
+    heads = columns.shape[1]
+    m = np.einsum('bhst,bgst->hg', columns, columns)
+    m /= columns.shape[0] * columns.shape[-1]
+    pairs = heads * (heads - 1)
+    result.append((m.sum() - np.trace(m)) / pairs if pairs else np.nan)
+  return np.asarray(result)
+
+
+def plot_layers(similarity, path, *, title: str = ''):
+  """Draws the (L, L) similarity of every pair of layers; returns the path."""
+  similarity = np.asarray(similarity)
+  figure = new_figure(5.2, 4.4)
+  axis = figure.subplots()
+  count = len(similarity)
+  edge = (0.5, count + 0.5)
+  shown = axis.imshow(similarity, cmap='viridis', vmin=0, vmax=1,
+                      origin='lower', extent=(*edge, *edge))
+  for which in (axis.xaxis, axis.yaxis):
+    which.get_major_locator().set_params(integer=True)
+  axis.set_xlabel('layer')
+  axis.set_ylabel('layer')
+  axis.set_title(title or 'Similarity of attention maps')
+  figure.colorbar(shown, ax=axis, label='cosine similarity')
+  return save_figure(figure, path)
+
+
+def plot_curves(curves, path, *, ylabel='cosine similarity to the block before',
+                title='Attention similarity of consecutive blocks'):
+  """Draws several models' curves on one plot.
+
+  Args:
+    curves: {name: (L - 1,)}, of `adjacent_similarity`; the first value
+      belongs to block 2. A (L, L) matrix is taken by its off-diagonal.
+    path: PNG file to write.
+    ylabel, title: of the plot.
+
+  Returns:
+    The path.
+  """
+  figure = new_figure(6.4, 4.0)
+  axis = figure.subplots()
+  for i, (name, curve) in enumerate(curves.items()):
+    curve = np.asarray(curve)
+    if curve.ndim == 2:
+      curve = adjacent_similarity(curve)
+    axis.plot(np.arange(2, len(curve) + 2), curve, label=name, lw=1.6,
+              marker='os^Dv'[i % 5], markersize=4)
+  low = min(0.0, *(float(np.min(c)) for c in curves.values()))
+  axis.set_ylim(low - 0.02 * (low < 0), 1.02)
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.set_xlabel('block')
+  axis.set_ylabel(ylabel)
+  axis.set_title(title)
+  axis.grid(alpha=0.25)
+  axis.legend(frameon=False)
+  return save_figure(figure, path)
