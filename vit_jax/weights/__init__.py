@@ -1,15 +1,18 @@
 """Released formats (.npz, .pth, .safetensors, our steps) <-> variables."""
 
 _PUBLIC = {
-    'WeightsError': 'engine',
-    'formats': 'engine',
+    'load_pretrained': 'engine',
     'from_state_dict': 'engine',
-    'released_shapes': 'engine',
-    'stack_blocks': 'engine',
-    'to_state_dict': 'engine',
-    'unstack_blocks': 'engine',
-    'Report': 'report',
+    'save_weights': 'save',
+    'to_state_dict': 'save',
+    'released_shapes': 'save',
+    'known_formats': 'naming',
+    'read': 'formats',
+    'stack_blocks': 'blocks',
+    'unstack_blocks': 'blocks',
     'resize_table': 'resize',
+    'Report': 'report',
+    'WeightsError': 'errors',
 }
 __all__ = sorted(_PUBLIC)
 

@@ -1,17 +1,14 @@
-"""Released arrays <-> a model's variables, by the rules of `maps/`.
+"""Released arrays -> a model's variables, by the rules of `maps/`.
 
-Loading: the tree that the model expects at an image size comes from
-`jax.eval_shape`; the format is the rule set that explains the file's names
-best; every parameter is taken from its released name; what the head, the
-position tables and `pre_logits` allow is adapted, and anything else that does
-not fit is an error. Saving runs the same rules backwards. Stacked (scanned)
-blocks are taken apart first and put together last, on either side.
+The tree that the model expects at an image size comes from `jax.eval_shape`;
+the format is the rule set that explains the file's names best; every parameter
+is taken from its released name. Heads, position tables and `pre_logits` are
+adapted as the source's own fine-tuning code does it, and anything else that
+does not fit is an error that names it. Stacked (scanned) blocks are taken
+apart first and put together last.
 """
 
-import functools
-import importlib
 import math
-import pkgutil
 import re
 
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -19,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.weights import naming
+from vit_jax.weights.blocks import stack_blocks, unstack_blocks
+from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.report import Report
 from vit_jax.weights.resize import resize_grid, resize_table
-from vit_jax.weights.rules import Rule, ShapeMismatch
+from vit_jax.weights.rules import ShapeMismatch
 
 # Formats whose position tables Google's code resizes; others are PyTorch's.
-LINEAR_FORMATS = ('npz', 'big_vision', 'legacy')
-# Names with their collection: Flax as it is, and big_vision's files.
-COLLECTION_FORMATS = ('flax', 'big_vision')
-FLAX = [Rule('params/(.*)', r'\1'), Rule('(batch_stats/.*)', r'\1')]
+LINEAR_FORMATS = ('npz', 'big_vision')
 HEAD = re.compile(r'params/\w*head\w*/(kernel|bias)')
 TABLE = re.compile(r'(?:.*/)?(?:pos|row|col)_embedding')
 # What a file may have and a model may lack, with a note and no error.
@@ -39,134 +36,89 @@ _WRAPPERS = ('opt/target/', 'optimizer/target/', 'params/')
 _TORCH_WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 
-class WeightsError(ValueError):
-  """Weights that cannot be read or do not fit the model."""
-
-
-# ---------------------------------------------------------------- rule sets
-
-
-@functools.cache
-def _modules():
-  from vit_jax.weights import maps
-  return [importlib.import_module(f'{maps.__name__}.{m.name}')
-          for m in pkgutil.iter_modules(maps.__path__)]
-
-
-def _map_module(model):
-  """The map module of a model's class and the class's name there."""
-  for cls in type(model).__mro__:
-    for module in _modules():
-      if cls.__name__ in module.MAPS:
-        return module, cls.__name__
-  return None, type(model).__name__
-
-
-def formats(model) -> dict[str, list[Rule]]:
-  """The rule sets a model can be loaded from and saved in, by format name."""
-  module, name = _map_module(model)
-  sets = {} if module is None else {
-      fmt: rules(model) if callable(rules) else list(rules)
-      for fmt, rules in module.MAPS[name].items()}
-  return {**sets, 'flax': FLAX}
-
-
-def _rules(model, fmt: str) -> list[Rule]:
-  known = formats(model)
-  if fmt not in known:
-    raise WeightsError(f'format {fmt!r} is not known for '
-                       f'{type(model).__name__}; allowed: {", ".join(known)}')
-  return known[fmt]
-
-
-def _assign(rules, paths) -> dict[str, tuple[Rule, str]]:
-  """Flax path -> its first matching rule and released name."""
-  assigned = {}
-  for path in paths:
-    for rule in rules:
-      name = rule.match(path)
-      if name is not None:
-        assigned[path] = rule, name
-        break
-  return assigned
-
-
-# ------------------------------------------------------------ expected tree
-
-
-def _shapes(model, image_size) -> tuple[dict[str, tuple[int, ...]], tuple]:
-  """Flat {path: shape} of a model's variables and the (h, w) of its tokens."""
-  height, width = (image_size,) * 2 if np.ndim(image_size) == 0 else (
-      int(s) for s in image_size)
-  (_, out), variables = jax.eval_shape(
-      functools.partial(model.init_with_output, train=False),
-      jax.random.key(0),
-      jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
-  stem = out.get('stem')
-  grid = stem.shape[1:3] if stem is not None and stem.ndim == 4 else None
-  return {path: tuple(x.shape) for path, x in
-          flatten_dict(variables, sep='/').items()}, grid
-
-
-def _unrolled(model):
-  return model.clone(scan=False) if getattr(model, 'scan', False) else model
-
-
-def _any_image_size(model) -> tuple[int, int]:
-  """A size every stem accepts, where only the names of the tree matter."""
-  patch = getattr(model, 'patch_size', 16)
-  patch = (patch, patch) if np.ndim(patch) == 0 else patch
-  return tuple(math.lcm(32 * int(p), 224) for p in patch)
-
-
-# ------------------------------------------------------------ stacked blocks
-
-
-def _stacks(names) -> dict[str, list[str]]:
-  """Stacked name -> members: 'a/block/x' -> ['a/block_0/x', 'a/block_1/x']."""
-  stacks = {}
-  for name in names:
-    parts = name.split('/')
-    for i, part in enumerate(parts):
-      m = re.fullmatch(r'(.+)_(\d+)', part)
-      if m:
-        stacked = '/'.join([*parts[:i], m[1], *parts[i + 1:]])
-        stacks.setdefault(stacked, []).append((int(m[2]), name))
-  return {stacked: [name for _, name in sorted(members)]
-          for stacked, members in stacks.items()}
-
-
-def unstack_blocks(flat: dict, names) -> dict:
-  """Takes scanned stacks apart where `names` has the blocks one by one.
+def load_pretrained(model, source, image_size, *, strict: bool = True,
+                    fmt: str | None = None, key=None, source_image_size=None,
+                    average: bool = False):
+  """Loads a weight file into a model's variables.
 
   Args:
-    flat: {name: array}; a stack is '.../block/...' with a leading depth axis.
-    names: wanted names, such as '.../block_0/...'.
+    model: a Linen module of this project.
+    source: local or remote .npz, .pth, .bin, .pth.tar or .safetensors file, a
+      vit_jax workdir or step, or 'hf:ORG/NAME'.
+    image_size, strict, fmt, key: as in `from_state_dict`.
+    source_image_size: the same; without it, what the file itself says.
+    average: of a workdir or step, the moving average of the parameters.
+
+  Returns:
+    Variables of float32 numpy arrays and a Report, whose `metadata` is the
+    file's own, with its class names under 'classes' if it has any.
+
+  Raises:
+    WeightsError: unreadable or not fitting; the message names the file.
   """
-  names = set(names)
-  stacks = _stacks(names - set(flat))
-  out = {}
-  for name, x in flat.items():
-    members = stacks.get(name, ())
-    if name not in names and members and len(members) == x.shape[0]:
-      out |= {member: x[i] for i, member in enumerate(members)}
-    else:
-      out[name] = x
-  return out
+  from vit_jax.weights import formats
+  arrays, metadata = formats.read(source, average=average)
+  variables, report = from_state_dict(
+      model, arrays, image_size, strict=strict, fmt=fmt, key=key,
+      source=source,
+      source_image_size=source_image_size or metadata.get('image_size'))
+  report.metadata = metadata
+  return variables, report
 
 
-def stack_blocks(flat: dict, names) -> dict:
-  """Stacks blocks along a leading axis where `names` has them as one."""
-  names = set(names)
-  out = {name: x for name, x in flat.items() if name in names}
-  stacks = _stacks(set(flat) - names)
-  for name in names - set(flat):
-    if name in stacks:
-      out[name] = np.stack([flat[member] for member in stacks[name]])
-  return out
+def from_state_dict(model, arrays, image_size, *, strict: bool = True,
+                    fmt: str | None = None, key=None, source='the state dict',
+                    source_image_size=None):
+  """Loads released arrays into a model's variables.
 
+  Args:
+    model: a Linen module of this project.
+    arrays: {released name: array}. Formats: those of `known_formats(model)`:
+      'npz' (published Google files), 'big_vision', 'timm', 'official',
+      'flax'; blocks may be stacked; wrappers such as 'params/' or 'module.'
+      are ignored.
+    image_size: int or (height, width) that the model is to be used at.
+      Position tables are resized to it: Google formats linearly with aligned
+      corners, PyTorch formats by bicubic interpolation.
+    strict: with False, parameters that the arrays lack keep the model's own
+      initialisation, and arrays without a parameter are only reported.
+    fmt: name of the format; None finds it.
+    key: PRNG key for what is initialised (a head of another class count);
+      without it, its kernel is zero and its bias `model.head_bias` or zero.
+    source: what error messages call the arrays.
+    source_image_size: image size of the arrays' position tables; without it
+      their grid is taken as square.
 
-# ------------------------------------------------------------------ loading
+  Returns:
+    {'params': ..., 'batch_stats': ...} of float32 numpy arrays, and a Report.
+
+  Raises:
+    WeightsError: missing, left-over or misshapen tensors, all of them named
+      with the expected and found shapes. There is no partial result.
+  """
+  plain = naming.unrolled(model)
+  shapes, grid = naming.model_shapes(plain, image_size)
+  arrays, outside = _unwrap(dict(arrays))
+  fmt, assigned, arrays = _detect(plain, shapes, arrays, fmt)
+  expected = [name for _, name in assigned.values()]
+  if 2 * sum(name in arrays for name in expected) < len(expected):
+    raise WeightsError(_not_this_model(source, model, fmt, expected, arrays))
+
+  report = Report(source=str(source), format=fmt)
+  for name, x in outside.items():
+    report.add('dropped', name, '', x.shape, 'not of the model')
+  loading = _Loading(plain, fmt, shapes, grid, assigned, arrays, report,
+                     source_image_size)
+  flat = loading.run(strict)
+  if loading.problems:
+    raise WeightsError(
+        f'{source} does not fit {type(model).__name__} at image size '
+        f'{image_size} (format {fmt}):{_list(loading.problems)}')
+  if loading.fresh:
+    flat |= _initial(plain, loading.fresh, shapes, image_size, key)
+  if plain is not model:
+    flat = stack_blocks(flat, naming.model_shapes(model, image_size)[0])
+  return unflatten_dict(flat, sep='/'), report
 
 
 def _unwrap(arrays: dict) -> tuple[dict, dict]:
@@ -200,11 +152,12 @@ def _rename(arrays: dict, expected: set[str], module) -> dict:
 
 def _detect(model, paths, arrays, fmt: str | None):
   """The format that explains most names: (fmt, assignment, renamed arrays)."""
-  module, _ = _map_module(model)
-  candidates = formats(model) if fmt is None else {fmt: _rules(model, fmt)}
+  module = naming.map_module(model)
+  candidates = naming.known_formats(model) if fmt is None else {
+      fmt: naming.rules_of(model, fmt)}
   best, best_score = None, None
   for name, rules in candidates.items():
-    assigned = _assign(rules, paths)
+    assigned = naming.assign(rules, paths)
     expected = {released for _, released in assigned.values()}
     renamed = _rename(arrays, expected, module)
     score = (len(expected & renamed.keys()), -len(renamed.keys() - expected))
@@ -233,62 +186,6 @@ def _not_this_model(source, model, fmt, expected, arrays) -> str:
           'Name the model that the file is for (vit-jax models).')
 
 
-def from_state_dict(model, arrays, image_size, *, strict: bool = True,
-                    fmt: str | None = None, key=None, source='the state dict',
-                    source_image_size=None):
-  """Loads released arrays into a model's variables.
-
-  Args:
-    model: a Linen module of this project.
-    arrays: {released name: array}. Formats: those of `formats(model)`, such
-      as 'npz' (published Google files), 'big_vision', 'timm', 'official',
-      'flax'; blocks may be stacked; wrappers such as 'params/' or 'module.'
-      are ignored.
-    image_size: int or (height, width) that the model is to be used at.
-      Position tables are resized to it: Google formats linearly with aligned
-      corners, PyTorch formats by bicubic interpolation.
-    strict: with False, parameters that the arrays lack keep the model's own
-      initialisation, and arrays without a parameter are only reported.
-    fmt: name of the format; None finds it.
-    key: PRNG key for what is initialised (a head of another class count);
-      without it, its kernel is zero and its bias `model.head_bias` or zero.
-    source: what error messages call the arrays.
-    source_image_size: image size of the arrays' position tables; without it
-      their grid is taken as square.
-
-  Returns:
-    {'params': ..., 'batch_stats': ...} of float32 numpy arrays, and a Report.
-
-  Raises:
-    WeightsError: missing, left-over or misshapen tensors, all of them named
-      with the expected and found shapes. There is no partial result.
-  """
-  plain = _unrolled(model)
-  shapes, grid = _shapes(plain, image_size)
-  arrays, outside = _unwrap(dict(arrays))
-  fmt, assigned, arrays = _detect(plain, shapes, arrays, fmt)
-  expected = [name for _, name in assigned.values()]
-  if 2 * sum(name in arrays for name in expected) < len(expected):
-    raise WeightsError(_not_this_model(source, model, fmt, expected, arrays))
-
-  report = Report(source=str(source), format=fmt)
-  for name, x in outside.items():
-    report.add('dropped', name, '', x.shape, 'not of the model')
-  loading = _Loading(plain, fmt, shapes, grid, assigned, arrays, report,
-                     source_image_size)
-  flat = loading.run(strict)
-  if loading.problems:
-    raise WeightsError(
-        f'{source} does not fit {type(model).__name__} at image size '
-        f'{image_size} (format {fmt}):{_list(loading.problems)}')
-  if loading.fresh:
-    flat |= _initial(plain, loading.fresh, shapes, image_size, key,
-                     strict)
-  if plain is not model:
-    flat = stack_blocks(flat, _shapes(model, image_size)[0])
-  return unflatten_dict(flat, sep='/'), report
-
-
 class _Loading:
   """One pass over the expected parameters; see `from_state_dict`."""
 
@@ -299,10 +196,10 @@ class _Loading:
     self.source_image_size = source_image_size
     self.problems: list[str] = []
     self.fresh: list[str] = []  # paths that keep their initialisation
-    self._rules = _rules(model, fmt)
+    self._rules = naming.rules_of(model, fmt)
 
   def run(self, strict: bool) -> dict[str, np.ndarray]:
-    optional = _assign(self._rules, [
+    optional = naming.assign(self._rules, [
         p for p in _OPTIONAL if p not in self.shapes])
     lacking = {name: path for path, (_, name) in optional.items()}
     heads = self._heads_to_reset(lacking)
@@ -353,7 +250,8 @@ class _Loading:
   def _released(self, path) -> tuple[int, ...]:
     """Shape that the file should have for a parameter."""
     rule, name = self.assigned[path]
-    shape = rule.to_released(_abstract(self.shapes[path]), path, name).shape
+    like = naming.abstract(self.shapes[path])
+    shape = rule.to_released(like, path, name).shape
     parts = rule.part[1] if rule.part else 1
     return (parts * shape[0], *shape[1:])
 
@@ -376,7 +274,7 @@ class _Loading:
     if table.ndim != len(shape) or table.shape[-1] != shape[-1]:
       raise ShapeMismatch
     google = self.fmt in LINEAR_FORMATS or (
-        self.fmt == 'flax' and 'npz' in formats(self.model))
+        self.fmt == 'flax' and 'npz' in naming.known_formats(self.model))
     method = 'linear' if google else 'bicubic'
     if table.ndim == 4:
       if table.shape == shape:
@@ -389,9 +287,9 @@ class _Loading:
       if grid is None:
         raise ShapeMismatch('the grid of the model is not known')
     prefix = rows - math.prod(grid)
-    old, old_prefix = self._source_grid(table.shape[1], grid, prefix)
+    old, old_prefix = self._source_grid(table.shape[1], tuple(grid), prefix)
     notes = []
-    if old != grid:
+    if old != tuple(grid):
       table = resize_table(table, old, grid, method)
       notes.append(f'{_by(old)} -> {_by(grid)}, {method}')
     if old_prefix < prefix:
@@ -407,24 +305,28 @@ class _Loading:
   def _source_grid(self, rows, grid, prefix):
     """Grid and leading rows of a file's position table."""
     if self.source_image_size is not None:
-      old = _shapes(self.model, self.source_image_size)[1]
+      old = naming.model_shapes(self.model, self.source_image_size)[1]
       if old is not None and 0 <= rows - math.prod(old) <= 2:
         return tuple(old), rows - math.prod(old)
-    tokens = sum(f'params/{t}' in self.assigned
-                 and self.assigned[f'params/{t}'][1] in self.arrays
-                 for t in ('cls', 'dist_token'))
-    prefixes = [0] if self.fmt == 'big_vision' else [prefix, 0, tokens]
+    tokens = sum(any(name in self.arrays for name in names)
+                 for names in (('cls', 'cls_token'), ('dist_token',)))
+    if self.fmt == 'big_vision':
+      prefixes = [0]
+    else:
+      prefixes = [prefix] + [tokens] * (tokens > prefix)
     for p in prefixes:
       if rows - p == math.prod(grid):
         return grid, p
       if square := _square(rows, [p]):
         return square, p
+    if rows == math.prod(grid):  # DeiT III: the table is of the patches only
+      return grid, 0
     raise ShapeMismatch(
         f'{rows} rows are no square grid after {prefixes[0]} leading rows: '
         'say the image size of the file, source_image_size=(height, width)')
 
   def _left_over(self, used, lacking, strict):
-    module, _ = _map_module(self.model)
+    module = naming.map_module(self.model)
     ignored = [*getattr(module, 'IGNORED', ()), r'.*num_batches_tracked']
     has_head = any(HEAD.fullmatch(path) for path in self.shapes)
     for name, x in self.arrays.items():
@@ -457,93 +359,21 @@ def _square(rows: int, prefixes) -> tuple[int, int] | None:
   return None
 
 
-def _abstract(shape) -> np.ndarray:
-  """An array of this shape without memory of its own."""
-  return np.broadcast_to(np.float32(0), shape)
-
-
-def _initial(model, paths, shapes, image_size, key, strict):
-  """Initial values of some parameters."""
-  if key is None and strict:  # heads only
-    bias = getattr(model, 'head_bias', 0.0)
-    return {path: np.full(shapes[path],
-                          bias if path.endswith('/bias') else 0.0, np.float32)
-            for path in paths}
-  height, width = (image_size,) * 2 if np.ndim(image_size) == 0 else image_size
+def _initial(model, paths, shapes, image_size, key):
+  """Initial values of some parameters; without a key, heads are plain."""
+  bias = getattr(model, 'head_bias', 0.0)
+  flat = {path: np.full(shapes[path], bias if path.endswith('/bias') else 0.0,
+                        np.float32)
+          for path in paths if key is None and HEAD.fullmatch(path)}
+  paths = [path for path in paths if path not in flat]
+  if not paths:
+    return flat
 
   @jax.jit
   def init(key):
-    images = jnp.zeros((1, height, width, 3), jnp.float32)
-    flat = flatten_dict(model.init(key, images, train=False), sep='/')
-    return {path: flat[path] for path in paths}
+    images = jnp.zeros((1, *naming.as_pair(image_size), 3), jnp.float32)
+    values = flatten_dict(model.init(key, images, train=False), sep='/')
+    return {path: values[path] for path in paths}
 
   key = jax.random.key(0) if key is None else key
-  return {path: np.asarray(x) for path, x in init(key).items()}
-
-
-# ------------------------------------------------------------------- saving
-
-
-def to_state_dict(variables, model, fmt: str) -> dict[str, np.ndarray]:
-  """A model's variables as {released name: array} of a format.
-
-  Args:
-    variables: {'params': ..., 'batch_stats': ...}.
-    model: the module they belong to; stacked blocks are taken apart.
-    fmt: a key of `formats(model)`.
-
-  Raises:
-    WeightsError: unknown format, or a parameter it has no name for.
-  """
-  flat = flatten_dict(jax.tree.map(np.asarray, dict(variables)), sep='/')
-  plain = _unrolled(model)
-  if plain is not model:
-    flat = unstack_blocks(flat, _shapes(plain, _any_image_size(plain))[0])
-  if fmt == 'big_vision':
-    flat = _fold_class_row(flat)
-  pieces = _pieces(flat, plain, fmt)
-  return {name: np.concatenate([parts[j] for j in sorted(parts)])
-          if len(parts) > 1 else np.ascontiguousarray(parts[0])
-          for name, parts in pieces.items()}
-
-
-def released_shapes(model, image_size, fmt: str) -> dict[str, tuple]:
-  """{released name: shape} of a model's file in a format, without arrays."""
-  flat = {path: _abstract(shape) for path, shape in
-          _shapes(_unrolled(model), image_size)[0].items()}
-  if fmt == 'big_vision':
-    flat = _fold_class_row(flat)
-  return {name: (sum(x.shape[0] for x in parts.values()),
-                 *parts[0].shape[1:]) if parts[0].ndim else ()
-          for name, parts in _pieces(flat, _unrolled(model), fmt).items()}
-
-
-def _pieces(flat, model, fmt) -> dict[str, dict[int, np.ndarray]]:
-  """Released name -> {number of the part: array}."""
-  assigned = _assign(_rules(model, fmt), flat)
-  lost = [path for path in flat if path not in assigned]
-  if lost:
-    raise WeightsError(f'format {fmt} of {type(model).__name__} has no name '
-                       f'for:{_list(lost)}\nSave as flat Flax names instead '
-                       "(fmt='flax').")
-  pieces = {}
-  for path, (rule, name) in assigned.items():
-    part, count = rule.part or (0, 1)
-    if fmt in COLLECTION_FORMATS and not name.startswith('batch_stats/'):
-      name = f'params/{name}'
-    parts = pieces.setdefault(name, {})
-    if part in parts:
-      raise WeightsError(f'format {fmt} of {type(model).__name__} gives two '
-                         f'parameters the name {name}')
-    parts[part] = rule.to_released(flat[path], path, name)
-  return pieces
-
-
-def _fold_class_row(flat: dict) -> dict:
-  """big_vision adds its table before the class token: row 0 goes into it."""
-  table = 'params/Transformer/posembed_input/pos_embedding'
-  if 'params/cls' not in flat or table not in flat:
-    return flat
-  rows = flat[table]
-  return {**flat, 'params/cls': flat['params/cls'] + rows[:, :1],
-          table: rows[:, 1:]}
+  return flat | {path: np.asarray(x) for path, x in init(key).items()}

@@ -24,7 +24,7 @@ class Report:
   `loaded`: taken as it is. `resized`: a position table on another grid.
   `reset`: keeps its initialisation. `dropped`: known, and the model lacks it.
   `left_over`: unknown, only with strict=False. `metadata` is the file's own:
-  'class_names', 'image_size' and the like.
+  'classes', 'image_size' and the like.
   """
 
   source: str
@@ -60,7 +60,7 @@ class Report:
 
   @property
   def class_names(self) -> list[str] | None:
-    return self.metadata.get('class_names')
+    return self.metadata.get('classes')
 
   def table(self) -> str:
     """All tensors, one a line."""

@@ -1,0 +1,192 @@
+"""Reads weight files: .npz, .pth, .safetensors, our own steps, hub names.
+
+What a file is, is decided by its first bytes, not by its name. Nothing here
+runs code from a file.
+"""
+
+import json
+import zipfile
+
+from etils import epath
+import ml_dtypes
+import numpy as np
+
+from vit_jax.weights.errors import WeightsError
+from vit_jax.weights.torch_reader import read_torch
+
+METADATA = 'vit_jax'  # our metadata, as JSON, in .npz and .safetensors
+
+_SAFETENSORS_DTYPES = {
+    'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': ml_dtypes.bfloat16,
+    'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1', 'U64': 'u8',
+    'U32': 'u4', 'U16': 'u2', 'U8': 'u1', 'BOOL': '?',
+}
+# First bytes of files that are taken for weights by mistake.
+_FOREIGN = (
+    (b'version https://git-lfs', 'a Git LFS pointer; fetch the file itself '
+                                 '(git lfs pull)'),
+    (b'<', 'a web page; the download did not give the file'),
+    (b'{', 'JSON text'),
+    (b'\x89HDF', 'an HDF5 file (Keras); convert it first'),
+    (b'\x93NUMPY', 'a single numpy array (.npy)'),
+    (b'\x1f\x8b', 'gzip data; unpack it first'),
+    (b'\x89PNG', 'a PNG image'),
+    (b'\xff\xd8\xff', 'a JPEG image'),
+    (b'GIF8', 'a GIF image'),
+    (b'%PDF', 'a PDF document'),
+)
+
+
+def read(path, *, average: bool = False) -> tuple[dict[str, np.ndarray], dict]:
+  """Reads all tensors of a weight file.
+
+  Args:
+    path: local or remote file (.npz, .pth, .bin, .pth.tar, .safetensors), a
+      vit_jax workdir or step, or 'hf:ORG/NAME' of the Hugging Face hub.
+    average: of a workdir or step, the moving average of the parameters.
+
+  Returns:
+    {name: array} with half precision as float32, and the file's metadata with
+    'kind' ('npz', 'torch', 'safetensors', 'step') added.
+
+  Raises:
+    WeightsError: no such file, truncated, of another kind, in need of running
+      code, hub not reachable. The message names the file.
+  """
+  if str(path).startswith('hf:'):
+    path = _download(str(path))
+  path = epath.Path(path)
+  try:
+    if path.is_dir():
+      return _read_step(path, average)
+    if not path.exists():
+      raise WeightsError('there is no such file')
+    with path.open('rb') as file:
+      head = file.read(512)
+      file.seek(0)
+      return _reader(head)(file)
+  except WeightsError as e:
+    raise WeightsError(f'cannot read weights from {path}: {e}') from e
+  except (OSError, EOFError) as e:
+    raise WeightsError(f'cannot read weights from {path}: {e}') from e
+
+
+def _reader(head: bytes):
+  if not head:
+    raise WeightsError('the file is empty')
+  if head[4:9] == b'\0\0\0\0{':  # the length of the JSON header, the header
+    return _read_safetensors
+  if head.startswith(b'PK'):
+    return _read_zip
+  if head.startswith(b'\x80'):
+    return lambda file: (read_torch(file), {'kind': 'torch'})
+  for start, name in _FOREIGN:
+    if head.startswith(start):
+      raise WeightsError(f'it looks like {name}')
+  if head[257:262] == b'ustar':
+    raise WeightsError('it looks like a tar archive; unpack it first')
+  if b'\0' not in head and head.decode('utf-8', 'ignore').isprintable():
+    raise WeightsError('it looks like text')
+  raise WeightsError('its first bytes are of no known weight format (.npz, '
+                     '.pth, .safetensors)')
+
+
+def _read_zip(file):
+  """A numpy or a PyTorch archive."""
+  try:
+    with zipfile.ZipFile(file) as archive:
+      names = archive.namelist()
+  except zipfile.BadZipFile as e:
+    raise WeightsError(
+        f'it is truncated: it begins as a zip archive (.npz, .pth) but has no '
+        f'directory at its end ({e})') from e
+  file.seek(0)
+  if any(name.endswith('/data.pkl') for name in names):
+    return read_torch(file), {'kind': 'torch'}
+  if not names or not all(name.endswith('.npy') for name in names):
+    raise WeightsError('it is a zip archive, but neither .npz nor .pth: it '
+                       f'holds {", ".join(names[:3]) or "nothing"}')
+  arrays = {}
+  with np.load(file, allow_pickle=False) as archive:
+    for name in archive.files:
+      try:
+        arrays[name] = _float32(archive[name])
+      except zipfile.BadZipFile as e:
+        raise WeightsError(f'{name} is damaged ({e})') from e
+      except ValueError as e:
+        if 'pickle' in str(e):
+          raise WeightsError(
+              f'{name} wants to run code: it holds Python objects') from e
+        raise WeightsError(f'{name} is damaged ({e})') from e
+  metadata = {}
+  if METADATA in arrays:
+    metadata = json.loads(str(arrays.pop(METADATA)))
+  return arrays, {**metadata, 'kind': 'npz'}
+
+
+def _read_safetensors(file):
+  import safetensors
+  data = file.read()
+  length = int.from_bytes(data[:8], 'little')
+  try:
+    tensors = safetensors.deserialize(data)
+    header = json.loads(data[8:8 + length]).get('__metadata__') or {}
+  except (safetensors.SafetensorError, ValueError) as e:
+    raise WeightsError('its .safetensors header does not fit its contents: it '
+                       f'is truncated or damaged ({e})') from e
+  arrays = {}
+  for name, tensor in tensors:
+    if tensor['dtype'] not in _SAFETENSORS_DTYPES:
+      raise WeightsError(f'{name} has dtype {tensor["dtype"]}; allowed: '
+                         f'{", ".join(_SAFETENSORS_DTYPES)}')
+    dtype = np.dtype(_SAFETENSORS_DTYPES[tensor['dtype']])
+    x = np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
+    arrays[name] = _float32(x)
+  metadata = json.loads(header.get(METADATA, '{}'))
+  return arrays, {**metadata, 'kind': 'safetensors'}
+
+
+def _read_step(path, average: bool):
+  from vit_jax import checkpoint
+  try:
+    arrays, metadata = checkpoint.load_params(path, average=average)
+  except checkpoint.CheckpointError as e:
+    raise WeightsError(str(e)) from e
+  return ({name: _float32(x) for name, x in arrays.items()},
+          {**metadata, 'kind': 'step'})
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+  """Half precision as float32, all else as it is."""
+  if x.dtype == np.dtype('V2'):  # bfloat16 as numpy alone writes it
+    x = x.view(ml_dtypes.bfloat16)
+  if x.dtype in (np.float16, ml_dtypes.bfloat16):
+    return x.astype(np.float32)
+  return x
+
+
+def _download(name: str) -> str:
+  """A local path of 'hf:ORG/NAME' or 'hf:ORG/NAME/FILE'."""
+  org, _, rest = name.removeprefix('hf:').partition('/')
+  repo, _, file = rest.partition('/')
+  if not org or not repo:
+    raise WeightsError(f'{name!r} is no hub name; the form is hf:ORG/NAME, '
+                       'such as hf:timm/vit_base_patch16_224.augreg_in21k')
+  try:
+    import huggingface_hub
+  except ImportError as e:
+    raise WeightsError(f"{name} needs huggingface_hub: pip install "
+                       "'vit_jax[hub]', or download the file and give its "
+                       'path') from e
+  candidates = [file] if file else ['model.safetensors', 'pytorch_model.bin']
+  for candidate in candidates:
+    try:
+      return huggingface_hub.hf_hub_download(f'{org}/{repo}', candidate)
+    except huggingface_hub.errors.EntryNotFoundError:
+      continue
+    except Exception as e:  # the hub's errors have no common ancestor
+      raise WeightsError(
+          f'{name} could not be fetched ({type(e).__name__}: '
+          f'{str(e).splitlines()[0] if str(e) else ""}). Check the name and '
+          'the connection, or download the file and give its path') from e
+  raise WeightsError(f'{name} has none of: {", ".join(candidates)}')

@@ -1,0 +1,253 @@
+"""Reads PyTorch checkpoints without PyTorch and without running their code.
+
+A checkpoint is a pickle, and a pickle is a program. The unpickler here knows
+the handful of names that tensors and plain containers need and refuses any
+other, by name. Both layouts are read: the zip archive (since PyTorch 1.6) and
+the stream of pickles before it.
+"""
+
+import collections
+import dataclasses
+import io
+import math
+import pickle
+import zipfile
+
+import numpy as np
+
+from vit_jax.weights.errors import WeightsError
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_DTYPES = {
+    'DoubleStorage': 'f8', 'FloatStorage': 'f4', 'HalfStorage': 'f2',
+    'BFloat16Storage': 'u2', 'LongStorage': 'i8', 'IntStorage': 'i4',
+    'ShortStorage': 'i2', 'CharStorage': 'i1', 'ByteStorage': 'u1',
+    'BoolStorage': '?',
+}
+# What training scripts put beside the weights. Never built: a value of such a
+# type becomes an empty placeholder.
+_INERT = {
+    ('argparse', 'Namespace'), ('pathlib', 'PosixPath'),
+    ('torch', 'device'), ('torch', 'dtype'), ('torch', 'float32'),
+    ('torch.torch_version', 'TorchVersion'),
+    ('numpy', 'dtype'), ('_codecs', 'encode'),
+    ('numpy.core.multiarray', 'scalar'),
+    ('numpy._core.multiarray', 'scalar'),
+}
+
+
+class _Inert:
+  """Takes any arguments and state, and keeps none."""
+
+  def __new__(cls, *args, **kwargs):
+    return object.__new__(cls)
+
+  def __init__(self, *args, **kwargs):
+    pass
+
+  def __setstate__(self, state):
+    pass
+
+  def __call__(self, *args, **kwargs):
+    return self
+
+
+@dataclasses.dataclass
+class _Storage:
+  kind: str  # key of _DTYPES
+  numel: int
+  data: np.ndarray | None = None
+
+  def fill(self, raw, byteorder: str):
+    dtype = np.dtype(_DTYPES[self.kind]).newbyteorder(byteorder)
+    if len(raw) < self.numel * dtype.itemsize:
+      raise WeightsError(f'a storage of {self.numel} {self.kind} values has '
+                         f'only {len(raw)} bytes')
+    data = np.frombuffer(raw, dtype, self.numel)
+    if self.kind == 'BFloat16Storage':
+      data = (data.astype(np.uint32) << 16).view(np.float32)
+    elif self.kind == 'HalfStorage':
+      data = data.astype(np.float32)
+    self.data = data.astype(data.dtype.newbyteorder('='), copy=False)
+
+
+@dataclasses.dataclass
+class _Tensor:
+  """A tensor whose storage may not have been read yet."""
+
+  storage: _Storage
+  offset: int
+  size: tuple[int, ...]
+  stride: tuple[int, ...]
+
+  def array(self) -> np.ndarray:
+    ok = (isinstance(self.storage, _Storage)
+          and len(self.size) == len(self.stride)
+          and all(isinstance(n, int) and n >= 0 for n in
+                  (self.offset, *self.size, *self.stride)))
+    if not ok:
+      raise WeightsError('a tensor with an impossible layout')
+    if not math.prod(self.size):
+      return np.zeros(self.size, np.float32)
+    last = self.offset + sum(
+        (n - 1) * s for n, s in zip(self.size, self.stride))
+    if last >= self.storage.numel:
+      raise WeightsError('a tensor that reaches beyond its storage')
+    data = self.storage.data[self.offset:]
+    return np.lib.stride_tricks.as_strided(
+        data, self.size, [s * data.itemsize for s in self.stride],
+        writeable=False)
+
+
+def _rebuild_tensor(storage, offset, size, stride, *_):
+  return _Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _rebuild_parameter(data, *_):
+  return data
+
+
+_ALLOWED = {
+    ('collections', 'OrderedDict'): collections.OrderedDict,
+    ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
+    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+    ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
+    ('torch._utils', '_rebuild_parameter_with_state'): _rebuild_parameter,
+    ('torch', 'Size'): tuple,
+    ('builtins', 'set'): set,
+    ('__builtin__', 'set'): set,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+  """Builds tensors and containers, refuses everything else."""
+
+  def __init__(self, file, load_storage=None):
+    super().__init__(file, encoding='utf-8')
+    self._load_storage = load_storage
+
+  def find_class(self, module, name):
+    if (module, name) in _ALLOWED:
+      return _ALLOWED[module, name]
+    if module in ('torch', 'torch.storage') and name in _DTYPES:
+      return name  # storages are only ever named in persistent ids
+    if (module, name) in _INERT:
+      return _Inert
+    raise WeightsError(
+        f'it wants to run code: its pickle asks for {module}.{name}. Only '
+        'tensors and plain containers are read. If you trust the file, save '
+        'its state dict as .safetensors with the program it came from')
+
+  def persistent_load(self, pid):
+    if (self._load_storage is None or not isinstance(pid, tuple)
+        or len(pid) < 5 or pid[0] != 'storage' or pid[1] not in _DTYPES
+        or not isinstance(pid[4], int) or pid[4] < 0):
+      raise WeightsError(f'an unknown kind of storage: {str(pid)[:80]}')
+    return self._load_storage(*pid[1:])
+
+
+def _unpickle(file, load_storage=None):
+  try:
+    return _Unpickler(file, load_storage).load()
+  except WeightsError:
+    raise
+  except Exception as e:  # a damaged pickle can raise anything
+    raise WeightsError(f'its pickle is damaged or truncated ({e})') from e
+
+
+def _read_zip(file):
+  with zipfile.ZipFile(file) as archive:
+    names = set(archive.namelist())
+    pickles = [n for n in names if n.endswith('/data.pkl')]
+    if any('/code/' in n for n in names):
+      raise WeightsError('it is a TorchScript program, not a checkpoint; save '
+                         'the state dict of its module instead')
+    if len(pickles) != 1:
+      raise WeightsError('it is a zip archive without a data.pkl')
+    root = pickles[0].removesuffix('data.pkl')
+    order = '<'
+    if f'{root}byteorder' in names:
+      order = {b'big': '>'}.get(archive.read(f'{root}byteorder'), '<')
+    storages = {}
+
+    def load_storage(kind, key, location, numel, *_):
+      if key not in storages:
+        name = f'{root}data/{key}'
+        if name not in names:
+          raise WeightsError(f'storage {key} is missing')
+        storages[key] = _Storage(kind, numel)
+        storages[key].fill(archive.read(name), order)
+      return storages[key]
+
+    return _unpickle(io.BytesIO(archive.read(pickles[0])), load_storage)
+
+
+def _read_legacy(file):
+  if _unpickle(file) != _LEGACY_MAGIC:
+    raise WeightsError('it is a pickle, but not of a PyTorch checkpoint')
+  _unpickle(file)  # protocol version
+  system = _unpickle(file)
+  little = not isinstance(system, dict) or system.get('little_endian', True)
+  order = '<' if little else '>'
+  storages = {}
+
+  def load_storage(kind, key, location, numel, view=None):
+    if view is not None:
+      raise WeightsError('storages that are views of others are not supported')
+    return storages.setdefault(key, _Storage(kind, numel))
+
+  tree = _unpickle(file, load_storage)
+  for key in _unpickle(file):
+    if key not in storages:
+      raise WeightsError(f'storage {key} is in the file but in no tensor')
+    header = file.read(8)
+    if len(header) < 8:
+      raise WeightsError(f'truncated before storage {key}')
+    numel = int.from_bytes(header, 'little' if little else 'big')
+    storage = storages[key]
+    if numel != storage.numel:
+      raise WeightsError(f'storage {key} has {numel} values, expected '
+                         f'{storage.numel}')
+    storage.fill(file.read(numel * np.dtype(_DTYPES[storage.kind]).itemsize),
+                 order)
+  empty = [key for key, storage in storages.items() if storage.data is None]
+  if empty:
+    raise WeightsError(f'storage {empty[0]} is missing')
+  return tree
+
+
+def _state_dict(tree) -> dict:
+  """The weights inside a training checkpoint."""
+  for _ in range(3):
+    if not isinstance(tree, dict):
+      break
+    inner = next((tree[k] for k in ('model', 'state_dict', 'model_state_dict')
+                  if isinstance(tree.get(k), dict)), None)
+    if inner is None:
+      return tree
+    tree = inner
+  if isinstance(tree, dict):
+    return tree
+  raise WeightsError('it holds no dictionary of tensors')
+
+
+def read_torch(file) -> dict[str, np.ndarray]:
+  """The tensors of a checkpoint open in binary mode, by name.
+
+  The dictionary under 'model' or 'state_dict' is taken where there is one
+  (averages beside it are not), and half precision becomes float32.
+
+  Raises:
+    WeightsError: truncated, not a checkpoint, or in need of running code.
+  """
+  legacy = file.read(2) != b'PK'
+  file.seek(0)
+  try:
+    tree = _read_legacy(file) if legacy else _read_zip(file)
+  except zipfile.BadZipFile as e:
+    raise WeightsError(f'its zip archive is damaged or truncated ({e})') from e
+  arrays = {str(name): x.array() for name, x in _state_dict(tree).items()
+            if isinstance(x, _Tensor)}
+  if not arrays:
+    raise WeightsError('it holds no tensors')
+  return arrays
