@@ -1,0 +1,50 @@
+"""BiT pre-training on ImageNet (arXiv:1912.11370; BiT-S).
+
+    python -m vit_jax.main --config=configs/bit_i1k.py:r50x1 \
+        --config.data.dir=TFDS_DIR --workdir=DIR
+    ... :r50x1,big_vision     big_vision's ResNet V1 and recipe
+
+Both: 90 epochs, batch 4,096, SGD with momentum 0.9, softmax loss. paper: rate
+0.03 x 4,096 / 256 = 0.48, / 10 after epochs 30, 60 and 80, 5,000 warm-up
+steps, L2 1e-4 (see configs/bit_i21k.py). big_vision: V1 net, rate 0.1 x 16,
+cosine, 1,000 warm-up steps, clip 1, weight decay 1e-4 x 16 by the schedule.
+
+big_vision's R50x1 takes about 32 minutes on a v3-128.
+"""
+
+from configs import bit_i21k, common, finetune
+from vit_jax.config import default_config
+
+
+def get_config(arg=None):
+  model, switches = common.parse_arg(arg, model='r50x1',
+                                     options=('big_vision',))
+  big_vision = 'big_vision' in switches
+  c = default_config()
+  c.run.name = f'BiT {model} on ImageNet'
+  c.run.epochs = 90.0
+  c.data.source = 'tfds:imagenet2012'
+  c.data.split = 'train[:99%]'
+  c.data.batch_size = 4096
+  c.model.name = model if model.startswith('bit_') else (
+      f'bit_v1_{model}' if big_vision else f'bit_{model}')
+  c.eval.sets = {'minival': {'split': 'train[99%:]'},
+                 'val': {'split': 'validation'}}
+  c.eval.crop = 224 / 256
+  c.eval.every_epochs = 5.0
+  c.log.checkpoint_minutes = 20.0
+  c.mesh.preset = 'zero'
+  c.optim.name = 'sgd'
+  if big_vision:
+    c.optim.lr, c.optim.lr_batch = 0.1, 256
+    c.optim.state_dtype = 'bfloat16'
+    c.optim.clip = 1.0
+    c.optim.decay_style, c.optim.weight_decay = 'schedule', 1e-4 * 16
+    c.schedule.warmup_steps = 1_000
+  else:
+    c.optim.lr, c.optim.lr_batch = 0.03, 256
+    bit_i21k.set_paper_decay(c)
+    c.schedule.warmup_steps = 5_000
+  if 'smoke' in switches:
+    common.smoke(c, **finetune.smoke_fields(c.model.name))
+  return c
