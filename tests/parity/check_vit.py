@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from vit_jax.models.vit import ViT
+from vit_jax.models.vit import sincos2d, ViT
 from vit_jax.weights import from_state_dict
 
 
@@ -39,13 +39,12 @@ def compare_feature_maps(case, out):
       case.compare(name, out[stem][0, :3, :3])
 
 
-@kind('vit_jax.ViT')
-def check_vit_jax(case):
-  c = case.config
+def vit_jax_model(c) -> ViT:
+  """The model of a vision_transformer configuration."""
   resnet, transformer = c.get('resnet'), c['transformer']
   pools = {'unpooled': ('none', False), 'token_unpooled': ('none', True)}
   pool, cls = pools.get(c['classifier'], (c['classifier'], None))
-  model = ViT(
+  return ViT(
       num_classes=c['num_classes'], patch_size=tuple(c['patch_size']),
       width=c['hidden_size'], depth=transformer['num_layers'],
       num_heads=transformer['num_heads'], mlp_dim=transformer['mlp_dim'],
@@ -54,7 +53,11 @@ def check_vit_jax(case):
       stem=None if resnet is None else tuple(resnet['num_layers']),
       stem_width=1.0 if resnet is None else resnet['width_factor'],
       return_attention=True)
-  _, logits, out = run(case, model)
+
+
+@kind('vit_jax.ViT')
+def check_vit_jax(case):
+  _, logits, out = run(case, vit_jax_model(case.config))
   case.compare('logits', logits)
   case.compare('pre_logits', out['pre_logits'])
   for name in case.outputs:
@@ -76,7 +79,7 @@ def check_big_vision(case):
   model = ViT(
       num_classes=c['num_classes'], patch_size=tuple(c['patch_size']),
       width=c['width'], depth=c['depth'], num_heads=c['num_heads'],
-      mlp_dim=c['mlp_dim'], pool=pool,
+      mlp_dim=c['mlp_dim'] or 4 * c['width'], pool=pool,
       representation_size=c['width'] if rep is True else (rep or None),
       posemb={'learn': 'learn1d'}.get(c['posemb'], c['posemb']),
       init_style='big_vision', scan=c['scan'], return_attention=True)
@@ -107,9 +110,11 @@ def check_big_vision(case):
       value = to_2d(out['encoded'][:, prefix:])
       if 'pre_logits' in variables['params']:
         value = jnp.tanh(dense('pre_logits', value))
-      if name == 'logits_2d':
-        value = dense('head', value)
-      case.compare(name, value)
+      if name == 'logits_2d':  # of the head on every token: up to 100 times
+        value = dense('head', value)  # the logits, so compared as a map
+      case.compare(name, value, 1e-4 * float(np.max(np.abs(want))))
+    elif name == 'posemb_sincos2d':
+      case.compare(name, sincos2d(height, width, c['width']))
   compare_attention(case, out)
 
 
