@@ -43,7 +43,7 @@ def position_similarity(table, grid, num_prefix: int = 0) -> np.ndarray:
   return (patches @ patches.T).reshape(*grid, *grid)
 
 
-def plot_similarity(similarity, path, *, most: int = 14, title: str = ''):
+def plot_similarity(similarity, path, *, most: int = 16, title: str = ''):
   """Draws a map per patch position, laid out as the patches are.
 
   Args:
@@ -56,8 +56,7 @@ def plot_similarity(similarity, path, *, most: int = 14, title: str = ''):
     The path.
   """
   h, w = similarity.shape[:2]
-  rows, columns = (np.unique(np.linspace(0, n - 1, min(n, most)).round())
-                   .astype(int) for n in (h, w))
+  rows, columns = (np.arange(0, n, -(-n // most)) for n in (h, w))
   gap = 1
   tiles = np.full((len(rows) * (h + gap) - gap, len(columns) * (w + gap) - gap),
                   np.nan)

@@ -127,8 +127,7 @@ def plot_curves(curves, path, *, ylabel='cosine similarity to the block before',
       curve = adjacent_similarity(curve)
     axis.plot(np.arange(2, len(curve) + 2), curve, label=name, lw=1.6,
               marker='os^Dv'[i % 5], markersize=4)
-  low = min(0.0, *(float(np.min(c)) for c in curves.values()))
-  axis.set_ylim(low - 0.02 * (low < 0), 1.02)
+  axis.set_ylim(min(axis.get_ylim()[0], 0.0), 1.04)
   axis.xaxis.get_major_locator().set_params(integer=True)
   axis.set_xlabel('block')
   axis.set_ylabel(ylabel)
