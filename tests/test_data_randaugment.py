@@ -79,7 +79,10 @@ def test_google_operations_without_opencv(image, monkeypatch):
   monkeypatch.setattr(transforms, 'cv2', None)
   for name, (arguments, op) in randaugment.GOOGLE.items():
     args = arguments(9, np.random.default_rng(1), (128,) * 3)
-    np.testing.assert_array_equal(op(image, *args), want[name])
+    apart = np.abs(op(image, *args).astype(int) - want[name])
+    # A weighted mean of nine values depends on the order of the sum.
+    assert apart.max() <= (1 if name in ('Sharpness', 'Color') else 0)
+    assert (apart > 0).mean() < 0.01
 
 
 def test_google_translate_fills(image):

@@ -32,16 +32,21 @@ def _blend(low: np.ndarray, high: np.ndarray, factor: float) -> np.ndarray:
   """low + factor * (high - low), cut off to uint8."""
   if factor == 1.0:
     return high
-  low, high = low.astype(np.float32), high.astype(np.float32)
-  return np.clip(low + np.float32(factor) * (high - low), 0, 255
-                 ).astype(np.uint8)
+  low, out = low.astype(np.float32), high.astype(np.float32)
+  out -= low
+  out *= np.float32(factor)
+  out += low
+  return np.clip(out, 0, 255, out=out).astype(np.uint8)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
   """TensorFlow's rgb_to_grayscale on uint8, (H, W, 1)."""
-  scaled = image.astype(np.float32) * np.float32(1 / 255)
-  grey = scaled @ np.array([0.2989, 0.5870, 0.1140], np.float32)
-  return (grey * np.float32(255.5)).astype(np.uint8)[..., None]
+  scaled = image.astype(np.float32)
+  scaled *= np.float32(1 / 255)
+  weights = np.array([[0.2989, 0.5870, 0.1140]], np.float32)
+  grey = (transforms.cv2.transform(scaled, weights)[..., None]
+          if transforms.cv2 is not None else scaled @ weights.T)
+  return (grey * np.float32(255.5)).astype(np.uint8)
 
 
 def _table(image: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -117,14 +122,15 @@ def google_brightness(image, factor):
 def google_sharpness(image, factor):
   """Blends with a 3x3 smoothing (centre 5, others 1, over 13)."""
   smooth = image.copy()
-  weights = np.array([1, 5, 1], np.float32) / np.float32(13)
-  if min(image.shape[:2]) >= 3:
+  if min(image.shape[:2]) >= 3:  # the border stays as it is
+    kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
     x = image.astype(np.float32)
-    total = np.zeros((x.shape[0] - 2, x.shape[1] - 2, 3), np.float32)
-    for i in range(3):
-      for j in range(3):
-        weight = weights[1] if i == j == 1 else weights[0]
-        total += weight * x[i:i + total.shape[0], j:j + total.shape[1]]
+    if transforms.cv2 is not None:
+      total = transforms.cv2.filter2D(x, -1, kernel)[1:-1, 1:-1]
+    else:
+      height, width = x.shape[0] - 2, x.shape[1] - 2
+      total = sum(kernel[i, j] * x[i:i + height, j:j + width]
+                  for i in range(3) for j in range(3))
     smooth[1:-1, 1:-1] = np.clip(total, 0, 255).astype(np.uint8)
   return _blend(smooth, image, factor)
 
@@ -136,14 +142,21 @@ def _google_affine(image, matrix, fill):
   a = np.asarray(matrix, np.float32)
   x = np.arange(width, dtype=np.float32)
   y = np.arange(height, dtype=np.float32)[:, None]
-  nearest = lambda v: np.trunc(v + np.copysign(0.5, v)).astype(np.int32)
-  source_x = nearest((a[0, 0] * x + a[0, 1] * y) + a[0, 2])
-  source_y = nearest((a[1, 0] * x + a[1, 1] * y) + a[1, 2])
+  source = np.empty((height, width, 2), np.float32)
+  source[..., 0] = (a[0, 0] * x + a[0, 1] * y) + a[0, 2]
+  source[..., 1] = (a[1, 0] * x + a[1, 1] * y) + a[1, 2]
+  source += np.copysign(np.float32(0.5), source)  # the cast cuts towards zero
+  np.clip(source, -2, max(height, width), out=source)  # outside stays outside
+  fill = tuple(int(v) for v in fill)
+  if transforms.cv2 is not None:
+    return transforms.cv2.remap(
+        image, source.astype(np.int16), None, transforms.cv2.INTER_NEAREST,
+        borderMode=transforms.cv2.BORDER_CONSTANT, borderValue=fill)
+  source_x, source_y = np.moveaxis(source.astype(np.int32), -1, 0)
   inside = ((source_x >= 0) & (source_x < width)
             & (source_y >= 0) & (source_y < height))
-  flat = np.where(inside, source_y * width + source_x, 0)
-  out = np.take(image.reshape(-1, 3), flat, axis=0)
-  out[~inside] = np.asarray(fill, np.uint8)
+  out = image[np.where(inside, source_y, 0), np.where(inside, source_x, 0)]
+  out[~inside] = fill
   return out
 
 
