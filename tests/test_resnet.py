@@ -165,7 +165,7 @@ def test_hybrid_stem_belongs_to_its_caller(num_layers, stride):
 
     @nn.compact
     def __call__(self, x):
-      return resnet.hybrid_stem(x, num_layers, 0.5, jnp.float32, False)
+      return resnet.hybrid_stem(x, num_layers, 0.5, jnp.float32)
 
   x = jax.ShapeDtypeStruct((1, 58, 74, 3), jnp.float32)
   (y, out), variables = jax.eval_shape(

@@ -161,7 +161,7 @@ def _root_width(width_factor: float) -> int:
 
 
 def hybrid_stem(x, num_layers: Sequence[int], width_factor: float, dtype,
-                train: bool, remat: str = 'none'):
+                remat: str = 'none'):
   """The ResNet-V1 in front of a hybrid ViT's patch convolution.
 
   Called inside the compact `__call__` of a module, so that `conv_root`,
@@ -173,14 +173,12 @@ def hybrid_stem(x, num_layers: Sequence[int], width_factor: float, dtype,
     num_layers: units per stage; () is the root alone.
     width_factor: the root has 64 * width_factor channels.
     dtype: of the activations.
-    train: changes nothing: there is neither dropout nor batch statistics.
     remat: a key of `layers.REMAT`, applied to each unit.
 
   Returns:
     Features (B, H / stride, W / stride, C) and named intermediates: 'gn_root'
     (before ReLU and pooling), 'root', 'block{s}', 'block{s}/unit{u}'.
   """
-  del train
   width = _root_width(width_factor)
   x = StdConv(width, size=7, stride=2, dtype=dtype, name='conv_root')(x)
   gn_root = nn.GroupNorm(epsilon=1e-6, dtype=dtype, name='gn_root')(x)
@@ -219,7 +217,7 @@ class BiTV1(nn.Module):
     'pre_logits_2d' (B, H / 32, W / 32, C), 'pre_logits' (B, C).
     """
     x, out = hybrid_stem(images, self.num_layers, self.width_factor,
-                         self.dtype, train, self.remat)
+                         self.dtype, self.remat)
     return _classify(x, out, self.num_classes, self.head_bias, self.dtype)
 
 
