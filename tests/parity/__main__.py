@@ -6,15 +6,20 @@ import pkgutil
 import sys
 
 
+def load_checkers():
+  """Imports every check_*.py of this folder; they register themselves."""
+  import tests.parity as package
+  for module in pkgutil.iter_modules(package.__path__):
+    if module.name.startswith('check_'):
+      importlib.import_module(f'tests.parity.{module.name}')
+
+
 def main(paths) -> int:
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   import jax
   jax.config.update('jax_default_matmul_precision', 'highest')
-  import tests.parity as package
   from tests.parity import harness
-  for module in pkgutil.iter_modules(package.__path__):
-    if module.name.startswith('check_'):
-      importlib.import_module(f'tests.parity.{module.name}')
+  load_checkers()
   results = [harness.check_file(p) for p in paths]
   for line, _ in results:
     print(line)
