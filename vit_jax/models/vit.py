@@ -198,7 +198,7 @@ class EncoderBlock(nn.Module):
       return y
     gamma = self.param(name, nn.initializers.constant(self.layer_scale),
                        (y.shape[-1],))
-    return y * gamma.astype(y.dtype)
+    return y * gamma.astype(y.dtype)[None, None]
 
   def _attend_fn(self, width):
     if self.area is not None:
@@ -477,3 +477,11 @@ for _size in ('ti', 's', 'b'):
            interpolation='bicubic', patch_size=16,
            area_sizes=((1, 2), (1, 2)), norm_eps=1e-5, activation='gelu_erf',
            init_style='torch', **_fields(_size))
+
+# DINOv2's shape (arXiv:2304.07193, without registers): layer scale, features
+# only. The g/14 of that paper has another MLP.
+for _size, _word in (('s', 'small'), ('b', 'base'), ('l', 'large')):
+  register(f'vit_{_size}14_dinov2', ViT, image_size=518, normalize='imagenet',
+           crop=1.0, interpolation='bicubic', patch_size=14, layer_scale=1e-5,
+           activation='gelu_erf',
+           released=(f'vit_{_word}_patch14_dinov2.lvd142m',), **_fields(_size))

@@ -256,21 +256,21 @@ class _Loading:
     return (parts * shape[0], *shape[1:])
 
   def _load(self, rule, name, path, shape):
-    released, note = self.arrays[name], ''
+    released, action, note = self.arrays[name], 'loaded', ''
     try:
       if TABLE.fullmatch(path):
-        released, note = self._fit_table(np.asarray(released), path, shape)
+        released, action, note = self._fit_table(np.asarray(released), shape)
       value = rule.to_flax(released, shape)
     except ShapeMismatch as e:
       self.problems.append(
           f'{name} is {tuple(self.arrays[name].shape)}, expected '
           f'{self._released(path)}{f" ({e})" if str(e) else ""}')
       return None
-    self.report.add('resized' if note else 'loaded', name, path, shape, note)
+    self.report.add(action, name, path, shape, note)
     return np.asarray(value, np.float32)
 
-  def _fit_table(self, table, path, shape):
-    """A position table on the model's grid, and a note if it had to change."""
+  def _fit_table(self, table, shape):
+    """A position table on the model's grid, what was done, and a note."""
     if table.ndim != len(shape) or table.shape[-1] != shape[-1]:
       raise ShapeMismatch
     google = self.fmt in LINEAR_FORMATS or (
@@ -278,8 +278,8 @@ class _Loading:
     method = 'linear' if google else 'bicubic'
     if table.ndim == 4:
       if table.shape == shape:
-        return table, ''
-      return (resize_grid(table, shape[1:3], method),
+        return table, 'loaded', ''
+      return (resize_grid(table, shape[1:3], method), 'resized',
               f'{_by(table.shape[1:3])} -> {_by(shape[1:3])}, {method}')
     rows, grid = shape[1], self.grid
     if grid is None or not 0 <= rows - math.prod(grid) <= 2:
@@ -288,9 +288,10 @@ class _Loading:
         raise ShapeMismatch('the grid of the model is not known')
     prefix = rows - math.prod(grid)
     old, old_prefix = self._source_grid(table.shape[1], tuple(grid), prefix)
-    notes = []
+    action, notes = 'loaded', []
     if old != tuple(grid):
       table = resize_table(table, old, grid, method)
+      action = 'resized'
       notes.append(f'{_by(old)} -> {_by(grid)}, {method}')
     if old_prefix < prefix:
       # The file adds its table to the patches only: whatever stands for the
@@ -300,7 +301,7 @@ class _Loading:
     elif old_prefix > prefix:
       table = table[:, old_prefix - prefix:]
       notes.append("without the class token's row")
-    return table, ', '.join(notes)
+    return table, action, ', '.join(notes)
 
   def _source_grid(self, rows, grid, prefix):
     """Grid and leading rows of a file's position table."""

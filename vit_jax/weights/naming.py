@@ -81,10 +81,18 @@ def model_shapes(model, image_size):
   By `jax.eval_shape`: nothing is computed. The grid is None for a model
   without an intermediate 'stem' (B, h, w, D).
   """
+  try:
+    hash(model)
+  except TypeError:  # a field such as a list
+    return _trace.__wrapped__(model, as_pair(image_size))
+  return _trace(model, as_pair(image_size))
+
+
+@functools.lru_cache(maxsize=8)
+def _trace(model, image_size):
   (_, out), variables = jax.eval_shape(
       functools.partial(model.init_with_output, train=False),
-      jax.random.key(0),
-      jax.ShapeDtypeStruct((1, *as_pair(image_size), 3), jnp.float32))
+      jax.random.key(0), jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32))
   stem = out.get('stem')
   grid = stem.shape[1:3] if stem is not None and stem.ndim == 4 else None
   return {path: tuple(x.shape) for path, x in

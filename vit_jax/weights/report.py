@@ -21,7 +21,7 @@ class Entry:
 class Report:
   """Every tensor of a file and of the model, once.
 
-  `loaded`: taken as it is. `resized`: a position table on another grid.
+  `loaded`: taken with its values. `resized`: a position table on another grid.
   `reset`: keeps its initialisation. `dropped`: known, and the model lacks it.
   `left_over`: unknown, only with strict=False. `metadata` is the file's own:
   'classes', 'image_size' and the like.
@@ -67,10 +67,10 @@ class Report:
     return _table(self.entries)
 
   def __str__(self) -> str:
-    """Counts, and a line for each tensor that was not simply loaded."""
+    """Counts, and a line for each tensor that was not taken as it is."""
     counts = ', '.join(f'{len(self.of(a))} {a.replace("_", " ")}'
                        for a in ACTIONS if self.of(a))
-    special = [e for e in self.entries if e.action != 'loaded']
+    special = [e for e in self.entries if e.action != 'loaded' or e.note]
     head = f'{self.source} ({self.format}): {counts or "nothing"}'
     return head + ('\n' + _table(special) if special else '')
 

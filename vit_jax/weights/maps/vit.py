@@ -99,9 +99,31 @@ def encoder_rules() -> list[Rule]:
   return rules
 
 
+def _timm_pool() -> list[Rule]:
+  """timm's attention pooling (SigLIP), big_vision's MAP head."""
+  attention = 'params/MAPHead_0/MultiHeadDotProductAttention_0'
+  rules = [Rule('params/MAPHead_0/probe', 'attn_pool.latent')]
+  for leaf, torch, layout in (('kernel', 'weight', 'dense'),
+                              ('bias', 'bias', 'same')):
+    mlp = 'params/MAPHead_0/MlpBlock_0'
+    rules += [
+        Rule(f'{attention}/query/{leaf}', f'attn_pool.q.{torch}', layout),
+        Rule(f'{attention}/key/{leaf}', f'attn_pool.kv.{torch}', layout,
+             (0, 2)),
+        Rule(f'{attention}/value/{leaf}', f'attn_pool.kv.{torch}', layout,
+             (1, 2)),
+        Rule(f'{attention}/out/{leaf}', f'attn_pool.proj.{torch}', layout),
+        Rule(f'{mlp}/Dense_0/{leaf}', f'attn_pool.mlp.fc1.{torch}', layout),
+        Rule(f'{mlp}/Dense_1/{leaf}', f'attn_pool.mlp.fc2.{torch}', layout),
+    ]
+  return rules + [
+      Rule('params/MAPHead_0/LayerNorm_0/scale', 'attn_pool.norm.weight'),
+      Rule('params/MAPHead_0/LayerNorm_0/bias', 'attn_pool.norm.bias')]
+
+
 def _timm(model) -> list[Rule]:
   stem = model.stem
-  return encoder_rules() + (
+  return encoder_rules() + _timm_pool() + (
       [] if stem is None else _timm_stem(root_only=not stem))
 
 
