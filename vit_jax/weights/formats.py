@@ -67,8 +67,9 @@ def read(path, *, average: bool = False) -> tuple[dict[str, np.ndarray], dict]:
       return _reader(head)(file)
   except WeightsError as e:
     raise WeightsError(f'cannot read weights from {path}: {e}') from e
-  except (OSError, EOFError) as e:
-    raise WeightsError(f'cannot read weights from {path}: {e}') from e
+  except Exception as e:  # damaged files make libraries raise anything
+    raise WeightsError(f'cannot read weights from {path}: it is damaged or '
+                       f'not readable ({type(e).__name__}: {e})') from e
 
 
 def _reader(head: bytes):
@@ -111,10 +112,8 @@ def _read_zip(file):
     for name in archive.files:
       try:
         arrays[name] = _float32(archive[name])
-      except zipfile.BadZipFile as e:
-        raise WeightsError(f'{name} is damaged ({e})') from e
-      except ValueError as e:
-        if 'pickle' in str(e):
+      except Exception as e:
+        if 'allow_pickle' in str(e):
           raise WeightsError(
               f'{name} wants to run code: it holds Python objects') from e
         raise WeightsError(f'{name} is damaged ({e})') from e
