@@ -134,8 +134,7 @@ class MixHeads(nn.Module):
     kernel = self.param('kernel', self.kernel_init,
                         (maps.shape[1], self.features))
     maps = jnp.einsum('bhts,hg->bgts', maps.astype(self.dtype),
-                      kernel.astype(self.dtype),
-                      preferred_element_type=jnp.float32)
+                      kernel.astype(self.dtype)).astype(jnp.float32)
     if self.use_bias:
       bias = self.param('bias', self.bias_init, (self.features,))
       maps += bias.reshape(1, -1, 1, 1)
