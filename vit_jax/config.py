@@ -60,7 +60,7 @@ def default_config() -> ConfigDict:
   c.data.color_jitter = 0.0
   c.data.repeats = 1  # repeated augmentation: each image this many times in a row
   c.data.normalize = 'half'  # 'half' ([-1, 1]) or 'imagenet' (mean, std); on the device
-  c.data.max_bad_fraction = 0.001  # corrupt images tolerated before the run stops
+  c.data.max_bad_fraction = 0.01  # corrupt images tolerated before the run stops
   c.data.device_cache = 'auto'  # hold a small data set on the device: 'on', 'off', 'auto' (where it pays)
   c.data.device_resize = placeholder(int)  # images travel at this size, resized to image_size on the device
   c.data.threads = 4  # decoding threads of each process

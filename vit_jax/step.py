@@ -149,7 +149,7 @@ def make_train_step(config, model, tx, schedule: Callable, num_classes: int,
           accumulate, (zeros, state.batch_stats), (split, keys))
       grads, loss, terms, correct = jax.tree.map(lambda x: x / parts, sums)
 
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step,
                          state.bad_step)
@@ -170,7 +170,7 @@ def make_train_step(config, model, tx, schedule: Callable, num_classes: int,
         skipped=state.skipped + ~finite)
     values = {
         'loss': loss, 'train_top1': correct, 'lr': schedule(state.step),
-        'grad_norm': grad_norm, 'param_norm': optax.global_norm(state.params),
+        'grad_norm': grad_norm, 'param_norm': optax.tree.norm(state.params),
         **{f'loss_{k}': v for k, v in terms.items() if len(terms) > 1}}
     return new_state, values
 

@@ -228,13 +228,14 @@ def _cached_batches(device_cache, mesh, start_step: int, total_steps: int):
     yield sharding.put_batch({'indices': local[jax.process_index()]}, mesh)
 
 
-def train_and_evaluate(config, workdir) -> dict[str, Any]:
+def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
   """Trains a recipe to its end, or evaluates it, and returns the summary.
 
   Args:
     config: a recipe, see `vit_jax.config.default_config`.
     workdir: directory for checkpoints, metrics and the summary; a run that
       stopped goes on where it was.
+    devices: those to use; by default all.
 
   Returns:
     The summary that is also in WORKDIR/summary.json: final metrics by eval
@@ -249,7 +250,7 @@ def train_and_evaluate(config, workdir) -> dict[str, Any]:
   config_json = to_json(config)
   check_workdir(workdir, config_json)
   mesh = sharding.make_mesh(config.mesh.preset, config.mesh.fsdp,
-                            config.mesh.tensor)
+                            config.mesh.tensor, devices)
   source = open_train_source(config)
   num_classes = config.data.num_classes or source.num_classes
   sets = open_eval_sets(config, num_classes)
@@ -358,7 +359,7 @@ def train_and_evaluate(config, workdir) -> dict[str, Any]:
       batches = _batches(config, source, mesh, step, label_maps)
     stack.callback(batches.close)
     progress = writers.Progress(total_steps, step, batch_size,
-                                6.0 * macs, peak and peak * mesh.size)
+                                6.0 * macs, peak, mesh.size)
     in_flight = collections.deque()
     last_save = time.time()
     evaluated_at = saved_at = step

@@ -153,13 +153,15 @@ class Progress:
     first_step: where this process started.
     batch_size: global.
     flops_per_image: of a training step; None leaves MFU out.
-    peak: FLOP/s of all devices; None leaves MFU out.
+    peak: FLOP/s of one device; None leaves MFU out.
+    devices: how many take part.
   """
 
   def __init__(self, total_steps: int, first_step: int, batch_size: int,
-               flops_per_image: float | None, peak: float | None):
+               flops_per_image: float | None, peak: float | None,
+               devices: int = 1):
     self._total, self._batch = total_steps, batch_size
-    self._flops, self._peak = flops_per_image, peak
+    self._flops, self._peak, self._devices = flops_per_image, peak, devices
     self._last_step, self._last_time = first_step, time.time()
     self._paused = 0.0
     self._rate = None  # steps per second, smoothed
@@ -183,9 +185,10 @@ class Progress:
       self._rate = rate if self._rate is None else (
           0.7 * self._rate + 0.3 * rate)
     speed = {'img_per_sec': rate * self._batch,
-             'img_per_sec_per_device': rate * self._batch / jax.device_count()}
+             'img_per_sec_per_device': rate * self._batch / self._devices}
     if self._flops and self._peak:
-      speed['mfu'] = rate * self._batch * self._flops / self._peak
+      speed['mfu'] = rate * self._batch * self._flops / (
+          self._peak * self._devices)
     if self._rate:
       speed['eta_seconds'] = (self._total - step) / self._rate
     return speed
@@ -195,7 +198,7 @@ class Progress:
              f'loss {float(values["loss"]):.4f}',
              f'lr {float(values["lr"]):.2e}',
              f'{speed["img_per_sec"]:.0f} img/s']
-    if jax.device_count() > 1:
+    if self._devices > 1:
       parts.append(f'{speed["img_per_sec_per_device"]:.0f}/device')
     if 'mfu' in speed:
       parts.append(f'MFU {speed["mfu"]:.1%}')
