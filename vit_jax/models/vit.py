@@ -178,7 +178,7 @@ class EncoderBlock(nn.Module):
         kernel_init=init.kernel, bias_init=init.bias(width),
         attend_fn=self._attend_fn(width),
         name='MultiHeadDotProductAttention_0')(y, y, train)
-    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    y = layers.Dropout(self.dropout, deterministic=not train)(y)
     x = x + layers.DropPath()(self._scale('gamma_1', y), rate, train)
 
     y = norm(name='LayerNorm_1')(x)
@@ -257,7 +257,7 @@ class Encoder(nn.Module):
     every = table is not None and self.posemb_at != 'stem'
     if table is not None and not every:
       x = x + table.astype(x.dtype)
-    x = nn.Dropout(block['dropout'], deterministic=not train)(x)
+    x = layers.Dropout(block['dropout'], deterministic=not train)(x)
     x = layers.pin(x)
     out = {'with_posemb': x}
 

@@ -1,0 +1,1 @@
+"""The commands of `vit-jax`: HELP, add_arguments(parser), run(args) each."""

@@ -1,0 +1,31 @@
+"""Exports a model as one StableHLO program with its weights.
+
+  vit-jax export runs/flowers flowers.stablehlo
+  vit-jax predict flowers.stablehlo photo.jpg
+
+It runs on CPU, CUDA and TPU with JAX alone, for any batch size: uint8 images
+in, logits out. FILE.json beside it has class names and preprocessing.
+"""
+
+from vit_jax.commands import common
+
+HELP = 'a program that runs without this package'
+
+
+def add_arguments(parser):
+  parser.add_argument('weights', help='workdir, .npz, .pth, .safetensors, hub '
+                      'name')
+  parser.add_argument('output', help='file to write, such as x.stablehlo')
+  parser.add_argument('--platforms', nargs='+', metavar='NAME',
+                      default=['cpu', 'cuda', 'tpu'],
+                      help='default: cpu cuda tpu')
+  common.add_model_arguments(parser)
+
+
+def run(args):
+  from vit_jax.export import export
+  found = export(args.weights, args.output, platforms=args.platforms,
+                 **common.loading(args))
+  print(f'wrote {args.output} for {", ".join(found["platforms"])}: '
+        f'{found["input"]} -> {found["output"]}\n'
+        f'wrote {args.output}.json: class names, preprocessing')
