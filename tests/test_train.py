@@ -61,9 +61,11 @@ def test_variants_train(tmp_path, sections):
 def test_accumulation_equals_the_large_batch(tmp_path):
   """Same gradients, so the same parameters up to rounding."""
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  # SGD: Adam would blow up the rounding of gradients that are zero.
   config = dict(data=dict(batch_size=32), run=dict(steps=3))
-  run(tiny_config(**config), whole, 4)
-  run(tiny_config(**config, optim=dict(accumulate=2)), parts, 4)
+  sgd = dict(name='sgd', clip=1.0)
+  run(tiny_config(**config, optim=sgd), whole, 4)
+  run(tiny_config(**config, optim=dict(sgd, accumulate=2)), parts, 4)
   a, b = saved_state(whole), saved_state(parts)
   for key in a:
     if key.startswith('params/'):
