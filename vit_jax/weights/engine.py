@@ -293,14 +293,17 @@ class _Loading:
       table = resize_table(table, old, grid, method)
       action = 'resized'
       notes.append(f'{_by(old)} -> {_by(grid)}, {method}')
+    leading = table[:, :min(prefix, old_prefix)]
     if old_prefix < prefix:
       # The file adds its table to the patches only: whatever stands for the
       # position of the leading tokens is part of them already.
-      table = np.pad(table, ((0, 0), (prefix - old_prefix, 0), (0, 0)))
+      zeros = np.zeros((1, prefix - old_prefix, shape[-1]), table.dtype)
+      leading = np.concatenate([leading, zeros], axis=1)
       notes.append('zero row for the class token')
     elif old_prefix > prefix:
-      table = table[:, old_prefix - prefix:]
-      notes.append("without the class token's row")
+      notes.append(f'{old_prefix - prefix} leading rows left out')
+    if old_prefix != prefix:
+      table = np.concatenate([leading, table[:, old_prefix:]], axis=1)
     return table, action, ', '.join(notes)
 
   def _source_grid(self, rows, grid, prefix):
