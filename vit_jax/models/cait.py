@@ -96,7 +96,7 @@ class Block(nn.Module):
     mlp = layers.MlpBlock(
         self.mlp_dim, self.dropout, self.activation, self.dtype,
         layers.normal02, nn.initializers.zeros, name='mlp')
-    dropout = nn.Dropout(self.dropout, deterministic=not train)
+    dropout = layers.Dropout(self.dropout, deterministic=not train)
 
     if self.class_attention:
       x, patches = x
@@ -174,7 +174,7 @@ class CaiT(nn.Module):
     x = x.reshape(batch, height * width, self.width)
     table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = layers.Dropout(self.dropout, deterministic=not train)(x)
     x = out['with_posemb'] = layers.pin(x)
 
     mlp_dim = self.mlp_dim or 4 * self.width

@@ -152,7 +152,7 @@ class Block(nn.Module):
         self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
         kernel_init=layers.normal02, head_width=self.head_width, name='attn')(
             y, y, train)
-    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    y = layers.Dropout(self.dropout, deterministic=not train)(y)
     x = after_attention = x + layers.DropPath()(y, rate, train)
 
     y = norm()(x)
@@ -197,7 +197,7 @@ class LayerwiseClassAttention(nn.Module):
         self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
         kernel_init=layers.normal02, head_width=self.head_width, name='attn')(
             y[:, -1:], y, train)
-    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    y = layers.Dropout(self.dropout, deterministic=not train)(y)
     x = tokens[:, -1:] + y
     return x + layers.MlpBlock(
         self.mlp_dim, self.dropout, self.activation, self.dtype,
@@ -277,7 +277,7 @@ class CeiT(nn.Module):
         [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1)
     table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = layers.Dropout(self.dropout, deterministic=not train)(x)
     x = out['with_posemb'] = layers.pin(x)
 
     shared = dict(

@@ -47,9 +47,12 @@ def re_attention(q, k, v, *, dropout=None, train: bool, bias: bool = True,
   logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
   probs = jax.nn.softmax(logits.astype(jnp.float32))
   dropped = dropout(probs) if dropout is not None else probs
+  # The norm enlarges small differences from the mean: spare them rounding.
+  mean = 1 / k.shape[1]
   mixed = layers.MixHeads(
       heads, bias, dtype, kernel_init=layers.torch_conv_kernel,
-      bias_init=layers.torch_conv_bias(heads), name='reattn')(dropped)
+      bias_init=layers.torch_conv_bias(heads),
+      name='reattn')(dropped - mean, mean)
   mixed = _batch_norm(train, axis=1, name='reattn_norm')(mixed) * scale
   y = jnp.einsum('bhts,bshk->bthk', mixed.astype(v.dtype), v)
   return y, {'softmax': probs, 'mixed': mixed}
@@ -122,7 +125,7 @@ class Block(nn.Module):
     y, maps = layers.MultiHeadDotProductAttention(
         self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
         kernel_init=layers.normal02, attend_fn=attend, name='attn')(y, y, train)
-    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    y = layers.Dropout(self.dropout, deterministic=not train)(y)
     x = x + layers.DropPath()(y / a, rate, train)
     y = layers.MlpBlock(
         self.mlp_dim, self.dropout, self.activation, self.dtype,
@@ -206,7 +209,7 @@ class DeepViT(nn.Module):
         [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1)
     table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = layers.Dropout(self.dropout, deterministic=not train)(x)
     x = out['with_posemb'] = layers.pin(x)
 
     block = functools.partial(

@@ -14,6 +14,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 GELU = {
     'gelu_tanh': functools.partial(nn.gelu, approximate=True),
@@ -107,7 +108,7 @@ class MultiHeadDotProductAttention(nn.Module):
     v = project(name='value')(x_kv)
     dropout = None
     if train and self.dropout:
-      dropout = nn.Dropout(self.dropout, deterministic=False)
+      dropout = Dropout(self.dropout, deterministic=False)
     y, probs = self.attend_fn(q, k, v, dropout=dropout)
     y = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype,
                         kernel_init=self.kernel_init,
@@ -129,12 +130,18 @@ class MixHeads(nn.Module):
   bias_init: Callable = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, maps):
-    """(B, H, T, S) -> (B, G, T, S), float32."""
+  def __call__(self, maps, offset: float = 0.0):
+    """Maps plus offset, (B, H, T, S), to (B, G, T, S), float32.
+
+    An offset (a softmax's mean, say) is not rounded to `dtype`, and the maps
+    without it lose less by rounding.
+    """
     kernel = self.param('kernel', self.kernel_init,
                         (maps.shape[1], self.features))
     maps = jnp.einsum('bhts,hg->bgts', maps.astype(self.dtype),
                       kernel.astype(self.dtype)).astype(jnp.float32)
+    if offset:
+      maps += offset * kernel.sum(axis=0).reshape(1, -1, 1, 1)
     if self.use_bias:
       bias = self.param('bias', self.bias_init, (self.features,))
       maps += bias.reshape(1, -1, 1, 1)
@@ -159,9 +166,54 @@ class MlpBlock(nn.Module):
         nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
     y = dense(self.mlp_dim, bias_init=self.bias_init)(x)
     y = GELU[self.activation](y)
-    y = nn.Dropout(self.dropout, deterministic=not train)(y)
+    y = Dropout(self.dropout, deterministic=not train)(y)
     y = dense(x.shape[-1], bias_init=self.bias_init_out or self.bias_init)(y)
-    return nn.Dropout(self.dropout, deterministic=not train)(y)
+    return Dropout(self.dropout, deterministic=not train)(y)
+
+
+def keep_mask(key: jax.Array, keep: float, shape) -> jax.Array:
+  """Bernoulli(keep) booleans of a shape, by a hash of key and position.
+
+  A threefry mask costs as much as the rest of a block on a TPU: 20 rounds for
+  each number. Here a position's number is mixed with the key by multiply-
+  xorshift rounds (constants: https://nullprogram.com/blog/2018/07/31/), which
+  a TPU hides behind the memory traffic. As with partitionable threefry, a number depends
+  on its global position alone, not on how the array is split.
+  """
+  data = jax.random.key_data(key).astype(jnp.uint32)
+  x, stride = data[0], 1
+  for axis in reversed(range(len(shape))):
+    index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    x = x + index * np.uint32(stride % 2 ** 32)
+    stride *= shape[axis]
+  x = (x ^ (x >> 17)) * np.uint32(0xED5AD4BB)
+  x = (x ^ (x >> 11)) + data[-1]
+  x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+  x = x ^ (x >> 16)
+  return x < np.uint32(min(2 ** 32 - 1, round(keep * 2 ** 32)))
+
+
+class Dropout(nn.Module):
+  """Zeroes entries with probability `rate`, divides the others by 1 - rate.
+
+  As nn.Dropout, with the masks of `keep_mask`.
+  """
+
+  rate: float
+  deterministic: bool
+
+  @nn.compact
+  def __call__(self, x):
+    """Any shape."""
+    if not 0 <= self.rate < 1:
+      raise ValueError(f'dropout={self.rate} must be at least 0 and below 1')
+    if self.deterministic or self.rate == 0:
+      return x
+    keep = 1.0 - self.rate
+    mask = keep_mask(self.make_rng('dropout'), keep, x.shape)
+    scaled = x.astype(jnp.float32) * (1 / keep)
+    return jnp.where(mask, scaled, 0.0).astype(x.dtype)
 
 
 class DropPath(nn.Module):

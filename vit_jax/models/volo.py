@@ -122,7 +122,7 @@ class OutlookAttention(nn.Module):
     logits = dense(81 * self.num_heads, name='attn')(mean)
     logits = logits.reshape(*mean.shape[:3], self.num_heads, 9, 9)
     probs = jax.nn.softmax(logits.astype(jnp.float32) * head_width ** -0.5)
-    weights = nn.Dropout(self.dropout, deterministic=not train)(probs)
+    weights = layers.Dropout(self.dropout, deterministic=not train)(probs)
     y = outlook(weights.astype(self.dtype), v).reshape(x.shape)
     maps = probs.reshape(batch, -1, self.num_heads, 9, 9).swapaxes(1, 2)
     return dense(dim, name='out')(y), maps
@@ -341,7 +341,7 @@ class VOLO(nn.Module):
       if segment.add_posemb:
         table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
         x = x + table.astype(dtype)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = layers.Dropout(self.dropout, deterministic=not train)(x)
         out['with_posemb'] = x
       x = layers.pin(x)
       first = counts[segment.kind]

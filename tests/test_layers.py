@@ -1,0 +1,65 @@
+"""Parts that models share: dropout masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.models import layers
+
+
+def test_keep_mask_is_uniform_and_uncorrelated():
+  shape = (64, 49, 96)
+  n = np.prod(shape)
+  masks = [np.asarray(layers.keep_mask(k, 0.7, shape))
+           for k in jax.random.split(jax.random.key(0), 4)]
+  limit = 5 * np.sqrt(0.21 / n)  # five standard deviations
+  centred = [m - 0.7 for m in masks]
+  for m in centred:
+    assert abs(m.mean()) < limit
+    for axis in range(3):  # every row, column and example on its own
+      means = m.mean(tuple(a for a in range(3) if a != axis))
+      assert abs(means).max() < 5 * np.sqrt(0.21 / (n / shape[axis]))
+      # Neighbours along an axis, near and far.
+      for shift in (1, 2, 16, 32):
+        rolled = np.roll(m, shift, axis)
+        assert abs((m * rolled).mean()) < 5 * 0.21 / np.sqrt(n)
+  for i in range(4):
+    for j in range(i):
+      assert abs((centred[i] * centred[j]).mean()) < 5 * 0.21 / np.sqrt(n)
+
+
+def test_keep_mask_of_related_keys():
+  """Keys that differ in one word or one bit give unrelated masks."""
+  shape = (1 << 16,)
+  base = np.array([123, 456], np.uint32)
+  make = lambda data: np.asarray(layers.keep_mask(
+      jax.random.wrap_key_data(jnp.asarray(data)), 0.5, shape)) - 0.5
+  first = make(base)
+  for word in (0, 1):
+    for bit in range(0, 32, 3):
+      other = make(base ^ np.array(
+          [(1 << bit) * (word == 0), (1 << bit) * (word == 1)], np.uint32))
+      assert abs((first * other).mean()) < 5 * 0.25 / np.sqrt(shape[0])
+
+
+def test_dropout_is_unbiased_and_off_in_evaluation():
+  x = jnp.ones((64, 1000), jnp.bfloat16)
+  apply = lambda rate, off: layers.Dropout(rate, deterministic=off).apply(
+      {}, x, rngs={'dropout': jax.random.key(1)})
+  y = np.asarray(apply(0.25, False), np.float32)
+  assert set(np.unique(y)) == {0.0, np.float32(jnp.bfloat16(1 / 0.75))}
+  assert abs((y == 0).mean() - 0.25) < 0.01
+  assert apply(0.25, True) is x and apply(0.0, False) is x
+  with pytest.raises(ValueError, match='dropout=1.0'):
+    apply(1.0, False)
+
+
+@pytest.mark.parametrize('devices', [1, 4, 8])
+def test_dropout_does_not_depend_on_the_devices(devices):
+  mesh = jax.make_mesh((devices,), ('data',), devices=jax.devices()[:devices])
+  x = jax.device_put(jnp.ones((16, 6, 8)), jax.NamedSharding(
+      mesh, jax.P('data')))
+  apply = jax.jit(lambda x: layers.Dropout(0.5, deterministic=False).apply(
+      {}, x, rngs={'dropout': jax.random.key(7)}))
+  np.testing.assert_array_equal(apply(x), apply(jnp.ones((16, 6, 8))))
