@@ -56,6 +56,8 @@ def smoke(config, **model_fields):
     config.data.resize = 36
   config.data.device_resize = None
   config.data.labels = ''
+  if config.loss.distill != 'none':
+    config.loss.teacher, config.loss.teacher_weights = 'vit_ti16', 'random'
   config.optim.accumulate = min(config.optim.accumulate, 2)
   s = config.schedule
   s.warmup_epochs = s.warmup_examples = None

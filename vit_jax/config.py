@@ -85,10 +85,11 @@ def default_config() -> ConfigDict:
   c.loss.distill = 'none'  # 'none', 'soft', 'hard'
   c.loss.distill_alpha = 0.5  # weight of the distillation term
   c.loss.distill_tau = 1.0
-  c.loss.teacher = ''  # model name of the teacher
-  c.loss.teacher_weights = ''  # file or workdir; or a stored-logits file
-  c.loss.teacher_image_size = placeholder(int)
-  c.loss.teacher_normalize = ''  # '' = as the student
+  c.loss.teacher = ''  # model name of the teacher, where its weights do not say it
+  # Workdir or file; a directory of stored logits; 'random' (to try things out).
+  c.loss.teacher_weights = ''
+  c.loss.teacher_image_size = placeholder(int)  # default: the student's
+  c.loss.teacher_normalize = ''  # '' = as the teacher was trained
   c.loss.token_weight = 0.5  # weight of the per-token (dense) loss where labels have it
   c.loss.ground_truth = False  # blend the true label into the class target (VOLO fine-tuning)
   c.loss.cosine_reg = 0.0  # DeepViT: similarity of consecutive attention maps
@@ -273,10 +274,11 @@ def check(config) -> None:
     raise ConfigError(
         f'data.batch_size={config.data.batch_size} is not divisible by '
         f'optim.accumulate={config.optim.accumulate}')
-  if config.loss.distill != 'none' and not config.loss.teacher:
+  if config.loss.distill != 'none' and not config.loss.teacher_weights:
     raise ConfigError(
-        f'loss.distill={config.loss.distill!r} needs loss.teacher (a model '
-        'name) and loss.teacher_weights (a file or workdir)')
+        f'loss.distill={config.loss.distill!r} needs loss.teacher_weights: a '
+        'workdir, a file (with the model name in loss.teacher), or stored '
+        'logits')
   if config.loss.name == 'sigmoid' and config.loss.distill == 'hard':
     raise ConfigError("loss.distill='hard' goes with loss.name='softmax'")
 

@@ -99,7 +99,9 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
     fields['return_attention'] = True
   model = create_model(config.model.name, num_classes, **fields)
 
-  steps_per_epoch = max(1, num_examples * config.data.repeats // batch_size)
+  # Repeated augmentation does not lengthen the epoch: it then sees 1 / repeats
+  # of the images, each so many times, as DeiT counts.
+  steps_per_epoch = max(1, num_examples // batch_size)
   total_steps = in_steps(config, 'run', '', steps_per_epoch=steps_per_epoch,
                          default=0)
   schedule = optim.make_schedule(
@@ -266,7 +268,7 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
   if config.loss.distill != 'none':
     from vit_jax import distill
     teacher, extras['teacher'] = distill.make_teacher(
-        config, mesh, num_classes, source.class_names)
+        config, mesh, num_classes, source.class_names, source.fingerprint)
   label_maps = None
   if config.data.labels:
     from vit_jax.data import token_labels
