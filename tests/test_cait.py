@@ -12,6 +12,7 @@ import pytest
 
 from tests.random_variables import random_variables
 from tests.released import tsv_shapes
+from vit_jax.flops import forward_macs
 from vit_jax.models import cait, layers
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
@@ -81,6 +82,14 @@ def test_parameter_counts(size):
         functools.partial(model.init, train=False), jax.random.key(0),
         jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize('size,image_size,gmacs', [
+    ('xxs24', 224, 2.523), ('xxs24', 384, 9.599), ('xs36', 224, 8.030),
+    ('s48', 224, 18.477), ('m36', 384, 172.944)])
+def test_multiply_accumulates(size, image_size, gmacs):
+  model = create_model(f'cait_{size}', scan=True)
+  assert round(forward_macs(model, image_size, image_size) / 1e9, 3) == gmacs
 
 
 @pytest.mark.parametrize('size', PLANS)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.random_variables import random_variables
 from tests.released import tsv_shapes
+from vit_jax.flops import forward_macs
 from vit_jax.models import deepvit, layers
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
@@ -74,6 +75,14 @@ def test_parameter_counts(name, image_size):
       jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes['params']))
   assert count == COUNTS[name, image_size]
+
+
+@pytest.mark.parametrize('name,image_size,gmacs', [
+    ('deepvit_16', 224, 5.272), ('deepvit_s', 224, 6.361),
+    ('deepvit_l', 384, 44.792), ('deepvit_l408', 224, 12.483)])
+def test_multiply_accumulates(name, image_size, gmacs):
+  model = create_model(name, scan=True)
+  assert round(forward_macs(model, image_size, image_size) / 1e9, 3) == gmacs
 
 
 @pytest.mark.parametrize('name,depth,last,heads,width,cnn', [

@@ -1,0 +1,92 @@
+"""CaiT on ImageNet (arXiv:2103.17239): DeiT's recipe, 400 epochs.
+
+    python -m vit_jax.main --config=configs/cait_i1k.py:s24 \
+        --config.data.dir=TFDS_DIR --workdir=runs/cait_s24
+    ... :s24,distill --config.loss.teacher=NAME \
+        --config.loss.teacher_weights=FILE        hard distillation (Y below)
+    ... :s24,ft384 --config.run.pretrained=runs/cait_s24    30 epochs at 384
+    ... :m48,ft448 --config.run.pretrained=FILE --config.loss.teacher=...
+
+Batch 1,024; every patch block has the same drop path. No training time was
+published; G multiply-accumulates an image at 224 and 384, and expected top-1
+at 224, 384, 224 Y, 384 Y:
+
+    xxs24   2.5    9.6   77.6 80.4 78.4 80.9
+    xxs36   3.8   14.3   79.1 81.8 79.7 82.2
+    xs24    5.4   19.2   81.8 83.8 82.0 84.1
+    xs36    8.0   28.7   82.6 84.3 82.9 84.8
+    s24     9.3   32.1   82.7 84.3 83.5 85.1
+    s36    13.9   47.9   83.3 85.0 84.0 85.4
+    s48    18.5   63.7   83.5 85.1 83.9 85.3
+    m24    35.8  115.9   83.4 84.5 84.7 85.8
+    m36    53.4  172.9   83.8 84.9 85.1 86.1
+    m48    71.0  230.0   86.5 at 448 (329 G), Y
+
+The published teacher, RegNetY-16GF (82.9), is not in this project: give any
+registered model. The rates of fine-tuning are DeiT's; `ft448` is what the
+authors reported for M-48.
+"""
+
+from configs import common
+from vit_jax.config import default_config
+
+DROP_PATH = {'xxs24': 0.05, 'xxs36': 0.1, 'xs24': 0.05, 'xs36': 0.1,
+             's24': 0.1, 's36': 0.2, 's48': 0.3, 'm24': 0.2, 'm36': 0.3,
+             'm48': 0.4}
+SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
+
+
+def get_config(arg=None):
+  size, switches = common.parse_arg(
+      arg, model='xxs24', options=('distill', 'ft384', 'ft448'))
+  if size not in DROP_PATH:
+    raise ValueError(f'unknown size {size!r}; allowed: {", ".join(DROP_PATH)}')
+  c = default_config()
+  c.run.name = f'CaiT-{size.upper()} on ImageNet'
+  c.run.epochs = 400.0
+
+  c.data.source = 'tfds:imagenet2012'
+  c.data.batch_size = 1024
+  c.data.area = (0.08, 1.0)
+  c.data.interpolation = 'bicubic'
+  c.data.randaugment = 'rand-m9-mstd0.5-inc1'
+  c.data.repeats = 3
+  c.data.mixup, c.data.cutmix = 0.8, 1.0
+  c.data.erasing = 0.25
+  c.loss.label_smoothing = 0.1
+
+  c.model.name = f'cait_{size}'
+  c.model.drop_path = DROP_PATH[size]
+  c.model.scan = True
+
+  c.optim.lr, c.optim.lr_batch = 5e-4, 512
+  c.optim.weight_decay = 0.05
+  c.schedule.name, c.schedule.by_epoch = 'timm_cosine', True
+  c.schedule.warmup_epochs, c.schedule.warmup_init = 5.0, 1e-6
+  c.schedule.end = 1e-5
+  c.mesh.preset = 'zero'
+
+  c.eval.sets = {'val': {'split': 'validation'}}
+  c.eval.every_epochs = 10.0
+  c.log.checkpoint_minutes = 20.0
+  common.feed_as_trained(c)
+
+  if 'distill' in switches or 'ft448' in switches:
+    c.loss.distill = 'hard'
+  if 'ft384' in switches:
+    c.run.epochs = 30.0
+    c.data.image_size, c.data.batch_size = 384, 512
+    c.model.drop_path = 0.0  # DeiT fine-tuned in evaluation mode
+    c.optim.lr = c.schedule.end = 5e-6
+    c.optim.weight_decay = 1e-8
+  elif 'ft448' in switches:
+    c.run.epochs = 60.0
+    c.data.image_size, c.data.batch_size = 448, 256
+    c.model.drop_path = 0.3
+    c.optim.lr, c.optim.lr_batch = 5e-6, None
+    c.schedule.end = 1e-6
+  if 'smoke' in switches:
+    common.smoke(c, **SMOKE)
+    if c.loss.distill != 'none':
+      c.loss.teacher = c.loss.teacher or 'cait_xxs24'
+  return c
