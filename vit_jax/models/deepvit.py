@@ -16,16 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import layers
+from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.registry import register
 
 
-def _batch_norm(train: bool, **kwargs) -> nn.BatchNorm:
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9,
-                      epsilon=1e-5, **kwargs)
-
-
 def re_attention(q, k, v, *, dropout=None, train: bool, bias: bool = True,
-                 scale: float = 1.0, dtype=jnp.float32):
+                 scale: float = 1.0, bn_groups: int = 1, dtype=jnp.float32):
   """Norm(Θ·softmax(qkᵀ/√K))·v (arXiv:2103.11886, eq. 3), Θ over the heads.
 
   Called inside an attention module, which gets `reattn` (Θ) and `reattn_norm`
@@ -37,6 +33,7 @@ def re_attention(q, k, v, *, dropout=None, train: bool, bias: bool = True,
     train: normalise with the batch's statistics.
     bias: whether Θ has a bias.
     scale: factor on the normalised maps.
+    bn_groups: groups of the batch with statistics of their own in training.
     dtype: of the products.
 
   Returns:
@@ -53,7 +50,8 @@ def re_attention(q, k, v, *, dropout=None, train: bool, bias: bool = True,
       heads, bias, dtype, kernel_init=layers.torch_conv_kernel,
       bias_init=layers.torch_conv_bias(heads),
       name='reattn')(dropped - mean, mean)
-  mixed = _batch_norm(train, axis=1, name='reattn_norm')(mixed) * scale
+  norm = BatchNorm(groups=bn_groups, axis=1, name='reattn_norm')
+  mixed = norm(mixed, train) * scale
   y = jnp.einsum('bhts,bshk->bthk', mixed.astype(v.dtype), v)
   return y, {'softmax': probs, 'mixed': mixed}
 
@@ -64,6 +62,7 @@ class CNNPatchEmbed(nn.Module):
   width: int
   patch_size: int = 16
   hidden: int = 64
+  bn_groups: int = 1
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -76,10 +75,12 @@ class CNNPatchEmbed(nn.Module):
     conv = functools.partial(
         nn.Conv, self.hidden, use_bias=False, dtype=self.dtype,
         kernel_init=layers.torch_conv_kernel)
+    norm = functools.partial(BatchNorm, groups=self.bn_groups,
+                             dtype=self.dtype)
     x = conv((7, 7), strides=2, padding=3, name='conv_0')(x)
-    x = nn.relu(_batch_norm(train, dtype=self.dtype, name='bn_0')(x))
+    x = nn.relu(norm(name='bn_0')(x, train))
     x = conv((3, 3), padding=1, name='conv_1')(x)
-    x = nn.relu(_batch_norm(train, dtype=self.dtype, name='bn_1')(x))
+    x = nn.relu(norm(name='bn_1')(x, train))
     return _conv_patches(self.width, self.patch_size // 2, self.hidden,
                          self.dtype, 'proj')(x)
 
@@ -105,6 +106,7 @@ class Block(nn.Module):
   reattn_scale: float = 1.0
   adjustment: float = 1.0  # a
   qkv_bias: bool = True
+  bn_groups: int = 1
   dropout: float = 0.0
   attention_dropout: float = 0.0
   activation: str = 'gelu_erf'
@@ -120,7 +122,7 @@ class Block(nn.Module):
     if self.reattn:
       attend = functools.partial(
           re_attention, train=train, bias=self.reattn_bias,
-          scale=self.reattn_scale, dtype=self.dtype)
+          scale=self.reattn_scale, bn_groups=self.bn_groups, dtype=self.dtype)
     y = norm()(a * x)
     y, maps = layers.MultiHeadDotProductAttention(
         self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
@@ -155,6 +157,7 @@ class DeepViT(nn.Module):
   adjustment: float = 1.0  # a, see Block
   cnn_embed: bool = False  # three convolutions instead of one
   qkv_bias: bool = True
+  bn_groups: int = 1  # BatchNorm statistics per group of the batch; 1: global
   dropout: float = 0.0
   attention_dropout: float = 0.0
   drop_path: float = 0.0  # of the last block; linear from 0 at the first
@@ -196,8 +199,9 @@ class DeepViT(nn.Module):
     layers.check_patches(*images.shape[1:3], self.patch_size)
     x = images.astype(dtype)
     if self.cnn_embed:
-      x = CNNPatchEmbed(self.width, self.patch_size, dtype=dtype,
-                        name='patch_embed')(x, train)
+      x = CNNPatchEmbed(
+          self.width, self.patch_size, bn_groups=self.bn_groups, dtype=dtype,
+          name='patch_embed')(x, train)
     else:
       x = _conv_patches(self.width, self.patch_size, x.shape[-1], dtype,
                         'embedding')(x)
@@ -218,7 +222,8 @@ class DeepViT(nn.Module):
         reattn_scale=(self.width // self.num_heads) ** -0.5
         if self.reattn_scaled else 1.0,
         adjustment=self.adjustment, qkv_bias=self.qkv_bias,
-        dropout=self.dropout, attention_dropout=self.attention_dropout,
+        bn_groups=self.bn_groups, dropout=self.dropout,
+        attention_dropout=self.attention_dropout,
         activation=self.activation, dtype=dtype,
         return_attention=self.return_attention)
     rates = layers.drop_path_rates(self.drop_path, self.depth)
