@@ -5,7 +5,10 @@ import os
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8')
+    + ' --xla_force_host_platform_device_count=8'
+    # Tests compile far more than they compute: this halves it.
+    + ' --xla_backend_optimization_level=0'
+    + ' --xla_llvm_disable_expensive_passes=true')
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402

@@ -9,6 +9,8 @@ import numpy as np
 from configs import common
 from vit_jax.config import default_config
 
+FAST_COMPILE = ('--xla_backend_optimization_level=0 '
+                '--xla_llvm_disable_expensive_passes=true')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -39,7 +41,8 @@ def run_python(*args, devices: int = 1, env=None, timeout=300, **kwargs):
   """Runs a Python command in a fresh CPU process of `devices` devices."""
   environment = {
       **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': ROOT,
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'XLA_FLAGS': (f'--xla_force_host_platform_device_count={devices} '
+                    f'{FAST_COMPILE}'),
       **(env or {})}
   return subprocess.run(
       [sys.executable, *args], env=environment, cwd=ROOT, timeout=timeout,

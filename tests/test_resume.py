@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers import ROOT, saved_state
+from tests.helpers import FAST_COMPILE, ROOT, saved_state
 
 WORKER = os.path.join(ROOT, 'tests', 'resume_worker.py')
 RICH = ('optim.accumulate=2', 'optim.ema=0.9')
@@ -21,7 +21,8 @@ RICH = ('optim.accumulate=2', 'optim.ema=0.9')
 def start(workdir, *settings, devices=1):
   environment = {
       **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': ROOT,
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+      'XLA_FLAGS': (f'--xla_force_host_platform_device_count={devices} '
+                    f'{FAST_COMPILE}')}
   return subprocess.Popen(
       [sys.executable, WORKER, str(workdir), *settings], env=environment,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

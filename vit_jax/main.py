@@ -5,6 +5,7 @@ Trains and evaluates a recipe. Any key can be overridden:
 stopped by a preemption after saving.
 """
 
+import ast
 import os
 import sys
 
@@ -23,6 +24,23 @@ _PROCESS = flags.DEFINE_integer(
     'process_id', None, 'Number of this process, where it is not detected.')
 
 
+# --config.model.FIELD=VALUE, taken out of the command line: the fields are the
+# model's, so a recipe that does not set one has nothing for absl to override.
+_MODEL_FIELDS: dict[str, str] = {}
+
+
+def take_model_fields(argv):
+  """Removes --config.model.FIELD=VALUE from argv and remembers it."""
+  rest = []
+  for arg in argv:
+    name, equals, value = arg.lstrip('-').partition('=')
+    if arg.startswith('-') and name.startswith('config.model.') and equals:
+      _MODEL_FIELDS[name.removeprefix('config.model.')] = value
+    else:
+      rest.append(arg)
+  return rest
+
+
 def run(argv) -> int:
   if len(argv) > 1:
     raise ValueError(f'unexpected argument {argv[1]!r}; all settings are '
@@ -31,6 +49,13 @@ def run(argv) -> int:
   if config is None or _WORKDIR.value is None:
     raise ValueError('--config=configs/X.py and --workdir=DIR are required')
   config.run  # noqa: B018  a recipe file that failed to load shows here
+  for field, value in _MODEL_FIELDS.items():
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      pass  # a plain string, such as map in --config.model.pool=map
+    with config.ignore_type():
+      config.model[field] = value
   if not any(a.startswith(('-v', '--v', '--verbosity')) for a in sys.argv):
     logging.set_verbosity(logging.WARNING)
 
@@ -67,4 +92,5 @@ def main(argv) -> None:
 
 
 if __name__ == '__main__':
+  sys.argv[:] = take_model_fields(sys.argv)  # absl reads sys.argv itself
   app.run(main)
