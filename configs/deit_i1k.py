@@ -8,7 +8,7 @@
 
     python -m vit_jax.ablate --config=configs/deit_i1k.py:s16 \
         --config.data.dir=TFDS_DIR --config.loss.teacher_weights=TEACHER \
-        --workdir=runs/table3         the column of a size in the paper's table 3
+        --workdir=runs/table3         a column of the paper's table 3
 
 Sizes ti16, s16, b16: 1.25, 4.60 and 17.6 G multiply-accumulates an image. The
 authors took 53 hours for B on 8 V100 (37 on 16), three days for S on 4.

@@ -94,17 +94,27 @@ def _live(config, mesh, num_classes, class_names):
   if dtype == 'auto':
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
     dtype = 'float32' if on_cpu else 'bfloat16'
-  model = model.clone(dtype=dtype)
-  student, own = config.data.normalize, loss.teacher_normalize
-  own = own or (normalize if loss.teacher_weights != RANDOM else student)
+  teacher = live_teacher(model.clone(dtype=dtype), size,
+                         config.data.normalize,
+                         loss.teacher_normalize or normalize)
+  return teacher, place(variables, mesh, config.mesh.preset)
 
+
+def live_teacher(model, size: tuple[int, int], student: str, own: str):
+  """`teacher(variables, images, batch) -> logits` of a model in eval mode.
+
+  Args:
+    model: the Linen module.
+    size: (height, width) that it is given.
+    student, own: normalisation of the images, and the one that it wants.
+  """
   def teacher(variables, images, batch):
     del batch
-    images = renormalize(images, size, student, own).astype(dtype)
+    images = renormalize(images, size, student, own).astype(images.dtype)
     logits, _ = model.apply(variables, images, train=False)
     return jax.lax.stop_gradient(logits.astype(jnp.float32))
 
-  return teacher, place(variables, mesh, config.mesh.preset)
+  return teacher
 
 
 def _fresh(name: str, num_classes: int, size):
