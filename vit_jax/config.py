@@ -66,7 +66,8 @@ def default_config() -> ConfigDict:
   c.data.threads = 4  # decoding threads of each process
   c.data.workers = 0  # decoding processes of each process (0: threads only)
   c.data.prefetch = 2  # batches kept ready on the device
-  c.data.labels = ''  # token labels or pseudo-labels directory, '' for none
+  c.data.labels = ''  # directory of token labels (vit-jax token-labels), '' for none
+  c.data.labels_swap_axes = False  # take a crop's rows for columns, as VOLO's released code did
   # On the device, inside the step:
   c.data.mixup = 0.0  # Beta(a, a); 0 = off
   c.data.cutmix = 0.0

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 import optax
 
 from vit_jax import augment, losses, metrics, optim, sharding
+from vit_jax.data import token_targets
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -113,6 +114,8 @@ def make_train_step(config, model, tx, schedule: Callable, num_classes: int,
     data_key, augment_key, dropout_key = jax.random.split(key, 3)
     if load_batch is not None:
       batch = load_batch(batch, extras, data_key)
+    if 'token_logits' in batch:
+      batch = token_targets.expand(batch, num_classes)
     images, targets = augment.prepare_train(
         batch['image'], _targets(batch, num_classes), augment_key, config.data,
         dtype)

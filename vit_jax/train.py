@@ -272,7 +272,8 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
   label_maps = None
   if config.data.labels:
     from vit_jax.data import token_labels
-    label_maps = token_labels.TokenLabels(config.data.labels)
+    label_maps = token_labels.open_for_training(
+        config.data.labels, run.model, source, config.data, num_classes)
   device_cache = load_batch = None
   if label_maps is None and cache.wants_cache(source, config.data):
     device_cache = cache.DeviceCache(

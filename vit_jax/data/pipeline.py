@@ -55,8 +55,9 @@ def train_batches(
     start_step: the first batch is the one of this step.
     process_index: which slice of each global batch is ours.
     process_count: into how many slices a global batch is cut.
-    token_labels: `(index, transforms.Geometry) -> array`, added to the batch
-      as 'token_labels', for labels that live on the image's grid.
+    token_labels: `(index, transforms.Geometry) -> dict of arrays`, added to the
+      example, for labels that live on the image's grid; a single array is
+      added as 'token_labels'.
     geometry: adds 'box' (b, 4), float32 (top, left, height, width) of the crop
       as fractions of the image, and 'flip' (b,), bool.
 
@@ -193,7 +194,9 @@ class _LoadTrain:
     out = {'image': image, 'label': _label(self.source, example['label']),
            'index': np.int64(index), 'asked': np.int64(asked)}
     if self.token_labels is not None:
-      out['token_labels'] = self.token_labels(index, geometry)
+      labels = self.token_labels(index, geometry)
+      out.update(labels if isinstance(labels, dict)
+                 else {'token_labels': labels})
     if self.geometry:
       out['box'] = np.array(geometry.box, np.float32)
       out['flip'] = np.bool_(geometry.flip)

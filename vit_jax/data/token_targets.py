@@ -1,0 +1,165 @@
+"""Targets for tokens from stored label maps (arXiv:2104.10858, section 3.2).
+
+A training image is a random crop, perhaps mirrored and warped; its targets are
+the region of the image's label map that it shows, cut out by ROI-align. What
+the crop was and where each token's content came from is found on the host
+(`token_source`), the targets themselves on the device (`expand`).
+(h, w) label map, (g, g) the student's tokens, N = g * g, k stored classes a
+place, C classes.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.data import transforms
+
+
+def roi_weights(start, end, size: int, bins: int):
+  """ROI-align along one axis (arXiv:1703.06870) as a matrix.
+
+  torchvision's rule with `aligned=False` and its adaptive sampling: a region
+  is at least 1 long, each bin averages ceil(length / bins) samples, linear
+  between entries, the border value up to 1 beyond the map and zero outside.
+
+  Args:
+    start, end: of the region, in entries of the map.
+    size: entries of the map.
+    bins: of the result.
+
+  Returns:
+    (bins, size), float32. Two of them, for rows and columns, make ROI-align.
+  """
+  length = jnp.maximum(end - start, 1.0)
+  count = jnp.ceil(length / bins)
+  # No crop is longer than the map; one more for rounding.
+  sample = jnp.arange(math.ceil(max(size, 1) / bins) + 1, dtype=jnp.float32)
+  bin_start = start + jnp.arange(bins, dtype=jnp.float32) * (length / bins)
+  at = bin_start[:, None] + (sample[None] + 0.5) * (length / bins / count)
+  used = (sample[None] < count) & (at >= -1) & (at <= size)
+  at = jnp.clip(at, 0, size - 1)[..., None]
+  entry = jnp.arange(size, dtype=jnp.float32).reshape(1, 1, -1)
+  near = jnp.maximum(0, 1 - jnp.abs(at - entry))
+  return jnp.sum(near * used[..., None], axis=1) / count
+
+
+def crop_logits(logits, classes, box, grid: tuple[int, int],
+                num_classes: int):
+  """Dense logits of a crop: stored top-k, zero elsewhere, and ROI-align.
+
+  Args:
+    logits, classes: (k, h, w), the stored map.
+    box: (top, left, height, width) of the crop, fractions of the image.
+    grid: tokens of the result.
+    num_classes: C.
+
+  Returns:
+    (*grid, C), float32.
+  """
+  dense = jnp.sum(jnp.where(
+      classes[..., None] == jnp.arange(num_classes).reshape(1, 1, 1, -1),
+      logits[..., None].astype(jnp.float32), 0), axis=0)
+  matrices = []
+  for axis in (0, 1):
+    size = logits.shape[1 + axis]
+    start = box[axis] * size - 0.5
+    end = (box[axis] + box[2 + axis]) * size - 0.5
+    matrices.append(roi_weights(start, end, size, grid[axis]))
+  return jnp.einsum('yh,xw,hwc->yxc', *matrices, dense,
+                    precision=jax.lax.Precision.HIGHEST)
+
+
+def crop_targets(logits, classes, box, source, num_classes: int):
+  """Targets of one training image.
+
+  Args:
+    logits, classes: (k, h, w), the stored map.
+    box: (top, left, height, width) of the crop, fractions of the image.
+    source: (g, g) int: where on the crop's grid (row * g + column) each token's
+      content comes from, -1 for what was filled in; see `token_source`.
+    num_classes: C.
+
+  Returns:
+    token targets (N, C) and the class target (C,), distributions (softmax of
+    the crop's logits), not smoothed. The class target is of the whole crop; a
+    token that was filled in has a uniform one.
+  """
+  tokens = crop_logits(logits, classes, box, source.shape, num_classes)
+  tokens = tokens.reshape(-1, num_classes)
+  source = source.reshape(-1, 1)
+  tokens = jnp.where(source >= 0, tokens[jnp.maximum(source[:, 0], 0)], 0)
+  cls = crop_logits(logits, classes, box, (1, 1), num_classes)
+  return jax.nn.softmax(tokens), jax.nn.softmax(cls.reshape(num_classes))
+
+
+def expand(batch, num_classes: int):
+  """A batch with stored maps -> with targets; pure, runs on the device.
+
+  Args:
+    batch: dict with what `TokenLabels` adds, stacked along a batch axis.
+    num_classes: C.
+
+  Returns:
+    The batch with 'token_labels' (B, N, C) and 'token_cls' (B, C) instead. On a
+    1x1 grid, for a model without token head, 'label' is the class target: that
+    is ReLabel (arXiv:2101.05022).
+  """
+  batch = dict(batch)
+  parts = [batch.pop(f'token_{k}') for k in ('logits', 'classes', 'box',
+                                             'source')]
+  tokens, cls = jax.vmap(lambda *x: crop_targets(*x, num_classes))(*parts)
+  if parts[-1].shape[1:] == (1, 1):
+    return {**batch, 'label': cls}
+  return {**batch, 'token_labels': tokens, 'token_cls': cls}
+
+
+def _inverse_map(name: str, args, size: tuple[int, int]):
+  """(2, 3) matrix: place in the result -> place before, in pixels (x, y)."""
+  value = args[0] if args else 0.0
+  x, y = size[1] / 2, size[0] / 2
+  if name == 'Rotate':
+    cos, sin = (f(math.radians(value)) for f in (math.cos, math.sin))
+    return ((cos, -sin, x - cos * x + sin * y),
+            (sin, cos, y - sin * x - cos * y))
+  return {
+      'ShearX': ((1, value, 0), (0, 1, 0)),
+      'ShearY': ((1, 0, 0), (value, 1, 0)),
+      'TranslateX': ((1, 0, value), (0, 1, 0)),
+      'TranslateY': ((1, 0, 0), (0, 1, value)),
+      'TranslateXRel': ((1, 0, value * size[1]), (0, 1, 0)),
+      'TranslateYRel': ((1, 0, 0), (0, 1, value * size[0])),
+  }.get(name)
+
+
+def token_source(geometry: transforms.Geometry, grid: tuple[int, int],
+                 size: tuple[int, int]) -> np.ndarray:
+  """Where each token's content lies in the crop, after flip and RandAugment.
+
+  Args:
+    geometry: what was done to the image after the crop.
+    grid: tokens (rows, columns).
+    size: (height, width) of the crop that was transformed.
+
+  Returns:
+    grid of int16: the nearest token of the crop, row * columns + column; -1
+    where an operation filled in.
+  """
+  rows, columns = grid
+  y = (np.arange(rows)[:, None] + 0.5) * size[0] / rows
+  x = (np.arange(columns)[None] + 0.5) * size[1] / columns
+  x, y = np.broadcast_arrays(x, y)
+  for name, args in reversed(geometry.ops):
+    matrix = _inverse_map(name, args, size)
+    if matrix is not None:
+      (a, b, c), (d, e, f) = matrix
+      x, y = a * x + b * y + c, d * x + e * y + f
+  if geometry.flip:
+    x = size[1] - x
+  # A centre on the edge between two tokens is of either; rounding may not
+  # decide which.
+  row = np.floor(y * rows / size[0] + 1e-6).astype(int)
+  column = np.floor(x * columns / size[1] + 1e-6).astype(int)
+  inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+  return np.where(inside, row * columns + column, -1).astype(np.int16)
