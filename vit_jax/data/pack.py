@@ -39,7 +39,7 @@ EXAMPLES_PER_SHARD = 10_000  # what the default number of shards aims at
 
 
 @dataclasses.dataclass(frozen=True)
-class _Item:
+class Item:
   """One image: a file, or `size` bytes at `offset` of a tar."""
   path: str
   name: str  # the id
@@ -117,7 +117,7 @@ def pack(
   else:
     parts = [(split or 'train', paths)]
   for name, _ in parts:
-    if not overwrite and (out / (name + records.META_SUFFIX)).exists():
+    if not overwrite and has_split(out, name):
       raise ValueError(
           f'{out} already has the split {name!r}: give another directory or '
           'split, or overwrite=True')
@@ -128,13 +128,43 @@ def pack(
 def _pack_split(split, paths, out, labels, *, shards, shuffle_seed, short_side,
                 quality, threads, overwrite, progress) -> dict:
   """Packs one split and returns its metadata."""
-  items = sorted((i for p in paths for i in _list(p, labels is not None)),
+  items = sorted((i for p in paths for i in list_items(p, labels is not None)),
                  key=lambda i: i.name)
   if not items:
     raise ValueError(
         f'{", ".join(map(str, paths))}: no images '
         f'({", ".join(sources.IMAGE_SUFFIXES)}, in any case)')
-  numbers, classes = _number(items, labels, _classes_of_train(split, out))
+  numbers, classes = _number(items, labels, classes_of_train(split, out))
+  return write_split(
+      split, out, items, numbers, classes, shards=shards,
+      shuffle_seed=shuffle_seed, short_side=short_side, quality=quality,
+      threads=threads, overwrite=overwrite, progress=progress)
+
+
+def write_split(split: str, out: pathlib.Path, items: list[Item], numbers: list,
+                classes: dict, *, shards: int | None = None,
+                shuffle_seed: int | None = 0, short_side: int | None = None,
+                quality: int = 95, threads: int = 1, overwrite: bool = False,
+                progress: Callable | None = None) -> dict:
+  """Writes images with known labels as one split.
+
+  Args:
+    split, out: its name and directory.
+    items: the images; one may be there several times.
+    numbers: for each the list of its class numbers, or {class: probability}.
+    classes: 'num_classes', 'class_names', 'multi_label' of the metadata.
+    shards, ..., progress: see `pack`.
+
+  Returns:
+    The metadata.
+
+  Raises:
+    ValueError: the split exists, or no image can be decoded.
+  """
+  if not overwrite and has_split(out, split):
+    raise ValueError(
+        f'{out} already has the split {split!r}: give another directory or '
+        'split, or overwrite=True')
   if shuffle_seed is not None:
     order = np.random.Generator(np.random.Philox(shuffle_seed)).permutation(
         len(items))
@@ -143,6 +173,7 @@ def _pack_split(split, paths, out, labels, *, shards, shuffle_seed, short_side,
   shards = shards or -(-len(items) // EXAMPLES_PER_SHARD)
   bounds = [len(items) * i // shards for i in range(shards + 1)]
   names = [records.shard_name(split, i, shards) for i in range(shards)]
+  soft = any(isinstance(n, dict) for n in numbers)
   counts, bad, shapes = [], [], set()
   per_class = np.zeros(classes['num_classes'], np.int64)
   digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode())
@@ -167,7 +198,7 @@ def _pack_split(split, paths, out, labels, *, shards, shuffle_seed, short_side,
             writer.write(record)
             digest.update(f'{items[i].name} {numbers[i]} '
                           f'{zlib.crc32(image)}\n'.encode())
-            per_class[numbers[i]] += 1
+            per_class[_counted(numbers[i])] += 1
             shapes.add(shape)
             written += 1
         finally:
@@ -178,7 +209,8 @@ def _pack_split(split, paths, out, labels, *, shards, shuffle_seed, short_side,
           f'none of the {len(items)} images can be decoded; the first: '
           f'{bad[0]["id"]}: {bad[0]["reason"]}')
     meta = {
-        'format': 'vit_jax packed images', 'version': records.VERSION,
+        'format': 'vit_jax packed images',
+        'version': records.SOFT_VERSION if soft else records.VERSION,
         'split': split, 'num_examples': sum(counts), **classes,
         'image_shape': list(shapes.pop()) if len(shapes) == 1 else None,
         'shards': [{'file': n, 'count': c} for n, c in zip(names, counts)],
@@ -191,6 +223,11 @@ def _pack_split(split, paths, out, labels, *, shards, shuffle_seed, short_side,
     for name in names:
       (out / (name + '.tmp')).unlink(missing_ok=True)
   return meta
+
+
+def _counted(labels):
+  """What an example counts for: its labels, the most probable soft one."""
+  return max(labels, key=labels.get) if isinstance(labels, dict) else labels
 
 
 def _publish(split, out, names, meta):
@@ -222,7 +259,7 @@ def _ordered(pool, function, items) -> Iterator:
     yield from pool.map(function, items[start:start + chunk])
 
 
-def _check(item: _Item, short_side, quality):
+def _check(item: Item, short_side, quality):
   """(bytes to store, (height, width), '') or (None, None, what is wrong)."""
   try:
     data = item.read()
@@ -242,13 +279,17 @@ def _check(item: _Item, short_side, quality):
 # --- What there is to pack --------------------------------------------------
 
 
-def _list(path: pathlib.Path, labelled: bool) -> list[_Item]:
-  """The images of a folder or tar file."""
+def list_items(path: pathlib.Path, labelled: bool) -> list[Item]:
+  """The images of a folder or tar file.
+
+  `labelled`: labels come from elsewhere, so a folder is searched to any depth
+  instead of taking its directories as classes.
+  """
   if path.is_dir():
     if labelled:
-      return [_Item(str(p), p.relative_to(path).as_posix(), '')
+      return [Item(str(p), p.relative_to(path).as_posix(), '')
               for p in path.rglob('*') if _is_image(p.name)]
-    return [_Item(str(path / c / f), f'{c}/{f}', c)
+    return [Item(str(path / c / f), f'{c}/{f}', c)
             for c, files in sources.scan_classes(path).items() for f in files]
   if not tarfile.is_tarfile(path):
     raise ValueError(f'{path} is neither a directory nor a tar file')
@@ -262,7 +303,7 @@ def _list(path: pathlib.Path, labelled: bool) -> list[_Item]:
     ) from e
 
 
-def _list_tar(path, tar, base: int, stem: str) -> list[_Item]:
+def _list_tar(path, tar, base: int, stem: str) -> list[Item]:
   """The images of a tar that starts at byte `base` of the file `path`."""
   items = []
   for member in tar:
@@ -276,7 +317,7 @@ def _list_tar(path, tar, base: int, stem: str) -> list[_Item]:
     elif _is_image(name.name):
       inside = name.parent.name
       full = name.as_posix() if inside else f'{stem}/{name}'
-      items.append(_Item(str(path), full, inside or stem, start, member.size))
+      items.append(Item(str(path), full, inside or stem, start, member.size))
   return items
 
 
@@ -314,7 +355,12 @@ def _read_labels(path: pathlib.Path) -> dict[str, list | str | int]:
   return labels
 
 
-def _classes_of_train(split: str, out: pathlib.Path) -> dict | None:
+def has_split(out: pathlib.Path, split: str) -> bool:
+  """Whether a directory has a packed split of this name."""
+  return (out / (split + records.META_SUFFIX)).exists()
+
+
+def classes_of_train(split: str, out: pathlib.Path) -> dict | None:
   """The classes of the packed 'train', which other splits must follow."""
   index = out / ('train' + records.META_SUFFIX)
   if split == 'train' or not index.exists():

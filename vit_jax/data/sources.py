@@ -3,7 +3,8 @@
 A source is a sequence: `source[i]` gives
 
   image  encoded bytes (JPEG, PNG, WebP), or a uint8 array (H, W, 3)
-  label  an int, or a list of ints when the source is `multi_label`
+  label  an int; when the source is `multi_label` a list of ints, or a soft
+         label {class: probability}
   id     a string that names the example (a path, a TFDS id, ...)
 
 `open_source(name, split=..., data_dir=...)` opens any of
@@ -107,9 +108,12 @@ def label_array(source: Source, n: int) -> np.ndarray:
   return np.zeros((n,), np.int32)
 
 
-def set_label(labels: np.ndarray, i: int, label: int | Sequence[int]):
+def set_label(labels: np.ndarray, i: int,
+              label: int | Sequence[int] | dict[int, float]):
   """Writes one label into `label_array`'s row i."""
-  if labels.ndim == 2:
+  if isinstance(label, dict):
+    labels[i, list(label)] = list(label.values())
+  elif labels.ndim == 2:
     labels[i, np.asarray(label, np.int64)] = 1.0
   else:
     labels[i] = label
@@ -156,7 +160,9 @@ class Concat(Source):
     self._ends = np.cumsum([len(p) for p in parts])
     self.name = name
     self.num_classes, self.class_names = first.num_classes, first.class_names
-    self.multi_label, self.in_memory = first.multi_label, first.in_memory
+    # Classes and soft labels side by side: the classes become one-hot.
+    self.multi_label = any(p.multi_label for p in parts)
+    self.in_memory = first.in_memory
     same = {p.image_shape for p in parts}
     self.image_shape = same.pop() if len(same) == 1 else None
     self.fingerprint = fingerprint([p.fingerprint for p in parts])
@@ -178,6 +184,9 @@ class Concat(Source):
 
   def arrays(self):
     images, labels = zip(*(p.arrays() for p in self._parts))
+    if self.multi_label:
+      labels = [x if x.ndim == 2 else np.eye(
+          self.num_classes, dtype=np.float32)[x] for x in labels]
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -396,7 +405,7 @@ class Packed(Source):
           'one whose packing did not finish. Write it with `vit-jax pack`.')
     chosen = _pick_split(split, found, f'packed data in {root}')
     meta = json.loads((root / (chosen + records.META_SUFFIX)).read_text())
-    if meta.get('version') != records.VERSION:
+    if meta.get('version') not in (records.VERSION, records.SOFT_VERSION):
       raise ValueError(
           f'{root}/{chosen}{records.META_SUFFIX} has version '
           f'{meta.get("version")}, this reads {records.VERSION}: pack it again')
