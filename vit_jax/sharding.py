@@ -98,6 +98,30 @@ def _largest(shape, axis: str, mesh: Mesh, used=()) -> P:
   return P(*[axis if i == best else None for i in range(best + 1)])
 
 
+def _check_rules(rules) -> None:
+  """ValueError for a rule that means nothing, whatever the parameters are."""
+  for rule in rules:
+    if len(rule) != 2 or not isinstance(rule[0], str):
+      raise ValueError(f'mesh rule {rule!r} is not (regex, spec)')
+    pattern, spec = rule
+    try:
+      re.compile(pattern)
+    except re.error as e:
+      raise ValueError(
+          f'mesh rule {pattern!r} is not a regular expression: {e}') from e
+    if spec == 'replicated':
+      continue
+    names = [spec] if isinstance(spec, str) else [
+        a for a in jax.tree.leaves(tuple(spec)) if a is not None]
+    for name in names:
+      if name not in AXES:
+        raise ValueError(
+            f'mesh rule {pattern!r} names axis {name!r}; allowed: '
+            f'replicated, {", ".join(AXES)}, or a tuple of axes and None')
+      if names.count(name) > 1:
+        raise ValueError(f'mesh rule {pattern!r} names axis {name!r} twice')
+
+
 def _spec(path: str, shape, rules, mesh: Mesh, lost: list[str]) -> P:
   for pattern, spec in rules:
     if not re.fullmatch(pattern, path):
@@ -105,10 +129,6 @@ def _spec(path: str, shape, rules, mesh: Mesh, lost: list[str]) -> P:
     if spec == 'replicated':
       return P()
     if isinstance(spec, str):
-      if spec not in AXES:
-        raise ValueError(
-            f'mesh rule {pattern!r} names axis {spec!r}; allowed: '
-            f'replicated, {", ".join(AXES)}, or a tuple of axes and None')
       chosen = _largest(shape, spec, mesh)
     else:
       spec = tuple(spec)
@@ -137,6 +157,7 @@ def param_specs(params, mesh: Mesh, preset: str = 'data', rules=()):
   Large parameters that no axis divides stay replicated, and are logged.
   """
   lost = []
+  _check_rules(rules)
   rules = tuple(map(tuple, rules)) + RULES[preset]
   specs = jax.tree_util.tree_map_with_path(
       lambda path, x: _spec(path_string(path), x.shape, rules, mesh, lost),
