@@ -1,0 +1,42 @@
+"""vit_jax.main with something that happens to it on the way.
+
+    python tests/multihost_worker.py EVENT --config=... --workdir=... ...
+
+EVENT is 'none', or 'SIGNAL:PROCESS:STEP': at that step that process sends
+itself SIGTERM or SIGKILL. From then on each step takes a while, as long steps
+would: JAX looks for the signal once a second.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from absl import app
+
+LOST_AFTER = 5.0
+
+
+def main():
+  event = sys.argv.pop(1)
+  from vit_jax import distributed, main as vit_main
+  initialize, tick = distributed.initialize, distributed.tick
+  distributed.initialize = lambda *args: initialize(
+      *args, timeout=60, lost_after=LOST_AFTER)
+  if event != 'none':
+    name, process, at_step = event.split(':')
+
+    def tick_and_more(step):
+      tick(step)
+      if step == int(at_step) and (
+          distributed._job.process_id == int(process)):
+        os.kill(os.getpid(), signal.Signals[name])
+      if step >= int(at_step):
+        time.sleep(0.3)
+
+    distributed.tick = tick_and_more
+  app.run(vit_main.main)
+
+
+if __name__ == '__main__':
+  main()
