@@ -1,6 +1,7 @@
 """Parity with both CeiT codes: coeusguo/ceit, rishikksh20/CeiT-pytorch."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from tests.parity.harness import kind
 from tests.parity.parts import compare_parts
@@ -44,8 +45,9 @@ def check(case):
 
   values = {
       'logits': logits, 'pre_logits': out['pre_logits'],
-      'pre_head': out['pooled'], 'stem': out['stem'],
-      'patch_embed': out['embedded'], 'transformer': out['encoded'],
+      'pre_head': out['pooled'], 'stem': out['pooled_map'],
+      'patch_embed': np.reshape(out['stem'], (len(images), -1, model.width)),
+      'transformer': out['encoded'],
   }
   if model.lca:
     values['lca'] = out['lca']

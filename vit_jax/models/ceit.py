@@ -250,8 +250,8 @@ class CeiT(nn.Module):
         BatchNorm to the batch's statistics (collection 'batch_stats').
 
     Returns:
-      logits (B, num_classes), float32; and a dict: stem (B, h', w', C) the
-      pooled map, embedded (B, N, D), with_posemb (B, T, D), block_00 ...,
+      logits (B, num_classes), float32; and a dict: pooled_map (B, h', w', C),
+      stem (B, h, w, D) the patches, with_posemb (B, T, D), block_00 ...,
       block_00_attention ... (B, T, D) the same after attention alone, encoded
       = tokens (B, T, D), before the last norm, lca (B, 1, D), pooled (B, D)
       before and pre_logits (B, D) after the last norm. With `return_attention`
@@ -265,13 +265,13 @@ class CeiT(nn.Module):
     patch_size = tuple(int(p) for p in np.broadcast_to(self.patch_size, 2))
     self._check(patch_size)
     dtype = jnp.dtype(self.dtype)
-    x, stem = ImageToTokens(
+    x, pooled_map = ImageToTokens(
         self.width, patch_size, self.stem_width, self.stem_bias,
         self.stem_padding, self.pool_padding, self.bn_groups, dtype,
         name='i2t')(images, train)
     batch, *grid, _ = x.shape
+    out = {'pooled_map': pooled_map, 'stem': x}
     x = x.reshape(batch, math.prod(grid), self.width)
-    out = {'stem': stem, 'embedded': x}
     cls = self.param('cls', layers.normal02, (1, 1, self.width)).astype(dtype)
     x = jnp.concatenate(
         [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1)

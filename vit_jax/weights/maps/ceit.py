@@ -54,9 +54,9 @@ def _official() -> list[Rule]:
         *_norm(f'{flax}/LayerNorm_1', f'{torch}.norm2'),
         *_attention(f'{flax}/attn', f'{torch}.attn.qkv', f'{torch}.attn.proj'),
     ]
-  for i, layout in ((1, 'dense'), (2, 'conv'), (3, 'dense')):
+  for i in (1, 2, 3):
     rules += _layer(f'{_BLOCK}/leff/conv{i}', rf'blocks.\1.leff.conv{i}',
-                    layout)
+                    'conv')
     rules += _batch_norm(rf'block_(\d+)/leff/bn{i}', rf'blocks.\1.leff.bn{i}')
   for i in (0, 1):
     rules += _layer(f'params/lca/mlp/Dense_{i}', f'lca.feedforward.fc{i + 1}')
