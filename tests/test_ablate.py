@@ -1,0 +1,181 @@
+"""The ablation driver: variants, seeds, resume, the table."""
+
+import json
+
+import jax
+import pytest
+
+from configs import deit_cifar10, deit_i1k
+from tests.helpers import ROOT, run_python
+from vit_jax import ablate, train
+from vit_jax.config import check, ConfigError, to_json
+
+RECIPE = '''
+from tests.helpers import tiny_config
+
+def get_config(arg=None):
+  return tiny_config(run=dict(steps=2, name=arg or ''))
+
+def sweep(arg=None):
+  return {
+      'base': {'seeds': 1},
+      'large lr': {'optim.lr': 0.5, 'arg': 'large'},
+      'read': {'run.eval_only': True,
+               'run.pretrained': '{workdir}/base/seed0', 'seeds': 1},
+  }
+'''
+
+
+@pytest.fixture
+def recipe(tmp_path):
+  path = tmp_path / 'recipe.py'
+  path.write_text(RECIPE)
+  return str(path)
+
+
+class Trainer:
+  """Stands for the loop: writes a summary, and fails when told to."""
+
+  def __init__(self, fail_at=None, error=KeyboardInterrupt):
+    self.runs, self.fail_at, self.error = [], fail_at, error
+
+  def __call__(self, config, workdir):
+    self.runs.append((workdir.parent.name, config))
+    if len(self.runs) == self.fail_at:
+      raise self.error('stopped')
+    top1 = 0.5 + 0.1 * config.run.seed + 0.2 * (config.optim.lr > 0.1)
+    summary = {'results': {'test': {'top1': top1}}, 'seconds': 1.0}
+    workdir.mkdir(parents=True)
+    (workdir / 'config.json').write_text(json.dumps(to_json(config)))
+    (workdir / 'summary.json').write_text(json.dumps(summary))
+    return summary
+
+
+def test_variants_and_table(recipe, tmp_path):
+  trainer = Trainer()
+  found = ablate.run(recipe, tmp_path / 'w', seeds=2, run_one=trainer,
+                     common={'optim.weight_decay': 0.1})
+  assert [name for name, _ in trainer.runs] == [
+      'base', 'large_lr', 'large_lr', 'read']
+  configs = [c for _, c in trainer.runs]
+  assert [c.run.seed for c in configs] == [0, 0, 1, 0]
+  assert [c.run.name for c in configs] == ['', 'large', 'large', '']
+  assert [c.optim.lr for c in configs] == [1e-2, 0.5, 0.5, 1e-2]
+  assert configs[3].run.pretrained == str(tmp_path / 'w/base/seed0')
+  assert all(c.optim.weight_decay == 0.1 for c in configs)
+  assert found['large lr']['mean']['test top-1'] == pytest.approx(0.75)
+  assert found['large lr']['std']['test top-1'] == pytest.approx(
+      0.1 / 2 ** 0.5)
+  assert found['base']['std'] == {}
+  assert ablate.table(found) == '''\
+| variant  |   test top-1 | runs |
+|----------|-------------:|-----:|
+| base     |        50.00 |    1 |
+| large lr | 75.00 ± 7.07 |    2 |
+| read     |        50.00 |    1 |'''
+  assert json.loads((tmp_path / 'w/ablation.json').read_text()) == found
+  assert (tmp_path / 'w/ablation.md').read_text() == ablate.table(found) + '\n'
+
+
+def test_resume_runs_what_is_missing(recipe, tmp_path):
+  whole = ablate.run(recipe, tmp_path / 'whole', seeds=2, run_one=Trainer())
+  first, second, third = Trainer(fail_at=3), Trainer(), Trainer()
+  workdir = tmp_path / 'w'
+  with pytest.raises(KeyboardInterrupt):
+    ablate.run(recipe, workdir, seeds=2, run_one=first)
+  partial = (workdir / 'ablation.md').read_text()
+  assert 'large lr |      70.00 |    1 |' in partial
+  found = ablate.run(recipe, workdir, seeds=2, run_one=second)
+  assert [name for name, _ in second.runs] == ['large_lr', 'read']
+  assert ablate.table(found) == ablate.table(whole)
+  ablate.run(recipe, workdir, seeds=2, run_one=third)
+  assert not third.runs
+  # One more seed of what has seeds.
+  ablate.run(recipe, workdir, seeds=3, run_one=third)
+  assert [c.run.seed for _, c in third.runs] == [2]
+
+
+def test_a_diverged_run_does_not_stop_the_others(recipe, tmp_path):
+  trainer = Trainer(fail_at=2, error=train.NonFinite)
+  found = ablate.run(recipe, tmp_path / 'w', seeds=2, run_one=trainer)
+  assert len(trainer.runs) == 4
+  assert '1 (1 diverged)' in ablate.table(found)
+  assert found['large lr']['runs'][0]['error'] == 'stopped'
+
+
+def test_only_some_variants(recipe, tmp_path):
+  trainer = Trainer()
+  found = ablate.run(recipe, tmp_path / 'w', seeds=2, only=['large lr'],
+                     run_one=trainer)
+  assert len(trainer.runs) == 2 and not found['base']['runs']
+  with pytest.raises(ConfigError, match="no variant 'larger'; there are base"):
+    ablate.run(recipe, tmp_path / 'w', only=['larger'], run_one=trainer)
+
+
+@pytest.mark.parametrize('text,message', [
+    ('def get_config(arg=None): pass', 'has no variants'),
+    (RECIPE.replace('optim.lr', 'optim.rate'), 'optim.rate=0.5 does not fit'),
+    (RECIPE.replace("'base'", "'large_lr'"), 'variants of different names'),
+    (RECIPE.replace("'arg': 'large'", "'config': 'no.py:a'"), 'no such recipe'),
+], ids=['sweep', 'key', 'names', 'recipe'])
+def test_mistakes_are_found_before_the_first_run(tmp_path, text, message):
+  (tmp_path / 'recipe.py').write_text(text)
+  trainer = Trainer()
+  with pytest.raises(ConfigError, match=message):
+    ablate.run(str(tmp_path / 'recipe.py'), tmp_path / 'w', run_one=trainer)
+  assert not trainer.runs
+
+
+def test_a_list_of_overrides_names_itself():
+  found = ablate.variants(f'{ROOT}/configs/finetune.py:b16,cifar10')
+  assert list(found)[0] == 'optim.lr=0.001' and len(found) == 4
+  assert ablate.folder('a b/c, d=1e-3') == 'a_b_c_d=1e-3'
+
+
+@pytest.mark.parametrize('recipe', ['deit_cifar10', 'deit_i1k:ti16'])
+def test_sweeps_of_recipes_fit(recipe, tmp_path):
+  name, _, arg = recipe.partition(':')
+  recipe = f'{ROOT}/configs/{name}.py:{arg}'
+  found = ablate.variants(recipe)
+  for variant, overrides in found.items():
+    config = ablate.variant_config(recipe, overrides, tmp_path, 1, {})
+    if config.loss.distill != 'none' and not config.loss.teacher_weights:
+      config.loss.teacher_weights = 'random'
+    check(config)
+    if config.run.pretrained:  # of a variant that comes before
+      made = config.run.pretrained.split('/')[-2]
+      names = [ablate.folder(n) for n in found]
+      assert made in names[:names.index(ablate.folder(variant))]
+  assert deit_i1k.sweep('b16')['hard']['arg'] == 'b16,hard'
+  assert deit_cifar10.sweep('smoke')['teacher']['arg'] == 'teacher,smoke'
+
+
+def test_with_the_real_loop(tmp_path):
+  """Train, read the result of one variant in another, start again."""
+  path = tmp_path / 'recipe.py'
+  path.write_text(RECIPE.replace("      'large lr'", "      # 'large lr'"))
+  one = lambda config, workdir: train.train_and_evaluate(
+      config, workdir, jax.devices()[:1])
+  found = ablate.run(str(path), tmp_path / 'w', seeds=1, run_one=one)
+  assert found['read']['mean'] == found['base']['mean']
+  again = ablate.run(str(path), tmp_path / 'w', seeds=1, run_one=Trainer())
+  assert ablate.table(again) == ablate.table(found)
+  path.write_text(path.read_text().replace('steps=2', 'steps=3'))
+  with pytest.raises(ConfigError, match='belongs to another recipe'):
+    ablate.run(str(path), tmp_path / 'w', seeds=1, run_one=one)
+
+
+@pytest.mark.slow
+def test_command_line(recipe, tmp_path):
+  done = run_python(
+      '-m', 'vit_jax.ablate', f'--config={recipe}', '--seeds=1',
+      f'--workdir={tmp_path / "w"}', '--config.optim.weight_decay=0.1')
+  assert done.returncode == 0, done.stderr
+  assert '| large lr |' in done.stdout
+  config = json.loads((tmp_path / 'w/base/seed0/config.json').read_text())
+  assert config['optim']['weight_decay'] == 0.1
+  done = run_python('-m', 'vit_jax.ablate', f'--config={recipe}',
+                    f'--workdir={tmp_path / "w"}', '--seeds=0')
+  assert done.returncode == 1
+  assert done.stderr.strip().splitlines()[-1] == (
+      'error: seeds=0: must be at least 1')
