@@ -189,30 +189,32 @@ class Program:
                 rows.items(), key=lambda x: -x[1][1])]
 
 
+def _iota(dims: str, order: str | None):
+  """The device list that '[4,2]T(1,0)' stands for."""
+  import numpy as np
+  dims = [int(d) for d in dims.split(',')]
+  ids = np.arange(math.prod(dims)).reshape(dims)
+  return ids.transpose([int(d) for d in order.split(',')]) if order else ids
+
+
 def _first_group(rest: str) -> list[int] | None:
   """The devices of the first replica group, in any of the three notations."""
-  # mesh['axis_0'=4,'axis_1'=2] {'axis_1'}
-  match = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
+  # mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, or with device_ids=([2,4]T(1,0))
+  match = re.search(
+      r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]"
+      r"(?:T\(([\d,]+)\))?\))? \{((?:'\w+'(?:, ?|,)?)+)\}", rest)
   if match:
     sizes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", match[1])}
-    chosen = re.findall(r"'(\w+)'", match[2])
-    if ':(' in match[2] or 'device_ids' in match[1]:
-      return None
-    strides, stride = {}, 1
-    for axis in reversed(sizes):
-      strides[axis] = stride
-      stride *= sizes[axis]
-    return sorted(sum(c) for c in itertools.product(
-        *[[i * strides[a] for i in range(sizes[a])] for a in chosen]))
+    ids = _iota(match[2] or str(math.prod(sizes.values())), match[3])
+    ids = ids.reshape(list(sizes.values()))
+    chosen = re.findall(r"'(\w+)'", match[4])
+    index = tuple(slice(None) if k in chosen else 0 for k in sizes)
+    return ids[index].flatten().tolist()
   # [groups,size]<=[dims]T(order)
   match = re.search(
       r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest)
   if match:
-    import numpy as np
-    dims = [int(d) for d in match[3].split(',')]
-    ids = np.arange(math.prod(dims)).reshape(dims)
-    if match[4]:
-      ids = ids.transpose([int(d) for d in match[4].split(',')])
+    ids = _iota(match[3], match[4])
     return ids.reshape(int(match[1]), int(match[2]))[0].tolist()
   # {{0,1},{2,3}}
   match = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
