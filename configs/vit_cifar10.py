@@ -34,17 +34,17 @@ def get_config(arg=None):
     c.data.mixup, c.data.cutmix = 0.2, 1.0
     c.eval.every_epochs = 10.0
   elif model == 'small':
-    c.run.epochs = 20.0
-    c.data.batch_size = 128
-    c.model.update(name='vit_ti16', patch_size=4, width=128, depth=6,
-                   num_heads=4, mlp_dim=256, pool='gap')
-    c.optim.lr = 2e-3
+    c.run.epochs = 9.0
+    c.data.batch_size = 64
+    c.model.update(name='vit_ti16', patch_size=4, width=96, depth=5,
+                   num_heads=3, mlp_dim=192, pool='gap')
+    c.optim.lr = 1e-3
     c.schedule.warmup_epochs = 1.0
-    c.eval.every_epochs = 5.0
+    c.eval.every_epochs = 3.0
   else:
     raise ValueError(f'unknown model {model!r} of this recipe; allowed: '
                      'small, s16')
-  c.log.every_steps = 100
+  c.log.every_steps = 200
   c.log.checkpoint_minutes = 5.0
   if 'smoke' in switches:
     common.smoke(c, **common.VIT_SMOKE)
