@@ -19,6 +19,8 @@ PROGRAMS = {
             "compile a recipe's train step for a TPU without one"),
     'pseudo-label': ('vit_jax.selftrain',
                      'label images with a teacher, for self-training'),
+    'teacher-logits': ('vit_jax.distill',
+                       'store the logits of a teacher, for distillation'),
     'token-labels': ('vit_jax.data.token_labels',
                      'make per-token labels with a teacher'),
 }
