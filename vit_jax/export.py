@@ -1,4 +1,4 @@
-"""Exports a trained model as one StableHLO program for CPU, CUDA and TPU.
+"""Exports a trained model: StableHLO for CPU, CUDA and TPU, or ONNX.
 
     export('runs/flowers', 'flowers.stablehlo')
     model = load_exported('flowers.stablehlo')
@@ -8,15 +8,23 @@ The file holds the program with its weights, for any batch size: uint8 images
 (B, height, width, 3) in, logits (B, classes) out, normalisation inside. It
 needs JAX alone: `jax.export.deserialize(file.read()).call(images)`. Beside it,
 FILE.json has class names and preprocessing.
+
+ONNX goes through jax2onnx (an extra: pip install 'vit_jax[onnx]') and has the
+same input, output and FILE.json. The result is compared with the model before
+it is written: jax2onnx does not convert every operation.
 """
 
+import importlib.util
+from importlib import metadata
 import json
 import pathlib
 from typing import Any
 
 import jax
 from jax import export as jax_export
+from jax.extend import core as jax_core
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax.predict import Classifier, load_classifier
 from vit_jax.weights import Report
@@ -24,32 +32,42 @@ from vit_jax.weights import Report
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def export(weights, path: str, *, model: str | None = None, image_size=None,
-           platforms=PLATFORMS, **options) -> dict[str, Any]:
+def export(weights, path: str, *, fmt: str = 'stablehlo',
+           batch: int | None = None, platforms=PLATFORMS,
+           **options) -> dict[str, Any]:
   """Writes `path` and `path`.json.
 
   Args:
-    weights, model, image_size, **options: see `predict.load_classifier`.
+    weights, **options: see `predict.load_classifier`.
     path: file to write.
-    platforms: of 'cpu', 'cuda', 'rocm', 'tpu'.
+    fmt: 'stablehlo' or 'onnx'.
+    batch: a fixed batch size; None leaves it free.
+    platforms: of 'cpu', 'cuda', 'rocm', 'tpu', for StableHLO.
 
   Returns:
     What is in the JSON file.
 
   Raises:
     WeightsError: unreadable weights, or weights of another model.
-    ValueError: an unknown platform.
+    ValueError: an unknown format or platform, or a model that ONNX cannot hold.
+    ImportError: ONNX without jax2onnx.
   """
+  if fmt not in ('stablehlo', 'onnx'):
+    raise ValueError(f"unknown format {fmt!r}; allowed: 'stablehlo', 'onnx'")
   known = (*PLATFORMS, 'rocm')
   for platform in platforms:
     if platform not in known:
       raise ValueError(f'unknown platform {platform!r}; allowed: '
                        f'{", ".join(known)}')
-  classifier = load_classifier(weights, model=model, image_size=image_size,
-                               **options)
+  if fmt == 'onnx':
+    _require_onnx()
+  classifier = load_classifier(weights, **options)
   described = description(classifier)
-  described['platforms'] = list(platforms)
-  data = serialize(classifier, platforms)
+  if fmt == 'onnx':
+    data = serialize_onnx(classifier, batch)
+  else:
+    described['platforms'] = list(platforms)
+    data = serialize(classifier, platforms, batch)
   target = pathlib.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
   _write(pathlib.Path(f'{path}.json'),
@@ -58,18 +76,61 @@ def export(weights, path: str, *, model: str | None = None, image_size=None,
   return described
 
 
-def serialize(classifier: Classifier, platforms=PLATFORMS) -> bytes:
-  """The program with its weights, for any batch size."""
-  batch, = jax_export.symbolic_shape('batch')
-  images = jax.ShapeDtypeStruct(
-      (batch, *classifier.image_size, 3), jnp.uint8)
+def _program(classifier: Classifier, batch: int | None):
+  """images -> logits, and the abstract images."""
+  size = batch or jax_export.symbolic_shape('batch')[0]
+  images = jax.ShapeDtypeStruct((size, *classifier.image_size, 3), jnp.uint8)
+  return (lambda images: classifier.forward(classifier.variables, images)[0],
+          images)
 
-  @jax.jit
-  def logits(images):
-    return classifier.forward(classifier.variables, images)[0]
 
-  return bytes(jax_export.export(logits, platforms=platforms)(
+def serialize(classifier: Classifier, platforms=PLATFORMS,
+              batch: int | None = None) -> bytes:
+  """StableHLO with the weights inside, for any batch size if it is None."""
+  logits, images = _program(classifier, batch)
+  return bytes(jax_export.export(jax.jit(logits), platforms=platforms)(
       images).serialize())
+
+
+def _require_onnx():
+  for name in ('jax2onnx', 'onnxruntime'):
+    if importlib.util.find_spec(name) is None:
+      raise ImportError(
+          f"ONNX needs {name}, which is not installed: pip install "
+          "'vit_jax[onnx]'. The default format, stablehlo, needs nothing more")
+
+
+def serialize_onnx(classifier: Classifier, batch: int | None = None) -> bytes:
+  """An ONNX model with the weights inside, checked against the original.
+
+  Raises ValueError if jax2onnx cannot convert the model, or gives another.
+  """
+  import jax2onnx
+  import onnxruntime
+  logits, images = _program(classifier, batch)
+  remedy = (f'jax2onnx {metadata.version("jax2onnx")} cannot convert '
+            f'{classifier.name}'
+            + ('' if batch else ' with a free batch size; a fixed one (batch, '
+               '--batch N) may work')
+            + '. The format stablehlo holds every model')
+  try:
+    # Traced here, because jax2onnx replaces functions of Flax while it traces.
+    traced = jax_core.jaxpr_as_fun(jax.make_jaxpr(logits)(images))
+    data = jax2onnx.to_onnx(
+        lambda x: traced(x)[0], [images]).SerializeToString()
+    session = onnxruntime.InferenceSession(
+        data, providers=['CPUExecutionProvider'])
+    sample = np.random.default_rng(0).integers(
+        0, 256, (batch or 2, *images.shape[1:]), np.uint8)
+    found, = session.run(None, {session.get_inputs()[0].name: sample})
+  except Exception as e:  # whatever the converter raises
+    raise ValueError(f'{remedy} ({type(e).__name__}: '
+                     f'{str(e).strip().splitlines()[0][:160]})') from e
+  expected = np.asarray(jax.jit(logits)(sample))
+  error = np.abs(found - expected).max()
+  if not error <= 1e-4 * max(1.0, np.abs(expected).max()):
+    raise ValueError(f'{remedy}: its logits differ by {error:.2g}')
+  return data
 
 
 def description(classifier: Classifier) -> dict[str, Any]:

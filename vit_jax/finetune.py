@@ -76,7 +76,7 @@ def recipe(model: str | None, weights: str, data: str, *,
   if head_only:
     c.optim.groups = HEAD_ONLY
   c.schedule.warmup_steps = min(rule.warmup_steps, total // 5)
-  c.eval.every_steps = c.log.checkpoint_steps = max(1, total // 5)
+  c.eval.every_steps = c.log.checkpoint_steps = -(-total // 5)
   c.log.every_steps = max(1, total // 50)
   return c
 
