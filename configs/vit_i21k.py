@@ -27,7 +27,7 @@ def get_config(arg=None):
   c.data.image_size = 224
   c.data.area = (0.05, 1.0)
   c.model.update(name=f'vit_{model}', dropout=0.1, head_bias=-10.0,
-                 representation_size=None)
+                 representation_size=None, class_token_only=True)
   c.loss.name = 'sigmoid'
   c.optim.name = 'adamw'
   c.optim.lr = 1e-3
