@@ -26,6 +26,7 @@ from jax.extend import core as jax_core
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.models.layers import portable
 from vit_jax.predict import Classifier, load_classifier
 from vit_jax.weights import Report
 
@@ -88,8 +89,9 @@ def serialize(classifier: Classifier, platforms=PLATFORMS,
               batch: int | None = None) -> bytes:
   """StableHLO with the weights inside, for any batch size if it is None."""
   logits, images = _program(classifier, batch)
-  return bytes(jax_export.export(jax.jit(logits), platforms=platforms)(
-      images).serialize())
+  with portable():
+    return bytes(jax_export.export(jax.jit(logits), platforms=platforms)(
+        images).serialize())
 
 
 def _require_onnx():
@@ -115,7 +117,8 @@ def serialize_onnx(classifier: Classifier, batch: int | None = None) -> bytes:
             + '. The format stablehlo holds every model')
   try:
     # Traced here, because jax2onnx replaces functions of Flax while it traces.
-    traced = jax_core.jaxpr_as_fun(jax.make_jaxpr(logits)(images))
+    with portable():
+      traced = jax_core.jaxpr_as_fun(jax.make_jaxpr(logits)(images))
     data = jax2onnx.to_onnx(
         lambda x: traced(x)[0], [images]).SerializeToString()
     session = onnxruntime.InferenceSession(

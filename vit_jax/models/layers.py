@@ -6,6 +6,8 @@ statistics are float32.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
+import contextvars
 import functools
 import math
 from typing import Any
@@ -35,6 +37,26 @@ def torch_conv_bias(fan_in: int):
   bound = fan_in ** -0.5
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
       key, shape, dtype, -bound, bound)
+
+
+_PORTABLE = contextvars.ContextVar('portable', default=False)
+
+
+@contextlib.contextmanager
+def portable():
+  """Within it, models are traced without kernels for one kind of device.
+
+  For programs that are lowered for several platforms at once (`jax.export`).
+  """
+  token = _PORTABLE.set(True)
+  try:
+    yield
+  finally:
+    _PORTABLE.reset(token)
+
+
+def is_portable() -> bool:
+  return _PORTABLE.get()
 
 
 def pin(x: jax.Array) -> jax.Array:
