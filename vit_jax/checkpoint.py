@@ -7,6 +7,7 @@ predict with. Saving is asynchronous and atomic: a step appears under its
 number only when it is complete.
 """
 
+import contextlib
 from typing import Any
 
 from absl import logging
@@ -62,14 +63,20 @@ class Checkpoints:
     self.wait()
     if step in self.steps():
       return
-    self._orbax.save_async(step, tree, force=True, metrics=metrics,
-                           custom_metadata=metadata)
     self._saved = step
+    with self._explained():
+      self._orbax.save_async(step, tree, force=True, metrics=metrics,
+                             custom_metadata=metadata)
 
   def wait(self):
     """Waits for the save in progress; raises what went wrong with it."""
-    try:
+    with self._explained():
       self._orbax.wait()
+
+  @contextlib.contextmanager
+  def _explained(self):
+    try:
+      yield
     except Exception as e:
       raise CheckpointError(
           f'saving step {self._saved} to {self.directory} failed: {e}\n'

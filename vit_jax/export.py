@@ -69,12 +69,12 @@ def export(weights, path: str, *, fmt: str = 'stablehlo',
   else:
     described['platforms'] = list(platforms)
     data = serialize(classifier, platforms, batch)
+  text = json.dumps(described, indent=2) + '\n'
   target = pathlib.Path(path)
   target.parent.mkdir(parents=True, exist_ok=True)
-  _write(pathlib.Path(f'{path}.json'),
-         (json.dumps(described, indent=2) + '\n').encode())
+  _write(pathlib.Path(f'{path}.json'), text.encode())
   _write(target, data)
-  return described
+  return json.loads(text)
 
 
 def _program(classifier: Classifier, batch: int | None):
