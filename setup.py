@@ -5,7 +5,7 @@ import setuptools
 setuptools.setup(
     name='vit_jax',
     version='0.1.0',
-    description='The Vision Transformer family in JAX/Flax: one CPU to a TPU pod.',
+    description='The Vision Transformer family in JAX/Flax.',
     packages=setuptools.find_packages(include=['vit_jax', 'vit_jax.*']),
     python_requires='>=3.11',
     install_requires=[

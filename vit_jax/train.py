@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import checkpoint, distributed, flops, optim, sharding, step as step_lib
-from vit_jax import writers
+from vit_jax import checkpoint, distributed, flops, optim, sharding, writers
+from vit_jax import step as step_lib
 from vit_jax.config import check, ConfigError, image_shape, in_steps
 from vit_jax.config import model_fields, to_json
 from vit_jax.data import cache, pipeline, sources
