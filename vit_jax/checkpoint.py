@@ -53,6 +53,7 @@ class Checkpoints:
         preservation_policy=policies.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True)  # of a killed save
     self._saved = None
+    self._failed = False  # an error was raised to the caller
 
   def steps(self) -> list[int]:
     return [c.step for c in self._orbax.checkpoints]
@@ -78,6 +79,7 @@ class Checkpoints:
     try:
       yield
     except Exception as e:
+      self._failed = True
       raise CheckpointError(
           f'saving step {self._saved} to {self.directory} failed: {e}\n'
           'The steps saved before it are intact. Free space or fix the '
@@ -113,8 +115,15 @@ class Checkpoints:
     return None
 
   def close(self):
-    self.wait()
-    self._orbax.close()
+    """Waits and closes; an error that was raised before is not repeated."""
+    failed = self._failed
+    try:
+      self.wait()
+      with self._explained():
+        self._orbax.close()
+    except CheckpointError:
+      if not failed:
+        raise
 
 
 def _is_whole(path) -> bool:
