@@ -231,9 +231,7 @@ def test_prepare_eval_and_dtype():
   x = images(height=12, width=12)
   plain = augment.prepare_eval(x, data(image_size=12))
   chex.assert_trees_all_equal(plain, augment.normalize(x))
-  c = data(device_resize=12, flip=0.0)
-  with c.ignore_type():
-    c.image_size = (6, 9)
+  c = data(device_resize=12, flip=0.0, image_size=6, image_width=9)
   y = augment.prepare_eval(x, c)
   assert y.shape == (B, 6, 9, 3)
   z, _ = augment.prepare_train(x, targets(), jax.random.key(0), c, jnp.bfloat16)
