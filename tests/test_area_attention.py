@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax import sharding
+from vit_jax.flops import forward_macs
 from vit_jax.models import area_attention as aa
+from vit_jax.models import area_factored
 from vit_jax.models import layers
 from vit_jax.models.registry import create_model
 
 area_attention = functools.partial(
     jax.jit, static_argnames=(
         'memory_shape', 'max_area', 'separate_first', 'key_mode', 'value_mode',
-        'top_k', 'dropout', 'impl'))(aa.area_attention)
+        'top_k', 'dropout', 'impl', 'weights'))(aa.area_attention)
 
 
 def inputs(areas, batch=2, queries=4, heads=2, width=6, value_width=5, seed=0,
@@ -193,27 +196,79 @@ def test_large_logits_stay_finite_and_right(areas):
   check_equal(areas, [q, k, v], g, tolerance=1e-4)
 
 
-def test_product_form_equals_the_window_form():
-  areas = aa.Areas((4, 4), (2, 3))
-  q, k, v = inputs(areas)
-  product, weights = area_attention(
-      q, k, v, memory_shape=(4, 4), max_area=(2, 3))
-  window, window_weights = area_attention(
-      q, k, v, memory_shape=(4, 4), max_area=(2, 3),
-      mask=jnp.ones((1, 1, 1, 16), bool))
-  np.testing.assert_allclose(product, window, atol=1e-5)
+@pytest.mark.parametrize('value_mode', ['sum', 'mean'])
+def test_without_areas_equals_the_form_with_their_probabilities(value_mode):
+  q, k, v = inputs(aa.Areas((4, 4), (2, 3)))
+  apply = functools.partial(area_attention, q, k, v, memory_shape=(4, 4),
+                            max_area=(2, 3), value_mode=value_mode)
+  out, weights = apply()
+  window, window_weights = apply(mask=jnp.ones((1, 1, 1, 16), bool))
+  np.testing.assert_allclose(out, window, atol=1e-5)
   np.testing.assert_allclose(weights, window_weights, atol=1e-6)
+
+
+@pytest.mark.parametrize('areas, value_mode', [
+    (aa.Areas((1, 9), (1, 3)), 'sum'),
+    (aa.Areas((3, 4), (2, 2), separate_first=True), 'mean')])
+def test_kernel_is_the_jnp_program(areas, value_mode):
+  """The TPU kernel, interpreted: values and gradients."""
+  args = inputs(areas, heads=3)
+  g = jax.random.normal(jax.random.key(1), args[0].shape[:3] + (5,))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def both(program, args, g):
+    out, pullback = jax.vjp(
+        lambda *x: area_factored.factored(*x, areas, value_mode, program),
+        *args)
+    return (out,) + pullback(g)
+
+  for a, b in zip(both('jnp', args, g), both('kernel', args, g)):
+    np.testing.assert_allclose(b, a, atol=2e-6)
+
+
+def test_kernel_runs_on_each_device_of_a_mesh():
+  areas = aa.Areas((1, 6), (1, 2))
+  args = inputs(areas, batch=4)
+  mesh = sharding.make_mesh('fsdp_tensor', fsdp=2)  # 2 x 2 x 2
+  run = jax.jit(lambda *x: jax.vjp(
+      lambda *y: area_factored.factored(*y, areas, 'sum', 'kernel'),
+      *x)[1](jnp.ones((4, 4, 2, 5))))
+  want = run(*args)
+  with jax.set_mesh(mesh):
+    spec = jax.NamedSharding(mesh, jax.P(('data', 'fsdp'), None, 'tensor'))
+    lowered = run.lower(*jax.device_put(args, spec))
+    got = lowered.compile()(*jax.device_put(args, spec))
+  assert 'all-gather' not in lowered.compile().as_text()
+  for a, b in zip(want, got):
+    np.testing.assert_allclose(b, a, atol=1e-6)
 
 
 def test_gradient_keeps_no_matrix_of_logits():
   areas = aa.Areas((1, 64), (1, 2))
   q, k, v = inputs(areas, queries=64, width=8, value_width=8)
   fn = lambda *args: aa.area_attention(
-      *args, memory_shape=(1, 64), max_area=(1, 2))[0]
+      *args, memory_shape=(1, 64), max_area=(1, 2), weights=False)[0]
   kept = [x.size for x in jax.tree.leaves(jax.eval_shape(
       lambda *args: jax.vjp(fn, *args)[1], q, k, v))]
   assert max(kept) <= q.size and sum(kept) <= 5 * q.size
-  assert max(kept) < 2 * 2 * 64 * 64
+
+  def memory(layers_):  # of the compiled program, which could keep more
+    def loss(x):
+      for _ in range(layers_):
+        x = fn(x, x, x)
+      return x.sum()
+    return jax.jit(jax.grad(loss)).lower(
+        q).compile().memory_analysis().temp_size_in_bytes
+
+  matrix = 2 * 2 * 64 * 64 * 4
+  # Two more layers that each kept a matrix would need two more matrices.
+  assert memory(4) - memory(2) < 2 * matrix
+
+
+def test_work_is_that_of_the_plain_vit():
+  area, plain = [forward_macs(create_model('aa_vit_ti16', area_sizes=sizes),
+                              224, 224) for sizes in (((1, 2), (1, 2)), ())]
+  assert plain <= area < 1.002 * plain
 
 
 def test_areas_of_one_are_ordinary_attention():

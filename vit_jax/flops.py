@@ -52,6 +52,8 @@ def _count(jaxpr) -> int:
       out_feature = eqn.params['dimension_numbers'].rhs_spec[0]
       per_output = math.prod(kernel) // kernel[out_feature]
       total += math.prod(eqn.outvars[0].aval.shape) * per_output
+    elif name == 'cond':  # one of them runs; they may be one work, differently
+      total += max(_count(b.jaxpr) for b in eqn.params['branches'])
     else:
       repeat = eqn.params.get('length', 1) if name == 'scan' else 1
       for inner in jax.tree.leaves(

@@ -10,7 +10,9 @@ and value of each area, and serves every mode. The **factored** one holds for
 mean keys with sum or mean values: an area's logit is then the mean of the
 ordinary logits over it, and the output is the ordinary values weighted by the
 probabilities of the areas that contain them. Nothing of size areas x head width
-is formed, and the two matrix products are those of ordinary attention.
+is formed, and the matrix products are those of ordinary attention. It is here
+where probabilities of areas are needed (top-k, dropout, masks), and in
+`area_factored` without them.
 
 In a model, `area_attend` and `AreaAttention` take the place of `layers.attend`:
 `MultiHeadDotProductAttention(..., attend_fn=area_attend((1, 2)))` for areas of
@@ -31,13 +33,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.models import area_factored
 from vit_jax.models import layers
 
 KEY_MODES = ('mean', 'max', 'sample', 'concat', 'max_concat', 'sum',
              'sample_concat', 'sample_sum')
 LEARNED_KEY_MODES = KEY_MODES[3:]  # these have parameters
 VALUE_MODES = ('sum', 'mean', 'max')
-IMPLS = ('auto', 'factored', 'explicit')
+IMPLS = ('auto', 'factored', 'kernel', 'explicit')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,131 +254,12 @@ def _windows(q, k, v, areas, value_mode, top_k, dropout, mask):
   return out, weights
 
 
-# The product form. With s the logits of a row and c a constant, the weight of
-# an area r of n items is the product of roots
-#   exp(mean of s over r - c) = prod over j in r of exp((s_j - c) / n),
-# so one exponential per item and size gives the weights of all areas. Items
-# stay on one flat axis: an area of (h, w) is the offsets y * columns + x from
-# its first item, and arrays of one entry per first item are zero where the
-# area would leave the grid.
-
-
-def _shift(x, offset: int):
-  """y[..., j] = x[..., j + offset], zero outside."""
-  if not offset:
-    return x
-  config = [(0, 0, 0)] * (x.ndim - 1) + [(-offset, offset, 0)]
-  return jax.lax.pad(x, jnp.zeros((), x.dtype), config)
-
-
-def _window(x, areas, shape, op):
-  """Reduces the items of the area of `shape` that begins at each item."""
-  (h, w), columns = shape, areas.memory_shape[1]
-  x = functools.reduce(op, [_shift(x, i) for i in range(w)])
-  return functools.reduce(op, [_shift(x, i * columns) for i in range(h)])
-
-
-def _collect(parts, areas):
-  """Each item's sum over the areas that contain it; adjoint of `_window`."""
-  total = None
-  for y in reversed(range(areas.max_area[0])):
-    for x in reversed(range(areas.max_area[1])):
-      offset = -(y * areas.memory_shape[1] + x)
-      part = _shift(sum(p for (h, w), p in parts.items() if h > y and w > x),
-                    offset)
-      total = part if total is None else total + part
-  return total
-
-
-def _inside(areas, shape) -> np.ndarray | None:
-  """(S,) bool: an area of `shape` can begin here; None if shifts see to it."""
-  if shape == (1, 1) or (areas.memory_shape[0] == 1
-                         and not areas.separate_first):
-    return None
-  inside = np.zeros(areas.memory_shape, bool)
-  inside[:areas.memory_shape[0] - shape[0] + 1,
-         :areas.memory_shape[1] - shape[1] + 1] = True
-  return np.concatenate([np.zeros(int(areas.separate_first), bool),
-                         inside.ravel()])
-
-
-def _area_weights(s, areas):
-  """{shape: exp(mean of s over the area)}, each (..., S), from s <= 0."""
-  sizes = sorted({h * w for h, w in areas.shapes}, reverse=True)
-  roots = {}
-  for n in sizes:
-    multiple = [m for m in roots if m % n == 0]
-    roots[n] = (roots[min(multiple)] ** (min(multiple) // n) if multiple
-                else jnp.exp(s / n))
-  parts = {}
-  for shape in areas.shapes:
-    part = _window(roots[math.prod(shape)], areas, shape, jnp.multiply)
-    inside = _inside(areas, shape)
-    if inside is not None:
-      part = jnp.where(jnp.broadcast_to(inside, part.shape), part, 0.0)
-    parts[shape] = part
-  return parts
-
-
-def _scaled(parts, value_mode):
-  """Weights of areas -> weights of their items' values."""
-  if value_mode == 'sum':
-    return parts
-  return {shape: p / math.prod(shape) for shape, p in parts.items()}
-
-
-def _product_forward(areas, value_mode, q, k, v):
-  """Output, log normaliser (B, H, T) and item weights of the product form."""
-  s = _logits(q, k)
-  row_max = s.max(-1, keepdims=True)  # no mean over an area exceeds it
-  parts = _area_weights(s - row_max, areas)
-  total = sum(parts.values()).sum(-1, keepdims=True)
-  weights = _collect(_scaled(parts, value_mode), areas) / total
-  out = jnp.einsum('bhts,bshv->bthv', weights.astype(v.dtype), v)
-  return out, (row_max + jnp.log(total))[..., 0], weights
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(areas, value_mode, q, k, v):
-  return _product_forward(areas, value_mode, q, k, v)[0]
-
-
-def _product_fwd(areas, value_mode, q, k, v):
-  out, normaliser, _ = _product_forward(areas, value_mode, q, k, v)
-  return out, (q, k, v, out, normaliser)
-
-
-def _product_bwd(areas, value_mode, residuals, g):
-  q, k, v, out, normaliser = residuals
-  parts = _area_weights(_logits(q, k) - normaliser[..., None], areas)
-  dv = jnp.einsum(
-      'bhts,bthv->bshv',
-      _collect(_scaled(parts, value_mode), areas).astype(g.dtype), g)
-  # Of a probability: the sum (mean) of g.v over the area; of a row: g.out.
-  gv = jnp.einsum('bthv,bshv->bhts', g, v, preferred_element_type=jnp.float32)
-  row = jnp.einsum('bthv,bthv->bht', g, out,
-                   preferred_element_type=jnp.float32)[..., None]
-  dlogits = {}
-  for shape, p in parts.items():
-    n = math.prod(shape)
-    inner = _window(gv, areas, shape, jnp.add) / (
-        n if value_mode == 'mean' else 1)
-    dlogits[shape] = p * (inner - row) / n
-  ds = _collect(dlogits, areas).astype(q.dtype)
-  scale = q.shape[-1] ** -0.5
-  dq = jnp.einsum('bhts,bshk->bthk', ds, k) * scale
-  dk = jnp.einsum('bhts,bthk->bshk', ds, q * scale)
-  return dq, dk, dv
-
-
-_product.defvjp(_product_fwd, _product_bwd)
-
-
 def area_attention(q, k, v, *, memory_shape: tuple[int, int],
                    max_area: tuple[int, int], separate_first: bool = False,
                    key_mode: str = 'mean', value_mode: str = 'sum',
                    top_k: int = 0, dropout: Callable | None = None, mask=None,
-                   impl: str = 'auto', params=None, noise=None):
+                   impl: str = 'auto', weights: bool = True, params=None,
+                   noise=None):
   """Area attention (arXiv:1810.10126), softmax(q.key / sqrt(K)) over areas.
 
   Args:
@@ -390,14 +274,16 @@ def area_attention(q, k, v, *, memory_shape: tuple[int, int],
     dropout: function applied to the probabilities (B, H, T, A).
     mask: bool, broadcastable to (B, H, T, S); an area that contains a False
       item is not attended to.
-    impl: 'factored' (mean keys, sum or mean values), 'explicit', or 'auto',
-      which factors where it can.
+    impl: 'explicit'; 'factored' (mean keys, sum or mean values); 'kernel', the
+      same as a Pallas kernel, without top_k, dropout and mask; or 'auto', which
+      factors where it can, on TPUs by the kernel where it pays.
+    weights: whether to return the items' weights.
     params, noise: of the learned and sampled modes, see `area_keys`.
 
   Returns:
     (B, T, H, V), and the float32 weights (B, H, T, S) with which the items'
     values enter it (as if spread evenly over an area for 'max' values), before
-    dropout, scaled to rows that sum to 1.
+    dropout, scaled to rows that sum to 1; None without `weights`.
 
   Raises:
     ValueError: unknown mode, or shapes that do not fit.
@@ -417,22 +303,30 @@ def area_attention(q, k, v, *, memory_shape: tuple[int, int],
     raise ValueError(f'key_mode={key_mode!r} has parameters: give params, or '
                      'use the module AreaAttention')
   factors = key_mode == 'mean' and value_mode != 'max'
-  if impl == 'factored' and not factors:
+  plain = not top_k and dropout is None and mask is None
+  if impl in ('factored', 'kernel') and not factors:
     raise ValueError(
-        "impl='factored' needs key_mode='mean' and value_mode 'sum' or 'mean', "
+        f"impl={impl!r} needs key_mode='mean' and value_mode 'sum' or 'mean', "
         f"got {key_mode!r} and {value_mode!r}; use impl='auto'")
+  if impl == 'kernel' and not plain:
+    raise ValueError("impl='kernel' takes no top_k, dropout or mask; use "
+                     "impl='auto'")
   if mask is not None:
     mask = jnp.broadcast_to(mask, mask.shape[:-1] + (areas.items,))
   if impl == 'explicit' or not factors:
-    out, weights = _explicit(q, k, v, areas, key_mode, value_mode, top_k,
-                             dropout, mask, params, noise)
-  elif top_k or dropout is not None or mask is not None:
-    out, weights = _windows(q, k, v, areas, value_mode, top_k, dropout, mask)
+    out, mixed = _explicit(q, k, v, areas, key_mode, value_mode, top_k,
+                           dropout, mask, params, noise)
+  elif not plain:
+    out, mixed = _windows(q, k, v, areas, value_mode, top_k, dropout, mask)
   else:
-    out = _product(areas, value_mode, q, k, v)
-    # Not computed under jit where nothing reads it.
-    weights = _product_forward(areas, value_mode, q, k, v)[2]
-  return out, weights / weights.sum(-1, keepdims=True)
+    program = {'kernel': 'kernel', 'factored': 'jnp'}.get(impl, 'auto')
+    out = area_factored.factored(q, k, v, areas, value_mode, program)
+    mixed = None
+    if weights:
+      mixed = area_factored.item_weights(q, k, areas, value_mode)
+  if not weights:
+    return out, None
+  return out, mixed / mixed.sum(-1, keepdims=True)
 
 
 def _memory(items: int, grid: tuple[int, int] | None):
@@ -455,7 +349,7 @@ class area_attend:  # pylint: disable=invalid-name
     grid: None for areas in the sequence of all tokens, the class token being
       item 0; (rows, columns) for areas in the patch grid, beside which a class
       token, if there is one, is an area of its own.
-    value_mode, top_k, impl: see `area_attention`.
+    value_mode, top_k, impl, weights: see `area_attention`.
   """
 
   max_area: tuple[int, int]
@@ -463,13 +357,14 @@ class area_attend:  # pylint: disable=invalid-name
   value_mode: str = 'sum'
   top_k: int = 0
   impl: str = 'auto'
+  weights: bool = True
 
   def __call__(self, q, k, v, *, mask=None, dropout=None):
     """(B, T, H, K), (B, S, H, K), (B, S, H, V) -> (B, T, H, V), weights."""
     return area_attention(
         q, k, v, **_memory(k.shape[1], self.grid), max_area=self.max_area,
         value_mode=self.value_mode, top_k=self.top_k, impl=self.impl,
-        mask=mask, dropout=dropout)
+        weights=self.weights, mask=mask, dropout=dropout)
 
 
 class AreaAttention(nn.Module):

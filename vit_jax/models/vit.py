@@ -206,7 +206,8 @@ class EncoderBlock(nn.Module):
     if self.area is not None:
       from vit_jax.models.area_attention import area_attend
       two_d = self.area[0] > 1
-      return area_attend(self.area, self.grid if two_d else None)
+      return area_attend(self.area, self.grid if two_d else None,
+                         weights=self.return_attention)
     if not self.relative:
       return layers.attend
     # One embedding per 1-D offset, shared by the heads; the original query
