@@ -1,0 +1,211 @@
+"""The README is true: its commands parse, its paths exist, its recipes run.
+
+Every line of every fenced block without a language (or `sh`) is a command. A
+line of a kind that is not known here fails: then say here how it is checked.
+"""
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import io
+import json
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from tests.helpers import ROOT, run_python
+from vit_jax import cli
+from vit_jax.config import check, default_config, get
+
+README = pathlib.Path(ROOT, 'README.md').read_text()
+MAIN = ['python', '-m', 'vit_jax.main']
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+  """The contents of the fenced blocks in one of these languages."""
+  fence = re.compile(r'(?m)^ *```(\S*)[^\n]*\n(.*?)^ *```', re.DOTALL)
+  return [m[2] for m in fence.finditer(text) if m[1] in languages]
+
+
+def commands(text: str = README) -> list[str]:
+  """The shell lines, continued ones joined, without prompts and comments."""
+  found = []
+  for block in blocks(text, '', 'sh', 'bash', 'shell', 'console'):
+    for line in block.replace('\\\n', ' ').splitlines():
+      line = re.sub(r'\s+#\s.*$', '', line.strip().removeprefix('$ '))
+      if line and not line.startswith('#'):
+        found.append(line)
+  return found
+
+
+def words(line: str) -> list[str]:
+  """The words of a command, without NAME=value before it."""
+  found = shlex.split(line)
+  while found and re.fullmatch(r'[A-Z_]+=.*', found[0]):
+    found = found[1:]
+  return found
+
+
+def recipe_runs() -> list[list[str]]:
+  """The flags of every run of a recipe, also as a flag of other programs."""
+  return [[w for w in words(line) if w.startswith('--')]
+          for line in commands() if '--config=' in line]
+
+
+def split_flags(flags) -> tuple[str, str, dict[str, str]]:
+  """(file, argument, {'optim.lr': '3e-4'}) of --config=FILE:ARG and others."""
+  values = dict(f.removeprefix('--').split('=', 1) for f in flags if '=' in f)
+  file, _, argument = values.pop('config').partition(':')
+  return file, argument, {
+      k.removeprefix('config.'): v for k, v in values.items()
+      if k.startswith('config.')}
+
+
+def test_blocks_and_commands_are_found():
+  text = ('a\n```\n$ one \\\n  two  # why\n# no\n\nX=1 three\n```\n'
+          '```python\nx\n```\n')
+  assert commands(text) == ['one    two', 'X=1 three']
+  assert words('X=1 three') == ['three']
+  assert blocks(text, 'python') == ['x\n']
+  assert split_flags(['--config=a.py:b,c', '--config.optim.lr=1', '--x=2']) == (
+      'a.py', 'b,c', {'optim.lr': '1'})
+
+
+def test_the_first_two_commands_do_all_the_set_up():
+  """CI runs them; here: that they are one line each, and the first two."""
+  train, test, *rest = commands()
+  for line in (train, test):
+    assert line.startswith('python3 -m venv .venv && .venv/bin/pip install ')
+    assert '-c requirements.txt' in line
+  assert 'python -m vit_jax.main --config=configs/digits.py' in train
+  assert test.endswith('python -m pytest')
+  assert not any('python3 -m venv' in line for line in rest)
+
+
+@pytest.mark.parametrize('flags', recipe_runs(), ids=' '.join)
+def test_recipes_and_their_keys_exist(flags):
+  file, argument, overrides = split_flags(flags)
+  assert pathlib.Path(ROOT, file).is_file(), file
+  module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+  # Words in capitals stand for something of the reader's.
+  if not re.search(r'\b[A-Z]{2,}\b', argument):
+    check(module.get_config(argument or None))
+  default = default_config()
+  for key in overrides:
+    if not key.startswith('model.'):
+      get(default, key)  # raises, with the nearest name
+
+
+def _smoke_flags(flags, workdir) -> list[str]:
+  """The smoke variant: the same recipe, without what names the user's data."""
+  file, argument, overrides = split_flags(flags)
+  parts = [a for a in argument.split(',') if a and a != 'smoke']
+  if any(re.search(r'\b[A-Z]{2,}\b', a) for a in parts):
+    parts = []
+  keep = {k: v for k, v in overrides.items() if not k.startswith(
+      ('data.', 'model.', 'mesh.', 'run.pretrained', 'run.resume',
+       'loss.teacher'))}
+  return [f'--config={file}:{",".join([*parts, "smoke"])}',
+          f'--workdir={workdir}',
+          *(f'--config.{k}={v}' for k, v in keep.items())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags', sorted({
+    tuple(_smoke_flags(f, 'DIR')) for f in recipe_runs()}), ids=' '.join)
+def test_recipes_run_in_their_smoke_variant(flags, tmp_path):
+  flags = [f.replace('--workdir=DIR', f'--workdir={tmp_path}') for f in flags]
+  result = run_python('-m', 'vit_jax.main', *flags)
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert json.loads((tmp_path / 'summary.json').read_text())['results']
+
+
+def _help_of(argv) -> str:
+  with contextlib.redirect_stdout(io.StringIO()) as text:
+    with contextlib.suppress(SystemExit):
+      cli.main([*argv, '--help'])
+  return text.getvalue()
+
+
+@pytest.mark.parametrize('line', [
+    line for line in commands() if words(line)[:1] == ['vit-jax']])
+def test_commands_of_vit_jax_parse(line):
+  argv = words(line)[1:]
+  if argv[0] in cli.PROGRAMS:  # these have parsers of their own
+    text = _help_of(argv[:1])
+    for word in argv[1:]:
+      if word.startswith('-'):
+        assert re.search(rf'(?<![\w-]){re.escape(word.split("=")[0])}\b', text)
+  else:
+    assert cli.build_parser().parse_args(argv).command == argv[0]
+
+
+def test_every_command_is_of_a_known_kind():
+  for line in commands():
+    head = words(line)[:3]
+    if not head or head[0] in ('vit-jax', 'export', 'cd', 'git', '.'):
+      continue
+    if head == MAIN or line.startswith('python3 -m venv'):
+      continue
+    if head[0] in ('python', 'python3') and head[1] == '-m':
+      assert importlib.util.find_spec(head[2]), line
+    elif head[0] in ('python', 'python3'):
+      assert pathlib.Path(ROOT, head[1]).is_file(), line
+    elif head[0] == 'pip':
+      assert head[1] == 'install', line
+    else:
+      assert head[0].startswith('launch/'), f'unknown kind of command: {line}'
+      assert pathlib.Path(ROOT, head[0]).stat().st_mode & 0o111, line
+
+
+def test_inline_commands_exist():
+  """`vit-jax X` and `--flag` in the text."""
+  known = {*cli.COMMANDS, *cli.PROGRAMS}
+  for name in re.findall(r'`vit-jax\s+([\w-]+)', README):
+    assert name in known, name
+  # A flag in the text is an option of some command.
+  helps = ' '.join(_help_of([name]) for name in known)
+  for flag in re.findall(r'`(--[a-z][a-z-]+)', README):
+    if flag not in ('--config', '--workdir'):
+      assert re.search(rf'(?<![\w-]){flag}\b', helps), flag
+
+
+def test_paths_exist():
+  tops = 'configs|launch|benchmarks|tests|docs|vit_jax'
+  for path in set(re.findall(rf'\b(?:{tops})/[\w./*-]*\w', README)):
+    assert list(pathlib.Path(ROOT).glob(path)), path
+  for file in set(re.findall(r'`(\w+\.py)`', README)):
+    assert pathlib.Path(ROOT, 'configs', file).is_file(), file
+  for target in re.findall(r'\]\(([^)#:]+)\)', README):
+    assert pathlib.Path(ROOT, target).exists(), target
+
+
+def test_models_that_are_named_exist():
+  """Those in the first column but one of the table of families, and --model."""
+  from vit_jax.models.registry import list_models
+  names = re.findall(r'--model[ =](\w+)', README)
+  table = README.partition('| family |')[2].partition('\n\n')[0]
+  names += [n for row in table.splitlines()[2:]
+            for n in re.findall(r'`([\w*]+)`', row.split('|')[2])]
+  assert names
+  for name in names:
+    assert list_models(name), name
+
+
+def test_python_blocks_use_what_exists():
+  import vit_jax
+  for block in blocks(README, 'python', 'py'):
+    for node in ast.walk(ast.parse(block)):
+      if not isinstance(node, ast.Call):
+        continue
+      text = ast.unparse(node.func)
+      if text.startswith('vit_jax.'):
+        function = vit_jax
+        for name in text.split('.')[1:]:
+          function = getattr(function, name)
+        inspect.signature(function).bind(
+            *node.args, **{k.arg: k.value for k in node.keywords})
