@@ -33,7 +33,7 @@ bounded by its 4.1e17 FLOP, 17 minutes at 400 TFLOP/s. `small` (32 px, patch 4,
 width 96) is for a CPU: about 5 minutes a run on two cores.
 """
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 SIZES = ('ti16', 's16', 'b16', 'small')
@@ -42,7 +42,7 @@ OPTIONS = (*AREAS, 'droppath', 'fast')
 
 
 def get_config(arg=None):
-  size, switches = common.parse_arg(arg, model='s16', options=OPTIONS)
+  size, switches = recipes.parse_arg(arg, model='s16', options=OPTIONS)
   if size not in SIZES:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(SIZES)}')
   areas = [AREAS[a] for a in AREAS if a in switches]
@@ -63,7 +63,7 @@ def get_config(arg=None):
   c.model.area_sizes = tuple(areas * 2)
   c.model.drop_path = 0.1 if 'droppath' in switches else 0.0
   if 'smoke' in switches:
-    common.smoke(c, **common.VIT_SMOKE)
+    recipes.smoke(c, **recipes.VIT_SMOKE)
   return c
 
 
@@ -104,7 +104,7 @@ def _small(c):
 
 def sweep(arg=None):
   """Plain, and areas of at most 2, 3 and 4 tokens."""
-  size, switches = common.parse_arg(arg, model='small', options=OPTIONS)
+  size, switches = recipes.parse_arg(arg, model='small', options=OPTIONS)
   this = lambda *areas: ','.join([size, *areas, *(switches - set(AREAS))])
   return {'plain': {'arg': this()}} | {
       f'max {a}': {'arg': this(a)} for a in ('2', '3', '4')}

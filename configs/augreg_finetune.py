@@ -20,7 +20,8 @@ Expected on ImageNet at 384 px: L/16 85.59 (rate 0.01), B/16 85.49, S/16
 0.003, 94.19.
 """
 
-from configs import common, finetune
+from configs import finetune
+from vit_jax import recipes
 
 # Models whose best rate on ImageNet was the lower one.
 LOW_RATE = ('vit_l16', 'r50_vit_l32', 'r26_vit_s32', 'vit_b32', 'vit_s32')
@@ -49,7 +50,7 @@ def get_config(arg=None):
   if 'layerdecay' in switches:
     c.optim.layer_decay = 0.75
   if 'smoke' in switches:
-    common.smoke(c, **finetune.smoke_fields(model))
+    recipes.smoke(c, **finetune.smoke_fields(model))
   return c
 
 

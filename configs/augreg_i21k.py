@@ -13,7 +13,7 @@ Expected after 384 px fine-tuning: L/16 85.59, B/16 85.49, S/16 83.73,
 R50+L/32 85.99, R26+S/32 83.85, Ti/16 78.22, B/32 83.59, S/32 79.58.
 """
 
-from configs import common, vit_i1k
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 LEVELS = {'ti16': 'none', 's32': 'none', 's16': 'light1', 'b32': 'light2',
@@ -21,34 +21,20 @@ LEVELS = {'ti16': 'none', 's32': 'none', 's16': 'light1', 'b32': 'light2',
 
 
 def get_config(arg=None):
-  model, switches = common.parse_arg(
-      arg, model='b16',
-      options=('wd0.03', 'do0.1', 'sd0.1', *vit_i1k.AUGREG))
+  model, switches = recipes.parse_arg(
+      arg, model='b16', options=('wd0.03', 'do0.1', 'sd0.1', *recipes.AUGREG))
   c = default_config()
   c.run.name = f'AugReg {model} on ImageNet-21k'
   c.run.epochs = 300.0
   c.data.source = 'packed'
   c.data.num_classes = 21_843
   c.data.batch_size = 4096
-  c.model.update(name=model if '_vit_' in model else f'vit_{model}',
-                 head_bias=-10.0)
-  c.model.dropout = 0.1 if 'do0.1' in switches else 0.0
-  c.model.drop_path = 0.1 if 'sd0.1' in switches else 0.0
-  c.loss.name = 'sigmoid'
-  c.optim.name, c.optim.state_dtype = 'adam', 'bfloat16'
-  c.optim.decay_style = 'schedule'
-  c.optim.weight_decay = 3e-5 if 'wd0.03' in switches else 1e-4
-  c.optim.clip = 1.0
-  c.schedule.warmup_steps = 10_000
-  vit_i1k.set_augreg(c, next((s for s in switches if s in vit_i1k.AUGREG),
-                             LEVELS.get(model, 'medium2')))
+  recipes.augreg(c, model, switches, LEVELS.get(model, 'medium2'))
+  c.model.head_bias = -10.0
   c.mesh.preset = 'zero'
   c.eval.every_epochs = 10.0
   c.eval.crop = 224 / 256
   c.log.checkpoint_minutes = 20.0
   if 'smoke' in switches:
-    small = dict(common.VIT_SMOKE)
-    if '_vit_' in model:
-      small |= dict(patch_size=1, stem=(1, 1))
-    common.smoke(c, **small)
+    recipes.smoke(c, **recipes.vit_smoke(c.model.name))
   return c

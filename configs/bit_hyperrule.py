@@ -18,7 +18,8 @@ Expected with BiT-M, whole data sets: CIFAR-10 R50x1 97.3, R101x3 98.4, R152x2
 
 import re
 
-from configs import common, finetune
+from configs import finetune
+from vit_jax import recipes
 from vit_jax import optim
 from vit_jax.config import default_config
 
@@ -54,9 +55,9 @@ def get_config(arg=None):
   c.schedule.boundaries = rule.boundaries
   c.schedule.factor = 0.1
   c.schedule.warmup_steps = rule.warmup_steps
-  common.feed_as_trained(c)
+  recipes.feed_as_trained(c)
   c.eval.every_steps = c.log.checkpoint_steps = max(100, rule.steps // 10)
   if 'smoke' in switches:
-    common.smoke(c, **finetune.smoke_fields(model))
+    recipes.smoke(c, **finetune.smoke_fields(model))
     c.schedule.boundaries = (2, 3)
   return c

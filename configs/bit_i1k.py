@@ -12,12 +12,13 @@ cosine, 1,000 warm-up steps, clip 1, weight decay 1e-4 x 16 by the schedule.
 big_vision's R50x1 takes about 32 minutes on a v3-128.
 """
 
-from configs import bit_i21k, common, finetune
+from configs import bit_i21k, finetune
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 
 def get_config(arg=None):
-  model, switches = common.parse_arg(arg, model='r50x1',
+  model, switches = recipes.parse_arg(arg, model='r50x1',
                                      options=('big_vision',))
   big_vision = 'big_vision' in switches
   c = default_config()
@@ -46,5 +47,5 @@ def get_config(arg=None):
     bit_i21k.set_paper_decay(c)
     c.schedule.warmup_steps = 5_000
   if 'smoke' in switches:
-    common.smoke(c, **finetune.smoke_fields(c.model.name))
+    recipes.smoke(c, **finetune.smoke_fields(c.model.name))
   return c

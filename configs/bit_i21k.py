@@ -13,12 +13,13 @@ weight decay 3e-5 x 16 by the schedule, head bias -10.
 Expected of BiT-M after BiT-HyperRule: ImageNet R50x1 80.68, R152x2 85.15.
 """
 
-from configs import common, finetune
+from configs import finetune
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 
 def get_config(arg=None):
-  model, switches = common.parse_arg(arg, model='r50x1',
+  model, switches = recipes.parse_arg(arg, model='r50x1',
                                      options=('big_vision',))
   c = default_config()
   c.run.name = f'BiT {model} on ImageNet-21k'
@@ -43,7 +44,7 @@ def get_config(arg=None):
   else:
     set_paper_decay(c)
   if 'smoke' in switches:
-    common.smoke(c, **finetune.smoke_fields(c.model.name))
+    recipes.smoke(c, **finetune.smoke_fields(c.model.name))
   return c
 
 

@@ -29,7 +29,8 @@ ft448 has those that the authors reported for M-48. XS-36, S-48 and M-24 were
 published without code or weights; their drop path is not confirmed.
 """
 
-from configs import common, deit_i1k
+from configs import deit_i1k
+from vit_jax import recipes
 
 DROP_PATH = {'xxs24': 0.05, 'xxs36': 0.1, 'xs24': 0.05, 'xs36': 0.1,
              's24': 0.1, 's36': 0.2, 's48': 0.3, 'm24': 0.2, 'm36': 0.3,
@@ -38,7 +39,7 @@ SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
 
 
 def get_config(arg=None):
-  size, switches = common.parse_arg(
+  size, switches = recipes.parse_arg(
       arg, model='xxs24', options=('distill', 'ft384', 'ft448'))
   if size not in DROP_PATH:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(DROP_PATH)}')
@@ -48,7 +49,7 @@ def get_config(arg=None):
   c.model.name = f'cait_{size}'
   c.model.drop_path = DROP_PATH[size]
   c.model.scan = True
-  common.feed_as_trained(c)
+  recipes.feed_as_trained(c)
 
   if 'distill' in switches or 'ft448' in switches:
     c.loss.distill = 'hard'
@@ -65,7 +66,7 @@ def get_config(arg=None):
     c.optim.lr, c.optim.lr_batch = 5e-6, None
     c.schedule.end = 1e-6
   if 'smoke' in switches:
-    common.smoke(c, **SMOKE)
+    recipes.smoke(c, **SMOKE)
     if c.loss.distill != 'none':
       c.loss.teacher, c.loss.teacher_weights = 'vit_ti16', 'random'
   return c

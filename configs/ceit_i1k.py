@@ -20,7 +20,8 @@ other tables, the one over the layers decays. No command for the fine-tuning
 was published: it is DeiT's.
 """
 
-from configs import common, deit_i1k
+from configs import deit_i1k
+from vit_jax import recipes
 
 EPOCHS = {'t': 300.0, 's': 300.0, 'b': 150.0}
 SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64,
@@ -28,7 +29,7 @@ SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64,
 
 
 def get_config(arg=None):
-  size, switches = common.parse_arg(arg, model='t', options=('ft384',))
+  size, switches = recipes.parse_arg(arg, model='t', options=('ft384',))
   if size not in EPOCHS:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(EPOCHS)}')
   c = deit_i1k.base()
@@ -39,7 +40,7 @@ def get_config(arg=None):
   c.model.bn_groups = 4
   c.model.scan = True
   c.optim.decay_mask = r'.*/kernel|pos_layer_embedding'
-  common.feed_as_trained(c)
+  recipes.feed_as_trained(c)
 
   if 'ft384' in switches:
     c.run.epochs = 30.0
@@ -48,5 +49,5 @@ def get_config(arg=None):
     c.optim.lr = c.schedule.end = 5e-6
     c.optim.weight_decay = 1e-8
   if 'smoke' in switches:
-    common.smoke(c, **SMOKE)
+    recipes.smoke(c, **SMOKE)
   return c

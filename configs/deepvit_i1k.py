@@ -21,7 +21,7 @@ images a process were published, the number of processes was not: 256 here is
 not published: they are DeiT's.
 """
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 SIZES = ('16', '24', '32', 's', 'l', 'l408')
@@ -29,7 +29,7 @@ SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
 
 
 def get_config(arg=None):
-  size, switches = common.parse_arg(arg, model='s', options=('ft384',))
+  size, switches = recipes.parse_arg(arg, model='s', options=('ft384',))
   if size not in SIZES:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(SIZES)}')
   c = default_config()
@@ -60,7 +60,7 @@ def get_config(arg=None):
   c.eval.sets = {'val': {'split': 'validation'}}
   c.eval.every_epochs = 10.0
   c.log.checkpoint_minutes = 20.0
-  common.feed_as_trained(c)
+  recipes.feed_as_trained(c)
 
   if size == '32':
     c.data.mixup, c.data.cutmix = 0.1, 0.0
@@ -71,7 +71,7 @@ def get_config(arg=None):
     c.optim.lr = c.schedule.end = 5e-6
     c.optim.weight_decay = 1e-8
   if 'smoke' in switches:
-    common.smoke(c, **SMOKE)
+    recipes.smoke(c, **SMOKE)
     c.schedule.cooldown_epochs = None
     c.loss.cosine_reg_blocks = 1
     if size in ('s', 'l', 'l408'):

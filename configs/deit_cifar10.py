@@ -18,7 +18,7 @@ teacher's training, 1,800 of the student's and 1,100 of the distilled one's: the
 whole study is about half an hour.
 """
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 KINDS = ('plain', 'hard', 'soft', 'teacher')
@@ -27,7 +27,7 @@ TEACHER = dict(num_layers=(2, 2, 2), width_factor=0.5)
 
 
 def get_config(arg=None):
-  kind, switches = common.parse_arg(arg, model='plain')
+  kind, switches = recipes.parse_arg(arg, model='plain')
   if kind not in KINDS:
     raise ValueError(f'unknown kind {kind!r}; allowed: {", ".join(KINDS)}')
   c = default_config()
@@ -60,14 +60,14 @@ def get_config(arg=None):
     c.loss.distill_tau = 3.0
   if 'smoke' in switches:
     small = (dict(num_layers=(1, 1), width_factor=0.5) if kind == 'teacher'
-             else common.VIT_SMOKE)
-    common.smoke(c, **small)
+             else recipes.VIT_SMOKE)
+    recipes.smoke(c, **small)
   return c
 
 
 def sweep(arg=None):
   """Teacher, student without and with it, and its two tokens."""
-  _, switches = common.parse_arg(arg)
+  _, switches = recipes.parse_arg(arg)
   this = lambda kind: ','.join([kind, *switches])
   found = {
       'teacher': {'arg': this('teacher'), 'seeds': 1},

@@ -30,7 +30,8 @@ The released distilled B at 384 has 85.2: it was trained for 1,000 epochs. The
 teacher of these numbers was RegNetY-16GF, see configs/deit_i1k.py.
 """
 
-from configs import common, deit_i1k
+from configs import deit_i1k
+from vit_jax import recipes
 
 # name: (source, training split, test split)
 DATASETS = {
@@ -43,7 +44,7 @@ DATASETS = {
 
 
 def get_config(arg=None):
-  size, switches = common.parse_arg(
+  size, switches = recipes.parse_arg(
       arg, model='b16', options=('384', 'distill', *DATASETS))
   datasets = [d for d in DATASETS if d in switches]
   if len(datasets) > 1:
@@ -80,5 +81,5 @@ def get_config(arg=None):
       c.model.drop_path = 0.0
   c.run.name = f'{c.model.name} at {c.data.image_size} px on {where}'
   if 'smoke' in switches:
-    common.smoke(c, **common.VIT_SMOKE)
+    recipes.smoke(c, **recipes.VIT_SMOKE)
   return c

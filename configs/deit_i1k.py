@@ -35,7 +35,7 @@ but not evaluated, as in the paper. `soft` has its temperature 3 and weight
 0.1; the loss divides by the number of classes, as the released code does.
 """
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 SIZES = ('ti16', 's16', 'b16')
@@ -87,11 +87,11 @@ def set_model(c, size: str, switches):
     c.loss.distill = 'soft' if 'soft' in switches else 'hard'
   if 'soft' in switches:
     c.loss.distill_tau, c.loss.distill_alpha = 3.0, 0.1
-  common.feed_as_trained(c)
+  recipes.feed_as_trained(c)
 
 
 def get_config(arg=None):
-  size, switches = common.parse_arg(arg, model='s16', options=OPTIONS)
+  size, switches = recipes.parse_arg(arg, model='s16', options=OPTIONS)
   c = base()
   set_model(c, size, switches)
   c.run.name = f'{c.model.name} on ImageNet'
@@ -99,13 +99,13 @@ def get_config(arg=None):
   if 'plaincosine' in switches:
     c.schedule.name, c.schedule.by_epoch = 'cosine', False
   if 'smoke' in switches:
-    common.smoke(c, **common.VIT_SMOKE)
+    recipes.smoke(c, **recipes.VIT_SMOKE)
   return c
 
 
 def sweep(arg=None):
   """Table 3: what distillation brings, and which embedding to read."""
-  size, switches = common.parse_arg(arg, model='s16', options=OPTIONS)
+  size, switches = recipes.parse_arg(arg, model='s16', options=OPTIONS)
   this = lambda *kinds: ','.join([size, *kinds, *(
       switches - {'distill', 'hard', 'soft'})])
   trained = {name: {'arg': this(*kinds)} for name, kinds in (

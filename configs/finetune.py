@@ -27,7 +27,7 @@ B/32: pets 93.78, flowers 99.43 (5 runs, big_vision).
 
 import sys
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 from vit_jax.models.registry import list_models, model_info
 
@@ -57,7 +57,7 @@ def resolve(word: str) -> str:
 def parse(arg, default: str = 'b16,cifar10', switches=SWITCHES):
   """'b16,cifar10,head' -> ('vit_b16', 'cifar10', {'head'})."""
   model, dataset = default.split(',')
-  model, given = common.parse_arg(
+  model, given = recipes.parse_arg(
       arg, model=model, options=(*DATASETS, *switches))
   datasets = [d for d in DATASETS if d in given] or [dataset]
   if len(datasets) > 1:
@@ -78,13 +78,13 @@ def smoke_fields(name: str) -> dict:
   """Small sizes for the family of a model."""
   fields = model_info(name).fields
   if fields.get('stem') is not None:  # hybrids: the stem divides by 16
-    return {**common.VIT_SMOKE, 'patch_size': 1, 'stem': (1,)}
+    return {**recipes.VIT_SMOKE, 'patch_size': 1, 'stem': (1,)}
   if name.startswith('bit'):
     return dict(num_layers=(1, 1), width_factor=0.5)
   if name.startswith('mixer'):
     return dict(patch_size=8, width=32, depth=2, tokens_mlp_dim=16, mlp_dim=64)
   if name.startswith(('vit', 'aa_vit', 'deit')):
-    return dict(common.VIT_SMOKE)
+    return dict(recipes.VIT_SMOKE)
   return {}
 
 
@@ -106,7 +106,7 @@ def base(model: str, dataset: str):
   c.optim.clip = 1.0
   c.optim.accumulate = 8
   c.schedule.warmup_steps = warmup
-  common.feed_as_trained(c)
+  recipes.feed_as_trained(c)
   c.data.interpolation = model_info(model).interpolation
   c.eval.every_steps = max(100, steps // 10)
   c.log.checkpoint_steps = c.eval.every_steps
@@ -124,7 +124,7 @@ def get_config(arg=None):
   if 'layerdecay' in switches:
     c.optim.layer_decay = 0.75
   if 'smoke' in switches:
-    common.smoke(c, **smoke_fields(model))
+    recipes.smoke(c, **smoke_fields(model))
   return c
 
 

@@ -11,12 +11,13 @@ Expected, B/16: 76.3 % after 300 epochs, 2 h 11 m on a v3-128; 70.5 % after 60,
 27 minutes.
 """
 
-from configs import common, finetune
+from configs import finetune
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 
 def get_config(arg=None):
-  model, switches = common.parse_arg(arg, model='b16', options=('60',))
+  model, switches = recipes.parse_arg(arg, model='b16', options=('60',))
   c = default_config()
   c.run.name = f'Mixer {model} on ImageNet'
   c.run.epochs = 60.0 if '60' in switches else 300.0
@@ -41,5 +42,5 @@ def get_config(arg=None):
   c.eval.every_epochs = 10.0
   c.log.checkpoint_minutes = 20.0
   if 'smoke' in switches:
-    common.smoke(c, **finetune.smoke_fields(c.model.name))
+    recipes.smoke(c, **finetune.smoke_fields(c.model.name))
   return c

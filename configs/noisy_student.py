@@ -20,11 +20,12 @@ number of pseudo-labelled ones: choose N with it. Cost: that of
 configs/deit_i1k.py, an epoch being one pass over both kinds.
 """
 
-from configs import common, deit_i1k, finetune
+from configs import deit_i1k, finetune
+from vit_jax import recipes
 
 
 def get_config(arg=None):
-  model, switches = common.parse_arg(arg, model='s16')
+  model, switches = recipes.parse_arg(arg, model='s16')
   c = deit_i1k.base()
   c.model.name = f'deit_{model}' if model in deit_i1k.SIZES else model
   c.run.name = f'{c.model.name}, noisy student'
@@ -36,7 +37,7 @@ def get_config(arg=None):
   c.model.dropout = 0.1
   c.optim.decay_mask = r'.*/kernel'
   c.eval.sets = {'test': {'split': 'test'}}
-  common.feed_as_trained(c)
+  recipes.feed_as_trained(c)
   if 'smoke' in switches:
-    common.smoke(c, **finetune.smoke_fields(c.model.name))
+    recipes.smoke(c, **finetune.smoke_fields(c.model.name))
   return c

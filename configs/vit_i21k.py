@@ -12,12 +12,12 @@ B/32 81.66, B/16 84.53, L/32 81.89, L/16 85.30 +- 0.02 (the paper, 512 px);
 L/16 took 0.23k TPUv3-core-days.
 """
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 
 def get_config(arg=None):
-  model, switches = common.parse_arg(arg, model='b16', options=('short',))
+  model, switches = recipes.parse_arg(arg, model='b16', options=('short',))
   c = default_config()
   c.run.name = f'ViT {model} on ImageNet-21k'
   c.run.epochs = 30.0 if 'short' in switches else 90.0
@@ -42,5 +42,5 @@ def get_config(arg=None):
   c.log.checkpoint_minutes = 20.0
   c.log.keep_latest = 2
   if 'smoke' in switches:
-    common.smoke(c, **common.VIT_SMOKE)
+    recipes.smoke(c, **recipes.VIT_SMOKE)
   return c

@@ -11,7 +11,7 @@ Expected with JFT, fine-tuned: H/14 88.55 +- 0.04 on ImageNet (2.5k
 TPUv3-core-days), L/16 87.76 +- 0.03 (0.68k).
 """
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 # model: (epochs, peak learning rate)
@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def get_config(arg=None):
-  model, switches = common.parse_arg(arg, model='h14')
+  model, switches = recipes.parse_arg(arg, model='h14')
   if model not in SETTINGS:
     model = f'vit_{model}'
   if model not in SETTINGS:
@@ -58,8 +58,5 @@ def get_config(arg=None):
   c.log.checkpoint_minutes = 20.0
   c.log.keep_latest = 2
   if 'smoke' in switches:
-    small = dict(common.VIT_SMOKE)
-    if model.startswith('r50'):
-      small |= dict(patch_size=1, stem=(1, 1))
-    common.smoke(c, **small)
+    recipes.smoke(c, **recipes.vit_smoke(model))
   return c

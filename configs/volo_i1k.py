@@ -24,7 +24,7 @@ of their fine-tuning are not certain. Each of 8 devices' images were normalised
 by themselves: model.bn_groups=8.
 """
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 # size: peak rate, drop path, image sizes and batch of fine-tuning.
@@ -42,7 +42,7 @@ SMOKE = dict(
 
 
 def get_config(arg=None):
-  size, switches = common.parse_arg(arg, model='d1', options=OPTIONS)
+  size, switches = recipes.parse_arg(arg, model='d1', options=OPTIONS)
   if size not in SIZES:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(SIZES)}')
   rate, drop_path, large, batch = SIZES[size]
@@ -76,7 +76,7 @@ def get_config(arg=None):
   c.eval.sets = {'val': {'split': 'validation'}}
   c.eval.every_epochs = 10.0
   c.log.checkpoint_minutes = 20.0
-  common.feed_as_trained(c)
+  recipes.feed_as_trained(c)
 
   tuned = [int(s[2:]) for s in switches if s.startswith('ft')]
   if tuned:
@@ -91,6 +91,6 @@ def get_config(arg=None):
     c.schedule.warmup_epochs = 5.0
     c.schedule.end = 4e-6
   if 'smoke' in switches:
-    common.smoke(c, **SMOKE)
+    recipes.smoke(c, **SMOKE)
     c.schedule.cooldown_epochs = None
   return c

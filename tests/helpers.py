@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 FAST_COMPILE = ('--xla_backend_optimization_level=0 '
@@ -28,7 +28,7 @@ def tiny_config(**sections):
   c.data.crop = 'none'
   c.data.threads = 1
   c.model.update(name='vit_ti16', **{
-      **common.VIT_SMOKE, 'patch_size': 8, 'width': 16, 'mlp_dim': 32})
+      **recipes.VIT_SMOKE, 'patch_size': 8, 'width': 16, 'mlp_dim': 32})
   c.optim.lr = 1e-2
   c.log.every_steps = 1
   c.log.tensorboard = False

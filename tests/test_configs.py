@@ -14,7 +14,7 @@ from vit_jax.config import check, default_config, get, image_shape
 
 RECIPES = sorted(
     p.stem for p in pathlib.Path(ROOT, 'configs').glob('*.py')
-    if p.stem not in ('__init__', 'common'))
+    if p.stem != '__init__')
 
 
 def recipe(name, arg=None):

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from vit_jax import recipes
 from vit_jax import cli, create_model, export, predict
 from vit_jax.weights import save_weights
 
 MIXER = dict(patch_size=8, width=16, depth=1, tokens_mlp_dim=8, mlp_dim=16)
 CASES = {
-    'vit_ti16': dict(common.VIT_SMOKE),
-    'aa_vit_s16': {**common.VIT_SMOKE, 'area_sizes': ((1, 2), (2, 2))},
+    'vit_ti16': dict(recipes.VIT_SMOKE),
+    'aa_vit_s16': {**recipes.VIT_SMOKE, 'area_sizes': ((1, 2), (2, 2))},
     'mixer_s16': MIXER,
     'bit_r50x1': dict(num_layers=(1, 1), width_factor=0.5),
     'cait_xxs24': dict(depth=1),

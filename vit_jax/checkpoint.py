@@ -25,6 +25,13 @@ class CheckpointError(ValueError):
   """A checkpoint that is missing, unreadable, or of another recipe."""
 
 
+def absolute(path) -> epath.Path:
+  """The path as Orbax wants it: absolute where it is local."""
+  if '://' in str(path):
+    return epath.Path(path)
+  return epath.Path(path).expanduser().resolve()
+
+
 class Checkpoints:
   """The steps of one workdir.
 
@@ -37,7 +44,7 @@ class Checkpoints:
 
   def __init__(self, workdir, *, keep_latest: int = 1, keep_best: int = 0,
                keep_every: int | None = None, metric: str = ''):
-    self.directory = epath.Path(workdir) / FOLDER
+    self.directory = absolute(workdir) / FOLDER
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(max(1, keep_latest))]
     if keep_best:
@@ -158,7 +165,7 @@ def describe_mismatch(path, abstract) -> str:
 
 def find_step(path) -> epath.Path | None:
   """The newest step of a workdir, or `path` itself if it is a step."""
-  path = epath.Path(path)
+  path = absolute(path)
   if not path.is_dir():
     return None
   if path.name.isdigit() and (path / '_CHECKPOINT_METADATA').exists():

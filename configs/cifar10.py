@@ -1,6 +1,6 @@
 """ViT on CIFAR-10 from scratch: a CPU-sized one, and ViT-S.
 
-    python -m vit_jax.main --config=configs/vit_cifar10.py \
+    python -m vit_jax.main --config=configs/cifar10.py \
         --config.data.dir=TFDS_DIR --workdir=runs/cifar10
     ... :s16     ViT-S, patch 4, 200 epochs, for an accelerator
 
@@ -8,12 +8,12 @@ Data: TFDS cifar10 prepared as array_record. The data set is held on the
 device, cropped and flipped there.
 """
 
-from configs import common
+from vit_jax import recipes
 from vit_jax.config import default_config
 
 
 def get_config(arg=None):
-  model, switches = common.parse_arg(arg, model='small')
+  model, switches = recipes.parse_arg(arg, model='small')
   c = default_config()
   c.run.name = f'ViT {model} on CIFAR-10'
   c.data.source = 'tfds:cifar10'
@@ -47,5 +47,5 @@ def get_config(arg=None):
   c.log.every_steps = 200
   c.log.checkpoint_minutes = 5.0
   if 'smoke' in switches:
-    common.smoke(c, **common.VIT_SMOKE)
+    recipes.smoke(c, **recipes.VIT_SMOKE)
   return c
