@@ -1,6 +1,8 @@
 """The ablation driver: variants, seeds, resume, the table."""
 
 import json
+import os
+import time
 
 import jax
 import pytest
@@ -165,12 +167,88 @@ def test_with_the_real_loop(tmp_path):
     ablate.run(str(path), tmp_path / 'w', seeds=1, run_one=one)
 
 
+class Process:
+  """Stands for a process that does one run, `Trainer` at its side."""
+
+  def __init__(self, recipe, workdir, number, code=0):
+    self.name, self.k, self.config = ablate.make_plan(
+        recipe, workdir, 2, {})[number]
+    self.directory = workdir / ablate.folder(self.name) / f'seed{self.k}'
+    self.code, self.terminated = code, False
+
+  def wait(self):
+    if self.name == 'read':  # what it reads is there
+      assert (self.directory.parent.parent / 'base/seed0/summary.json').exists()
+    time.sleep(0.2 if self.name == 'base' else 0.0)
+    if not self.code:
+      (self.directory / 'config.json').write_text(
+          json.dumps(to_json(self.config)))
+      (self.directory / 'summary.json').write_text(json.dumps(
+          {'results': {'test': {'top1': self.config.run.seed / 4}}}))
+    return self.code
+
+  def terminate(self):
+    self.terminated = True
+
+
+def test_side_by_side(recipe, tmp_path):
+  started = []
+
+  def start(number, cores, log):
+    log.write(f'step 1\nerror: run {number} diverged\n')
+    started.append((number, cores))
+    return Process(recipe, tmp_path, number,
+                   ablate.DIVERGED if number == 1 else 0)
+
+  found = ablate.run(recipe, tmp_path, seeds=2, jobs=2, start=start)
+  assert sorted(n for n, _ in started) == [0, 1, 2, 3]
+  shares = {tuple(cores or ()) for _, cores in started}
+  if hasattr(os, 'sched_getaffinity'):
+    assert set().union(*shares) <= os.sched_getaffinity(0)
+    assert len(shares) == 1 or set.isdisjoint(*map(set, shares))
+  assert [r['seed'] for r in found['large lr']['runs']] == [0, 1]
+  assert found['large lr']['runs'][0]['error'] == 'error: run 1 diverged'
+  assert found['large lr']['mean']['test top-1'] == 0.25
+  assert '1 (1 diverged)' in (tmp_path / 'ablation.md').read_text()
+  # Only what failed is done again.
+  started.clear()
+  ablate.run(recipe, tmp_path, seeds=2, jobs=2,
+             start=lambda n, *_: started.append((n, _)) or Process(
+                 recipe, tmp_path, n))
+  assert [n for n, _ in started] == [1]
+
+
+@pytest.mark.parametrize('code,error', [
+    (1, RuntimeError), (3, train.Preempted)])
+def test_side_by_side_stops_at_an_error(recipe, tmp_path, code, error):
+  processes = []
+
+  def start(number, cores, log):
+    log.write('error: the disk is full\n')
+    processes.append(Process(recipe, tmp_path, number, code))
+    return processes[-1]
+
+  with pytest.raises(error, match='the disk is full'):
+    ablate.run(recipe, tmp_path, seeds=1, jobs=2, start=start)
+  assert all(p.terminated for p in processes)
+
+
+def test_costs_in_the_table():
+  found = {'a': {'runs': [{'seed': 0}], 'mean': {'test top-1': 0.5}, 'std': {},
+                 'parameters': 12345.0, 'gmacs': 0.01234, 'img_per_sec': 99.6},
+           'b': {'runs': [], 'mean': {}, 'std': {}}}
+  assert ablate.table(found).splitlines()[::2] == [
+      '| variant | test top-1 | runs | parameters | GFLOPs | img/s |',
+      '| a       |      50.00 |    1 |     12,345 | 0.0123 |   100 |']
+
+
 @pytest.mark.slow
 def test_command_line(recipe, tmp_path):
   done = run_python(
-      '-m', 'vit_jax.ablate', f'--config={recipe}', '--seeds=1',
+      '-m', 'vit_jax.ablate', f'--config={recipe}', '--seeds=1', '--jobs=2',
       f'--workdir={tmp_path / "w"}', '--config.optim.weight_decay=0.1')
   assert done.returncode == 0, done.stderr
+  assert 'step 2/2' in (tmp_path / 'w/base/seed0/log.txt').read_text()
   assert '| large lr |' in done.stdout
   config = json.loads((tmp_path / 'w/base/seed0/config.json').read_text())
   assert config['optim']['weight_decay'] == 0.1

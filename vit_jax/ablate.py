@@ -21,14 +21,24 @@ run.seed = that of the recipe + k. Keys given on the command line
 Started again, finished runs are skipped and an interrupted one goes on. The
 table (mean and sample standard deviation over the seeds) is printed, and kept
 in WORKDIR/ablation.md and, with every run, ablation.json.
+
+--jobs=2 runs two at a time on a CPU, each in a process of its own on half of
+the cores, its output in WORKDIR/NAME/seedK/log.txt: small models leave cores
+idle, and two of them on one core each are faster than one after the other.
 """
 
 from collections.abc import Callable, Mapping
+import concurrent.futures
 import importlib.util
 import json
+import os
 import pathlib
+import queue
 import re
+import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
 from absl import app, flags, logging
@@ -36,10 +46,11 @@ from etils import epath
 import jax
 import numpy as np
 
-from vit_jax import train
+from vit_jax import train, writers
 from vit_jax.config import ConfigError, to_json
 
 OWN = ('arg', 'config', 'seeds')  # keys of a variant, not of the recipe
+DIVERGED = 4  # exit code of a single run whose loss became NaN
 
 
 def load_recipe(path: str):
@@ -108,10 +119,19 @@ def variant_config(recipe: str, overrides: Mapping[str, Any], workdir,
   return config
 
 
+def make_plan(recipe: str, workdir, seeds: int, common: Mapping[str, Any]
+              ) -> list[tuple[str, int, Any]]:
+  """(variant, seed, config) of all runs, in order."""
+  return [(name, k, variant_config(recipe, overrides, workdir, k, common))
+          for name, overrides in variants(recipe).items()
+          for k in range(overrides.get('seeds', seeds))]
+
+
 def run(recipe: str, workdir, *, seeds: int = 3,
         common: Mapping[str, Any] | None = None,
         only: list[str] | None = None,
-        run_one: Callable = train.train_and_evaluate) -> dict[str, Any]:
+        run_one: Callable = train.train_and_evaluate,
+        start: Callable | None = None, jobs: int = 1) -> dict[str, Any]:
   """Runs all variants of a recipe that are not finished.
 
   Args:
@@ -121,6 +141,9 @@ def run(recipe: str, workdir, *, seeds: int = 3,
     common: {key: value} for all variants, stronger than theirs.
     only: names of the variants to run; all are in the table.
     run_one: (config, workdir) -> summary.
+    start: (number in the plan, cores or None, log file) -> a started
+      `subprocess.Popen` that does one run; for jobs > 1.
+    jobs: runs at a time.
 
   Returns:
     {name: {'overrides', 'runs': [{'seed', 'workdir', 'results' or 'error'}],
@@ -139,31 +162,119 @@ def run(recipe: str, workdir, *, seeds: int = 3,
   if unknown:
     raise ConfigError(f'no variant {unknown[0]!r}; there are '
                       f'{", ".join(every)}')
-  plan = [(name, k, variant_config(recipe, overrides, workdir, k, common or {}))
-          for name, overrides in every.items()
-          for k in range(overrides.get('seeds', seeds))]
+  plan = make_plan(recipe, workdir, seeds, common or {})
   found = {name: {'overrides': overrides, 'runs': []}
            for name, overrides in every.items()}
-  for number, (name, k, config) in enumerate(plan, 1):
-    directory = workdir / folder(name) / f'seed{k}'
-    summary = finished(directory, config)
-    if summary is None and only and name not in only:
-      continue
-    if summary is None:
-      _say(f'--- run {number} of {len(plan)}: {name}, seed {k}')
+  place = lambda name, k: workdir / folder(name) / f'seed{k}'
+  todo = []
+  for number, (name, k, config) in enumerate(plan):
+    summary = finished(place(name, k), config)
+    if summary is not None:
+      _record(found, name, k, place(name, k), summary)
+    elif not only or name in only:
+      todo.append(number)
+  if jobs == 1:
+    for number in todo:
+      name, k, config = plan[number]
+      _say(f'--- run {number + 1} of {len(plan)}: {name}, seed {k}')
       try:
-        summary = run_one(config, directory)
+        summary = run_one(config, place(name, k))
       except train.NonFinite as e:
         _say(f'{name}, seed {k}: {e}')
         summary = {'error': str(e)}
       jax.clear_caches()
-    found[name]['runs'].append({
-        'seed': k, 'workdir': str(directory),
-        **{x: summary[x] for x in ('results', 'error', 'seconds', 'parameters')
-           if x in summary}})
-    _summarise(found[name])
+      _record(found, name, k, place(name, k), summary)
+      _write(workdir, found)
+  else:
+    for number, summary in _side_by_side(plan, todo, every, place, start, jobs):
+      name, k, _ = plan[number]
+      _record(found, name, k, place(name, k), summary)
+      _write(workdir, found)
+  if todo == []:
     _write(workdir, found)
   return found
+
+
+def _side_by_side(plan, todo, every, place, start, jobs: int):
+  """Yields (number, summary) of the runs in `todo` as they end.
+
+  A run waits for those of the variants whose directory its values name.
+  """
+  if jax.default_backend() != 'cpu':
+    raise ConfigError(f'jobs={jobs}: only on a CPU; every run takes all of '
+                      f'the {jax.device_count()} {jax.default_backend()} '
+                      'devices. Take jobs=1.')
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(
+      os, 'sched_getaffinity') else []
+  shares = queue.SimpleQueue()
+  for i in range(jobs):
+    shares.put(cores[i::jobs] or None)
+  ended, processes = {}, {}
+  starting, stopped = threading.Lock(), threading.Event()
+
+  def needed(name):
+    text = json.dumps(every[name], default=str)
+    return [ended[n] for n in todo if '{workdir}/%s/' % folder(  # noqa: UP031
+        plan[n][0]) in text and n in ended]
+
+  def one(number, before):
+    for other in before:
+      other.result()  # raises its error
+    name, k, _ = plan[number]
+    directory = place(name, k)
+    directory.mkdir(parents=True, exist_ok=True)
+    share, began = shares.get(), time.time()
+    try:
+      with (directory / 'log.txt').open('a') as log:
+        with starting:
+          if stopped.is_set():
+            raise concurrent.futures.CancelledError
+          _say(f'--- run {number + 1} of {len(plan)}: {name}, seed {k} '
+               f'({directory}/log.txt)')
+          processes[number] = start(number, share, log)
+        code = processes[number].wait()
+    finally:
+      shares.put(share)
+    log = (directory / 'log.txt').read_text().strip().splitlines() or ['']
+    if code == DIVERGED:
+      summary = {'error': log[-1]}
+    elif code == 3:
+      raise train.Preempted(f'{name}, seed {k}: {log[-1]}')
+    elif code:
+      raise RuntimeError(f'{name}, seed {k}, ended with exit code {code}: '
+                         f'{log[-1]}')
+    else:
+      summary = json.loads((directory / 'summary.json').read_text())
+    scores = '  '.join(f'{s} {v["top1"]:.2%}' for s, v in summary.get(
+        'results', {}).items())
+    _say(f'    run {number + 1} ended after '
+         f'{writers.duration(time.time() - began)}: '
+         f'{scores or summary["error"]}')
+    return number, summary
+
+  with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    for number in todo:
+      ended[number] = pool.submit(one, number, needed(plan[number][0]))
+    try:
+      for future in concurrent.futures.as_completed(ended.values()):
+        yield future.result()
+    except BaseException:
+      with starting:
+        stopped.set()
+      for future in ended.values():
+        future.cancel()
+      for process in processes.values():
+        process.terminate()  # they save, and go on next time
+      raise
+
+
+def _record(found, name: str, k: int, directory, summary):
+  runs = found[name]['runs']
+  runs.append({'seed': k, 'workdir': str(directory), **{
+      x: summary[x] for x in ('results', 'error', 'seconds', 'parameters',
+                              'gmacs', 'img_per_sec') if summary.get(x)}})
+  runs.sort(key=lambda r: r['seed'])
+  _summarise(found[name])
 
 
 def finished(directory, config) -> dict[str, Any] | None:
@@ -184,13 +295,25 @@ def _summarise(variant: dict[str, Any]):
   variant['mean'] = {k: float(np.mean(v)) for k, v in scores.items()}
   variant['std'] = {k: float(np.std(v, ddof=1)) for k, v in scores.items()
                     if len(v) > 1}
+  for key in ('parameters', 'gmacs', 'img_per_sec'):
+    values = [r[key] for r in variant['runs'] if key in r]
+    if values:
+      variant[key] = float(np.mean(values))
 
 
 def table(found: Mapping[str, Any]) -> str:
-  """Markdown: a row a variant; mean and spread in per cent, runs."""
+  """Markdown: a row a variant; mean and spread in per cent, runs, costs.
+
+  GFLOPs are multiply-adds of a forward pass, as papers count them; img/s are
+  of training.
+  """
   columns = list(dict.fromkeys(
       c for v in found.values() for c in v.get('mean', ())))
-  rows = [['variant', *columns, 'runs']]
+  costs = {'parameters': ('parameters', ',.0f'), 'GFLOPs': ('gmacs', '.3g'),
+           'img/s': ('img_per_sec', ',.0f')}
+  costs = {k: v for k, v in costs.items()
+           if any(v[0] in x for x in found.values())}
+  rows = [['variant', *columns, 'runs', *costs]]
   for name, variant in found.items():
     cells = []
     for column in columns:
@@ -201,6 +324,8 @@ def table(found: Mapping[str, Any]) -> str:
     failed = sum('error' in r for r in variant['runs'])
     cells.append(str(len(variant['runs']) - failed)
                  + f' ({failed} diverged)' * bool(failed))
+    cells += [format(variant[key], form) if key in variant else ''
+              for key, form in costs.values()]
     rows.append([name, *cells])
   widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
   line = lambda row: '| ' + ' | '.join(
@@ -234,14 +359,24 @@ def _main(argv) -> None:
       raise ValueError('--config=configs/X.py and --workdir=DIR are required')
     values.config.run  # noqa: B018  a recipe that failed to load shows here
     logging.set_verbosity(logging.WARNING)
+    recipe = config_flags.get_config_filename(values['config'])
+    common = config_flags.get_override_values(values['config'])
+    if values.run is not None:
+      name, k, config = make_plan(
+          recipe, values.workdir, values.seeds, common)[values.run]
+      train.train_and_evaluate(
+          config, epath.Path(values.workdir) / folder(name) / f'seed{k}')
+      return
     from vit_jax import distributed
     distributed.initialize()
     with distributed.session(values.workdir, orderly=(train.Preempted,)):
-      found = run(
-          config_flags.get_config_filename(values['config']), values.workdir,
-          seeds=values.seeds, only=values.variants,
-          common=config_flags.get_override_values(values['config']))
+      found = run(recipe, values.workdir, seeds=values.seeds,
+                  only=values.variants, common=common, jobs=values.jobs,
+                  start=_start)
       _say('\n' + table(found))
+  except train.NonFinite as e:
+    print(f'error: {e}', file=sys.stderr)
+    sys.exit(DIVERGED)
   except train.Preempted as e:
     print(e, file=sys.stderr)
     sys.exit(3)
@@ -249,6 +384,16 @@ def _main(argv) -> None:
     logging.debug('failed', exc_info=True)
     print(f'error: {e}', file=sys.stderr)
     sys.exit(1)
+
+
+def _start(number: int, cores, log) -> subprocess.Popen:
+  """This command again, for one run of its plan."""
+  process = subprocess.Popen(
+      [sys.executable, '-m', 'vit_jax.ablate', *sys.argv[1:],
+       f'--run={number}'], stdout=log, stderr=subprocess.STDOUT)
+  if cores:  # before it has any threads
+    os.sched_setaffinity(process.pid, cores)
+  return process
 
 
 def main() -> None:
@@ -259,6 +404,9 @@ def main() -> None:
       'after a colon.')
   flags.DEFINE_string('workdir', None, 'Directory of all runs and the table.')
   flags.DEFINE_integer('seeds', 3, 'Runs of each variant.')
+  flags.DEFINE_integer('jobs', 1, 'Runs at a time, on a CPU.', lower_bound=1)
+  flags.DEFINE_integer('run', None, 'Do this run of the plan alone, without '
+                       'a table (what --jobs starts).')
   flags.DEFINE_list('variants', None, 'Run only these (names, by commas).')
   app.run(_main)
 

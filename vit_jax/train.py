@@ -425,7 +425,8 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
     checkpoints.wait()
     summary = {'results': results, 'step': step,
                'epochs': step / run.steps_per_epoch, 'parameters': parameters,
-               'gmacs': macs / 1e9, 'config': config_json}
+               'gmacs': macs / 1e9, 'img_per_sec': progress.img_per_sec,
+               'config': config_json}
     writer.summary(summary)
     return summary
 

@@ -165,6 +165,12 @@ class Progress:
     self._last_step, self._last_time = first_step, time.time()
     self._paused = 0.0
     self._rate = None  # steps per second, smoothed
+    self._steps = self._seconds = 0
+
+  @property
+  def img_per_sec(self) -> float | None:
+    """Of all steps that were measured; None before the first."""
+    return self._batch * self._steps / self._seconds if self._steps else None
 
   def pause(self, seconds: float):
     """Time that was not training (evaluation, the first compilation)."""
@@ -180,6 +186,8 @@ class Progress:
     now = time.time()
     seconds = max(1e-9, now - self._last_time - self._paused)
     rate = (step - self._last_step) / seconds
+    self._steps += step - self._last_step
+    self._seconds += seconds
     self._last_step, self._last_time, self._paused = step, now, 0.0
     if rate > 0:
       self._rate = rate if self._rate is None else (
