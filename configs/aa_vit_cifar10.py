@@ -30,7 +30,7 @@ have ImageNet's.
 
 `fast` leaves RandAugment out and holds the set on the device: with it S/16 is
 bounded by its 4.1e17 FLOP, 17 minutes at 400 TFLOP/s. `small` (32 px, patch 4,
-width 64, 4 blocks, 3 epochs) is for a CPU: about 5 minutes a run on one core.
+width 64, 4 blocks, 2 epochs) is for a CPU: about 4 minutes a run on one core.
 """
 
 from vit_jax import recipes
@@ -91,7 +91,7 @@ def _small(c):
   """For a CPU: crops of the padded image and flips, on the device."""
   c.model.update(name='aa_vit_ti16', patch_size=4, width=64, depth=4,
                  num_heads=2, mlp_dim=128, init_style='google')
-  c.run.epochs = 3.0
+  c.run.epochs = 2.0
   c.data.batch_size = 64
   c.data.image_size = 32
   c.data.crop = 'pad_crop'

@@ -12,7 +12,7 @@ one core, over 63 %.
 
 compares the families at one size and budget, a few minutes each on a core:
 :vit, :deepvit, :cait, :ceit, :volo of width 64 on the 64 patches of 4 x 4,
-about 0.2 M parameters, 3 epochs, the same optimizer and augmentation.
+about 0.2 M parameters, 2 epochs, the same optimizer and augmentation.
 
 Data: TFDS cifar10 prepared as array_record. The data set is held on the
 device, cropped and flipped there.
@@ -70,7 +70,7 @@ def get_config(arg=None):
     c.schedule.warmup_epochs = 1.0
     c.eval.every_epochs = 3.0
   elif model in FAMILIES:
-    c.run.epochs = 3.0
+    c.run.epochs = 2.0
     c.model.update(FAMILIES[model])
     c.schedule.warmup_epochs = 0.5
     c.eval.every_epochs = 1.0

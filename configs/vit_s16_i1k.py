@@ -33,6 +33,9 @@ def get_config(arg=None):
   c.optim.name, c.optim.state_dtype = 'adam', 'bfloat16'
   c.optim.decay_style, c.optim.weight_decay = 'schedule', 1e-4
   c.optim.clip = 1.0
+  # 64 images a core at a time on a v3-8: 8 % faster there than 128 by the
+  # compiler's estimate, and the same numbers. On 32 cores and more set it to 1.
+  c.optim.accumulate = 2
   c.schedule.warmup_steps = 10_000
   if 'smoke' in switches:
     recipes.smoke(c, **recipes.VIT_SMOKE, representation_size=32)

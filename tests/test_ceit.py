@@ -1,7 +1,6 @@
 """CeiT: sizes, stem, LeFF, layer-wise class attention, released names."""
 
 import functools
-import json
 import math
 
 import chex
@@ -11,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import saved_state, tiny_config
 from tests.random_variables import random_variables
 from tests.released import tsv_shapes
-from vit_jax import train
 from vit_jax.flops import forward_macs
 from vit_jax.models import ceit
 from vit_jax.models.registry import create_model, list_models, model_info
@@ -312,44 +309,6 @@ def test_position_table_is_resized():
   assert table.shape == (1, 1 + 4 * 6, 12)
   np.testing.assert_array_equal(
       table[:, 0], variables['params']['pos_embedding'][:, 0])
-
-
-@pytest.mark.slow
-def test_trains_with_fsdp_and_scan(tmp_path):
-  """Statistics are moved, saved and used, whatever the mesh."""
-  config = tiny_config(mesh=dict(preset='fsdp'), run=dict(steps=3),
-                       optim=dict(lr=3e-3))
-  config.model = dict(
-      name='ceit_t', patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=32,
-      stem_width=8, scan=True, bn_groups=8, drop_path=0.1)
-  summary = train.train_and_evaluate(config, str(tmp_path))
-  assert summary['step'] == 3
-  state = saved_state(tmp_path)
-  means = [x for k, x in state.items()
-           if k.startswith('batch_stats') and k.endswith('mean')]
-  assert len(means) == 4 and all(np.abs(m).max() > 0 for m in means)
-
-
-@pytest.mark.slow
-def test_bfloat16_trains_like_float32(tmp_path):
-  """Loss curves over 50 steps stay within 5 % of the first loss."""
-  curves = []
-  for dtype in ('float32', 'bfloat16'):
-    config = tiny_config(run=dict(steps=50, dtype=dtype),
-                         optim=dict(lr=1e-3))
-    config.model = dict(name='ceit_t', patch_size=8, width=16, depth=2,
-                        num_heads=2, mlp_dim=32, stem_width=8)
-    train.train_and_evaluate(config, str(tmp_path / dtype))
-    curves.append(losses_of(tmp_path / dtype))
-  a, b = (np.array(c) for c in curves)
-  assert len(a) == 50 and a[-5:].mean() < a[:5].mean()
-  assert np.abs(a - b).max() < 0.05 * a[0]
-
-
-def losses_of(workdir):
-  lines = [json.loads(line) for line in
-           (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [line['loss'] for line in lines if 'loss' in line]
 
 
 def test_errors():

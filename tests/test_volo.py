@@ -1,7 +1,6 @@
 """VOLO: sizes, outlook attention, MixToken, heads, released names."""
 
 import functools
-import json
 import math
 
 import chex
@@ -10,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import tiny_config
 from tests.random_variables import random_variables
 from tests.released import tsv_shapes
-from vit_jax import train
 from vit_jax.flops import forward_macs
 from vit_jax.models import volo
 from vit_jax.models.registry import create_model, list_models, model_info
@@ -378,38 +375,6 @@ def test_bfloat16():
   assert np.abs(logits - reference).max() < 0.1 * np.abs(reference).max()
   chex.assert_tree_all_finite(got)
   chex.assert_trees_all_equal_dtypes(got, want)
-
-
-def volo_config(**sections):
-  config = tiny_config(data=dict(image_size=32), **sections)
-  config.model = dict(
-      name='volo_d1', patch_size=4, layers=(1, 2), embed_dims=(8, 16),
-      num_heads=(2, 2), mlp_ratios=(2, 2), outlook_attention=(True, False),
-      downsamples=(True, False), post_layers=('ca',), stem_hidden_dim=4)
-  return config
-
-
-@pytest.mark.slow
-def test_trains_with_fsdp_and_scan(tmp_path):
-  config = volo_config(mesh=dict(preset='fsdp'), run=dict(steps=3))
-  config.model.update(scan=True, bn_groups=8, drop_path=0.1)
-  assert train.train_and_evaluate(config, str(tmp_path))['step'] == 3
-
-
-@pytest.mark.slow
-def test_bfloat16_trains_like_float32(tmp_path):
-  """Loss curves over 50 steps stay within 5 % of the first loss."""
-  curves = []
-  for dtype in ('float32', 'bfloat16'):
-    config = volo_config(run=dict(steps=50, dtype=dtype),
-                         optim=dict(lr=1e-3))
-    train.train_and_evaluate(config, str(tmp_path / dtype))
-    lines = (tmp_path / dtype / 'metrics.jsonl').read_text().splitlines()
-    curves.append(np.array([
-        line['loss'] for line in map(json.loads, lines) if 'loss' in line]))
-  a, b = curves
-  assert len(a) == 50 and a[-5:].mean() < a[:5].mean()
-  assert np.abs(a - b).max() < 0.05 * a[0]
 
 
 def test_errors():
