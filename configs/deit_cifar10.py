@@ -13,7 +13,7 @@ One of them alone:
 
 Data: TFDS cifar10 prepared as array_record, 32 px, on the device. All are
 trained on the same 50,000 images, cropped and flipped; the teacher for 4
-epochs, the students for 3. Two CPU cores do about 600 images a second of the
+epochs, the students for 2. Two CPU cores do about 600 images a second of the
 teacher's training, 1,800 of the student's and 1,100 of the distilled one's: the
 whole study is about 20 minutes.
 """
@@ -49,7 +49,7 @@ def get_config(arg=None):
     c.model.update(name='bit_r50x1', **TEACHER)
     c.optim.lr = 2e-3
   else:
-    c.run.epochs = 3.0
+    c.run.epochs = 2.0
     c.model.update(name='deit_ti16' + '_distilled' * (kind != 'plain'),
                    **STUDENT)
     c.optim.lr = 2e-3
