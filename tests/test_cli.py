@@ -342,6 +342,16 @@ def test_attention(capsys, folder, workdir, tmp_path):
                      tmp_path / 's.png', '--similarity', '--json')
   similarity = np.asarray(json.loads(out)['similarity'])
   np.testing.assert_allclose(np.diag(similarity), 1, rtol=1e-5)
+  code, out, error = run(
+      capsys, 'attention', workdir, images, '-o', tmp_path / 'c.png',
+      '--similarity', '--compare', workdir, '--json')
+  curves = json.loads(out)['similarity']
+  assert len(curves) == 2
+  for curve in curves.values():
+    np.testing.assert_allclose(curve, [similarity[0, 1]], rtol=1e-5)
+  code, _, error = run(capsys, 'attention', workdir, images, '-o',
+                       tmp_path / 'x.png', '--compare', workdir)
+  assert code == 1 and '--compare goes with --similarity' in error
   for kind in ('--posemb', '--filters'):
     code, out, error = run(capsys, 'attention', workdir, '-o',
                            tmp_path / f'{kind}.png', kind)

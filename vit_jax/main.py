@@ -73,6 +73,16 @@ def run(argv) -> int:
   return 0
 
 
+def parse(argv):
+  """absl's parsing, with what is wrong with a key or its value as one line."""
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, TypeError, ValueError, flags.Error) as e:
+    print('error: ' + ' '.join(str(e).replace('\\n', '\n').split()),
+          file=sys.stderr)
+    sys.exit(1)
+
+
 def main(argv) -> None:
   try:
     code = run(argv)
@@ -93,4 +103,4 @@ def main(argv) -> None:
 
 if __name__ == '__main__':
   sys.argv[:] = take_model_fields(sys.argv)  # absl reads sys.argv itself
-  app.run(main)
+  app.run(main, flags_parser=parse)

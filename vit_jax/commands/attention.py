@@ -2,11 +2,14 @@
 
   vit-jax attention runs/flowers photo.jpg -o rollout.png
   vit-jax attention ViT-B_16.npz --model vit_b16 photos/ --distance -o d.png
+  vit-jax attention runs/vit --compare runs/cait photos/ --similarity -o s.png
 
 Rollout (the default): what the class token is made of, over each image.
 Distance: how far each head looks, by layer. Similarity: whether layers attend
-alike. These three need images; the others look at parameters only: similarity
-of position embeddings, principal components of the patch embedding.
+alike, of every two layers of one model, or with --compare each layer and the
+one before it, a curve a model (attention collapse). These three need images;
+the others look at parameters only: similarity of position embeddings, principal
+components of the patch embedding.
 """
 
 import json
@@ -34,6 +37,10 @@ def add_arguments(parser):
     kinds.add_argument(f'--{kind}', dest='kind', action='store_const',
                        const=kind, help=text)
   parser.set_defaults(kind='rollout')
+  parser.add_argument('--compare', action='append', default=[],
+                      metavar='[MODEL=]WEIGHTS',
+                      help='with --similarity: another model in the same plot; '
+                      'may be repeated')
   parser.add_argument('--json', action='store_true',
                       help='also print the numbers as JSON')
   common.add_model_arguments(parser)
@@ -46,9 +53,19 @@ def run(args):
   needs_images = args.kind in ('rollout', 'distance', 'similarity')
   if needs_images and not args.images:
     raise ValueError(f'--{args.kind} needs images')
+  if args.compare and args.kind != 'similarity':
+    raise ValueError('--compare goes with --similarity')
   paths = predict.list_images(args.images) if needs_images else []
   classifier = predict.load_classifier(args.weights, **common.loading(args))
-  numbers = _KINDS[args.kind](classifier, paths, args.output)
+  if args.compare:
+    others = []
+    for text in args.compare:
+      model, equals, weights = text.rpartition('=')
+      others.append(predict.load_classifier(
+          weights, **(dict(model=model) if equals else {})))
+    numbers = _compare([classifier, *others], paths, args.output)
+  else:
+    numbers = _KINDS[args.kind](classifier, paths, args.output)
   if args.json:
     print(json.dumps(numbers))
   else:
@@ -127,6 +144,20 @@ def _similarity(classifier, paths, output):
                   lambda found: similarity.layer_similarity(found.maps))
   similarity.plot_layers(mean, output, title=classifier.name)
   return {'similarity': mean.tolist()}
+
+
+def _compare(classifiers, paths, output):
+  from vit_jax.analysis import similarity
+  curves = {}
+  for classifier in classifiers:
+    mean, _ = _mean(classifier, paths,
+                    lambda found: similarity.layer_similarity(found.maps))
+    name = classifier.name
+    while name in curves:
+      name += ' (again)'
+    curves[name] = similarity.adjacent_similarity(mean)
+  similarity.plot_curves(curves, output)
+  return {'similarity': {k: v.tolist() for k, v in curves.items()}}
 
 
 def _posemb(classifier, paths, output):

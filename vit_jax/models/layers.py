@@ -141,15 +141,18 @@ class MultiHeadDotProductAttention(nn.Module):
         nn.DenseGeneral, features=(self.num_heads, head_width),
         use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=self.kernel_init,
         bias_init=self.bias_init)
-    tokens_last = (0, 2, 3, 1)  # as the products over tokens want them
-    q = lay_out(project(name='query')(x_q), tokens_last)
+    # Tokens last, as the products over tokens want them; a single query (a
+    # class token) would fill one lane of 128.
+    tokens_last = (0, 2, 3, 1)
+    queries = tokens_last if x_q.shape[1] > 1 else (0, 1, 2, 3)
+    q = lay_out(project(name='query')(x_q), queries)
     k = lay_out(project(name='key')(x_kv), tokens_last)
     v = lay_out(project(name='value')(x_kv), tokens_last)
     dropout = None
     if train and self.dropout:
       dropout = Dropout(self.dropout, deterministic=False)
     y, probs = self.attend_fn(q, k, v, dropout=dropout)
-    y = lay_out(y, tokens_last)
+    y = lay_out(y, queries)
     y = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype,
                         kernel_init=self.kernel_init,
                         bias_init=self.bias_init, name='out')(y)
