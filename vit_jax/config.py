@@ -7,6 +7,7 @@ here is read by something; a key that is not here is an error, except in
 anything is compiled.
 """
 
+import ast
 import json
 import math
 from typing import Any
@@ -232,6 +233,17 @@ def _one_of(config, section: str, keys, required: bool):
         f'got {", ".join(f"{k}={config[section][k]}" for k in given) or "none"}'
         f'. Set the others to None.')
   return given[0] if given else None
+
+
+def set_model_fields(config, fields: dict[str, str]) -> None:
+  """Sets fields of the model from text: Python literals, or plain strings."""
+  for field, value in fields.items():
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      pass  # such as map in --config.model.pool=map
+    with config.ignore_type():
+      config.model[field] = value
 
 
 def check(config) -> None:

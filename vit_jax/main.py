@@ -5,7 +5,6 @@ Trains and evaluates a recipe. Any key can be overridden:
 stopped by a preemption after saving.
 """
 
-import ast
 import os
 import sys
 
@@ -49,18 +48,12 @@ def run(argv) -> int:
   if config is None or _WORKDIR.value is None:
     raise ValueError('--config=configs/X.py and --workdir=DIR are required')
   config.run  # noqa: B018  a recipe file that failed to load shows here
-  for field, value in _MODEL_FIELDS.items():
-    try:
-      value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      pass  # a plain string, such as map in --config.model.pool=map
-    with config.ignore_type():
-      config.model[field] = value
   if not any(a.startswith(('-v', '--v', '--verbosity')) for a in sys.argv):
     logging.set_verbosity(logging.WARNING)
 
   from vit_jax import distributed
-  from vit_jax.config import check
+  from vit_jax.config import check, set_model_fields
+  set_model_fields(config, _MODEL_FIELDS)
   check(config)
   distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   from vit_jax import train
