@@ -19,8 +19,9 @@ LAYERS = (
     'checkpoint', 'weights', 'data', 'step', 'writers', 'info', 'predict',
     'distill', 'evaluate', 'train', 'analysis', 'finetune fewshot',
     'convert export')
-# Programs of their own, and the modules that only they need.
-ENTRY_POINTS = {'main', 'cli', 'commands', 'aot', 'ablate', 'selftrain'}
+# Programs of their own, and what only they or the recipes need.
+ENTRY_POINTS = {'main', 'cli', 'commands', 'aot', 'ablate', 'selftrain',
+                'recipes'}
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer.split()}
 
 # Who may import a package, by file or folder; everything not named here that
