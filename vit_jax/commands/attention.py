@@ -2,7 +2,7 @@
 
   vit-jax attention runs/flowers photo.jpg -o rollout.png
   vit-jax attention ViT-B_16.npz --model vit_b16 photos/ --distance -o d.png
-  vit-jax attention runs/vit --compare runs/cait photos/ --similarity -o s.png
+  vit-jax attention runs/vit photos/ --similarity --compare runs/cait -o s.png
 
 Rollout (the default): what the class token is made of, over each image.
 Distance: how far each head looks, by layer. Similarity: whether layers attend
