@@ -4,8 +4,8 @@
         --config.data.dir=TFDS_DIR --workdir=runs/cifar10
     ... :s16     ViT-S, patch 4, 200 epochs, for an accelerator
 
-The default is for a CPU: 0.4 M parameters, patch 4, 9 epochs, half an hour on
-one core, over 63 %.
+The default is for a CPU: 0.4 M parameters, patch 4, 9 epochs, 68.0 % in 37
+minutes on one core.
 
     python -m vit_jax.ablate --config=configs/cifar10.py:vit --jobs=2 \
         --seeds=1 --config.data.dir=TFDS_DIR --workdir=runs/families

@@ -190,7 +190,7 @@ def run(recipe: str, workdir, *, seeds: int = 3,
       name, k, _ = plan[number]
       _record(found, name, k, place(name, k), summary)
       _write(workdir, found)
-  if todo == []:
+  if not todo:  # nothing was written on the way
     _write(workdir, found)
   return found
 
