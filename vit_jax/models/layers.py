@@ -178,7 +178,7 @@ class MultiHeadDotProductAttention(nn.Module):
     y = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype,
                         kernel_init=self.kernel_init,
                         bias_init=self.bias_init, name='out')(y)
-    return hold_gradient(y), probs
+    return y, probs
 
 
 class MixHeads(nn.Module):
@@ -233,7 +233,8 @@ class MlpBlock(nn.Module):
     y = GELU[self.activation](y)
     y = Dropout(self.dropout, deterministic=not train)(y)
     y = dense(x.shape[-1], bias_init=self.bias_init_out or self.bias_init)(y)
-    y = hold_gradient(y)
+    if train and self.dropout:
+      y = hold_gradient(y)
     return Dropout(self.dropout, deterministic=not train)(y)
 
 

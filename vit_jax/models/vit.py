@@ -180,6 +180,8 @@ class EncoderBlock(nn.Module):
         attend_fn=self._attend_fn(width),
         name='MultiHeadDotProductAttention_0')(y[:, :self.keep], y, train)
     x = x[:, :self.keep]
+    if train and self.dropout:
+      y = layers.hold_gradient(y)
     y = layers.Dropout(self.dropout, deterministic=not train)(y)
     x = x + layers.DropPath()(self._scale('gamma_1', y), rate, train)
 
