@@ -49,6 +49,7 @@ import numpy as np  # noqa: E402
 
 from vit_jax.models import layers, vit  # noqa: E402
 from vit_jax.models.area_attention import area_attend, num_areas  # noqa: E402
+from vit_jax.sharding import make_mesh, replicated  # noqa: E402
 
 GRIDS = {65: 8, 197: 14, 577: 24}  # tokens: patches a side
 MAXIMA = {'2': (1, 2), '3': (1, 3), '4': (1, 4), '2x2': (2, 2), '3x3': (3, 3)}
@@ -194,7 +195,8 @@ def estimate(topology: str, args):
   from vit_jax.models.area_factored import kernel_group
   device = topologies.get_topology_desc(
       platform='tpu', topology_name=topology).devices[0]
-  sharding = jax.sharding.SingleDeviceSharding(device)
+  # A mesh as in training, under which activations have fixed layouts.
+  mesh = make_mesh(devices=[device])
   hertz = CLOCK[topology.split(':')[0]]
   width, _, _, heads = vit.SIZES[args.size]
   steps = args.batch * heads // kernel_group(heads, (width // heads,))
@@ -207,8 +209,9 @@ def estimate(topology: str, args):
       fn, shapes = program(attend_fn(form, maximum, 197), 'block', True,
                            args.batch, 197, args.size, jnp.bfloat16)
       shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(
-          s.shape, s.dtype, sharding=sharding), shapes)
-      compiled = jax.jit(fn).lower(*shapes).compile()
+          s.shape, s.dtype, sharding=replicated(mesh)), shapes)
+      with jax.set_mesh(mesh):
+        compiled = jax.jit(fn).lower(*shapes).compile()
       fusions, bundles = schedule_cycles(compiled, DUMP, before)
       ms = 1e3 * (fusions + bundles * steps) / hertz
       base = base or ms

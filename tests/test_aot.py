@@ -125,7 +125,8 @@ def compiled_program(preset, **mesh):
            'label': jax.ShapeDtypeStruct((16,), jnp.int32, sharding=split)}
   with jax.set_mesh(made):
     executable = step_lib.compile_train_step(
-        step_lib.make_train_step(config, run.model, run.tx, run.schedule, 8),
+        step_lib.make_train_step(config, run.model, run.tx, run.schedule, 8,
+                                 specs=run.update_specs),
         run.shardings, made).lower(run.abstract_state, batch, {}).compile()
   params = [x for x in jax.tree.leaves(run.abstract_state.params)]
   return aot.Program(executable.as_text()).collectives(dict(made.shape)), params

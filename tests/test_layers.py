@@ -30,6 +30,23 @@ def test_keep_mask_is_uniform_and_uncorrelated():
       assert abs((centred[i] * centred[j]).mean()) < 5 * 0.21 / np.sqrt(n)
 
 
+@pytest.mark.parametrize('keep', [0.5, 0.9])
+def test_keep_mask_of_positions_some_rows_apart(keep):
+  """No lag of the flat array stands out, over many keys."""
+  shape, width = (8, 197, 512), 512
+  n, variance = np.prod(shape), keep * (1 - keep)
+  lags = [*range(1, 32), *(width * i for i in range(1, 32)),
+          *(197 * width * i for i in range(1, 8)), 2 ** 12, 2 ** 15, 2 ** 16]
+  make = jax.jit(lambda key: layers.keep_mask(key, keep, shape))
+  scores = []
+  for key in jax.random.split(jax.random.key(5), 6):
+    m = np.asarray(make(key)).ravel().astype(np.float32) - keep
+    scores += [np.dot(m[lag:], m[:-lag]) / variance / np.sqrt(n - lag)
+               for lag in lags]
+  assert 0.9 < np.std(scores) < 1.1  # of 432 standard normal numbers
+  assert np.abs(scores).max() < 5
+
+
 def test_keep_mask_of_related_keys():
   """Keys that differ in one word or one bit give unrelated masks."""
   shape = (1 << 16,)

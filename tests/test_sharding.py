@@ -92,7 +92,8 @@ def trained(model: str, mesh_name: str) -> Trained:
     # Quicker to compile; the collectives are the same.
     train_step = step_lib.compile_train_step(
         step_lib.make_train_step(
-            config, run.model, run.tx, run.schedule, CLASSES),
+            config, run.model, run.tx, run.schedule, CLASSES,
+            specs=run.update_specs),
         run.shardings, mesh).lower(state, put[0], {}).compile(
             {'xla_backend_optimization_level': 0})
     losses = []

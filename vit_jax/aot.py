@@ -341,7 +341,8 @@ def _compile(request: dict) -> dict:
   with jax.set_mesh(mesh):
     train_step = step_lib.compile_train_step(
         step_lib.make_train_step(config, run.model, run.tx, run.schedule,
-                                 num_classes, teacher=teacher),
+                                 num_classes, specs=run.update_specs,
+                                 teacher=teacher),
         run.shardings, mesh)
     executable = compiled(train_step, state, batch, extras)
     if executable is not None:

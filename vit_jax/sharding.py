@@ -168,6 +168,16 @@ def param_specs(params, mesh: Mesh, preset: str = 'data', rules=()):
   return specs
 
 
+def update_specs(params, mesh: Mesh, preset: str = 'data', rules=()):
+  """PartitionSpec of every gradient where the optimizer meets it.
+
+  As its parameter; under 'zero' split over `data`, as the optimizer state is.
+  """
+  if preset == 'zero':
+    return jax.tree.map(lambda x: _largest(x.shape, 'data', mesh), params)
+  return param_specs(params, mesh, preset, rules)
+
+
 def state_shardings(state, mesh: Mesh, preset: str = 'data', rules=()):
   """NamedSharding of every leaf of a TrainState (abstract or concrete).
 

@@ -78,7 +78,8 @@ def _split_micro(x, parts: int):
 
 
 def make_train_step(config, model, tx, schedule: Callable, num_classes: int,
-                    *, teacher=None, load_batch: Callable | None = None):
+                    *, specs=None, teacher=None,
+                    load_batch: Callable | None = None):
   """Builds train_step(state, batch, extras) -> (state, metrics).
 
   Args:
@@ -87,6 +88,8 @@ def make_train_step(config, model, tx, schedule: Callable, num_classes: int,
     tx: the optimizer of `optim.make_optimizer`.
     schedule: step -> learning rate, for the log.
     num_classes: of the head.
+    specs: `sharding.update_specs` of the parameters, for a mesh; None: one
+      device. Norms and updates are then computed on the parts alone.
     teacher: a function (variables, uint8-range images, batch) -> logits, for
       distillation; its variables are `extras['teacher']`.
     load_batch: turns what the host sends into a batch of images and labels,
@@ -98,6 +101,8 @@ def make_train_step(config, model, tx, schedule: Callable, num_classes: int,
   """
   dtype = jnp.dtype(model.dtype)
   parts = config.optim.accumulate
+  split = lambda tree: tree if specs is None else jax.tree.map(
+      jax.lax.with_sharding_constraint, tree, specs)
 
   def loss_fn(params, batch_stats, micro, key):
     (logits, out), updated = model.apply(
@@ -140,18 +145,19 @@ def make_train_step(config, model, tx, schedule: Callable, num_classes: int,
         sums = jax.tree.map(jnp.add, total, (grads, loss, terms, correct))
         return (sums, batch_stats), None
 
-      split = jax.tree.map(lambda x: _split_micro(x, parts), micro)
+      micro = jax.tree.map(lambda x: _split_micro(x, parts), micro)
       keys = jax.random.split(dropout_key, parts)
-      first = jax.tree.map(lambda x: x[0], split)
+      first = jax.tree.map(lambda x: x[0], micro)
       shapes = jax.eval_shape(grad_fn, state.params, state.batch_stats, first,
                               dropout_key)
       (loss, (terms, _, _)), grads = jax.tree.map(
           lambda s: jnp.zeros(s.shape, s.dtype), shapes)
       zeros = (grads, loss, terms, jnp.float32(0))
       (sums, batch_stats), _ = jax.lax.scan(
-          accumulate, (zeros, state.batch_stats), (split, keys))
+          accumulate, (zeros, state.batch_stats), (micro, keys))
       grads, loss, terms, correct = jax.tree.map(lambda x: x / parts, sums)
 
+    grads = split(grads)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step,
@@ -173,7 +179,8 @@ def make_train_step(config, model, tx, schedule: Callable, num_classes: int,
         skipped=state.skipped + ~finite)
     values = {
         'loss': loss, 'train_top1': correct, 'lr': schedule(state.step),
-        'grad_norm': grad_norm, 'param_norm': optax.tree.norm(state.params),
+        'grad_norm': grad_norm,
+        'param_norm': optax.tree.norm(split(state.params)),
         **{f'loss_{k}': v for k, v in terms.items() if len(terms) > 1}}
     return new_state, values
 

@@ -58,6 +58,7 @@ class Run:
   tx: Any
   abstract_state: step_lib.TrainState  # shapes with shardings
   shardings: step_lib.TrainState
+  update_specs: Any  # of the gradients, `sharding.update_specs`
   init: Callable  # () -> TrainState, jitted, already sharded
 
 
@@ -121,8 +122,10 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
   abstract = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state,
       shardings)
+  update_specs = sharding.update_specs(
+      state.params, mesh, config.mesh.preset, config.mesh.rules)
   return Run(config, mesh, model, num_classes, steps_per_epoch, total_steps,
-             schedule, tx, abstract, shardings,
+             schedule, tx, abstract, shardings, update_specs,
              jax.jit(fresh, out_shardings=shardings))
 
 
@@ -354,7 +357,7 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
     train_step = step_lib.compile_train_step(
         step_lib.make_train_step(
             config, run.model, run.tx, run.schedule, num_classes,
-            teacher=teacher, load_batch=load_batch),
+            specs=run.update_specs, teacher=teacher, load_batch=load_batch),
         run.shardings, mesh)
     if device_cache is not None:
       batches = _cached_batches(device_cache, mesh, step, total_steps)

@@ -178,10 +178,9 @@ class EncoderBlock(nn.Module):
         self.num_heads, self.attention_dropout, dtype=self.dtype,
         kernel_init=init.kernel, bias_init=init.bias(width),
         attend_fn=self._attend_fn(width),
+        before_dropout=train and self.dropout > 0,
         name='MultiHeadDotProductAttention_0')(y[:, :self.keep], y, train)
     x = x[:, :self.keep]
-    if train and self.dropout:
-      y = layers.hold_gradient(y)
     y = layers.Dropout(self.dropout, deterministic=not train)(y)
     x = x + layers.DropPath()(self._scale('gamma_1', y), rate, train)
 
