@@ -198,8 +198,8 @@ def estimate(topology: str, args):
   # A mesh as in training, under which activations have fixed layouts.
   mesh = make_mesh(devices=[device])
   hertz = CLOCK[topology.split(':')[0]]
-  width, _, _, heads = vit.SIZES[args.size]
-  steps = args.batch * heads // kernel_group(heads, (width // heads,))
+  heads = vit.SIZES[args.size][3]
+  steps = args.batch * heads // kernel_group(heads)
   base = None
   for maximum in args.areas or ('2', '4', '2x2'):
     for form in ('ordinary', 'kernel', 'factored', 'explicit'):

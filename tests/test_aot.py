@@ -45,6 +45,12 @@ PROGRAM = """HloModule jit_step, entry_computation_layout={()->()}
   ROOT %less = pred[] compare(%i, %bound), direction=LT
 }
 
+%all-reduce-scatter.1 (input: f32[64]) -> f32[16] {
+  %input = f32[64] parameter(0)
+  %sum = f32[64] all-reduce(%input), GROUP_F
+  ROOT %slice = f32[16] dynamic-slice(%sum)
+}
+
 ENTRY %main (p0: bf16[8,128]) -> f32[] {
   %p0 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
   %loop = (s32[]{:T(256)}, /*index=1*/bf16[8,128]{1,0}) while(%p0), LOOP
@@ -54,6 +60,7 @@ ENTRY %main (p0: bf16[8,128]) -> f32[] {
   %start = (f32[2], f32[8]) all-gather-start(%norm), GROUP_D
   %done = f32[8] all-gather-done(%start)
   %part = f32[16] all-gather(%norm), GROUP_E
+  %split = f32[16] fusion(%part), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %out = f32[] copy(%done), CYCLES_3
 }
 """
@@ -67,6 +74,7 @@ for _name, _text in {
     'GROUP_B': 'replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add',
     'GROUP_C': 'replica_groups=[1,8]<=[8]',
     'GROUP_D': 'replica_groups=[2,4]<=[4,2]T(1,0)',
+    'GROUP_F': "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}",
     'GROUP_E': "replica_groups=mesh['axis_0'=4,'axis_1'=2], "
                "device_ids=([2,4]T(1,0)) {'axis_1'}, dimensions={0}",
 }.items():
@@ -87,6 +95,10 @@ def test_collectives_by_kind_axis_and_bytes():
                         bytes=24 * 32 * 128 * 2, largest=32 * 128 * 2)
   assert by['all-reduce', 'data']['bytes'] == 4 * 2 * 4 + 4
   assert by['reduce-scatter', 'data x fsdp']['bytes'] == 8 * 4 * 4
+  # On a TPU: an all-reduce and a slice in one fusion.
+  assert by['reduce-scatter', 'fsdp'] == dict(
+      kind='reduce-scatter', axes='fsdp', executions=1, bytes=256, largest=256)
+  assert ('all-reduce', 'fsdp') not in by
   # [4,2]T(1,0): devices 0, 2, 4, 6, which differ on both axes.
   assert by['all-gather', 'data x fsdp']['bytes'] == 8 * 4
   # Devices 0 and 4.
@@ -222,7 +234,7 @@ def test_a_step_for_a_v3_8(capsys, tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_collectives_on_a_v3_8():
-  """FSDP gathers kernels one at a time, on the fsdp axis only."""
+  """FSDP gathers and scatters kernels one at a time, on the fsdp axis only."""
   config = aot.load_config(
       f'{ROOT}/configs/vit_b16_i21k.py',
       ['model.name=vit_ti16', 'model.depth=2', 'data.batch_size=64',
@@ -232,6 +244,10 @@ def test_collectives_on_a_v3_8():
   gathers = [c for c in r['collectives'] if c['kind'] == 'all-gather']
   assert gathers and {c['axes'] for c in gathers} == {'fsdp'}
   assert max(c['largest'] for c in gathers) <= 4 * 192 * 768
+  scatters = [c for c in r['collectives'] if c['kind'] == 'reduce-scatter']
+  assert {c['axes'] for c in scatters} == {'fsdp'}
+  assert sum(c['executions'] for c in scatters) >= 4  # the kernels of the MLPs
+  assert max(c['largest'] for c in scatters) <= 4 * 192 * 768
   reduced = sum(c['bytes'] for c in r['collectives']
                 if c['kind'] in ('all-reduce', 'reduce-scatter'))
   assert reduced < 3 * 4 * r['parameters']

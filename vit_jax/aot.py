@@ -169,9 +169,16 @@ class Program:
     return sum(parts.values()), dict(parts.most_common())
 
   def collectives(self, mesh_shape: dict[str, int]) -> list[dict]:
-    """Kinds of collectives with executions, bytes and mesh axes."""
+    """Kinds of collectives with executions, bytes and mesh axes.
+
+    Bytes are those of the whole array that is reduced, gathered or moved. TPUs
+    write a reduce-scatter as a fusion of an all-reduce and a slice.
+    """
+    scattered = {name for computation, instructions in self._of.items()
+                 if computation.startswith('all-reduce-scatter')
+                 for name, *_ in instructions}
     rows = collections.defaultdict(lambda: [0, 0, 0])
-    for times, _, (_, kind, op, rest) in self.walk():
+    for times, _, (instruction, kind, op, rest) in self.walk():
       match = _COLLECTIVE.match(op)
       if not match:
         continue
@@ -180,6 +187,8 @@ class Program:
         sizes = sizes[len(sizes) // 2:]  # a start's type is (inputs, outputs)
       axes, group = _axes(rest, mesh_shape)
       size = sum(sizes) * (group if name == 'reduce-scatter' else 1)
+      if instruction in scattered:
+        name = 'reduce-scatter'
       row = rows[name, axes]
       row[0] += times
       row[1] += times * size

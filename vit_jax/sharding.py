@@ -39,11 +39,14 @@ _TENSOR_RULES = (
     (r'.*(MlpBlock_\d+|mlp|channel_mixing)/Dense_1/kernel',
      ('tensor', 'fsdp')),
 )
+# Vectors stay whole under fsdp: they are small, and a split bias of the queries,
+# say, makes the partitioner split the activations along it.
+_FSDP_RULES = ((r'(.*/)?(bias|scale)', 'replicated'), (r'.*', 'fsdp'))
 RULES = {
     'data': ((r'.*', 'replicated'),),
     'zero': ((r'.*', 'replicated'),),
-    'fsdp': ((r'.*', 'fsdp'),),
-    'fsdp_tensor': _TENSOR_RULES + ((r'.*', 'fsdp'),),
+    'fsdp': _FSDP_RULES,
+    'fsdp_tensor': _TENSOR_RULES + _FSDP_RULES,
 }
 
 

@@ -35,6 +35,7 @@ def _all_heads(fn, by_head: bool, args):
 
 def _jnp_forward(q, k, v, bias, *, areas, value_mode, by_head):
   fn = lambda q, k, v: matrix.forward(q, k, v, bias, areas, value_mode)
+  k, v = [matrix.strip(x, areas) for x in (k, v)]
   out, normaliser = _all_heads(fn, by_head, [_heads_first(x)
                                              for x in (q, k, v)])
   return _heads_last(out), jnp.moveaxis(normaliser[:, :, 0], 0, 1)
@@ -44,65 +45,60 @@ def _jnp_backward(q, k, v, bias, normaliser, g, *, areas, value_mode,
                   by_head):
   fn = lambda q, k, v, normaliser, g: matrix.backward(
       q, k, v, bias, normaliser, g, areas, value_mode)
+  k, v = [matrix.strip(x, areas) for x in (k, v)]
   normaliser = jnp.moveaxis(normaliser, 1, 0)[:, :, None]
   q, k, v, g = [_heads_first(x) for x in (q, k, v, g)]
   grads = _all_heads(fn, by_head, (q, k, v, normaliser, g))
-  return tuple(_heads_last(x) for x in grads)
+  dq, dk, dv = [_heads_last(x) for x in grads]
+  return dq, matrix.unstrip(dk, areas), matrix.unstrip(dv, areas)
 
 
 # Program 2, a Pallas kernel for TPUs: a grid step loads some heads of one
-# example and keeps their matrices on the chip. The operands of its products are
-# float32, which costs nothing and which TPU v3 needs.
+# example and keeps their matrices on the chip. Tokens come last, as
+# `layers.MultiHeadDotProductAttention` lays q, k and v out on a TPU, so nothing
+# is copied before or after. The operands of its products are float32, which
+# costs nothing and which TPU v3 needs.
 
 
-def kernel_group(heads: int, widths) -> int:
-  """Heads in a grid step: their columns must fill lane tiles of 128."""
-  for group in (4, 2, 1, 8):
-    if heads % group == 0 and all(group * w % 128 == 0 for w in widths):
-      return group
-  return heads
-
-
-def _head(ref, h: int, width: int):
-  return ref[0, :, h * width:(h + 1) * width].astype(jnp.float32)
+def kernel_group(heads: int) -> int:
+  """Heads in a grid step: more of them hide its start, and are more code."""
+  return 2 if heads % 2 == 0 else 1
 
 
 def _forward_kernel(q, k, v, bias, out, normaliser, *, areas, value_mode):
-  group = normaliser.shape[-2]
-  widths = [x.shape[-1] // group for x in (q, k, v)]
-  for h in range(group):
+  for h in range(q.shape[1]):
+    head = lambda x: x[0, h].astype(jnp.float32)
     y, log = matrix.forward(
-        *[_head(x, h, w) for x, w in zip((q, k, v), widths)], bias[...], areas,
-        value_mode)
-    out[0, :, h * widths[2]:(h + 1) * widths[2]] = y.astype(out.dtype)
-    normaliser[0, 0, h:h + 1] = log
+        head(q), matrix.strip(head(k), areas), matrix.strip(head(v), areas),
+        bias[...], areas, value_mode, last=True)
+    out[0, h] = y.astype(out.dtype)
+    normaliser[0, h] = log
 
 
-def _backward_kernel(q, k, v, bias, normaliser, g, *grads, areas, value_mode):
-  group = normaliser.shape[-2]
-  width = lambda x: x.shape[-1] // group
-  for h in range(group):
-    head = lambda x: _head(x, h, width(x))
-    values = matrix.backward(
-        head(q), head(k), head(v), bias[...], normaliser[0, 0, h:h + 1],
-        head(g), areas, value_mode)
-    for ref, value in zip(grads, values):
-      ref[0, :, h * width(ref):(h + 1) * width(ref)] = value.astype(ref.dtype)
+def _backward_kernel(q, k, v, bias, normaliser, g, dq, dk, dv, *, areas,
+                     value_mode):
+  for h in range(q.shape[1]):
+    head = lambda x: x[0, h].astype(jnp.float32)
+    grads = matrix.backward(
+        head(q), matrix.strip(head(k), areas), matrix.strip(head(v), areas),
+        bias[...], normaliser[0, h], head(g), areas, value_mode, last=True)
+    dq[0, h] = grads[0].astype(dq.dtype)
+    dk[0, h] = matrix.unstrip(grads[1], areas).astype(dk.dtype)
+    dv[0, h] = matrix.unstrip(grads[2], areas).astype(dv.dtype)
 
 
-def _pallas(kernel, args, outs, heads, group, interpret):
+def _pallas(kernel, args, outs, interpret):
   """Calls `kernel` on a grid of examples and groups of heads.
 
-  Args and outs are (B, rows, H, K), cut along H, or (B, H / group, group, T),
-  or the bias (N, 1).
+  Args and outs are (B, H, ...), or the bias (N, 1).
   """
+  heads = args[0].shape[1]
+  group = kernel_group(heads)
+
   def spec(x):
     if x.ndim == 2:
       return pl.BlockSpec(x.shape, lambda i, j: (0, 0))
-    if x.ndim == 3:
-      return pl.BlockSpec((1, x.shape[1], x.shape[2] // heads * group),
-                          lambda i, j: (i, 0, j))
-    return pl.BlockSpec((1, 1) + x.shape[2:], lambda i, j: (i, j, 0, 0))
+    return pl.BlockSpec((1, group) + x.shape[2:], lambda i, j: (i, j, 0, 0))
 
   return pl.pallas_call(
       kernel, grid=(args[0].shape[0], heads // group),
@@ -112,37 +108,30 @@ def _pallas(kernel, args, outs, heads, group, interpret):
           dimension_semantics=('parallel', 'parallel')))(*args)
 
 
-_flat = lambda x: x.reshape(x.shape[:2] + (-1,))
+_tokens_last = lambda x: jnp.moveaxis(x, 1, -1)  # (B, H, K, T)
+_tokens_second = lambda x: jnp.moveaxis(x, -1, 1)
 
 
 def _kernel_forward(q, k, v, bias, *, areas, value_mode, interpret=False):
-  batch, queries, heads, _ = q.shape
-  group = kernel_group(heads, (q.shape[-1], v.shape[-1]))
-  outs = [jax.ShapeDtypeStruct((batch, queries, heads * v.shape[-1]), v.dtype),
-          jax.ShapeDtypeStruct((batch, heads // group, group, queries),
-                               jnp.float32)]
+  q, k, v = [_tokens_last(x) for x in (q, k, v)]
+  batch, heads, _, queries = q.shape
+  outs = [jax.ShapeDtypeStruct(v.shape[:3] + (queries,), v.dtype),
+          jax.ShapeDtypeStruct((batch, heads, 1, queries), jnp.float32)]
   kernel = functools.partial(
       _forward_kernel, areas=areas, value_mode=value_mode)
-  out, normaliser = _pallas(kernel, [_flat(q), _flat(k), _flat(v), bias], outs,
-                            heads, group, interpret)
-  return (out.reshape(batch, queries, heads, -1),
-          normaliser.reshape(batch, heads, queries))
+  out, normaliser = _pallas(kernel, [q, k, v, bias], outs, interpret)
+  return _tokens_second(out), normaliser[:, :, 0]
 
 
 def _kernel_backward(q, k, v, bias, normaliser, g, *, areas, value_mode,
                      interpret=False):
-  heads = q.shape[2]
-  group = kernel_group(heads, (q.shape[-1], v.shape[-1]))
-  inner = k.shape[1] - 2 * matrix.reach(areas)
-  outs = [jax.ShapeDtypeStruct((x.shape[0], rows, heads * x.shape[-1]), x.dtype)
-          for x, rows in ((q, q.shape[1]), (k, inner), (v, inner))]
+  q, k, v, g = [_tokens_last(x) for x in (q, k, v, g)]
+  outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
   kernel = functools.partial(
       _backward_kernel, areas=areas, value_mode=value_mode)
-  normaliser = normaliser.reshape(
-      q.shape[0], heads // group, group, q.shape[1])
-  grads = _pallas(kernel, [_flat(q), _flat(k), _flat(v), bias, normaliser,
-                           _flat(g)], outs, heads, group, interpret)
-  return tuple(x.reshape(x.shape[:2] + (heads, -1)) for x in grads)
+  grads = _pallas(kernel, [q, k, v, bias, normaliser[:, :, None], g], outs,
+                  interpret)
+  return tuple(_tokens_second(x) for x in grads)
 
 
 # Which program, and the gradient.
@@ -220,7 +209,7 @@ def _factored_fwd(q, k, v, areas, value_mode, program):
   out, normaliser = _run(
       program, functools.partial(_jnp_forward, **fixed),
       functools.partial(_kernel_forward, **fixed), 2,
-      (q, matrix.strip(k, areas), matrix.strip(v, areas), matrix.bias(areas)))
+      (q, k, v, matrix.bias(areas)))
   return out, (q, k, v, normaliser)
 
 
@@ -228,12 +217,10 @@ def _factored_bwd(areas, value_mode, program, residuals, g):
   # The barrier keeps the compiler from saving the forward pass's logits.
   (q, k, v, normaliser), g = jax.lax.optimization_barrier((residuals, g))
   fixed = dict(areas=areas, value_mode=value_mode)
-  dq, dk, dv = _run(
+  return _run(
       program, functools.partial(_jnp_backward, **fixed),
       functools.partial(_kernel_backward, **fixed), 3,
-      (q, matrix.strip(k, areas), matrix.strip(v, areas), matrix.bias(areas),
-       normaliser, g))
-  return dq, matrix.unstrip(dk, areas), matrix.unstrip(dv, areas)
+      (q, k, v, matrix.bias(areas), normaliser, g))
 
 
 factored.defvjp(_factored_fwd, _factored_bwd)

@@ -40,26 +40,40 @@ def reach(areas) -> int:
   return (height - 1) * _columns(areas) + width - 1
 
 
-def strip(x, areas):
-  """(B, S, ...) -> (B, N, ...): items on the strip, zeros in the gaps."""
-  pad = lambda x, axis, before, after: jnp.pad(
-      x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)])
+def _cut(x, start: int, size: int, axis: int):
+  return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
+
+
+def strip(x, areas, axis: int = 1):
+  """Lays the S items of an axis on the strip: N entries, zeros in the gaps."""
   lead, ends = int(areas.separate_first), reach(areas)
   rows, columns = areas.memory_shape
-  grid = x[:, lead:].reshape(x.shape[:1] + (rows, columns) + x.shape[2:])
-  grid = pad(grid, 2, 0, _columns(areas) - columns)
-  x = jnp.concatenate([pad(x[:, :lead], 1, 0, lead * ends),
-                       grid.reshape(x.shape[:1] + (-1,) + x.shape[2:])], 1)
-  return pad(x, 1, ends, ends)
+  gap = lambda n: jnp.zeros(x.shape[:axis] + (n,) + x.shape[axis + 1:], x.dtype)
+  parts = [gap(ends)]
+  if lead:
+    parts += [_cut(x, 0, 1, axis), gap(ends)]
+  between = _columns(areas) - columns
+  if not between:
+    parts.append(_cut(x, lead, rows * columns, axis))
+  else:
+    for row in range(rows):
+      parts += [_cut(x, lead + row * columns, columns, axis), gap(between)]
+  parts.append(gap(ends))
+  return jnp.concatenate([p for p in parts if p.shape[axis]], axis=axis)
 
 
-def unstrip(x, areas):
-  """Adjoint of `strip`, of rows without the outer gaps."""
-  ends = reach(areas)
-  items = jax.ShapeDtypeStruct(
-      x.shape[:1] + (areas.items,) + x.shape[2:], x.dtype)
-  inner = lambda y: strip(y, areas)[:, ends:ends + x.shape[1]]
-  return jax.linear_transpose(inner, items)(x)[0]
+def unstrip(x, areas, axis: int = 1):
+  """The S items of a strip without its outer gaps: the adjoint of `strip`."""
+  step, (rows, columns) = _columns(areas), areas.memory_shape
+  lead = int(areas.separate_first)
+  start = lead * (1 + reach(areas))
+  parts = [_cut(x, 0, lead, axis)] if lead else []
+  if step == columns:
+    parts.append(_cut(x, start, rows * columns, axis))
+  else:
+    parts += [_cut(x, start + row * step, columns, axis)
+              for row in range(rows)]
+  return jnp.concatenate(parts, axis=axis)
 
 
 def bias(areas):
@@ -71,7 +85,7 @@ def bias(areas):
 
 
 def _rows(x, start: int, size: int):
-  return jax.lax.slice_in_dim(x, start, start + size, axis=x.ndim - 2)
+  return _cut(x, start, size, x.ndim - 2)
 
 
 def _windows(x, areas):
@@ -144,43 +158,52 @@ def _backward_matrices(s, gv, normaliser, areas, value_mode):
   return weights, _collect(ds, areas, s.shape[-2])
 
 
-def _dot(a, b, contract: str):
-  """Batched matrix product, float32; 'nt': a b^T, 'nn': a b, 'tn': a^T b."""
-  spec = {'nt': '...ik,...jk->...ij', 'nn': '...ik,...kj->...ij',
-          'tn': '...ki,...kj->...ij'}[contract]
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+# Products of the matrices (N, T) with features of items and queries, which are
+# (rows, K), or (K, rows) with `last`: float32.
+_FEATURES = ('...nk,...tk->...nt', '...kn,...kt->...nt')
+_OVER_ITEMS = ('...nt,...nk->...tk', '...kn,...nt->...kt')
+_OVER_QUERIES = ('...nt,...tk->...nk', '...kt,...nt->...kn')
 
 
-def _inner(x, areas):
-  """The strip (..., N, K) without its outer gaps."""
-  ends = reach(areas)
-  return _rows(x, ends, x.shape[-2] - 2 * ends)
+def _product(specs, a, b, last: bool):
+  if last and specs is not _FEATURES:
+    a, b = b, a
+  return jnp.einsum(specs[last], a, b, preferred_element_type=jnp.float32)
 
 
-def logits(q, k, bias):
-  s = _dot(k, q, 'nt') * q.shape[-1] ** -0.5
+def _inner(x, areas, last: bool):
+  """The strip without its outer gaps."""
+  ends, axis = reach(areas), x.ndim - (1 if last else 2)
+  return _cut(x, ends, x.shape[axis] - 2 * ends, axis)
+
+
+def logits(q, k, bias, last: bool = False):
+  """(..., N, T) of queries and the strip of keys."""
+  s = _product(_FEATURES, k, q, last) * q.shape[-2 if last else -1] ** -0.5
   return s + jnp.broadcast_to(bias, s.shape)
 
 
-# One head, or a batch of heads: q (..., T, K), strips k and v (..., N, K).
+# One head, or a batch of heads: q (..., T, K), strips k and v (..., N, K), or
+# with the last two axes exchanged.
 
 
-def forward(q, k, v, bias, areas, value_mode):
-  """Output (..., T, V) and log normaliser (..., 1, T)."""
+def forward(q, k, v, bias, areas, value_mode, last: bool = False):
+  """Output, like q with v's features, and log normaliser (..., 1, T)."""
   weights, normaliser = forward_matrices(
-      logits(q, k, bias), areas, value_mode)
-  out = _dot(weights.astype(v.dtype), _inner(v, areas), 'tn')
+      logits(q, k, bias, last), areas, value_mode)
+  out = _product(_OVER_ITEMS, weights.astype(v.dtype), _inner(v, areas, last),
+                 last)
   return out.astype(v.dtype), normaliser
 
 
-def backward(q, k, v, bias, normaliser, g, areas, value_mode):
-  """Gradients (..., T, K), (..., N - 2 reach, K) and (..., N - 2 reach, V)."""
+def backward(q, k, v, bias, normaliser, g, areas, value_mode,
+             last: bool = False):
+  """Gradients of q and of the strips k and v without their outer gaps."""
   weights, ds = _backward_matrices(
-      logits(q, k, bias), _dot(v, g, 'nt'), normaliser, areas, value_mode)
-  ds = (ds * q.shape[-1] ** -0.5).astype(q.dtype)
-  dq = _dot(ds, _inner(k, areas), 'tn').astype(q.dtype)
-  dk = _dot(ds, q, 'nn').astype(k.dtype)
-  dv = _dot(weights.astype(g.dtype), g, 'nn').astype(v.dtype)
+      logits(q, k, bias, last), _product(_FEATURES, v, g, last), normaliser,
+      areas, value_mode)
+  ds = (ds * q.shape[-2 if last else -1] ** -0.5).astype(q.dtype)
+  dq = _product(_OVER_ITEMS, ds, _inner(k, areas, last), last).astype(q.dtype)
+  dk = _product(_OVER_QUERIES, ds, q, last).astype(k.dtype)
+  dv = _product(_OVER_QUERIES, weights.astype(g.dtype), g, last).astype(v.dtype)
   return dq, dk, dv
-
-

@@ -59,19 +59,24 @@ def is_portable() -> bool:
   return _PORTABLE.get()
 
 
-def pin(x: jax.Array) -> jax.Array:
-  """Pins the batch axis of an activation to the mesh axes that carry data.
+def split_batch(x: jax.Array) -> jax.Array:
+  """Splits the batch axis of an activation along the mesh axes for data.
 
   Left alone, the partitioner may follow sharded weights and replicate the
-  batch (hundreds of GiB for FSDP). Without a mesh (`jax.set_mesh`) with these
-  axes it is the identity, so models need to know nothing of training.
+  batch (hundreds of GiB for FSDP). It holds for the gradient as well. Without
+  a mesh (`jax.set_mesh`) with these axes it is the identity, so models need to
+  know nothing of training.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
   if not axes or x.shape[0] % math.prod(mesh.shape[a] for a in axes):
     return x
-  x = jax.lax.with_sharding_constraint(x, P(axes))
-  return lay_out(x, range(x.ndim))
+  return jax.lax.with_sharding_constraint(x, P(axes))
+
+
+def pin(x: jax.Array) -> jax.Array:
+  """`split_batch`, and on a TPU its axes in order: the state between blocks."""
+  return lay_out(split_batch(x), range(x.ndim))
 
 
 def lay_out(x: jax.Array, order) -> jax.Array:
@@ -181,6 +186,7 @@ class MultiHeadDotProductAttention(nn.Module):
     # Tokens last, as the products over tokens want them; but a single query
     # (a class token) would fill one lane of 128.
     tokens_last = lambda x: lay_out(x, (0, 2, 3, 1)) if x.shape[1] > 1 else x
+    x_q, x_kv = split_batch(x_q), split_batch(x_kv)
     q = tokens_last(project(name='query')(x_q))
     k = tokens_last(project(name='key')(x_kv))
     v = tokens_last(project(name='value')(x_kv))
