@@ -1,6 +1,8 @@
-"""Test setting: one CPU process with 8 virtual devices, strict arrays."""
+"""Test setting: CPU processes with 8 virtual devices, strict arrays."""
 
 import os
+import shutil
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
@@ -9,6 +11,15 @@ os.environ['XLA_FLAGS'] = (
     # Tests compile far more than they compute: this halves it.
     + ' --xla_backend_optimization_level=0'
     + ' --xla_llvm_disable_expensive_passes=true')
+# What one test compiled, another one, another worker or a command of its own
+# process takes from here. It lives as long as the test run.
+CACHE = None
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  CACHE = tempfile.mkdtemp(prefix='vit_jax_compiled_')
+  os.environ.update(
+      JAX_COMPILATION_CACHE_DIR=CACHE,
+      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
+      JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402
@@ -16,3 +27,8 @@ import jax  # noqa: E402
 # Grain reads absl flags, and pytest never parses them.
 flags.FLAGS.mark_as_parsed()
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_unconfigure():
+  if CACHE is not None:
+    shutil.rmtree(CACHE, ignore_errors=True)

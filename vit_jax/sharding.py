@@ -171,16 +171,6 @@ def param_specs(params, mesh: Mesh, preset: str = 'data', rules=()):
   return specs
 
 
-def update_specs(params, mesh: Mesh, preset: str = 'data', rules=()):
-  """PartitionSpec of every gradient where the optimizer meets it.
-
-  As its parameter; under 'zero' split over `data`, as the optimizer state is.
-  """
-  if preset == 'zero':
-    return jax.tree.map(lambda x: _largest(x.shape, 'data', mesh), params)
-  return param_specs(params, mesh, preset, rules)
-
-
 def state_shardings(state, mesh: Mesh, preset: str = 'data', rules=()):
   """NamedSharding of every leaf of a TrainState (abstract or concrete).
 
@@ -210,6 +200,17 @@ def state_shardings(state, mesh: Mesh, preset: str = 'data', rules=()):
     return NamedSharding(mesh, P())
 
   return jax.tree_util.tree_map_with_path(one, state)
+
+
+def update_specs(state, shardings, preset: str):
+  """PartitionSpec of every gradient where the optimizer meets it.
+
+  As its parameter; under 'zero' split over `data`, as the optimizer state is.
+  `shardings` are the `state_shardings` of the TrainState.
+  """
+  return jax.tree.map(
+      lambda x, s: _largest(x.shape, 'data', s.mesh) if preset == 'zero'
+      else s.spec, state.params, shardings.params)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -122,8 +122,7 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
   abstract = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state,
       shardings)
-  update_specs = sharding.update_specs(
-      state.params, mesh, config.mesh.preset, config.mesh.rules)
+  update_specs = sharding.update_specs(state, shardings, config.mesh.preset)
   return Run(config, mesh, model, num_classes, steps_per_epoch, total_steps,
              schedule, tx, abstract, shardings, update_specs,
              jax.jit(fresh, out_shardings=shardings))
