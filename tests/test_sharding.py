@@ -263,6 +263,34 @@ def test_every_parameter_is_covered_and_the_first_rule_wins():
                    'b': {'w': P()}}
 
 
+class Device:
+  """Stands for a device of a process."""
+
+  platform = 'cpu'
+
+  def __init__(self, number, per_process):
+    self.id, self.process_index = number, number // per_process
+
+
+@pytest.mark.parametrize('devices, per_process, preset, want', [
+    (4, 4, 'data', [(0, 1)]), (8, 4, 'fsdp', [(0, 2), (1, 2)]),
+    (8, 4, 'fsdp_tensor', [(0, 2), (1, 2)]),
+    # Two processes are one copy of the model: they feed the same examples.
+    (4, 1, 'fsdp_tensor', [(0, 2), (0, 2), (1, 2), (1, 2)])])
+def test_which_slice_of_the_batch_a_process_feeds(devices, per_process, preset,
+                                                  want):
+  mesh = sharding.make_mesh(
+      preset, devices=[Device(i, per_process) for i in range(devices)])
+  assert [sharding.batch_slice(mesh, p) for p in range(len(want))] == want
+
+
+def test_a_mesh_that_cuts_a_process_in_two_is_refused():
+  mesh = sharding.make_mesh(
+      'fsdp_tensor', 2, 3, [Device(i, 2) for i in range(6)])
+  with pytest.raises(ValueError, match='no equal slices'):
+    sharding.batch_slice(mesh)
+
+
 def test_rules_are_aligned_at_the_right():
   """A scanned stack has one more axis; what does not divide stays whole."""
   mesh = sharding.make_mesh('fsdp_tensor')

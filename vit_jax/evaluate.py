@@ -84,6 +84,7 @@ class Evaluator:
   def __call__(self, variables) -> dict[str, dict[str, float]]:
     """{set: {'top1', 'top5', 'loss', 'examples'}}."""
     results = {}
+    index, count = sharding.batch_slice(self._mesh)
     for name, source in self._sets.items():
       batches = pipeline.eval_batches(
           source, batch_size=self._batch_size,
@@ -91,8 +92,7 @@ class Evaluator:
           crop=self._config.eval.crop or 'squash',
           interpolation=self._config.eval.interpolation,
           threads=self._config.data.threads,
-          process_index=jax.process_index(),
-          process_count=jax.process_count(),
+          process_index=index, process_count=count,
           max_bad_fraction=self._config.data.max_bad_fraction)
       steps = -(-len(source) // self._batch_size)
       sums = []

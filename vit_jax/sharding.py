@@ -39,8 +39,8 @@ _TENSOR_RULES = (
     (r'.*(MlpBlock_\d+|mlp|channel_mixing)/Dense_1/kernel',
      ('tensor', 'fsdp')),
 )
-# Vectors stay whole under fsdp: they are small, and a split bias of the queries,
-# say, makes the partitioner split the activations along it.
+# Vectors stay whole under fsdp: they are small, and a split bias of the
+# queries, say, makes the partitioner split the activations along it.
 _FSDP_RULES = ((r'(.*/)?(bias|scale)', 'replicated'), (r'.*', 'fsdp'))
 RULES = {
     'data': ((r'.*', 'replicated'),),
@@ -217,8 +217,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def batch_slice(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+  """(i, n): a process, by default this one, feeds slice i of n of each batch.
+
+  Processes whose devices share examples (a `tensor` axis across processes) feed
+  the same slice. ValueError if the mesh cuts the batch in no such slices.
+  """
+  devices = mesh.devices.reshape(batch_shards(mesh), -1)
+  parts = {}  # the parts of the batch on the devices of each process
+  for part, row in enumerate(devices):
+    for device in row:
+      parts.setdefault(device.process_index, set()).add(part)
+  slices = sorted({tuple(sorted(p)) for p in parts.values()})
+  size = len(slices[0])
+  if [i for s in slices for i in s] != list(range(size * len(slices))) or any(
+      len(s) != size for s in slices):
+    raise ValueError(
+        f'mesh {dict(mesh.shape)} over {len(parts)} processes: their devices '
+        f'hold the parts {slices} of a batch, which are no equal slices; '
+        'choose mesh.tensor to divide the devices of a process, or the other '
+        'way round')
+  process = jax.process_index() if process is None else process
+  return slices.index(tuple(sorted(parts[process]))), len(slices)
+
+
 def put_batch(batch, mesh: Mesh):
-  """Host-local numpy batch -> global arrays split along their first axis."""
+  """The numpy batch of `batch_slice` -> global arrays split along axis 0."""
   sharding = NamedSharding(mesh, BATCH)
   return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

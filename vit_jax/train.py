@@ -217,19 +217,20 @@ class _StopSignal:
 
 def _batches(config, source, mesh, start_step: int, label_maps=None):
   """Device batches from start_step on, prefetched."""
+  index, count = sharding.batch_slice(mesh)
   host = pipeline.train_batches(
       source, config.data, seed=config.run.seed, start_step=start_step,
-      process_index=jax.process_index(), process_count=jax.process_count(),
-      token_labels=label_maps)
+      process_index=index, process_count=count, token_labels=label_maps)
   return pipeline.prefetch(
       host, lambda b: sharding.put_batch(b, mesh), config.data.prefetch)
 
 
 def _cached_batches(device_cache, mesh, start_step: int, total_steps: int):
   """Only indices travel: the data set is on the devices."""
+  index, count = sharding.batch_slice(mesh)
   for step in range(start_step, total_steps):
-    local = device_cache.indices(step).reshape(jax.process_count(), -1)
-    yield sharding.put_batch({'indices': local[jax.process_index()]}, mesh)
+    local = device_cache.indices(step).reshape(count, -1)
+    yield sharding.put_batch({'indices': local[index]}, mesh)
 
 
 def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
@@ -255,6 +256,7 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
   check_workdir(workdir, config_json)
   mesh = sharding.make_mesh(config.mesh.preset, config.mesh.fsdp,
                             config.mesh.tensor, devices)
+  sharding.batch_slice(mesh)  # refuses a mesh that processes cannot feed
   source = open_train_source(config)
   num_classes = config.data.num_classes or source.num_classes
   sets = open_eval_sets(config, num_classes)

@@ -167,7 +167,7 @@ _OVER_QUERIES = ('...nt,...tk->...nk', '...kt,...nt->...kn')
 
 def _product(specs, a, b, last: bool):
   if last and specs is not _FEATURES:
-    a, b = b, a
+    a, b = b, a  # the result's first axis comes from the first operand
   return jnp.einsum(specs[last], a, b, preferred_element_type=jnp.float32)
 
 
