@@ -61,6 +61,24 @@ def test_keep_mask_of_related_keys():
       assert abs((first * other).mean()) < 5 * 0.25 / np.sqrt(shape[0])
 
 
+def test_what_a_tpu_is_told_changes_no_number(monkeypatch):
+  """`product` and `lay_out` as on a TPU: values and gradients are the same."""
+  module = layers.MultiHeadDotProductAttention(2, before_dropout=True)
+  x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+  variables = module.init(jax.random.key(1), x, x, False)
+
+  def run():
+    return jax.jit(jax.value_and_grad(
+        lambda v, x: (module.apply(v, x, x, True)[0] ** 2).sum(),
+        argnums=(0, 1)))(variables, x)
+
+  plain = run()
+  told = []
+  monkeypatch.setattr(layers, '_for_tpu', lambda: told.append(1) or True)
+  chex.assert_trees_all_close(run(), plain, rtol=1e-5, atol=1e-6)
+  assert len(told) > 8  # four products, four layouts, and their gradients
+
+
 def test_dropout_is_unbiased_and_off_in_evaluation():
   x = jnp.ones((64, 1000), jnp.bfloat16)
   apply = lambda rate, off: layers.Dropout(rate, deterministic=off).apply(
