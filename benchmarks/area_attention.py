@@ -38,18 +38,24 @@ ONE_TOPOLOGY = '--topology' in sys.argv
 if ONE_TOPOLOGY:  # before JAX starts
   DUMP = tempfile.mkdtemp()
   os.environ.update(
-      JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_STDERR_LOG_LEVEL='3',
-      ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_ACCELERATOR_TYPE='v3-8',
-      TPU_WORKER_HOSTNAMES='localhost', TPU_MIN_LOG_LEVEL='3',
-      LIBTPU_INIT_ARGS=f'--xla_jf_dump_to={DUMP} --xla_jf_dump_llo_text=true')
+    JAX_PLATFORMS='cpu',
+    TPU_SKIP_MDS_QUERY='1',
+    TPU_STDERR_LOG_LEVEL='3',
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    TPU_ACCELERATOR_TYPE='v3-8',
+    TPU_WORKER_HOSTNAMES='localhost',
+    TPU_MIN_LOG_LEVEL='3',
+    LIBTPU_INIT_ARGS=f'--xla_jf_dump_to={DUMP} --xla_jf_dump_llo_text=true',
+  )
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from vit_jax.models import layers, vit  # noqa: E402
-from vit_jax.models.area_attention import area_attend, num_areas  # noqa: E402
-from vit_jax.sharding import make_mesh, replicated  # noqa: E402
+from vit_jax.models import attention, vit  # noqa: E402
+from vit_jax.models.area.areas import num_areas  # noqa: E402
+from vit_jax.models.area.attention import area_attend  # noqa: E402
+from vit_jax.parallel.mesh import make_mesh, replicated  # noqa: E402
 
 GRIDS = {65: 8, 197: 14, 577: 24}  # tokens: patches a side
 MAXIMA = {'2': (1, 2), '3': (1, 3), '4': (1, 4), '2x2': (2, 2), '3x3': (3, 3)}
@@ -58,7 +64,7 @@ MAXIMA = {'2': (1, 2), '3': (1, 3), '4': (1, 4), '2x2': (2, 2), '3x3': (3, 3)}
 def attend_fn(form: str, maximum: str, tokens: int):
   """The function that takes the place of `layers.attend`."""
   if form == 'ordinary':
-    return layers.attend
+    return attention.attend
   height, width = MAXIMA[maximum]
   grid = (GRIDS[tokens],) * 2 if height > 1 else None
   impl = {'kernel': 'auto'}.get(form, form)
@@ -72,10 +78,10 @@ def areas_of(maximum: str, tokens: int) -> int:
   return num_areas((GRIDS[tokens],) * 2, (height, width), True)
 
 
-def program(attend, part: str, backward: bool, batch: int, tokens: int,
-            size: str, dtype):
-  """A function and the shapes of its arguments: parameters, inputs, gradient.
-  """
+def program(
+  attend, part: str, backward: bool, batch: int, tokens: int, size: str, dtype
+):
+  """A function and the shapes of its arguments."""
   width, _, mlp_dim, heads = vit.SIZES[size]
   shape = jax.ShapeDtypeStruct
   if part == 'attention':
@@ -85,15 +91,20 @@ def program(attend, part: str, backward: bool, batch: int, tokens: int,
   else:
 
     class Block(vit.EncoderBlock):
-
       def _attend_fn(self, width):
         return attend
 
-    block = Block(num_heads=heads, mlp_dim=mlp_dim,
-                  grid=(GRIDS[tokens],) * 2, prefix=1, dtype=dtype)
+    block = Block(
+      num_heads=heads,
+      mlp_dim=mlp_dim,
+      grid=(GRIDS[tokens],) * 2,
+      prefix=1,
+      dtype=dtype,
+    )
     x = shape((batch, tokens, width), dtype)
     params = jax.eval_shape(
-        lambda x: block.init(jax.random.key(0), x, 0.0, False), x)
+      lambda x: block.init(jax.random.key(0), x, 0.0, False), x
+    )
     forward = lambda p, x: block.apply(p, x, 0.0, True)[0]
     args = (params, x, x)
 
@@ -110,15 +121,22 @@ def peer(maximum: str, tokens: int, batch: int, heads: int, backward: bool):
     return None
   import area_attention
   import torch
+
   height, width = MAXIMA[maximum]
   # It has no class token beside a grid: the grid alone, a little less work.
   side = GRIDS[tokens]
   memory = (side, side) if height > 1 else (1, tokens)
   module = area_attention.AreaAttention(
-      key_query_size=64, max_area_height=height, max_area_width=width,
-      memory_height=memory[0], memory_width=memory[1])
-  q, k, v, g = [torch.randn(batch * heads, math.prod(memory), 64,
-                            requires_grad=backward) for _ in range(4)]
+    key_query_size=64,
+    max_area_height=height,
+    max_area_width=width,
+    memory_height=memory[0],
+    memory_width=memory[1],
+  )
+  q, k, v, g = [
+    torch.randn(batch * heads, math.prod(memory), 64, requires_grad=backward)
+    for _ in range(4)
+  ]
 
   def run():
     with torch.set_grad_enabled(backward):
@@ -149,37 +167,54 @@ def compare(tokens: int, maximum: str, part: str, backward: bool, args):
   dtype = jnp.float32 if on_cpu else jnp.bfloat16
   runs, memory = {}, {}
   for form in ('ordinary', 'factored', 'explicit'):
-    fn, shapes = program(attend_fn(form, maximum, tokens), part, backward,
-                         args.batch, tokens, args.size, dtype)
+    fn, shapes = program(
+      attend_fn(form, maximum, tokens),
+      part,
+      backward,
+      args.batch,
+      tokens,
+      args.size,
+      dtype,
+    )
     compiled = jax.jit(fn).lower(*shapes).compile()
     rng = np.random.default_rng(0)
     values = jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+      lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes
+    )
     runs[form] = lambda c=compiled, v=values: jax.block_until_ready(c(*v))
-    memory[form] = compiled.memory_analysis().temp_size_in_bytes / 2 ** 20
+    memory[form] = compiled.memory_analysis().temp_size_in_bytes / 2**20
   if part == 'attention' and on_cpu and not args.no_peer:
     run = peer(maximum, tokens, args.batch, vit.SIZES[args.size][3], backward)
     if run is not None:
       runs['peer'] = run
-  times = measure(runs, args.repeats,
-                  time.process_time if on_cpu else time.perf_counter)
+  times = measure(
+    runs, args.repeats, time.process_time if on_cpu else time.perf_counter
+  )
   base = np.asarray(times['ordinary'])
   for form, seconds in times.items():
     low, ratio, high = np.quantile(
-        np.asarray(seconds) / base, (0.25, 0.5, 0.75))
+      np.asarray(seconds) / base, (0.25, 0.5, 0.75)
+    )
     mib = f'{memory[form]:8.1f}' if form in memory else '       -'
-    print(f'{tokens:5d} {maximum:>4s} {areas_of(maximum, tokens):6d} '
-          f'{part:9s} {"fwd+bwd" if backward else "fwd":7s} {form:9s}'
-          f'{1e3 * np.median(seconds):9.1f} {ratio:7.2f} ({low:.2f}-{high:.2f})'
-          f' {mib}', flush=True)
+    print(
+      f'{tokens:5d} {maximum:>4s} {areas_of(maximum, tokens):6d} '
+      f'{part:9s} {"fwd+bwd" if backward else "fwd":7s} {form:9s}'
+      f'{1e3 * np.median(seconds):9.1f} {ratio:7.2f} ({low:.2f}-{high:.2f})'
+      f' {mib}',
+      flush=True,
+    )
 
 
 def schedule_cycles(compiled, dump: str, before: set[str]) -> tuple[int, int]:
   """Estimated cycles of XLA's fusions, and of the Pallas kernels."""
   text = compiled.as_text()
-  entry = text[text.index('\nENTRY'):]
-  fusions = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"',
-                                    entry[:entry.index('\n}')])))
+  entry = text[text.index('\nENTRY') :]
+  fusions = sum(
+    map(
+      int,
+      re.findall(r'"estimated_cycles":"(\d+)"', entry[: entry.index('\n}')]),
+    )
+  )
   kernels = 0
   for path in set(glob.glob(f'{dump}/*analysis_final_bundles.txt')) - before:
     with open(path) as f:
@@ -192,9 +227,12 @@ def schedule_cycles(compiled, dump: str, before: set[str]) -> tuple[int, int]:
 def estimate(topology: str, args):
   """Prints the estimates of a block for one TPU topology."""
   from jax.experimental import topologies
-  from vit_jax.models.area_factored import kernel_group
+
+  from vit_jax.models.area.factored import kernel_group
+
   device = topologies.get_topology_desc(
-      platform='tpu', topology_name=topology).devices[0]
+    platform='tpu', topology_name=topology
+  ).devices[0]
   # A mesh as in training, under which activations have fixed layouts.
   mesh = make_mesh(devices=[device])
   hertz = CLOCK[topology.split(':')[0]]
@@ -206,33 +244,51 @@ def estimate(topology: str, args):
       if form == 'ordinary' and base is not None:
         continue
       before = set(glob.glob(f'{DUMP}/*analysis_final_bundles.txt'))
-      fn, shapes = program(attend_fn(form, maximum, 197), 'block', True,
-                           args.batch, 197, args.size, jnp.bfloat16)
-      shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(
-          s.shape, s.dtype, sharding=replicated(mesh)), shapes)
+      fn, shapes = program(
+        attend_fn(form, maximum, 197),
+        'block',
+        True,
+        args.batch,
+        197,
+        args.size,
+        jnp.bfloat16,
+      )
+      shapes = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(
+          s.shape, s.dtype, sharding=replicated(mesh)
+        ),
+        shapes,
+      )
       with jax.set_mesh(mesh):
         compiled = jax.jit(fn).lower(*shapes).compile()
       fusions, bundles = schedule_cycles(compiled, DUMP, before)
       ms = 1e3 * (fusions + bundles * steps) / hertz
       base = base or ms
       shown = '' if form == 'ordinary' else maximum
-      print(f'{topology:7s} {args.size}/16 {shown:>4s} {form:9s}'
-            f'{ms:8.2f} ms {ms / base:6.2f}  (kernel '
-            f'{1e3 * bundles * steps / hertz:.2f} ms) '
-            f'{compiled.memory_analysis().temp_size_in_bytes / 2**20:6.0f} MiB',
-            flush=True)
+      print(
+        f'{topology:7s} {args.size}/16 {shown:>4s} {form:9s}'
+        f'{ms:8.2f} ms {ms / base:6.2f}  (kernel '
+        f'{1e3 * bundles * steps / hertz:.2f} ms) '
+        f'{compiled.memory_analysis().temp_size_in_bytes / 2**20:6.0f} MiB',
+        flush=True,
+      )
 
 
 def main():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--tpu', action='store_true')
   parser.add_argument('--topology', help='one of --tpu, such as v5e:2x2')
   parser.add_argument('--tokens', type=int, nargs='+', choices=list(GRIDS))
   parser.add_argument('--areas', nargs='+', choices=list(MAXIMA))
-  parser.add_argument('--parts', nargs='+', default=['attention', 'block'],
-                      choices=('attention', 'block'))
+  parser.add_argument(
+    '--parts',
+    nargs='+',
+    default=['attention', 'block'],
+    choices=('attention', 'block'),
+  )
   parser.add_argument('--batch', type=int)
   parser.add_argument('--size', default='s', choices=list(vit.SIZES))
   parser.add_argument('--repeats', type=int, default=15)
@@ -244,21 +300,33 @@ def main():
     return
   if args.tpu:
     for topology in ('v3:2x2', 'v5e:2x2'):
-      subprocess.run([sys.executable, __file__, '--topology', topology,
-                      *(a for a in sys.argv[1:] if a != '--tpu')], check=True)
+      subprocess.run(
+        [
+          sys.executable,
+          __file__,
+          '--topology',
+          topology,
+          *(a for a in sys.argv[1:] if a != '--tpu'),
+        ],
+        check=True,
+      )
     return
   args.batch = args.batch or 8
   device = jax.devices()[0]
-  print(f'{device.device_kind} ({device.platform}), {args.size}/16, batch '
-        f'{args.batch}, {args.repeats} repetitions')
-  print('    T  max  areas part      pass    form            ms   ratio '
-        '(quartiles)  temp MiB')
+  print(
+    f'{device.device_kind} ({device.platform}), {args.size}/16, batch '
+    f'{args.batch}, {args.repeats} repetitions'
+  )
+  print(
+    '    T  max  areas part      pass    form            ms   ratio '
+    '(quartiles)  temp MiB'
+  )
   quick = ([197], ['2', '4'])
   tokens = args.tokens or (quick[0] if args.quick else list(GRIDS))
   for t in tokens:
     for maximum in args.areas or (quick[1] if args.quick else list(MAXIMA)):
       for part in args.parts:
-        for backward in ((True,) if args.quick else (False, True)):
+        for backward in (True,) if args.quick else (False, True):
           compare(t, maximum, part, backward, args)
 
 

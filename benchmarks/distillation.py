@@ -19,7 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs import deit_i1k  # noqa: E402
-from vit_jax import distill, sharding, step as step_lib, train  # noqa: E402
+from vit_jax.parallel.mesh import make_mesh, put_batch
+from vit_jax.recipe.build import build
+from vit_jax.teachers import live
+from vit_jax.teachers.teacher import make_teacher
+from vit_jax.training import step as step_lib  # noqa: E402
 
 CLASSES, EXAMPLES = 1000, 10_000
 
@@ -38,29 +42,38 @@ def recipe(args, distilled: bool, weights: str):
     c.loss.distill = 'hard'
     c.loss.teacher, c.loss.teacher_weights = args.teacher, weights
     c.loss.teacher_image_size = args.teacher_image
-    if weights != distill.RANDOM:
+    if weights != live.RANDOM:
       c.data.mixup = c.data.cutmix = 0.0
   return c
 
 
 def measure(c, repeats: int):
   """Best seconds of a step, temporary MiB, MiB of state and teacher."""
-  mesh = sharding.make_mesh(c.mesh.preset)
-  run = train.build(c, mesh, num_classes=CLASSES, num_examples=EXAMPLES)
+  mesh = make_mesh(c.mesh.preset)
+  run = build(c, mesh, num_classes=CLASSES, num_examples=EXAMPLES)
   teacher, extras = None, {}
   if c.loss.distill != 'none':
-    teacher, extras['teacher'] = distill.make_teacher(c, mesh, CLASSES)
+    teacher, extras['teacher'] = make_teacher(c, mesh, CLASSES)
   rng = np.random.default_rng(0)
   size = c.data.image_size
-  batch = sharding.put_batch({
-      'image': rng.integers(0, 256, (c.data.batch_size, size, size, 3),
-                            np.uint8),
+  batch = put_batch(
+    {
+      'image': rng.integers(
+        0, 256, (c.data.batch_size, size, size, 3), np.uint8
+      ),
       'label': rng.integers(0, CLASSES, c.data.batch_size, np.int32),
-      'index': rng.integers(0, EXAMPLES, c.data.batch_size, np.int32)}, mesh)
+      'index': rng.integers(0, EXAMPLES, c.data.batch_size, np.int32),
+    },
+    mesh,
+  )
   with jax.set_mesh(mesh):
     step = step_lib.compile_train_step(
-        step_lib.make_train_step(c, run.model, run.tx, run.schedule, CLASSES,
-                                 teacher=teacher), run.shardings, mesh)
+      step_lib.make_train_step(
+        c, run.model, run.tx, run.schedule, CLASSES, teacher=teacher
+      ),
+      run.shardings,
+      mesh,
+    )
     state = run.init()
     compiled = step.lower(state, batch, extras).compile()
     memory = compiled.memory_analysis()
@@ -70,24 +83,29 @@ def measure(c, repeats: int):
       state, values = compiled(state, batch, extras)
       jax.block_until_ready(values)
       best = min(best, time.perf_counter() - start)
-  mib = lambda n: n / 2 ** 20
-  return (best, mib(memory.temp_size_in_bytes),
-          mib(memory.argument_size_in_bytes))
+  mib = lambda n: n / 2**20
+  return (
+    best,
+    mib(memory.temp_size_in_bytes),
+    mib(memory.argument_size_in_bytes),
+  )
 
 
 def stored_logits(folder: str) -> str:
   """A table of logits, as `vit-jax teacher-logits` writes it."""
   import json
-  np.save(f'{folder}/{distill.LOGITS}',
-          np.zeros((EXAMPLES, CLASSES), np.float16))
-  pathlib.Path(folder, distill.META).write_text(json.dumps(
-      {'num_classes': CLASSES, 'classes': None}))
+
+  np.save(f'{folder}/{live.LOGITS}', np.zeros((EXAMPLES, CLASSES), np.float16))
+  pathlib.Path(folder, live.META).write_text(
+    json.dumps({'num_classes': CLASSES, 'classes': None})
+  )
   return folder
 
 
 def main():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--student', default='deit_ti16')
   parser.add_argument('--teacher', default='bit_r50x1')
   parser.add_argument('--teacher-image', type=int)
@@ -96,20 +114,29 @@ def main():
   parser.add_argument('--dtype', default='auto')
   parser.add_argument('--repeats', type=int, default=5)
   args = parser.parse_args()
-  print(f'{jax.devices()[0].device_kind} x {jax.device_count()}, '
-        f'{args.student} at {args.image} px, batch {args.batch}, '
-        f'teacher {args.teacher}')
-  print(f'{"step":34s} {"ms":>9s} {"img/s":>7s} {"temp MiB":>9s} '
-        f'{"arguments MiB":>14s}')
+  print(
+    f'{jax.devices()[0].device_kind} x {jax.device_count()}, '
+    f'{args.student} at {args.image} px, batch {args.batch}, '
+    f'teacher {args.teacher}'
+  )
+  print(
+    f'{"step":34s} {"ms":>9s} {"img/s":>7s} {"temp MiB":>9s} '
+    f'{"arguments MiB":>14s}'
+  )
   with tempfile.TemporaryDirectory() as folder:
     for name, distilled, weights in (
-        ('plain', False, ''), (f'distilled, {args.teacher}', True,
-                               distill.RANDOM),
-        ('distilled, stored logits', True, stored_logits(folder))):
+      ('plain', False, ''),
+      (f'distilled, {args.teacher}', True, live.RANDOM),
+      ('distilled, stored logits', True, stored_logits(folder)),
+    ):
       seconds, temp, arguments = measure(
-          recipe(args, distilled, weights), args.repeats)
-      print(f'{name:34s} {1e3 * seconds:9.1f} {args.batch / seconds:7.1f} '
-            f'{temp:9.1f} {arguments:14.1f}', flush=True)
+        recipe(args, distilled, weights), args.repeats
+      )
+      print(
+        f'{name:34s} {1e3 * seconds:9.1f} {args.batch / seconds:7.1f} '
+        f'{temp:9.1f} {arguments:14.1f}',
+        flush=True,
+      )
 
 
 if __name__ == '__main__':

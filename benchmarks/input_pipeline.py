@@ -25,8 +25,10 @@ import time
 import numpy as np
 from PIL import Image
 
-from vit_jax import config
-from vit_jax.data import pack, pipeline, sources, transforms
+from vit_jax.data import loader as loader_lib
+from vit_jax.data import pack, transforms
+from vit_jax.data.sources.opening import open_source
+from vit_jax.recipe.keys import default_config
 
 
 def write_jpegs(root: pathlib.Path, count: int) -> float:
@@ -40,10 +42,12 @@ def write_jpegs(root: pathlib.Path, count: int) -> float:
       for c in range(3):
         layer = Image.fromarray(noise[..., c].astype(np.float32))
         image[..., c] += np.asarray(
-            layer.resize((468, 401), Image.Resampling.BICUBIC))
+          layer.resize((468, 401), Image.Resampling.BICUBIC)
+        )
     buffer = io.BytesIO()
     Image.fromarray(np.clip(image + 128, 0, 255).astype(np.uint8)).save(
-        buffer, 'JPEG', quality=92, subsampling=0)
+      buffer, 'JPEG', quality=92, subsampling=0
+    )
     path = root / f'class{i % 2}' / f'{i:05d}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
@@ -68,9 +72,11 @@ def pillow_example(path: str, size: int):
   width, height = picture.size
   rng = np.random.default_rng(random.getrandbits(32))
   top, left, h, w = transforms.inception_box(
-      rng, height, width, (0.08, 1.0), (3 / 4, 4 / 3))
+    rng, height, width, (0.08, 1.0), (3 / 4, 4 / 3)
+  )
   picture = picture.crop((left, top, left + w, top + h)).resize(
-      (size, size), Image.Resampling.BICUBIC)
+    (size, size), Image.Resampling.BICUBIC
+  )
   if rng.random() < 0.5:
     picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   return np.array(picture), int('class1' in path)
@@ -91,18 +97,27 @@ class PillowDataset:
 
 def candidates(root, packed, size, batch):
   """{name: generator function of endless batches}."""
-  folder = sources.open_source('folder', split='train', data_dir=str(root),
-                               holdout=0.0)
-  records = sources.open_source('packed', split='train', data_dir=str(packed))
+  folder = open_source('folder', split='train', data_dir=str(root), holdout=0.0)
+  records = open_source('packed', split='train', data_dir=str(packed))
   paths = [folder.describe(i) for i in range(len(folder))]
 
   def ours(source, **keys):
-    cfg = config.default_config().data
-    cfg.update(dict(area=(0.08, 1.0), image_size=size, batch_size=batch,
-                    threads=2, max_bad_fraction=0.0) | keys)
+    cfg = default_config().data
+    cfg.update(
+      dict(
+        area=(0.08, 1.0),
+        image_size=size,
+        batch_size=batch,
+        threads=2,
+        max_bad_fraction=0.0,
+      )
+      | keys
+    )
+
     def read():
-      with pipeline.train_batches(source, cfg, seed=0) as batches:
+      with loader_lib.train_batches(source, cfg, seed=0) as batches:
         yield from batches
+
     return read
 
   def pillow_threads():
@@ -110,34 +125,41 @@ def candidates(root, packed, size, batch):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
       while True:
         part = list(itertools.islice(endless, batch))
-        images, labels = zip(*pool.map(
-            lambda p: pillow_example(p, size), part))
+        images, labels = zip(*pool.map(lambda p: pillow_example(p, size), part))
         yield np.stack(images), np.array(labels)
 
   timm = 'rand-m9-mstd0.5-inc1'
   out = {
-      'ours, packed, bilinear': ours(records),
-      'ours, folder, bilinear': ours(folder),
-      'ours, packed, bilinear, 2 workers': ours(
-          records, threads=1, workers=2),
-      'ours, packed, bicubic (Pillow)': ours(records, interpolation='bicubic'),
-      'ours, packed, bilinear, google(2,10)': ours(
-          records, randaugment='google(2,10)'),
-      f'ours, packed, bicubic, {timm}': ours(
-          records, interpolation='bicubic', randaugment=timm),
-      'Pillow, bicubic, 2 threads': pillow_threads,
+    'ours, packed, bilinear': ours(records),
+    'ours, folder, bilinear': ours(folder),
+    'ours, packed, bilinear, 2 workers': ours(records, threads=1, workers=2),
+    'ours, packed, bicubic (Pillow)': ours(records, interpolation='bicubic'),
+    'ours, packed, bilinear, google(2,10)': ours(
+      records, randaugment='google(2,10)'
+    ),
+    f'ours, packed, bicubic, {timm}': ours(
+      records, interpolation='bicubic', randaugment=timm
+    ),
+    'Pillow, bicubic, 2 threads': pillow_threads,
   }
   try:
     from torch.utils import data
   except ImportError:
     print('torch is not installed: left out')
   else:
+
     def torch_loader():
       loader = data.DataLoader(
-          PillowDataset(paths, size), batch, shuffle=True, num_workers=2,
-          drop_last=True, persistent_workers=True)
+        PillowDataset(paths, size),
+        batch,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
+        persistent_workers=True,
+      )
       while True:
         yield from loader
+
     out['torch DataLoader, Pillow, bicubic, 2 workers'] = torch_loader
   return out
 
@@ -154,8 +176,10 @@ def main():
     root, packed = (pathlib.Path(directory) / n for n in ('jpeg', 'packed'))
     size = write_jpegs(root, args.images)
     pack.pack(root, packed)
-    print(f'{args.images} JPEGs of {size:.0f} KB, batches of {args.batch}, '
-          f'{os.cpu_count()} cores')
+    print(
+      f'{args.images} JPEGs of {size:.0f} KB, batches of {args.batch}, '
+      f'{os.cpu_count()} cores'
+    )
     runs = candidates(root, packed, args.size, args.batch)
     cpu, wall = ({name: [] for name in runs} for _ in range(2))
     for _ in range(args.rounds):
@@ -173,9 +197,11 @@ def main():
   print(f'{"":46s} img/CPU-s  (min-max)   x Pillow   img/s')
   for name in runs:
     middle = statistics.median(cpu[name])
-    print(f'{name:46s} {middle:9.0f}  ({min(cpu[name]):.0f}-'
-          f'{max(cpu[name]):.0f})  {middle / base:9.2f} '
-          f'{statistics.median(wall[name]):8.0f}')
+    print(
+      f'{name:46s} {middle:9.0f}  ({min(cpu[name]):.0f}-'
+      f'{max(cpu[name]):.0f})  {middle / base:9.2f} '
+      f'{statistics.median(wall[name]):8.0f}'
+    )
 
 
 if __name__ == '__main__':

@@ -23,9 +23,14 @@ import time
 
 if '--topology' in sys.argv:  # before JAX starts
   os.environ.update(
-      JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_STDERR_LOG_LEVEL='3',
-      ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_ACCELERATOR_TYPE='v3-8',
-      TPU_WORKER_HOSTNAMES='localhost', TPU_MIN_LOG_LEVEL='3')
+    JAX_PLATFORMS='cpu',
+    TPU_SKIP_MDS_QUERY='1',
+    TPU_STDERR_LOG_LEVEL='3',
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    TPU_ACCELERATOR_TYPE='v3-8',
+    TPU_WORKER_HOSTNAMES='localhost',
+    TPU_MIN_LOG_LEVEL='3',
+  )
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -42,12 +47,17 @@ def unfold_fold(weights, v):
 
   def unfold(x):
     patches = jax.lax.conv_general_dilated_patches(
-        x, (3, 3), (2, 2), ((1, 1), (1, 1)),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      x,
+      (3, 3),
+      (2, 2),
+      ((1, 1), (1, 1)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
     return patches.reshape(batch, h, w, heads, head_width, 9)
 
   values, fold = jax.vjp(
-      unfold, v.reshape(batch, height, width, heads * head_width))
+    unfold, v.reshape(batch, height, width, heads * head_width)
+  )
   mixed = jnp.einsum('bhwnqk,bhwnck->bhwncq', weights, values)
   return fold(mixed)[0].reshape(v.shape)
 
@@ -65,14 +75,16 @@ def measure(compiled, args, repeats: int) -> float:
 
 def estimate(compiled, chip: str) -> float:
   """The TPU compiler's milliseconds."""
-  from vit_jax import aot
-  cycles, _ = aot.Program(compiled.as_text()).cycles()
+  from vit_jax.aot.hlo import Program
+
+  cycles, _ = Program(compiled.as_text()).cycles()
   return 1e3 * cycles / CLOCK[chip]
 
 
 def main():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument('--batch', type=int, default=8)
   parser.add_argument('--image', type=int, default=224)
   parser.add_argument('--width', type=int, default=192)
@@ -87,10 +99,13 @@ def main():
   w_shape = (args.batch, windows, windows, args.heads, 9, 9)
   if args.topology:
     from jax.experimental import topologies
+
     chip = args.topology.partition(':')[0]
     device = topologies.get_topology_desc(
-        platform='tpu', topology_name=args.topology,
-        chips_per_host_bounds=[1, 1, 1]).devices[0]
+      platform='tpu',
+      topology_name=args.topology,
+      chips_per_host_bounds=[1, 1, 1],
+    ).devices[0]
     place = jax.sharding.SingleDeviceSharding(device)
     make = lambda shape: jax.ShapeDtypeStruct(shape, args.dtype, sharding=place)
     weights, v, target = make(w_shape), make(v_shape), make(v_shape)
@@ -98,34 +113,45 @@ def main():
     keys = jax.random.split(jax.random.key(0), 3)
     device = jax.devices()[0]
     v, target = (jax.random.normal(k, v_shape, args.dtype) for k in keys[:2])
-    weights = jax.nn.softmax(
-        jax.random.normal(keys[2], w_shape)).astype(args.dtype)
+    weights = jax.nn.softmax(jax.random.normal(keys[2], w_shape)).astype(
+      args.dtype
+    )
 
   def with_gradients(fn, weights, v, target):
     y, backward = jax.vjp(fn, weights, v)
     return y, backward(target)
 
-  print(f'{device.device_kind}, {args.dtype}, weights {w_shape}, '
-        f'values {v_shape}')
-  print(f'{"form":16s} {"forward ms":>11s} {"temp MiB":>9s} '
-        f'{"fwd+bwd ms":>11s} {"temp MiB":>9s}')
+  print(
+    f'{device.device_kind}, {args.dtype}, weights {w_shape}, values {v_shape}'
+  )
+  print(
+    f'{"form":16s} {"forward ms":>11s} {"temp MiB":>9s} '
+    f'{"fwd+bwd ms":>11s} {"temp MiB":>9s}'
+  )
   forms = {'shifted (ours)': outlook, 'unfold + fold': unfold_fold}
   for name, fn in forms.items():
     line = f'{name:16s}'
     for call, inputs in (
-        (fn, (weights, v)),
-        (functools.partial(with_gradients, fn), (weights, v, target))):
+      (fn, (weights, v)),
+      (functools.partial(with_gradients, fn), (weights, v, target)),
+    ):
       compiled = jax.jit(call).lower(*inputs).compile()
-      temp = compiled.memory_analysis().temp_size_in_bytes / 2 ** 20
-      ms = (estimate(compiled, chip) if args.topology
-            else measure(compiled, inputs, args.repeats))
+      temp = compiled.memory_analysis().temp_size_in_bytes / 2**20
+      ms = (
+        estimate(compiled, chip)
+        if args.topology
+        else measure(compiled, inputs, args.repeats)
+      )
       line += f' {ms:11.2f} {temp:9.1f}'
     print(line, flush=True)
   if not args.topology:
-    a, b = (jax.jit(fn)(weights, v).astype(jnp.float32)
-            for fn in forms.values())
-    print(f'max |difference| {jnp.max(jnp.abs(a - b)):.1e} of '
-          f'{jnp.max(jnp.abs(b)):.1f}')
+    a, b = (
+      jax.jit(fn)(weights, v).astype(jnp.float32) for fn in forms.values()
+    )
+    print(
+      f'max |difference| {jnp.max(jnp.abs(a - b)):.1e} of '
+      f'{jnp.max(jnp.abs(b)):.1f}'
+    )
 
 
 if __name__ == '__main__':

@@ -33,8 +33,8 @@ bounded by its 4.1e17 FLOP, 17 minutes at 400 TFLOP/s. `small` (32 px, patch 4,
 width 64, 4 blocks, 2 epochs) is for a CPU: about 4 minutes a run on one core.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 SIZES = ('ti16', 's16', 'b16', 'small')
 AREAS = {'2': (1, 2), '3': (1, 3), '4': (1, 4), '2x2': (2, 2), '3x3': (3, 3)}
@@ -42,13 +42,15 @@ OPTIONS = (*AREAS, 'droppath', 'fast')
 
 
 def get_config(arg=None):
-  size, switches = recipes.parse_arg(arg, model='s16', options=OPTIONS)
+  size, switches = shared.parse_arg(arg, model='s16', options=OPTIONS)
   if size not in SIZES:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(SIZES)}')
   areas = [AREAS[a] for a in AREAS if a in switches]
   if len(areas) > 1:
-    raise ValueError(f'several area sizes are given: name one of '
-                     f'{", ".join(AREAS)}, or none for the plain ViT')
+    raise ValueError(
+      f'several area sizes are given: name one of '
+      f'{", ".join(AREAS)}, or none for the plain ViT'
+    )
   c = default_config()
   c.run.name = f'{arg or size} on CIFAR-10'
   c.data.source = 'tfds:cifar10'
@@ -63,7 +65,7 @@ def get_config(arg=None):
   c.model.area_sizes = tuple(areas * 2)
   c.model.drop_path = 0.1 if 'droppath' in switches else 0.0
   if 'smoke' in switches:
-    recipes.smoke(c, **recipes.VIT_SMOKE)
+    shared.smoke(c, **shared.VIT_SMOKE)
   return c
 
 
@@ -89,8 +91,15 @@ def _published(c, size: str, fast: bool):
 
 def _small(c):
   """For a CPU: crops of the padded image and flips, on the device."""
-  c.model.update(name='aa_vit_ti16', patch_size=4, width=64, depth=4,
-                 num_heads=2, mlp_dim=128, init_style='google')
+  c.model.update(
+    name='aa_vit_ti16',
+    patch_size=4,
+    width=64,
+    depth=4,
+    num_heads=2,
+    mlp_dim=128,
+    init_style='google',
+  )
   c.run.epochs = 2.0
   c.data.batch_size = 64
   c.data.image_size = 32
@@ -104,7 +113,8 @@ def _small(c):
 
 def sweep(arg=None):
   """Plain, and areas of at most 2, 3 and 4 tokens."""
-  size, switches = recipes.parse_arg(arg, model='small', options=OPTIONS)
+  size, switches = shared.parse_arg(arg, model='small', options=OPTIONS)
   this = lambda *areas: ','.join([size, *areas, *(switches - set(AREAS))])
   return {'plain': {'arg': this()}} | {
-      f'max {a}': {'arg': this(a)} for a in ('2', '3', '4')}
+    f'max {a}': {'arg': this(a)} for a in ('2', '3', '4')
+  }

@@ -21,17 +21,21 @@ Expected on ImageNet at 384 px: L/16 85.59 (rate 0.01), B/16 85.49, S/16
 """
 
 from configs import finetune
-from vit_jax import recipes
+from vit_jax.recipe import shared
 
 # Models whose best rate on ImageNet was the lower one.
 LOW_RATE = ('vit_l16', 'r50_vit_l32', 'r26_vit_s32', 'vit_b32', 'vit_s32')
-STEPS = {'imagenet2012': (20_000, 20_000), 'cifar10': (2_500, 10_000),
-         'cifar100': (2_500, 10_000)}
+STEPS = {
+  'imagenet2012': (20_000, 20_000),
+  'cifar10': (2_500, 10_000),
+  'cifar100': (2_500, 10_000),
+}
 
 
 def get_config(arg=None):
   model, dataset, switches = finetune.parse(
-      arg, 'ti16,imagenet2012', ('long', '224', 'head', 'layerdecay'))
+    arg, 'ti16,imagenet2012', ('long', '224', 'head', 'layerdecay')
+  )
   c = finetune.base(model, dataset)
   c.run.name = f'AugReg {c.run.name}'
   c.run.steps = STEPS.get(dataset, (500, 2_500))['long' in switches]
@@ -50,13 +54,14 @@ def get_config(arg=None):
   if 'layerdecay' in switches:
     c.optim.layer_decay = 0.75
   if 'smoke' in switches:
-    recipes.smoke(c, **finetune.smoke_fields(model))
+    shared.smoke(c, **finetune.smoke_fields(model))
   return c
 
 
 def sweep(arg=None) -> list[dict[str, float]]:
   """The paper's grid of rates for a data set."""
   dataset = finetune.parse(
-      arg, 'ti16,imagenet2012', ('long', '224', 'head', 'layerdecay'))[1]
+    arg, 'ti16,imagenet2012', ('long', '224', 'head', 'layerdecay')
+  )[1]
   rates = (0.01, 0.03) if dataset == 'imagenet2012' else finetune.SMALL
   return [{'optim.lr': lr} for lr in rates]

@@ -11,22 +11,23 @@ wd_0.1), sigmoid loss with head bias -6.9. The level of augmentation is the
 model's own: light1 for Ti/16, medium1 for S/32, medium2 for the others.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 LEVELS = {'ti16': 'light1', 's32': 'medium1'}
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(
-      arg, model='b16', options=('wd0.03', 'do0.1', 'sd0.1', *recipes.AUGREG))
+  model, switches = shared.parse_arg(
+    arg, model='b16', options=('wd0.03', 'do0.1', 'sd0.1', *shared.AUGREG)
+  )
   c = default_config()
   c.run.name = f'AugReg {model} on ImageNet'
   c.run.epochs = 300.0
-  recipes.imagenet(c)
+  shared.imagenet(c)
   c.data.batch_size = 4096
-  recipes.augreg(c, model, switches, LEVELS.get(model, 'medium2'))
+  shared.augreg(c, model, switches, LEVELS.get(model, 'medium2'))
   c.model.head_bias = -6.9
   if 'smoke' in switches:
-    recipes.smoke(c, **recipes.vit_smoke(c.model.name))
+    shared.smoke(c, **shared.vit_smoke(c.model.name))
   return c

@@ -13,28 +13,35 @@ Expected after 384 px fine-tuning: L/16 85.59, B/16 85.49, S/16 83.73,
 R50+L/32 85.99, R26+S/32 83.85, Ti/16 78.22, B/32 83.59, S/32 79.58.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
-LEVELS = {'ti16': 'none', 's32': 'none', 's16': 'light1', 'b32': 'light2',
-          'b16': 'light2', 'l16': 'medium2'}
+LEVELS = {
+  'ti16': 'none',
+  's32': 'none',
+  's16': 'light1',
+  'b32': 'light2',
+  'b16': 'light2',
+  'l16': 'medium2',
+}
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(
-      arg, model='b16', options=('wd0.03', 'do0.1', 'sd0.1', *recipes.AUGREG))
+  model, switches = shared.parse_arg(
+    arg, model='b16', options=('wd0.03', 'do0.1', 'sd0.1', *shared.AUGREG)
+  )
   c = default_config()
   c.run.name = f'AugReg {model} on ImageNet-21k'
   c.run.epochs = 300.0
   c.data.source = 'packed'
   c.data.num_classes = 21_843
   c.data.batch_size = 4096
-  recipes.augreg(c, model, switches, LEVELS.get(model, 'medium2'))
+  shared.augreg(c, model, switches, LEVELS.get(model, 'medium2'))
   c.model.head_bias = -10.0
   c.mesh.preset = 'zero'
   c.eval.every_epochs = 10.0
   c.eval.crop = 224 / 256
   c.log.checkpoint_minutes = 20.0
   if 'smoke' in switches:
-    recipes.smoke(c, **recipes.vit_smoke(c.model.name))
+    shared.smoke(c, **shared.vit_smoke(c.model.name))
   return c

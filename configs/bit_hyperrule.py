@@ -19,25 +19,34 @@ Expected with BiT-M, whole data sets: CIFAR-10 R50x1 97.3, R101x3 98.4, R152x2
 import re
 
 from configs import finetune
-from vit_jax import recipes
-from vit_jax import optim
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.finetuning import hyperrule
+from vit_jax.recipe.keys import default_config
 
 # name: training images, a typical shorter side.
-SIZES = {'cifar10': (50_000, 32), 'cifar100': (50_000, 32),
-         'imagenet2012': (1_281_167, 375), 'oxford_iiit_pet': (3_680, 333),
-         'oxford_flowers102': (1_020, 500), 'folder': (1_000, 224)}
+SIZES = {
+  'cifar10': (50_000, 32),
+  'cifar100': (50_000, 32),
+  'imagenet2012': (1_281_167, 375),
+  'oxford_iiit_pet': (3_680, 333),
+  'oxford_flowers102': (1_020, 500),
+  'folder': (1_000, 224),
+}
 
 
 def get_config(arg=None):
   words = (arg or 'r50x1,cifar10').split(',')
   sizes = [w for w in words if re.fullmatch(r'\d+x\d+', w)]
-  words = [f'bit_{w}' if re.fullmatch(r'r\d+x\d', w) else w
-           for w in words if w not in sizes]
+  words = [
+    f'bit_{w}' if re.fullmatch(r'r\d+x\d', w) else w
+    for w in words
+    if w not in sizes
+  ]
   model, dataset, switches = finetune.parse(
-      ','.join(words), 'bit_r50x1,cifar10', ('448',))
+    ','.join(words), 'bit_r50x1,cifar10', ('448',)
+  )
   examples, side = map(int, sizes[0].split('x')) if sizes else SIZES[dataset]
-  rule = optim.hyperrule(examples, side, side)
+  rule = hyperrule(examples, side, side)
   c = default_config()
   c.run.name = f'{model} by BiT-HyperRule on {dataset}'
   c.run.steps = rule.steps
@@ -55,9 +64,9 @@ def get_config(arg=None):
   c.schedule.boundaries = rule.boundaries
   c.schedule.factor = 0.1
   c.schedule.warmup_steps = rule.warmup_steps
-  recipes.feed_as_trained(c)
+  shared.feed_as_trained(c)
   c.eval.every_steps = c.log.checkpoint_steps = max(100, rule.steps // 10)
   if 'smoke' in switches:
-    recipes.smoke(c, **finetune.smoke_fields(model))
+    shared.smoke(c, **finetune.smoke_fields(model))
     c.schedule.boundaries = (2, 3)
   return c

@@ -13,13 +13,14 @@ big_vision's R50x1 takes about 32 minutes on a v3-128.
 """
 
 from configs import bit_i21k, finetune
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(arg, model='r50x1',
-                                     options=('big_vision',))
+  model, switches = shared.parse_arg(
+    arg, model='r50x1', options=('big_vision',)
+  )
   big_vision = 'big_vision' in switches
   c = default_config()
   c.run.name = f'BiT {model} on ImageNet'
@@ -27,10 +28,15 @@ def get_config(arg=None):
   c.data.source = 'tfds:imagenet2012'
   c.data.split = 'train[:99%]'
   c.data.batch_size = 4096
-  c.model.name = model if model.startswith('bit_') else (
-      f'bit_v1_{model}' if big_vision else f'bit_{model}')
-  c.eval.sets = {'minival': {'split': 'train[99%:]'},
-                 'val': {'split': 'validation'}}
+  c.model.name = (
+    model
+    if model.startswith('bit_')
+    else (f'bit_v1_{model}' if big_vision else f'bit_{model}')
+  )
+  c.eval.sets = {
+    'minival': {'split': 'train[99%:]'},
+    'val': {'split': 'validation'},
+  }
   c.eval.crop = 224 / 256
   c.eval.every_epochs = 5.0
   c.log.checkpoint_minutes = 20.0
@@ -47,5 +53,5 @@ def get_config(arg=None):
     bit_i21k.set_paper_decay(c)
     c.schedule.warmup_steps = 5_000
   if 'smoke' in switches:
-    recipes.smoke(c, **finetune.smoke_fields(c.model.name))
+    shared.smoke(c, **finetune.smoke_fields(c.model.name))
   return c

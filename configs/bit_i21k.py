@@ -14,13 +14,14 @@ Expected of BiT-M after BiT-HyperRule: ImageNet R50x1 80.68, R152x2 85.15.
 """
 
 from configs import finetune
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(arg, model='r50x1',
-                                     options=('big_vision',))
+  model, switches = shared.parse_arg(
+    arg, model='r50x1', options=('big_vision',)
+  )
   c = default_config()
   c.run.name = f'BiT {model} on ImageNet-21k'
   c.run.epochs = 90.0
@@ -44,7 +45,7 @@ def get_config(arg=None):
   else:
     set_paper_decay(c)
   if 'smoke' in switches:
-    recipes.smoke(c, **finetune.smoke_fields(c.model.name))
+    shared.smoke(c, **finetune.smoke_fields(c.model.name))
   return c
 
 

@@ -30,17 +30,27 @@ published without code or weights; their drop path is not confirmed.
 """
 
 from configs import deit_i1k
-from vit_jax import recipes
+from vit_jax.recipe import shared
 
-DROP_PATH = {'xxs24': 0.05, 'xxs36': 0.1, 'xs24': 0.05, 'xs36': 0.1,
-             's24': 0.1, 's36': 0.2, 's48': 0.3, 'm24': 0.2, 'm36': 0.3,
-             'm48': 0.4}
+DROP_PATH = {
+  'xxs24': 0.05,
+  'xxs36': 0.1,
+  'xs24': 0.05,
+  'xs36': 0.1,
+  's24': 0.1,
+  's36': 0.2,
+  's48': 0.3,
+  'm24': 0.2,
+  'm36': 0.3,
+  'm48': 0.4,
+}
 SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
 
 
 def get_config(arg=None):
-  size, switches = recipes.parse_arg(
-      arg, model='xxs24', options=('distill', 'ft384', 'ft448'))
+  size, switches = shared.parse_arg(
+    arg, model='xxs24', options=('distill', 'ft384', 'ft448')
+  )
   if size not in DROP_PATH:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(DROP_PATH)}')
   c = deit_i1k.base()
@@ -49,7 +59,7 @@ def get_config(arg=None):
   c.model.name = f'cait_{size}'
   c.model.drop_path = DROP_PATH[size]
   c.model.scan = True
-  recipes.feed_as_trained(c)
+  shared.feed_as_trained(c)
 
   if 'distill' in switches or 'ft448' in switches:
     c.loss.distill = 'hard'
@@ -66,7 +76,7 @@ def get_config(arg=None):
     c.optim.lr, c.optim.lr_batch = 5e-6, None
     c.schedule.end = 1e-6
   if 'smoke' in switches:
-    recipes.smoke(c, **SMOKE)
+    shared.smoke(c, **SMOKE)
     if c.loss.distill != 'none':
       c.loss.teacher, c.loss.teacher_weights = 'vit_ti16', 'random'
   return c

@@ -21,15 +21,16 @@ was published: it is DeiT's.
 """
 
 from configs import deit_i1k
-from vit_jax import recipes
+from vit_jax.recipe import shared
 
 EPOCHS = {'t': 300.0, 's': 300.0, 'b': 150.0}
-SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64,
-             stem_width=16)
+SMOKE = dict(
+  patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64, stem_width=16
+)
 
 
 def get_config(arg=None):
-  size, switches = recipes.parse_arg(arg, model='t', options=('ft384',))
+  size, switches = shared.parse_arg(arg, model='t', options=('ft384',))
   if size not in EPOCHS:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(EPOCHS)}')
   c = deit_i1k.base()
@@ -40,7 +41,7 @@ def get_config(arg=None):
   c.model.bn_groups = 4
   c.model.scan = True
   c.optim.decay_mask = r'.*/kernel|pos_layer_embedding'
-  recipes.feed_as_trained(c)
+  shared.feed_as_trained(c)
 
   if 'ft384' in switches:
     c.run.epochs = 30.0
@@ -49,5 +50,5 @@ def get_config(arg=None):
     c.optim.lr = c.schedule.end = 5e-6
     c.optim.weight_decay = 1e-8
   if 'smoke' in switches:
-    recipes.smoke(c, **SMOKE)
+    shared.smoke(c, **SMOKE)
   return c

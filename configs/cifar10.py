@@ -18,29 +18,37 @@ Data: TFDS cifar10 prepared as array_record. The data set is held on the
 device, cropped and flipped there.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 # Every family with blocks of width 64 on a 4 x 4 grid.
 SMALL = dict(patch_size=8, width=64, num_heads=4, mlp_dim=192)
 FAMILIES = {
-    'vit': dict(SMALL, name='vit_ti16', depth=5, pool='gap',
-                posemb='learn1d'),
-    'deepvit': dict(SMALL, name='deepvit_16', depth=5),
-    'cait': dict(SMALL, name='cait_xxs24', depth=3, cls_depth=2),
-    'ceit': dict(SMALL, name='ceit_t', depth=4, stem_width=32),
-    # Outlook attention on the same grid (the published models halve it after;
-    # positions come before their third group), and no token labels.
-    'volo': dict(name='volo_d1', patch_size=8, layers=(1, 1, 2),
-                 embed_dims=(64,) * 3, num_heads=(4,) * 3, mlp_ratios=(3,) * 3,
-                 stem_hidden_dim=16, outlook_attention=(True, True, False),
-                 downsamples=(False,) * 3, post_layers=('ca',),
-                 mix_token=False, return_dense=False),
+  'vit': dict(SMALL, name='vit_ti16', depth=5, pool='gap', posemb='learn1d'),
+  'deepvit': dict(SMALL, name='deepvit_16', depth=5),
+  'cait': dict(SMALL, name='cait_xxs24', depth=3, cls_depth=2),
+  'ceit': dict(SMALL, name='ceit_t', depth=4, stem_width=32),
+  # Outlook attention on the same grid (the published models halve it after;
+  # positions come before their third group), and no token labels.
+  'volo': dict(
+    name='volo_d1',
+    patch_size=8,
+    layers=(1, 1, 2),
+    embed_dims=(64,) * 3,
+    num_heads=(4,) * 3,
+    mlp_ratios=(3,) * 3,
+    stem_hidden_dim=16,
+    outlook_attention=(True, True, False),
+    downsamples=(False,) * 3,
+    post_layers=('ca',),
+    mix_token=False,
+    return_dense=False,
+  ),
 }
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(arg, model='small')
+  model, switches = shared.parse_arg(arg, model='small')
   c = default_config()
   c.run.name = f'{model} on CIFAR-10'
   c.data.source = 'tfds:cifar10'
@@ -53,19 +61,27 @@ def get_config(arg=None):
   c.optim.weight_decay = 0.05
   c.optim.clip = 1.0
   c.optim.b2 = 0.99
-  smoke = recipes.VIT_SMOKE
+  smoke = shared.VIT_SMOKE
   if model == 's16':
     c.run.epochs = 200.0
     c.data.batch_size = 512
-    c.model.update(name='vit_s16', patch_size=4, drop_path=0.1,
-                   activation='gelu_tanh')
+    c.model.update(
+      name='vit_s16', patch_size=4, drop_path=0.1, activation='gelu_tanh'
+    )
     c.schedule.warmup_epochs = 10.0
     c.data.mixup, c.data.cutmix = 0.2, 1.0
     c.eval.every_epochs = 10.0
   elif model == 'small':
     c.run.epochs = 9.0
-    c.model.update(name='vit_ti16', patch_size=4, width=96, depth=5,
-                   num_heads=3, mlp_dim=192, pool='gap')
+    c.model.update(
+      name='vit_ti16',
+      patch_size=4,
+      width=96,
+      depth=5,
+      num_heads=3,
+      mlp_dim=192,
+      pool='gap',
+    )
     c.schedule.warmup_epochs = 1.0
     c.eval.every_epochs = 3.0
   elif model in FAMILIES:
@@ -75,16 +91,18 @@ def get_config(arg=None):
     c.eval.every_epochs = 1.0
     smoke = {} if model == 'volo' else dict(depth=2, width=32, mlp_dim=64)
   else:
-    raise ValueError(f'unknown model {model!r} of this recipe; allowed: '
-                     f'small, s16, {", ".join(FAMILIES)}')
+    raise ValueError(
+      f'unknown model {model!r} of this recipe; allowed: '
+      f'small, s16, {", ".join(FAMILIES)}'
+    )
   c.log.every_steps = 200
   c.log.checkpoint_minutes = 5.0
   if 'smoke' in switches:
-    recipes.smoke(c, **smoke)
+    shared.smoke(c, **smoke)
   return c
 
 
 def sweep(arg=None):
   """The families at one size."""
-  _, switches = recipes.parse_arg(arg, model='vit')
+  _, switches = shared.parse_arg(arg, model='vit')
   return {name: {'arg': ','.join([name, *switches])} for name in FAMILIES}

@@ -21,15 +21,15 @@ images a process were published, the number of processes was not: 256 here is
 not published: they are DeiT's.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 SIZES = ('16', '24', '32', 's', 'l', 'l408')
 SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
 
 
 def get_config(arg=None):
-  size, switches = recipes.parse_arg(arg, model='s', options=('ft384',))
+  size, switches = shared.parse_arg(arg, model='s', options=('ft384',))
   if size not in SIZES:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(SIZES)}')
   c = default_config()
@@ -60,7 +60,7 @@ def get_config(arg=None):
   c.eval.sets = {'val': {'split': 'validation'}}
   c.eval.every_epochs = 10.0
   c.log.checkpoint_minutes = 20.0
-  recipes.feed_as_trained(c)
+  shared.feed_as_trained(c)
 
   if size == '32':
     c.data.mixup, c.data.cutmix = 0.1, 0.0
@@ -71,7 +71,7 @@ def get_config(arg=None):
     c.optim.lr = c.schedule.end = 5e-6
     c.optim.weight_decay = 1e-8
   if 'smoke' in switches:
-    recipes.smoke(c, **SMOKE)
+    shared.smoke(c, **SMOKE)
     c.schedule.cooldown_epochs = None
     c.loss.cosine_reg_blocks = 1
     if size in ('s', 'l', 'l408'):

@@ -18,8 +18,8 @@ teacher's training, 1,800 of the student's and 1,100 of the distilled one's: the
 whole study is about 20 minutes.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 KINDS = ('plain', 'hard', 'soft', 'teacher')
 STUDENT = dict(patch_size=8, width=96, depth=4, num_heads=4, mlp_dim=192)
@@ -27,7 +27,7 @@ TEACHER = dict(num_layers=(2, 2, 2), width_factor=0.5)
 
 
 def get_config(arg=None):
-  kind, switches = recipes.parse_arg(arg, model='plain')
+  kind, switches = shared.parse_arg(arg, model='plain')
   if kind not in KINDS:
     raise ValueError(f'unknown kind {kind!r}; allowed: {", ".join(KINDS)}')
   c = default_config()
@@ -50,8 +50,9 @@ def get_config(arg=None):
     c.optim.lr = 2e-3
   else:
     c.run.epochs = 2.0
-    c.model.update(name='deit_ti16' + '_distilled' * (kind != 'plain'),
-                   **STUDENT)
+    c.model.update(
+      name='deit_ti16' + '_distilled' * (kind != 'plain'), **STUDENT
+    )
     c.optim.lr = 2e-3
   if kind in ('hard', 'soft'):
     c.loss.distill = kind
@@ -59,27 +60,35 @@ def get_config(arg=None):
     # The loss divides by the 10 classes: tau^2 / 10 is about one here.
     c.loss.distill_tau = 3.0
   if 'smoke' in switches:
-    small = (dict(num_layers=(1, 1), width_factor=0.5) if kind == 'teacher'
-             else recipes.VIT_SMOKE)
-    recipes.smoke(c, **small)
+    small = (
+      dict(num_layers=(1, 1), width_factor=0.5)
+      if kind == 'teacher'
+      else shared.VIT_SMOKE
+    )
+    shared.smoke(c, **small)
   return c
 
 
 def sweep(arg=None):
   """Teacher, student without and with it, and its two tokens."""
-  _, switches = recipes.parse_arg(arg)
+  _, switches = shared.parse_arg(arg)
   this = lambda kind: ','.join([kind, *switches])
   found = {
-      'teacher': {'arg': this('teacher'), 'seeds': 1},
-      'no teacher': {'arg': this('plain')},
+    'teacher': {'arg': this('teacher'), 'seeds': 1},
+    'no teacher': {'arg': this('plain')},
   }
   for kind in ('hard', 'soft'):
     found[kind] = {
-        'arg': this(kind), 'loss.teacher_weights': '{workdir}/teacher/seed0'}
+      'arg': this(kind),
+      'loss.teacher_weights': '{workdir}/teacher/seed0',
+    }
   for kind in ('hard', 'soft'):
     for token in ('class', 'distill'):
       found[f'{kind}: {token} token'] = {
-          'arg': this(kind), 'loss.distill': 'none', 'run.eval_only': True,
-          'model.fusion': token,
-          'run.pretrained': '{workdir}/%s/seed{seed}' % kind}  # noqa: UP031
+        'arg': this(kind),
+        'loss.distill': 'none',
+        'run.eval_only': True,
+        'model.fusion': token,
+        'run.pretrained': f'{{workdir}}/{kind}/seed{{seed}}',
+      }
   return found

@@ -31,21 +31,22 @@ teacher of these numbers was RegNetY-16GF, see configs/deit_i1k.py.
 """
 
 from configs import deit_i1k
-from vit_jax import recipes
+from vit_jax.recipe import shared
 
 # name: (source, training split, test split)
 DATASETS = {
-    'cifar10': ('tfds:cifar10', 'train', 'test'),
-    'cifar100': ('tfds:cifar100', 'train', 'test'),
-    'cars': ('tfds:cars196', 'train', 'test'),
-    'flowers': ('tfds:oxford_flowers102', 'train+validation', 'test'),
-    'inat18': ('tfds:i_naturalist2018', 'train', 'validation'),
+  'cifar10': ('tfds:cifar10', 'train', 'test'),
+  'cifar100': ('tfds:cifar100', 'train', 'test'),
+  'cars': ('tfds:cars196', 'train', 'test'),
+  'flowers': ('tfds:oxford_flowers102', 'train+validation', 'test'),
+  'inat18': ('tfds:i_naturalist2018', 'train', 'validation'),
 }
 
 
 def get_config(arg=None):
-  size, switches = recipes.parse_arg(
-      arg, model='b16', options=('384', 'distill', *DATASETS))
+  size, switches = shared.parse_arg(
+    arg, model='b16', options=('384', 'distill', *DATASETS)
+  )
   datasets = [d for d in DATASETS if d in switches]
   if len(datasets) > 1:
     raise ValueError(f'{" and ".join(datasets)} are both given: name one')
@@ -81,5 +82,5 @@ def get_config(arg=None):
       c.model.drop_path = 0.0
   c.run.name = f'{c.model.name} at {c.data.image_size} px on {where}'
   if 'smoke' in switches:
-    recipes.smoke(c, **recipes.VIT_SMOKE)
+    shared.smoke(c, **shared.VIT_SMOKE)
   return c

@@ -35,8 +35,8 @@ but not evaluated, as in the paper. `soft` has its temperature 3 and weight
 0.1; the loss divides by the number of classes, as the released code does.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 SIZES = ('ti16', 's16', 'b16')
 OPTIONS = ('distill', 'hard', 'soft', 'plaincosine')
@@ -87,11 +87,11 @@ def set_model(c, size: str, switches):
     c.loss.distill = 'soft' if 'soft' in switches else 'hard'
   if 'soft' in switches:
     c.loss.distill_tau, c.loss.distill_alpha = 3.0, 0.1
-  recipes.feed_as_trained(c)
+  shared.feed_as_trained(c)
 
 
 def get_config(arg=None):
-  size, switches = recipes.parse_arg(arg, model='s16', options=OPTIONS)
+  size, switches = shared.parse_arg(arg, model='s16', options=OPTIONS)
   c = base()
   set_model(c, size, switches)
   c.run.name = f'{c.model.name} on ImageNet'
@@ -99,21 +99,34 @@ def get_config(arg=None):
   if 'plaincosine' in switches:
     c.schedule.name, c.schedule.by_epoch = 'cosine', False
   if 'smoke' in switches:
-    recipes.smoke(c, **recipes.VIT_SMOKE)
+    shared.smoke(c, **shared.VIT_SMOKE)
   return c
 
 
 def sweep(arg=None):
   """Table 3: what distillation brings, and which embedding to read."""
-  size, switches = recipes.parse_arg(arg, model='s16', options=OPTIONS)
-  this = lambda *kinds: ','.join([size, *kinds, *(
-      switches - {'distill', 'hard', 'soft'})])
-  trained = {name: {'arg': this(*kinds)} for name, kinds in (
-      ('plain', ()), ('soft', ('soft',)), ('hard', ('hard',)),
-      ('distill both', ('distill',)))}
+  size, switches = shared.parse_arg(arg, model='s16', options=OPTIONS)
+  this = lambda *kinds: ','.join(
+    [size, *kinds, *(switches - {'distill', 'hard', 'soft'})]
+  )
+  trained = {
+    name: {'arg': this(*kinds)}
+    for name, kinds in (
+      ('plain', ()),
+      ('soft', ('soft',)),
+      ('hard', ('hard',)),
+      ('distill both', ('distill',)),
+    )
+  }
   weights = '{workdir}/distill_both/seed{seed}'
-  read = {f'distill {fusion}': {
-      'arg': this('distill'), 'run.eval_only': True,
-      'run.pretrained': weights, 'loss.distill': 'none',
-      'model.fusion': fusion} for fusion in ('class', 'distill', 'mean_probs')}
+  read = {
+    f'distill {fusion}': {
+      'arg': this('distill'),
+      'run.eval_only': True,
+      'run.pretrained': weights,
+      'loss.distill': 'none',
+      'model.fusion': fusion,
+    }
+    for fusion in ('class', 'distill', 'mean_probs')
+  }
   return {**trained, **read}

@@ -5,12 +5,12 @@
 Two CPU cores: one to two minutes, about 98 % of the 360 test images.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 
 def get_config(arg=None):
-  _, switches = recipes.parse_arg(arg)
+  _, switches = shared.parse_arg(arg)
   c = default_config()
   c.run.name = 'ViT on digits'
   c.run.epochs = 140.0
@@ -20,8 +20,15 @@ def get_config(arg=None):
   c.data.crop = 'inception'
   c.data.area, c.data.aspect = (0.6, 1.0), (0.8, 1.25)
   c.data.flip = 0.0  # a mirrored digit is another sign
-  c.model.update(name='vit_ti16', patch_size=4, width=64, depth=4, num_heads=2,
-                 mlp_dim=128, drop_path=0.1)
+  c.model.update(
+    name='vit_ti16',
+    patch_size=4,
+    width=64,
+    depth=4,
+    num_heads=2,
+    mlp_dim=128,
+    drop_path=0.1,
+  )
   c.loss.label_smoothing = 0.1
   c.optim.lr = 2e-3
   c.optim.weight_decay = 0.05

@@ -27,22 +27,43 @@ B/32: pets 93.78, flowers 99.43 (5 runs, big_vision).
 
 import sys
 
-from vit_jax import recipes
-from vit_jax.config import default_config
 from vit_jax.models.registry import list_models, model_info
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 SMALL, LARGE = (0.001, 0.003, 0.01, 0.03), (0.003, 0.01, 0.03, 0.06)
 # name: (source, steps, warm-up, training split, test split, rate, grid)
 DATASETS = {
-    'cifar10': ('tfds:cifar10', 10_000, 500, 98, 'test', 0.03, SMALL),
-    'cifar100': ('tfds:cifar100', 10_000, 500, 98, 'test', 0.03, SMALL),
-    'imagenet2012': ('tfds:imagenet2012', 20_000, 500, 99, 'validation', 0.03,
-                     LARGE),
-    'oxford_iiit_pet': ('tfds:oxford_iiit_pet', 500, 100, 90, 'test', 0.003,
-                        SMALL),
-    'oxford_flowers102': ('tfds:oxford_flowers102', 500, 100, 90, 'test',
-                          0.003, SMALL),
-    'folder': ('folder', 500, 100, 90, 'test', 0.01, SMALL),
+  'cifar10': ('tfds:cifar10', 10_000, 500, 98, 'test', 0.03, SMALL),
+  'cifar100': ('tfds:cifar100', 10_000, 500, 98, 'test', 0.03, SMALL),
+  'imagenet2012': (
+    'tfds:imagenet2012',
+    20_000,
+    500,
+    99,
+    'validation',
+    0.03,
+    LARGE,
+  ),
+  'oxford_iiit_pet': (
+    'tfds:oxford_iiit_pet',
+    500,
+    100,
+    90,
+    'test',
+    0.003,
+    SMALL,
+  ),
+  'oxford_flowers102': (
+    'tfds:oxford_flowers102',
+    500,
+    100,
+    90,
+    'test',
+    0.003,
+    SMALL,
+  ),
+  'folder': ('folder', 500, 100, 90, 'test', 0.01, SMALL),
 }
 SWITCHES = ('short', 'head', 'layerdecay')
 HEAD_ONLY = ((r'(?!\w*head\w*/).*', {'lr': 0.0}),)
@@ -57,8 +78,9 @@ def resolve(word: str) -> str:
 def parse(arg, default: str = 'b16,cifar10', switches=SWITCHES):
   """'b16,cifar10,head' -> ('vit_b16', 'cifar10', {'head'})."""
   model, dataset = default.split(',')
-  model, given = recipes.parse_arg(
-      arg, model=model, options=(*DATASETS, *switches))
+  model, given = shared.parse_arg(
+    arg, model=model, options=(*DATASETS, *switches)
+  )
   datasets = [d for d in DATASETS if d in given] or [dataset]
   if len(datasets) > 1:
     raise ValueError(f'{" and ".join(datasets)} are both given: name one')
@@ -70,21 +92,23 @@ def set_data(c, dataset: str):
   source, _, _, percent, test, _, _ = DATASETS[dataset]
   c.data.source = source
   c.data.split = f'train[:{percent}%]'
-  c.eval.sets = {'minival': {'split': f'train[{percent}%:]'},
-                 'test': {'split': test}}
+  c.eval.sets = {
+    'minival': {'split': f'train[{percent}%:]'},
+    'test': {'split': test},
+  }
 
 
 def smoke_fields(name: str) -> dict:
   """Small sizes for the family of a model."""
   fields = model_info(name).fields
   if fields.get('stem') is not None:  # hybrids: the stem divides by 16
-    return {**recipes.VIT_SMOKE, 'patch_size': 1, 'stem': (1,)}
+    return {**shared.VIT_SMOKE, 'patch_size': 1, 'stem': (1,)}
   if name.startswith('bit'):
     return dict(num_layers=(1, 1), width_factor=0.5)
   if name.startswith('mixer'):
     return dict(patch_size=8, width=32, depth=2, tokens_mlp_dim=16, mlp_dim=64)
   if name.startswith(('vit', 'aa_vit', 'deit')):
-    return dict(recipes.VIT_SMOKE)
+    return dict(shared.VIT_SMOKE)
   return {}
 
 
@@ -98,15 +122,18 @@ def base(model: str, dataset: str):
   set_data(c, dataset)
   patch = model_info(model).fields.get('patch_size', 1)
   # 378 for patches of 14; a Mixer keeps the number of patches it was made for.
-  c.data.image_size = (model_info(model).image_size if
-                       model.startswith('mixer') else 384 // patch * patch)
+  c.data.image_size = (
+    model_info(model).image_size
+    if model.startswith('mixer')
+    else 384 // patch * patch
+  )
   c.data.batch_size = 512
   c.optim.name, c.optim.state_dtype = 'sgd', 'bfloat16'
   c.optim.lr = 0.01 if (model, dataset) == ('vit_b16', 'cifar10') else lr
   c.optim.clip = 1.0
   c.optim.accumulate = 8
   c.schedule.warmup_steps = warmup
-  recipes.feed_as_trained(c)
+  shared.feed_as_trained(c)
   c.data.interpolation = model_info(model).interpolation
   c.eval.every_steps = max(100, steps // 10)
   c.log.checkpoint_steps = c.eval.every_steps
@@ -124,7 +151,7 @@ def get_config(arg=None):
   if 'layerdecay' in switches:
     c.optim.layer_decay = 0.75
   if 'smoke' in switches:
-    recipes.smoke(c, **smoke_fields(model))
+    shared.smoke(c, **smoke_fields(model))
   return c
 
 
@@ -137,6 +164,8 @@ if __name__ == '__main__':
   _arg = sys.argv[1] if len(sys.argv) > 1 else 'b16,cifar10'
   for _run in sweep(_arg):
     _lr = _run['optim.lr']
-    print(f'python -m vit_jax.main --config=configs/finetune.py:{_arg} '
-          f'--config.optim.lr={_lr} --config.run.pretrained=FILE '
-          f'--config.data.dir=DIR --workdir=runs/{_arg}_{_lr}')
+    print(
+      f'python -m vit_jax.main --config=configs/finetune.py:{_arg} '
+      f'--config.optim.lr={_lr} --config.run.pretrained=FILE '
+      f'--config.data.dir=DIR --workdir=runs/{_arg}_{_lr}'
+    )

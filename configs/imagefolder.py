@@ -14,8 +14,8 @@ released weights instead, `vit-jax finetune --data PATH`. 1,800 EuroSAT tiles
 of 10 classes at 64 px, patch 8: see the README's results.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 
 def get_config(arg=None):
@@ -31,8 +31,7 @@ def get_config(arg=None):
   c.data.mix_style = 'google'
   c.data.area = (0.25, 1.0)
   c.data.normalize = 'imagenet'
-  c.model.update(name='vit_ti16', pool='gap', posemb='sincos2d',
-                 drop_path=0.1)
+  c.model.update(name='vit_ti16', pool='gap', posemb='sincos2d', drop_path=0.1)
   c.loss.label_smoothing = 0.1
   c.optim.lr = 1e-3
   c.optim.weight_decay = 0.05
@@ -43,5 +42,5 @@ def get_config(arg=None):
   c.log.every_steps = 20
   c.log.checkpoint_minutes = 10.0
   if smoke:
-    recipes.smoke(c, **recipes.VIT_SMOKE)
+    shared.smoke(c, **shared.VIT_SMOKE)
   return c

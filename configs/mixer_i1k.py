@@ -12,12 +12,12 @@ Expected, B/16: 76.3 % after 300 epochs, 2 h 11 m on a v3-128; 70.5 % after 60,
 """
 
 from configs import finetune
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(arg, model='b16', options=('60',))
+  model, switches = shared.parse_arg(arg, model='b16', options=('60',))
   c = default_config()
   c.run.name = f'Mixer {model} on ImageNet'
   c.run.epochs = 60.0 if '60' in switches else 300.0
@@ -36,11 +36,13 @@ def get_config(arg=None):
   c.schedule.end = 1e-5 * c.optim.lr
   c.schedule.warmup_steps = 10_000
   c.mesh.preset = 'zero'
-  c.eval.sets = {'minival': {'split': 'train[99%:]'},
-                 'val': {'split': 'validation'}}
+  c.eval.sets = {
+    'minival': {'split': 'train[99%:]'},
+    'val': {'split': 'validation'},
+  }
   c.eval.crop = 224 / 256
   c.eval.every_epochs = 10.0
   c.log.checkpoint_minutes = 20.0
   if 'smoke' in switches:
-    recipes.smoke(c, **finetune.smoke_fields(c.model.name))
+    shared.smoke(c, **finetune.smoke_fields(c.model.name))
   return c

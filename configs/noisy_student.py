@@ -21,11 +21,11 @@ configs/deit_i1k.py, an epoch being one pass over both kinds.
 """
 
 from configs import deit_i1k, finetune
-from vit_jax import recipes
+from vit_jax.recipe import shared
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(arg, model='s16')
+  model, switches = shared.parse_arg(arg, model='s16')
   c = deit_i1k.base()
   c.model.name = f'deit_{model}' if model in deit_i1k.SIZES else model
   c.run.name = f'{c.model.name}, noisy student'
@@ -37,7 +37,7 @@ def get_config(arg=None):
   c.model.dropout = 0.1
   c.optim.decay_mask = r'.*/kernel'
   c.eval.sets = {'test': {'split': 'test'}}
-  recipes.feed_as_trained(c)
+  shared.feed_as_trained(c)
   if 'smoke' in switches:
-    recipes.smoke(c, **finetune.smoke_fields(c.model.name))
+    shared.smoke(c, **finetune.smoke_fields(c.model.name))
   return c

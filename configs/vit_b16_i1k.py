@@ -13,16 +13,16 @@ ViT needs more regularisation at this size of data: configs/augreg_i1k.py and
 configs/vit_s16_i1k.py are the better ways.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(arg, model='b16', options=('warm3.4',))
+  model, switches = shared.parse_arg(arg, model='b16', options=('warm3.4',))
   c = default_config()
   c.run.name = f'ViT {model} on ImageNet'
   c.run.epochs = 300.0
-  recipes.imagenet(c)
+  shared.imagenet(c)
   c.data.batch_size = 4096
   c.model.update(name=f'vit_{model}', dropout=0.1)
   c.optim.lr, c.optim.weight_decay = 3e-3, 0.3
@@ -32,5 +32,5 @@ def get_config(arg=None):
   else:
     c.schedule.warmup_steps = 10_000
   if 'smoke' in switches:
-    recipes.smoke(c, **recipes.VIT_SMOKE)
+    shared.smoke(c, **shared.VIT_SMOKE)
   return c

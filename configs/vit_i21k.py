@@ -12,12 +12,12 @@ B/32 81.66, B/16 84.53, L/32 81.89, L/16 85.30 +- 0.02 (the paper, 512 px);
 L/16 took 0.23k TPUv3-core-days.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(arg, model='b16', options=('short',))
+  model, switches = shared.parse_arg(arg, model='b16', options=('short',))
   c = default_config()
   c.run.name = f'ViT {model} on ImageNet-21k'
   c.run.epochs = 30.0 if 'short' in switches else 90.0
@@ -26,8 +26,13 @@ def get_config(arg=None):
   c.data.batch_size = 4096
   c.data.image_size = 224
   c.data.area = (0.05, 1.0)
-  c.model.update(name=f'vit_{model}', dropout=0.1, head_bias=-10.0,
-                 representation_size=None, class_token_only=True)
+  c.model.update(
+    name=f'vit_{model}',
+    dropout=0.1,
+    head_bias=-10.0,
+    representation_size=None,
+    class_token_only=True,
+  )
   c.loss.name = 'sigmoid'
   c.optim.name = 'adamw'
   c.optim.lr = 1e-3
@@ -42,5 +47,5 @@ def get_config(arg=None):
   c.log.checkpoint_minutes = 20.0
   c.log.keep_latest = 2
   if 'smoke' in switches:
-    recipes.smoke(c, **recipes.VIT_SMOKE)
+    shared.smoke(c, **shared.VIT_SMOKE)
   return c

@@ -11,26 +11,32 @@ Expected with JFT, fine-tuned: H/14 88.55 +- 0.04 on ImageNet (2.5k
 TPUv3-core-days), L/16 87.76 +- 0.03 (0.68k).
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 # model: (epochs, peak learning rate)
 SETTINGS = {
-    'vit_b32': (7, 8e-4), 'vit_b16': (7, 8e-4), 'vit_l32': (7, 6e-4),
-    'vit_l16': (14, 4e-4), 'vit_h14': (14, 3e-4),
-    'r50_vit_b16': (7, 8e-4), 'r50_vit_l32': (7, 2e-4),
-    # Larger than the paper's: the H/14 settings (see arXiv:2106.04560).
-    'vit_g14': (14, 3e-4), 'vit_G14': (14, 3e-4),
+  'vit_b32': (7, 8e-4),
+  'vit_b16': (7, 8e-4),
+  'vit_l32': (7, 6e-4),
+  'vit_l16': (14, 4e-4),
+  'vit_h14': (14, 3e-4),
+  'r50_vit_b16': (7, 8e-4),
+  'r50_vit_l32': (7, 2e-4),
+  # Larger than the paper's: the H/14 settings (see arXiv:2106.04560).
+  'vit_g14': (14, 3e-4),
+  'vit_G14': (14, 3e-4),
 }
 
 
 def get_config(arg=None):
-  model, switches = recipes.parse_arg(arg, model='h14')
+  model, switches = shared.parse_arg(arg, model='h14')
   if model not in SETTINGS:
     model = f'vit_{model}'
   if model not in SETTINGS:
-    raise ValueError(f'unknown model {model!r} of this recipe; allowed: '
-                     f'{", ".join(SETTINGS)}')
+    raise ValueError(
+      f'unknown model {model!r} of this recipe; allowed: {", ".join(SETTINGS)}'
+    )
   c = default_config()
   c.run.name = f'{model} on a JFT-like set'
   epochs, c.optim.lr = SETTINGS[model]
@@ -58,5 +64,5 @@ def get_config(arg=None):
   c.log.checkpoint_minutes = 20.0
   c.log.keep_latest = 2
   if 'smoke' in switches:
-    recipes.smoke(c, **recipes.vit_smoke(model))
+    shared.smoke(c, **shared.vit_smoke(model))
   return c

@@ -24,25 +24,33 @@ of their fine-tuning are not certain. Each of 8 devices' images were normalised
 by themselves: model.bn_groups=8.
 """
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
 # size: peak rate, drop path, image sizes and batch of fine-tuning.
 SIZES = {
-    'd1': (1.6e-3, 0.1, (384,), 512), 'd2': (1e-3, 0.2, (384,), 384),
-    'd3': (1e-3, 0.5, (448,), 240), 'd4': (1e-3, 0.5, (448,), 240),
-    'd5': (1e-3, 0.75, (448, 512), 240),
+  'd1': (1.6e-3, 0.1, (384,), 512),
+  'd2': (1e-3, 0.2, (384,), 384),
+  'd3': (1e-3, 0.5, (448,), 240),
+  'd4': (1e-3, 0.5, (448,), 240),
+  'd5': (1e-3, 0.75, (448, 512), 240),
 }
 OPTIONS = ('ft384', 'ft448', 'ft512')
 SMOKE = dict(
-    patch_size=4, layers=(1, 1, 1), embed_dims=(16, 32, 32),
-    num_heads=(2, 2, 2), mlp_ratios=(2, 2, 2), stem_hidden_dim=8,
-    outlook_attention=(True, False, False), downsamples=(True, False, False),
-    post_layers=('ca',))
+  patch_size=4,
+  layers=(1, 1, 1),
+  embed_dims=(16, 32, 32),
+  num_heads=(2, 2, 2),
+  mlp_ratios=(2, 2, 2),
+  stem_hidden_dim=8,
+  outlook_attention=(True, False, False),
+  downsamples=(True, False, False),
+  post_layers=('ca',),
+)
 
 
 def get_config(arg=None):
-  size, switches = recipes.parse_arg(arg, model='d1', options=OPTIONS)
+  size, switches = shared.parse_arg(arg, model='d1', options=OPTIONS)
   if size not in SIZES:
     raise ValueError(f'unknown size {size!r}; allowed: {", ".join(SIZES)}')
   rate, drop_path, large, batch = SIZES[size]
@@ -76,13 +84,14 @@ def get_config(arg=None):
   c.eval.sets = {'val': {'split': 'validation'}}
   c.eval.every_epochs = 10.0
   c.log.checkpoint_minutes = 20.0
-  recipes.feed_as_trained(c)
+  shared.feed_as_trained(c)
 
   tuned = [int(s[2:]) for s in switches if s.startswith('ft')]
   if tuned:
     if tuned[0] not in large or len(tuned) > 1:
       raise ValueError(
-          f'{size} is fine-tuned at one of {", ".join(map(str, large))}')
+        f'{size} is fine-tuned at one of {", ".join(map(str, large))}'
+      )
     c.run.epochs = 40.0
     c.data.image_size, c.data.batch_size = tuned[0], batch
     c.loss.ground_truth = True
@@ -91,6 +100,6 @@ def get_config(arg=None):
     c.schedule.warmup_epochs = 5.0
     c.schedule.end = 4e-6
   if 'smoke' in switches:
-    recipes.smoke(c, **SMOKE)
+    shared.smoke(c, **SMOKE)
     c.schedule.cooldown_epochs = None
   return c

@@ -6,20 +6,22 @@ import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_force_host_platform_device_count=8'
-    # Tests compile far more than they compute: this halves it.
-    + ' --xla_backend_optimization_level=0'
-    + ' --xla_llvm_disable_expensive_passes=true')
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+  # Tests compile far more than they compute: this halves it.
+  + ' --xla_backend_optimization_level=0'
+  + ' --xla_llvm_disable_expensive_passes=true'
+)
 # What one test compiled, another one, another worker or a command of its own
 # process takes from here. It lives as long as the test run.
 CACHE = None
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   CACHE = tempfile.mkdtemp(prefix='vit_jax_compiled_')
   os.environ.update(
-      JAX_COMPILATION_CACHE_DIR=CACHE,
-      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
-      JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1')
+    JAX_COMPILATION_CACHE_DIR=CACHE,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.1',
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
+  )
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402

@@ -6,11 +6,12 @@ import sys
 
 import numpy as np
 
-from vit_jax import recipes
-from vit_jax.config import default_config
+from vit_jax.recipe import shared
+from vit_jax.recipe.keys import default_config
 
-FAST_COMPILE = ('--xla_backend_optimization_level=0 '
-                '--xla_llvm_disable_expensive_passes=true')
+FAST_COMPILE = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -27,8 +28,10 @@ def tiny_config(**sections):
   c.data.image_size = 16
   c.data.crop = 'none'
   c.data.threads = 1
-  c.model.update(name='vit_ti16', **{
-      **recipes.VIT_SMOKE, 'patch_size': 8, 'width': 16, 'mlp_dim': 32})
+  c.model.update(
+    name='vit_ti16',
+    **{**shared.VIT_SMOKE, 'patch_size': 8, 'width': 16, 'mlp_dim': 32},
+  )
   c.optim.lr = 1e-2
   c.log.every_steps = 1
   c.log.tensorboard = False
@@ -40,19 +43,33 @@ def tiny_config(**sections):
 def run_python(*args, devices: int = 1, env=None, timeout=300, **kwargs):
   """Runs a Python command in a fresh CPU process of `devices` devices."""
   environment = {
-      **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': ROOT,
-      'XLA_FLAGS': (f'--xla_force_host_platform_device_count={devices} '
-                    f'{FAST_COMPILE}'),
-      **(env or {})}
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': ROOT,
+    'XLA_FLAGS': (
+      f'--xla_force_host_platform_device_count={devices} {FAST_COMPILE}'
+    ),
+    **(env or {}),
+  }
   return subprocess.run(
-      [sys.executable, *args], env=environment, cwd=ROOT, timeout=timeout,
-      capture_output=True, text=True, **kwargs)
+    [sys.executable, *args],
+    env=environment,
+    cwd=ROOT,
+    timeout=timeout,
+    capture_output=True,
+    text=True,
+    **kwargs,
+  )
 
 
 def saved_state(workdir) -> dict[str, np.ndarray]:
   """Every array of a workdir's newest step, by path."""
   import jax
-  from vit_jax import checkpoint, sharding
-  tree, _, _ = checkpoint.load_tree(workdir)
-  return {sharding.path_string(p): np.asarray(x)
-          for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+  from vit_jax.weights.steps import load_tree
+
+  tree, _, _ = load_tree(workdir)
+  return {
+    jax.tree_util.keystr(p, simple=True, separator='/'): np.asarray(x)
+    for p, x in jax.tree_util.tree_leaves_with_path(tree)
+  }

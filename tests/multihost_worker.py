@@ -19,22 +19,24 @@ LOST_AFTER = 5.0
 
 def main():
   event = sys.argv.pop(1)
-  from vit_jax import distributed, main as vit_main
-  initialize, tick = distributed.initialize, distributed.tick
-  distributed.initialize = lambda *args: initialize(
-      *args, timeout=60, lost_after=LOST_AFTER)
+  from vit_jax import main as vit_main
+  from vit_jax.parallel import processes
+
+  initialize, tick = processes.initialize, processes.tick
+  processes.initialize = lambda *args: initialize(
+    *args, timeout=60, lost_after=LOST_AFTER
+  )
   if event != 'none':
     name, process, at_step = event.split(':')
 
     def tick_and_more(step):
       tick(step)
-      if step == int(at_step) and (
-          distributed._job.process_id == int(process)):
+      if step == int(at_step) and (processes._job.process_id == int(process)):
         os.kill(os.getpid(), signal.Signals[name])
       if step >= int(at_step):
         time.sleep(0.3)
 
-    distributed.tick = tick_and_more
+    processes.tick = tick_and_more
   app.run(vit_main.main)
 
 

@@ -15,8 +15,9 @@ def random_variables(model, images, seed: int = 0) -> dict:
   model has a say in its output.
   """
   rng = np.random.default_rng(seed)
-  shapes = jax.eval_shape(functools.partial(model.init, train=False),
-                          jax.random.key(0), images)
+  shapes = jax.eval_shape(
+    functools.partial(model.init, train=False), jax.random.key(0), images
+  )
   values = {}
   for path, x in flatten_dict(shapes).items():
     value = 0.2 * rng.standard_normal(x.shape)

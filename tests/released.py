@@ -12,7 +12,11 @@ def tsv_shapes(name: str, ignored=()) -> dict[str, tuple[int, ...]]:
   shapes = {}
   for line in lines:
     key, shape, *_ = line.split('\t')
-    shapes[key] = () if shape == 'scalar' else tuple(
-        int(n) for n in shape.split('x'))
-  return {key: shape for key, shape in shapes.items()
-          if not any(re.fullmatch(r, key) for r in ignored)}
+    shapes[key] = (
+      () if shape == 'scalar' else tuple(int(n) for n in shape.split('x'))
+    )
+  return {
+    key: shape
+    for key, shape in shapes.items()
+    if not any(re.fullmatch(r, key) for r in ignored)
+  }

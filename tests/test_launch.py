@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh')) + [LAUNCH / 'slurm.sbatch']
 
-GCLOUD = r'''
+GCLOUD = r"""
 import os, pathlib, subprocess, sys
 fake = pathlib.Path(os.environ['FAKE'])
 args = sys.argv[1:]
@@ -64,10 +64,10 @@ elif verb in ('ssh', 'scp'):
                              env=env)
       if code:
         sys.exit(code)
-'''
+"""
 
 # Plays pip, the check, and the training of `-m vit_jax.main`.
-PYTHON = r'''#!/usr/bin/env bash
+PYTHON = r"""#!/usr/bin/env bash
 echo "python $WORKER $*" >>"$FAKE/calls"
 [[ $2 == vit_jax.main ]] || exit 0
 trap 'echo saved; exit 3' TERM
@@ -83,7 +83,7 @@ case ${plan[$((run - 1))]} in
   forever) for _ in $(seq 100); do sleep 0.1; done ;;
   done) exit 0 ;;
 esac
-'''
+"""
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def fake(tmp_path):
     path.chmod(0o755)
 
   command('gcloud', f'#!{sys.executable}\n{GCLOUD}')
-  record = ('#!/usr/bin/env bash\necho "{0} $*" >>"$FAKE/calls"\n')
+  record = '#!/usr/bin/env bash\necho "{0} $*" >>"$FAKE/calls"\n'
   command('kubectl', record.format('kubectl') + 'cat >"$FAKE/manifest"\n')
   command('sbatch', record.format('sbatch'))
   command('scontrol', record.format('scontrol'))
@@ -113,15 +113,24 @@ def fake(tmp_path):
   (tmp_path / 'python').chmod(0o755)
 
   env = {
-      'PATH': f'{bin_dir}:{os.environ["PATH"]}', 'HOME': str(tmp_path),
-      'FAKE': str(tmp_path), 'TPU_NAME': 'slice', 'ZONE': 'europe-west4-a',
-      'POLL': '0.2', 'GRACE': '5', 'PLAN': 'done',
+    'PATH': f'{bin_dir}:{os.environ["PATH"]}',
+    'HOME': str(tmp_path),
+    'FAKE': str(tmp_path),
+    'TPU_NAME': 'slice',
+    'ZONE': 'europe-west4-a',
+    'POLL': '0.2',
+    'GRACE': '5',
+    'PLAN': 'done',
   }
 
   def run(script, *args, check=True, **more):
     result = subprocess.run(
-        ['bash', str(repo / 'launch' / script), *args], env={**env, **more},
-        capture_output=True, text=True, timeout=60)
+      ['bash', str(repo / 'launch' / script), *args],
+      env={**env, **more},
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
     if check:
       assert result.returncode == 0, result.stdout + result.stderr
     return result
@@ -142,11 +151,11 @@ def verbs(calls):
 
 def test_shellcheck():
   shellcheck = shutil.which('shellcheck') or shutil.which(
-      'shellcheck', path=os.path.dirname(sys.executable))
+    'shellcheck', path=os.path.dirname(sys.executable)
+  )
   if shellcheck is None:
     pytest.skip('shellcheck is not installed (extra dev)')
-  subprocess.run([shellcheck, *map(str, SCRIPTS)],
-                 check=True)
+  subprocess.run([shellcheck, *map(str, SCRIPTS)], check=True)
 
 
 @pytest.mark.parametrize('script', [s.name for s in SCRIPTS])
@@ -158,20 +167,33 @@ def test_header_says_what_it_is(script):
     assert 'DRY_RUN=1' in text.split('source ')[0]
 
 
-@pytest.mark.parametrize('settings, expected', [
-    ({'ACCELERATOR': 'v3-32', 'SPOT': '1'},
-     'gcloud compute tpus tpu-vm create slice --version=tpu-ubuntu2204-base '
-     '--accelerator-type=v3-32 --spot --zone=europe-west4-a'),
-    ({'ACCELERATOR': 'v5litepod-64', 'QUEUED': '1', 'PROJECT': 'p'},
-     'gcloud compute tpus queued-resources create slice --node-id=slice '
-     '--runtime-version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-64 '
-     '--zone=europe-west4-a --project=p'),
-    ({'ACCELERATOR': 'v6e-8', 'RUNTIME': 'mine', 'NETWORK': 'n',
-      'INTERNAL_IP': '1'},
-     'gcloud compute tpus tpu-vm create slice --version=mine '
-     '--accelerator-type=v6e-8 --network=n --internal-ips '
-     '--zone=europe-west4-a'),
-])
+@pytest.mark.parametrize(
+  'settings, expected',
+  [
+    (
+      {'ACCELERATOR': 'v3-32', 'SPOT': '1'},
+      'gcloud compute tpus tpu-vm create slice --version=tpu-ubuntu2204-base '
+      '--accelerator-type=v3-32 --spot --zone=europe-west4-a',
+    ),
+    (
+      {'ACCELERATOR': 'v5litepod-64', 'QUEUED': '1', 'PROJECT': 'p'},
+      'gcloud compute tpus queued-resources create slice --node-id=slice '
+      '--runtime-version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-64 '
+      '--zone=europe-west4-a --project=p',
+    ),
+    (
+      {
+        'ACCELERATOR': 'v6e-8',
+        'RUNTIME': 'mine',
+        'NETWORK': 'n',
+        'INTERNAL_IP': '1',
+      },
+      'gcloud compute tpus tpu-vm create slice --version=mine '
+      '--accelerator-type=v6e-8 --network=n --internal-ips '
+      '--zone=europe-west4-a',
+    ),
+  ],
+)
 def test_create_dry_run(fake, settings, expected):
   out = fake('tpu_create.sh', DRY_RUN='1', **settings).stdout
   assert out.splitlines() == [expected]
@@ -180,8 +202,14 @@ def test_create_dry_run(fake, settings, expected):
 
 def test_dry_runs_run_nothing(fake):
   flags = ['--config=configs/x.py', '--workdir=gs://b/a dir', "--note=it's"]
-  for script in ('tpu_setup.sh', 'tpu_run.sh', 'tpu_logs.sh', 'tpu_status.sh',
-                 'tpu_stop.sh', 'tpu_retry.sh'):
+  for script in (
+    'tpu_setup.sh',
+    'tpu_run.sh',
+    'tpu_logs.sh',
+    'tpu_status.sh',
+    'tpu_stop.sh',
+    'tpu_retry.sh',
+  ):
     out = fake(script, *flags, DRY_RUN='1', DELETE='1').stdout
     assert 'gcloud compute tpus tpu-vm' in out
     # What is printed can be pasted: it parses as shell.
@@ -206,8 +234,9 @@ def test_run_status_stop(fake):
   setup = [c for c in fake.calls() if c.startswith('python')]
   assert sum('-m pip install --quiet -e' in c for c in setup) == 2
   assert 'jax.default_backend' in (fake.dir / 'calls').read_text()
-  fake('tpu_run.sh', '--config=c.py', '--workdir=a b', FOLLOW='0',
-       PLAN='forever')
+  fake(
+    'tpu_run.sh', '--config=c.py', '--workdir=a b', FOLLOW='0', PLAN='forever'
+  )
   out = fake('tpu_status.sh').stdout
   assert 'slice READY' in out and out.count(' running ') == 2
   # A second start is refused while the first runs.
@@ -215,8 +244,8 @@ def test_run_status_stop(fake):
   assert again.returncode != 0 and 'already running' in again.stderr
   started = [c for c in fake.calls() if '-m vit_jax.main' in c]
   assert sorted(started) == [
-      f'python {i} -m vit_jax.main --config=c.py --workdir=a b'
-      for i in range(2)]
+    f'python {i} -m vit_jax.main --config=c.py --workdir=a b' for i in range(2)
+  ]
   out = fake('tpu_stop.sh').stdout
   assert out.count('exited 3') == 2
   assert 'saved' in fake('tpu_logs.sh', WORKER='1').stdout
@@ -227,21 +256,34 @@ def test_run_status_stop(fake):
 @pytest.mark.parametrize('queued', ['0', '1'])
 def test_retry_recreates_after_a_preemption(fake, queued):
   flags = ('--config=c.py', '--workdir=gs://b/w')
-  result = fake('tpu_retry.sh', *flags, SPOT='1', QUEUED=queued,
-                PLAN='preempt saved done', LOST='99')
+  result = fake(
+    'tpu_retry.sh',
+    *flags,
+    SPOT='1',
+    QUEUED=queued,
+    PLAN='preempt saved done',
+    LOST='99',
+  )
   assert verbs(fake.calls()) == [
-      'create', 'scp', 'scp',  # set up, run
-      'delete', 'create', 'scp', 'scp',  # preempted: a new slice
-      'scp',  # exit 3: started again on the same slice
+    'create',
+    'scp',
+    'scp',  # set up, run
+    'delete',
+    'create',
+    'scp',
+    'scp',  # preempted: a new slice
+    'scp',  # exit 3: started again on the same slice
   ]
   assert 'restart 2' in result.stderr and 'restart 3' not in result.stderr
   if queued == '1':
-    assert any('queued-resources delete slice --force --quiet' in c
-               for c in fake.calls())
+    assert any(
+      'queued-resources delete slice --force --quiet' in c for c in fake.calls()
+    )
   starts = [c for c in fake.calls() if '-m vit_jax.main' in c]
   assert len(starts) == 6  # the same flags each time: training resumes
   assert {c.split(' ', 2)[2] for c in starts} == {
-      '-m vit_jax.main --config=c.py --workdir=gs://b/w'}
+    '-m vit_jax.main --config=c.py --workdir=gs://b/w'
+  }
 
 
 def test_retry_stops_at_an_error(fake):
@@ -252,15 +294,24 @@ def test_retry_stops_at_an_error(fake):
 
 
 def test_retry_is_bounded(fake):
-  result = fake('tpu_retry.sh', '--config=c.py', RETRIES='2', check=False,
-                PLAN='saved saved saved saved')
+  result = fake(
+    'tpu_retry.sh',
+    '--config=c.py',
+    RETRIES='2',
+    check=False,
+    PLAN='saved saved saved saved',
+  )
   assert result.returncode == 1
   assert 'gave up after 2 restarts' in result.stderr
 
 
 def test_gke(fake):
-  settings = dict(JOB_NAME='vit', IMAGE='r/vit_jax:1', TOPOLOGY='4x8',
-                  GKE_ACCELERATOR='tpu-v5-lite-podslice')
+  settings = dict(
+    JOB_NAME='vit',
+    IMAGE='r/vit_jax:1',
+    TOPOLOGY='4x8',
+    GKE_ACCELERATOR='tpu-v5-lite-podslice',
+  )
   flags = ('--config=c.py', "--note=it's & 'so'")
   fake('gke_run.sh', *flags, **settings)
   job = yaml.safe_load((fake.dir / 'manifest').read_text())
@@ -268,48 +319,69 @@ def test_gke(fake):
   slices = job['spec']['replicatedJobs'][0]
   pods = slices['template']['spec']
   assert (slices['replicas'], pods['parallelism'], pods['completions']) == (
-      1, 8, 8)
+    1,
+    8,
+    8,
+  )
   container = pods['template']['spec']['containers'][0]
   assert container['args'] == list(flags)
   assert container['resources']['limits'] == {'google.com/tpu': 4}
-  assert fake.calls() == [
-      'kubectl apply --namespace=default --filename=-']
+  assert fake.calls() == ['kubectl apply --namespace=default --filename=-']
   out = fake('gke_run.sh', *flags, DRY_RUN='1', **settings).stdout
   assert out == (fake.dir / 'manifest').read_text() + (
-      'kubectl apply --namespace=default --filename=-\n')
-  bad = fake('gke_run.sh', *flags, check=False,
-             **{**settings, 'TOPOLOGY': 'v5e-32'})
+    'kubectl apply --namespace=default --filename=-\n'
+  )
+  bad = fake(
+    'gke_run.sh', *flags, check=False, **{**settings, 'TOPOLOGY': 'v5e-32'}
+  )
   assert bad.returncode == 1 and 'TOPOLOGY=v5e-32' in bad.stderr
 
 
 def test_slurm(fake):
-  fake('slurm_run.sh', '--config=c.py', NODES='2', GPUS='4', PYTHON='py',
-       SBATCH_FLAGS='--partition=gpu --account=x')
+  fake(
+    'slurm_run.sh',
+    '--config=c.py',
+    NODES='2',
+    GPUS='4',
+    PYTHON='py',
+    SBATCH_FLAGS='--partition=gpu --account=x',
+  )
   assert fake.calls() == [
-      f'sbatch --nodes=2 --ntasks=8 --ntasks-per-node=4 --chdir={fake.repo} '
-      '--export=ALL,PYTHON=py,RETRIES=20 --partition=gpu --account=x '
-      f'{fake.repo}/launch/slurm.sbatch --config=c.py']
+    f'sbatch --nodes=2 --ntasks=8 --ntasks-per-node=4 --chdir={fake.repo} '
+    '--export=ALL,PYTHON=py,RETRIES=20 --partition=gpu --account=x '
+    f'{fake.repo}/launch/slurm.sbatch --config=c.py'
+  ]
 
 
-@pytest.mark.parametrize('code, restarts, requeued', [
-    ('0', '0', False), ('1', '0', False), ('3', '0', True), ('3', '9', False)])
+@pytest.mark.parametrize(
+  'code, restarts, requeued',
+  [('0', '0', False), ('1', '0', False), ('3', '0', True), ('3', '9', False)],
+)
 def test_slurm_requeues_after_a_preemption(fake, code, restarts, requeued):
-  result = fake('slurm.sbatch', '--config=c.py', SRUN_CODE=code, RETRIES='9',
-                SLURM_JOB_ID='7', SLURM_RESTART_COUNT=restarts, check=False)
+  result = fake(
+    'slurm.sbatch',
+    '--config=c.py',
+    SRUN_CODE=code,
+    RETRIES='9',
+    SLURM_JOB_ID='7',
+    SLURM_RESTART_COUNT=restarts,
+    check=False,
+  )
   assert result.returncode == int(code)
-  assert fake.calls()[0] == ('srun --kill-on-bad-exit=1 --label python -m '
-                             'vit_jax.main --config=c.py')
+  assert fake.calls()[0] == (
+    'srun --kill-on-bad-exit=1 --label python -m vit_jax.main --config=c.py'
+  )
   assert ('scontrol requeue 7' in fake.calls()) == requeued
 
 
-LOCAL = textwrap.dedent(r'''
+LOCAL = textwrap.dedent(r"""
     #!/usr/bin/env bash
     [[ $1 != -c ]] || { echo 1234; exit; }
     echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS"
     trap 'exit 3' TERM
     [[ $JAX_PROCESS_ID != 1 || $3 != fail ]] || exit 5
     [[ $3 == quick ]] || for _ in $(seq 100); do sleep 0.1; done
-''').lstrip()
+""").lstrip()
 
 
 @pytest.fixture
@@ -323,18 +395,28 @@ def local_python(fake):
 def test_local(fake, local_python):
   out = fake('local.sh', 'quick', PYTHON=local_python, PROCESSES='3').stdout
   assert sorted(out.splitlines()) == [
-      f'{i} of 3 at 127.0.0.1:1234' for i in range(3)]
-  dry = fake('local.sh', '--config=c.py', PYTHON=local_python, DRY_RUN='1',
-             DEVICES='4').stdout.splitlines()
+    f'{i} of 3 at 127.0.0.1:1234' for i in range(3)
+  ]
+  dry = fake(
+    'local.sh', '--config=c.py', PYTHON=local_python, DRY_RUN='1', DEVICES='4'
+  ).stdout.splitlines()
   assert len(dry) == 2
-  assert re.search(r'JAX_PROCESS_ID=1 .*device_count=4.* -m vit_jax.main '
-                   '--config=c.py$', dry[1])
+  assert re.search(
+    r'JAX_PROCESS_ID=1 .*device_count=4.* -m vit_jax.main '
+    '--config=c.py$',
+    dry[1],
+  )
 
 
 def test_local_stops_all_when_one_fails(fake, local_python):
   start = time.monotonic()
-  result = fake('local.sh', 'fail', PYTHON=local_python, check=False,
-                LOGS=str(fake.dir / 'logs'))
+  result = fake(
+    'local.sh',
+    'fail',
+    PYTHON=local_python,
+    check=False,
+    LOGS=str(fake.dir / 'logs'),
+  )
   assert result.returncode == 5
   assert time.monotonic() - start < 8
   assert '1 of 2' in (fake.dir / 'logs/process_1.txt').read_text()
@@ -342,9 +424,11 @@ def test_local_stops_all_when_one_fails(fake, local_python):
 
 def test_local_passes_a_preemption_on(fake, local_python):
   process = subprocess.Popen(
-      ['bash', str(fake.repo / 'launch/local.sh'), 'forever'],
-      env={**fake.env, 'PYTHON': local_python}, stdout=subprocess.PIPE,
-      text=True)
+    ['bash', str(fake.repo / 'launch/local.sh'), 'forever'],
+    env={**fake.env, 'PYTHON': local_python},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
   for _ in range(2):
     process.stdout.readline()  # both run
   time.sleep(0.3)

@@ -7,26 +7,43 @@ import sys
 import jax
 import pytest
 
-from tests.parity import __main__ as command, harness
+from tests.parity import __main__ as command
+from tests.parity import harness
 
-FILES = sorted((pathlib.Path(__file__).parent / 'fixtures' / 'parity').glob(
-    '*.npz'))
+FILES = sorted(
+  (pathlib.Path(__file__).parent / 'fixtures' / 'parity').glob('*.npz')
+)
 
 
 @pytest.fixture(autouse=True)
 def exact_matmuls():
-  with jax.default_matmul_precision('highest'), (
-      jax.numpy_rank_promotion('allow')):
+  with (
+    jax.default_matmul_precision('highest'),
+    jax.numpy_rank_promotion('allow'),
+  ):
     yield
 
 
 def test_there_are_files_of_every_part():
   names = {f.stem for f in FILES}
-  for stem in ('vit_jax_token', 'big_vision_vit_map', 'timm_vit_avg',
-               'vit_jax_hybrid_121', 'bit_big_transfer', 'timm_mixer',
-               'deit_distilled', 'cait', 'deepvit', 'ceit', 'volo',
-               'area_1d_197_w2', 'timm_mixup_cutmix', 'big_vision_lr_schedule',
-               'timm_randaugment_ops', 'big_vision_preprocess'):
+  for stem in (
+    'vit_jax_token',
+    'big_vision_vit_map',
+    'timm_vit_avg',
+    'vit_jax_hybrid_121',
+    'bit_big_transfer',
+    'timm_mixer',
+    'deit_distilled',
+    'cait',
+    'deepvit',
+    'ceit',
+    'volo',
+    'area_1d_197_w2',
+    'timm_mixup_cutmix',
+    'big_vision_lr_schedule',
+    'timm_randaugment_ops',
+    'big_vision_preprocess',
+  ):
     assert stem in names
 
 
@@ -41,6 +58,7 @@ def test_equals_the_official_implementation(path):
 def test_a_wrong_number_fails(tmp_path):
   """The comparison can fail: one output is moved by ten tolerances."""
   import numpy as np
+
   command.load_checkers()
   path = next(f for f in FILES if f.stem == 'vit_jax_token')
   with np.load(path) as z:
@@ -54,8 +72,11 @@ def test_a_wrong_number_fails(tmp_path):
 def test_exit_codes(tmp_path):
   (tmp_path / 'broken.npz').write_bytes(b'PK')
   run = lambda *args: subprocess.run(
-      [sys.executable, '-m', 'tests.parity', *map(str, args)],
-      capture_output=True, text=True, cwd=pathlib.Path(__file__).parent.parent)
+    [sys.executable, '-m', 'tests.parity', *map(str, args)],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parent.parent,
+  )
   failed = run(tmp_path / 'broken.npz')
   assert failed.returncode == 1 and 'FAIL' in failed.stdout
   assert run().returncode == 1

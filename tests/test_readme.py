@@ -18,8 +18,9 @@ import shlex
 import pytest
 
 from tests.helpers import ROOT, run_python
-from vit_jax import cli
-from vit_jax.config import check, default_config, get
+from vit_jax.cli import parser
+from vit_jax.recipe.checks import check
+from vit_jax.recipe.keys import default_config, get
 
 README = pathlib.Path(ROOT, 'README.md').read_text()
 MAIN = ['python', '-m', 'vit_jax.main']
@@ -52,27 +53,41 @@ def words(line: str) -> list[str]:
 
 def recipe_runs() -> list[list[str]]:
   """The flags of every run of a recipe, also as a flag of other programs."""
-  return [[w for w in words(line) if w.startswith('--')]
-          for line in commands() if '--config=' in line]
+  return [
+    [w for w in words(line) if w.startswith('--')]
+    for line in commands()
+    if '--config=' in line
+  ]
 
 
 def split_flags(flags) -> tuple[str, str, dict[str, str]]:
   """(file, argument, {'optim.lr': '3e-4'}) of --config=FILE:ARG and others."""
   values = dict(f.removeprefix('--').split('=', 1) for f in flags if '=' in f)
   file, _, argument = values.pop('config').partition(':')
-  return file, argument, {
-      k.removeprefix('config.'): v for k, v in values.items()
-      if k.startswith('config.')}
+  return (
+    file,
+    argument,
+    {
+      k.removeprefix('config.'): v
+      for k, v in values.items()
+      if k.startswith('config.')
+    },
+  )
 
 
 def test_blocks_and_commands_are_found():
-  text = ('a\n```\n$ one \\\n  two  # why\n# no\n\nX=1 three\n```\n'
-          '```python\nx\n```\n')
+  text = (
+    'a\n```\n$ one \\\n  two  # why\n# no\n\nX=1 three\n```\n'
+    '```python\nx\n```\n'
+  )
   assert commands(text) == ['one    two', 'X=1 three']
   assert words('X=1 three') == ['three']
   assert blocks(text, 'python') == ['x\n']
   assert split_flags(['--config=a.py:b,c', '--config.optim.lr=1', '--x=2']) == (
-      'a.py', 'b,c', {'optim.lr': '1'})
+    'a.py',
+    'b,c',
+    {'optim.lr': '1'},
+  )
 
 
 def test_the_first_two_commands_do_all_the_set_up():
@@ -106,17 +121,33 @@ def _smoke_flags(flags, workdir) -> list[str]:
   parts = [a for a in argument.split(',') if a and a != 'smoke']
   if any(re.search(r'\b[A-Z]{2,}\b', a) for a in parts):
     parts = []
-  keep = {k: v for k, v in overrides.items() if not k.startswith(
-      ('data.', 'model.', 'mesh.', 'run.pretrained', 'run.resume',
-       'loss.teacher'))}
-  return [f'--config={file}:{",".join([*parts, "smoke"])}',
-          f'--workdir={workdir}',
-          *(f'--config.{k}={v}' for k, v in keep.items())]
+  keep = {
+    k: v
+    for k, v in overrides.items()
+    if not k.startswith(
+      (
+        'data.',
+        'model.',
+        'mesh.',
+        'run.pretrained',
+        'run.resume',
+        'loss.teacher',
+      )
+    )
+  }
+  return [
+    f'--config={file}:{",".join([*parts, "smoke"])}',
+    f'--workdir={workdir}',
+    *(f'--config.{k}={v}' for k, v in keep.items()),
+  ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('flags', sorted({
-    tuple(_smoke_flags(f, 'DIR')) for f in recipe_runs()}), ids=' '.join)
+@pytest.mark.parametrize(
+  'flags',
+  sorted({tuple(_smoke_flags(f, 'DIR')) for f in recipe_runs()}),
+  ids=' '.join,
+)
 def test_recipes_run_in_their_smoke_variant(flags, tmp_path):
   flags = [f.replace('--workdir=DIR', f'--workdir={tmp_path}') for f in flags]
   result = run_python('-m', 'vit_jax.main', *flags)
@@ -127,21 +158,22 @@ def test_recipes_run_in_their_smoke_variant(flags, tmp_path):
 def _help_of(argv) -> str:
   with contextlib.redirect_stdout(io.StringIO()) as text:
     with contextlib.suppress(SystemExit):
-      cli.main([*argv, '--help'])
+      parser.main([*argv, '--help'])
   return text.getvalue()
 
 
-@pytest.mark.parametrize('line', [
-    line for line in commands() if words(line)[:1] == ['vit-jax']])
+@pytest.mark.parametrize(
+  'line', [line for line in commands() if words(line)[:1] == ['vit-jax']]
+)
 def test_commands_of_vit_jax_parse(line):
   argv = words(line)[1:]
-  if argv[0] in cli.PROGRAMS:  # these have parsers of their own
+  if argv[0] in parser.PROGRAMS:  # these have parsers of their own
     text = _help_of(argv[:1])
     for word in argv[1:]:
       if word.startswith('-'):
         assert re.search(rf'(?<![\w-]){re.escape(word.split("=")[0])}\b', text)
   else:
-    assert cli.build_parser().parse_args(argv).command == argv[0]
+    assert parser.build_parser().parse_args(argv).command == argv[0]
 
 
 def test_every_command_is_of_a_known_kind():
@@ -164,7 +196,7 @@ def test_every_command_is_of_a_known_kind():
 
 def test_inline_commands_exist():
   """`vit-jax X` and `--flag` in the text."""
-  known = {*cli.COMMANDS, *cli.PROGRAMS}
+  known = {*parser.COMMANDS, *parser.PROGRAMS}
   for name in re.findall(r'`vit-jax\s+([\w-]+)', README):
     assert name in known, name
   # A flag in the text is an option of some command.
@@ -187,10 +219,14 @@ def test_paths_exist():
 def test_models_that_are_named_exist():
   """Those in the first column but one of the table of families, and --model."""
   from vit_jax.models.registry import list_models
+
   names = re.findall(r'--model[ =](\w+)', README)
   table = README.partition('| family |')[2].partition('\n\n')[0]
-  names += [n for row in table.splitlines()[2:]
-            for n in re.findall(r'`([\w*]+)`', row.split('|')[2])]
+  names += [
+    n
+    for row in table.splitlines()[2:]
+    for n in re.findall(r'`([\w*]+)`', row.split('|')[2])
+  ]
   assert names
   for name in names:
     assert list_models(name), name
@@ -198,6 +234,7 @@ def test_models_that_are_named_exist():
 
 def test_python_blocks_use_what_exists():
   import vit_jax
+
   for block in blocks(README, 'python', 'py'):
     for node in ast.walk(ast.parse(block)):
       if not isinstance(node, ast.Call):
@@ -208,4 +245,5 @@ def test_python_blocks_use_what_exists():
         for name in text.split('.')[1:]:
           function = getattr(function, name)
         inspect.signature(function).bind(
-            *node.args, **{k.arg: k.value for k in node.keywords})
+          *node.args, **{k.arg: k.value for k in node.keywords}
+        )

@@ -12,15 +12,20 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Recipe: configs/X.py, with an argument after a colon.')
+  'config', None, 'Recipe: configs/X.py, with an argument after a colon.'
+)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory for checkpoints, metrics and the summary.')
+  'workdir', None, 'Directory for checkpoints, metrics and the summary.'
+)
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'host:port of process 0, where it is not detected.')
+  'coordinator', None, 'host:port of process 0, where it is not detected.'
+)
 _PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'How many processes, where it is not detected.')
+  'num_processes', None, 'How many processes, where it is not detected.'
+)
 _PROCESS = flags.DEFINE_integer(
-    'process_id', None, 'Number of this process, where it is not detected.')
+  'process_id', None, 'Number of this process, where it is not detected.'
+)
 
 
 # --config.model.FIELD=VALUE, taken out of the command line: the fields are the
@@ -42,8 +47,10 @@ def take_model_fields(argv):
 
 def run(argv) -> int:
   if len(argv) > 1:
-    raise ValueError(f'unexpected argument {argv[1]!r}; all settings are '
-                     'flags: --config=configs/X.py --workdir=DIR')
+    raise ValueError(
+      f'unexpected argument {argv[1]!r}; all settings are '
+      'flags: --config=configs/X.py --workdir=DIR'
+    )
   config = _CONFIG.value  # reading it raises what is wrong with the file
   if config is None or _WORKDIR.value is None:
     raise ValueError('--config=configs/X.py and --workdir=DIR are required')
@@ -51,14 +58,18 @@ def run(argv) -> int:
   if not any(a.startswith(('-v', '--v', '--verbosity')) for a in sys.argv):
     logging.set_verbosity(logging.WARNING)
 
-  from vit_jax import distributed
-  from vit_jax.config import check, set_model_fields
+  from vit_jax.parallel import processes
+  from vit_jax.parallel.watchdog import session
+  from vit_jax.recipe.checks import check
+  from vit_jax.recipe.overrides import set_model_fields
+
   set_model_fields(config, _MODEL_FIELDS)
   check(config)
-  distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  processes.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   from vit_jax import train
+
   try:
-    with distributed.session(_WORKDIR.value, orderly=(train.Preempted,)):
+    with session(_WORKDIR.value, orderly=(train.Preempted,)):
       train.train_and_evaluate(config, _WORKDIR.value)
   except train.Preempted as e:
     print(e, file=sys.stderr)
@@ -71,8 +82,9 @@ def parse(argv):
   try:
     return flags.FLAGS(argv)
   except (AttributeError, TypeError, ValueError, flags.Error) as e:
-    print('error: ' + ' '.join(str(e).replace('\\n', '\n').split()),
-          file=sys.stderr)
+    print(
+      'error: ' + ' '.join(str(e).replace('\\n', '\n').split()), file=sys.stderr
+    )
     sys.exit(1)
 
 
@@ -85,8 +97,10 @@ def main(argv) -> None:
   except Exception as e:
     logging.debug('failed', exc_info=True)
     if os.environ.get('VIT_JAX_TRACEBACK') or not isinstance(
-        e, (ValueError, OSError, RuntimeError, AttributeError, TypeError)):
+      e, (ValueError, OSError, RuntimeError, AttributeError, TypeError)
+    ):
       import traceback
+
       traceback.print_exc()
     print(f'error: {e}', file=sys.stderr)
     code = 1

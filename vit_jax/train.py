@@ -7,10 +7,7 @@ functions of (seed, step) alone.
 """
 
 import collections
-from collections.abc import Callable
 import contextlib
-import dataclasses
-import json
 import signal
 import threading
 import time
@@ -21,19 +18,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import checkpoint, distributed, flops, optim, sharding, writers
-from vit_jax import step as step_lib
-from vit_jax.config import check, ConfigError, image_shape, in_steps
-from vit_jax.config import model_fields, to_json
-from vit_jax.data import cache, pipeline, sources
-from vit_jax.evaluate import Evaluator, open_eval_sets
-from vit_jax.models.registry import create_model
-
-# Keys that a run may change when it goes on in its workdir: they do not touch
-# what is learned.
-_MAY_CHANGE = ('log', 'eval', 'mesh', 'run.name', 'run.nan', 'run.eval_only',
-               'run.resume', 'run.pretrained', 'data.dir', 'data.threads',
-               'data.workers', 'data.prefetch', 'data.max_bad_fraction')
+from vit_jax.data import device_cache as device_cache_lib
+from vit_jax.data import loader
+from vit_jax.data.prefetch import prefetch
+from vit_jax.evaluation.exact import Evaluator
+from vit_jax.models import flops
+from vit_jax.parallel import processes, rules
+from vit_jax.parallel.mesh import (
+  batch_slice,
+  make_mesh,
+  put_batch,
+  put_replicated,
+)
+from vit_jax.recipe.build import Run, build, open_eval_sets, open_train_source
+from vit_jax.recipe.checks import check
+from vit_jax.recipe.keys import (
+  image_shape,
+  in_steps,
+  to_json,
+)
+from vit_jax.recipe.stored import check_workdir
+from vit_jax.training import checkpoint, writers
+from vit_jax.training import step as step_lib
+from vit_jax.training.progress import Progress
+from vit_jax.training.state import from_tree, init_state, to_tree
+from vit_jax.weights.steps import load_tree
 
 
 class Preempted(Exception):
@@ -44,147 +53,31 @@ class NonFinite(RuntimeError):
   """Loss or gradient became NaN or infinite; names the step."""
 
 
-@dataclasses.dataclass
-class Run:
-  """What a recipe becomes on a mesh, before any array exists."""
-
-  config: Any
-  mesh: jax.sharding.Mesh
-  model: Any
-  num_classes: int
-  steps_per_epoch: int
-  total_steps: int
-  schedule: Callable
-  tx: Any
-  abstract_state: step_lib.TrainState  # shapes with shardings
-  shardings: step_lib.TrainState
-  update_specs: Any  # of the gradients, `sharding.update_specs`
-  init: Callable  # () -> TrainState, jitted, already sharded
-
-
-def resolve_dtype(config, platform: str) -> str:
-  """'auto' is bfloat16 on accelerators and float32 on a CPU."""
-  if config.run.dtype != 'auto':
-    return config.run.dtype
-  return 'float32' if platform == 'cpu' else 'bfloat16'
-
-
-def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
-  """Model, optimizer, schedule and shardings of a recipe; allocates nothing.
-
-  Args:
-    config: a checked recipe.
-    mesh: real devices, or those of a described topology.
-    num_classes: of the data.
-    num_examples: of the training split.
-
-  Raises:
-    ConfigError: the mesh does not fit the batch or the model.
-  """
-  batch_size = config.data.batch_size
-  shards = sharding.batch_shards(mesh) * config.optim.accumulate
-  if batch_size % shards:
-    raise ConfigError(
-        f'data.batch_size={batch_size} is not divisible by {shards} = '
-        f'{sharding.batch_shards(mesh)} devices on the data and fsdp axes x '
-        f'optim.accumulate={config.optim.accumulate}; nearest that works: '
-        f'{max(1, round(batch_size / shards)) * shards}')
-  if not config.run.eval_only and num_examples < batch_size:
-    raise ConfigError(
-        f'data.batch_size={batch_size} is larger than the training split of '
-        f'{num_examples} examples: take a batch of at most {num_examples}')
-  fields = model_fields(config)
-  fields.setdefault('dtype', resolve_dtype(
-      config, mesh.devices.flat[0].platform))
-  if config.loss.cosine_reg:
-    fields['return_attention'] = True
-  model = create_model(config.model.name, num_classes, **fields)
-
-  # Repeated augmentation does not lengthen the epoch: it then sees 1 / repeats
-  # of the images, each so many times, as DeiT counts.
-  steps_per_epoch = max(1, num_examples // batch_size)
-  total_steps = in_steps(config, 'run', '', steps_per_epoch=steps_per_epoch,
-                         default=0)
-  schedule = optim.make_schedule(
-      config.schedule, config.optim, total_steps=max(1, total_steps),
-      steps_per_epoch=steps_per_epoch, batch_size=batch_size)
-  init_variables = lambda: step_lib.init_variables(
-      model, image_shape(config), config.run.seed)
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    variables = jax.eval_shape(init_variables)
-  tx = optim.make_optimizer(config.optim, schedule, variables['params'])
-  fresh = lambda: step_lib.init_state(
-      init_variables(), tx, bool(config.optim.ema))
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    state = jax.eval_shape(fresh)
-  shardings = sharding.state_shardings(
-      state, mesh, config.mesh.preset, config.mesh.rules)
-  abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state,
-      shardings)
-  update_specs = sharding.update_specs(state, shardings, config.mesh.preset)
-  return Run(config, mesh, model, num_classes, steps_per_epoch, total_steps,
-             schedule, tx, abstract, shardings, update_specs,
-             jax.jit(fresh, out_shardings=shardings))
-
-
-def open_train_source(config) -> sources.Source:
-  data = config.data
-  return sources.open_source(
-      data.source, split=data.split, data_dir=data.dir, holdout=data.holdout,
-      num_classes=data.num_classes, num_examples=data.num_examples,
-      image_size=image_shape(config)[0])
-
-
-def _flatten(config_json, prefix=''):
-  for key, value in config_json.items():
-    if isinstance(value, dict) and value:
-      yield from _flatten(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
-
-
-def check_workdir(workdir, config_json) -> None:
-  """ConfigError if the workdir holds a run of another recipe."""
-  path = epath.Path(workdir) / 'config.json'
-  if checkpoint.find_step(workdir) is None or not path.exists():
-    return
-  old, new = dict(_flatten(json.loads(path.read_text()))), dict(
-      _flatten(config_json))
-  different = [
-      f'{k}: {old.get(k)} there, {new.get(k)} now'
-      for k in sorted({*old, *new}) if old.get(k) != new.get(k)
-      and not any(k == m or k.startswith(f'{m}.') for m in _MAY_CHANGE)]
-  if different:
-    raise ConfigError(
-        f'{workdir} belongs to another recipe ({"; ".join(different[:4])}'
-        f'{"; ..." if len(different) > 4 else ""}). Nothing was changed. Take '
-        'another --workdir; to go on from that run with new settings, give it '
-        f'as --config.run.resume={workdir}')
-
-
 def initial_state(run: Run, checkpoints, say) -> tuple[Any, int]:
   """State and step to start from, in the documented resume order."""
   config = run.config
-  tree = step_lib.to_tree(run.abstract_state)
+  tree = to_tree(run.abstract_state)
   restored = checkpoints.restore(tree)
   if restored is not None:
     tree, _, step = restored
     say(f'resumed step {step} of {checkpoints.directory.parent}')
-    return step_lib.from_tree(run.abstract_state, tree), step
+    return from_tree(run.abstract_state, tree), step
   if config.run.resume:
-    tree, _, path = checkpoint.load_tree(config.run.resume, tree)
+    tree, _, path = load_tree(config.run.resume, tree)
     say(f'resumed {path}')
-    state = step_lib.from_tree(run.abstract_state, tree)
+    state = from_tree(run.abstract_state, tree)
     return state, int(state.step)
   if config.run.pretrained:
     from vit_jax.weights import load_pretrained
+
     variables, report = load_pretrained(
-        run.model, config.run.pretrained, image_shape(config))
+      run.model, config.run.pretrained, image_shape(config)
+    )
     say(f'loaded {config.run.pretrained}\n{report}')
     init = jax.jit(
-        lambda v: step_lib.init_state(v, run.tx, bool(config.optim.ema)),
-        out_shardings=run.shardings)
+      lambda v: init_state(v, run.tx, bool(config.optim.ema)),
+      out_shardings=run.shardings,
+    )
     return init(variables), 0
   return run.init(), 0
 
@@ -198,9 +91,11 @@ class _StopSignal:
 
   def __enter__(self):
     if jax.process_count() == 1 and (
-        threading.current_thread() is threading.main_thread()):
+      threading.current_thread() is threading.main_thread()
+    ):
       self._previous = signal.signal(
-          signal.SIGTERM, lambda *_: self._flag.set())
+        signal.SIGTERM, lambda *_: self._flag.set()
+      )
     return self
 
   def __exit__(self, *_):
@@ -211,33 +106,39 @@ class _StopSignal:
     if jax.process_count() > 1:
       # JAX's own service caught the signal and agrees on a step.
       from jax.experimental import multihost_utils
+
       return multihost_utils.reached_preemption_sync_point(step)
     return self._flag.is_set()
 
 
 def _batches(config, source, mesh, start_step: int, label_maps=None):
   """Device batches from start_step on, prefetched."""
-  index, count = sharding.batch_slice(mesh)
-  host = pipeline.train_batches(
-      source, config.data, seed=config.run.seed, start_step=start_step,
-      process_index=index, process_count=count, token_labels=label_maps)
-  return pipeline.prefetch(
-      host, lambda b: sharding.put_batch(b, mesh), config.data.prefetch)
+  index, count = batch_slice(mesh)
+  host = loader.train_batches(
+    source,
+    config.data,
+    seed=config.run.seed,
+    start_step=start_step,
+    process_index=index,
+    process_count=count,
+    token_labels=label_maps,
+  )
+  return prefetch(host, lambda b: put_batch(b, mesh), config.data.prefetch)
 
 
 def _cached_batches(device_cache, mesh, start_step: int, total_steps: int):
   """Only indices travel: the data set is on the devices."""
-  index, count = sharding.batch_slice(mesh)
+  index, count = batch_slice(mesh)
   for step in range(start_step, total_steps):
     local = device_cache.indices(step).reshape(count, -1)
-    yield sharding.put_batch({'indices': local[index]}, mesh)
+    yield put_batch({'indices': local[index]}, mesh)
 
 
 def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
   """Trains a recipe to its end, or evaluates it, and returns the summary.
 
   Args:
-    config: a recipe, see `vit_jax.config.default_config`.
+    config: a recipe, see `vit_jax.recipe.keys.default_config`.
     workdir: directory for checkpoints, metrics and the summary; a run that
       stopped goes on where it was.
     devices: those to use; by default all.
@@ -254,100 +155,126 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
   check(config)
   config_json = to_json(config)
   check_workdir(workdir, config_json)
-  mesh = sharding.make_mesh(config.mesh.preset, config.mesh.fsdp,
-                            config.mesh.tensor, devices)
-  sharding.batch_slice(mesh)  # refuses a mesh that processes cannot feed
+  mesh = make_mesh(
+    config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices
+  )
+  batch_slice(mesh)  # refuses a mesh that processes cannot feed
   source = open_train_source(config)
   num_classes = config.data.num_classes or source.num_classes
   sets = open_eval_sets(config, num_classes)
-  run = build(config, mesh, num_classes=num_classes,
-              num_examples=len(source))
+  run = build(config, mesh, num_classes=num_classes, num_examples=len(source))
   batch_size, total_steps = config.data.batch_size, run.total_steps
-  eval_every = in_steps(config, 'eval', 'every_',
-                        steps_per_epoch=run.steps_per_epoch)
+  eval_every = in_steps(
+    config, 'eval', 'every_', steps_per_epoch=run.steps_per_epoch
+  )
   main = jax.process_index() == 0
   say = lambda text: print(text, flush=True) if main else None
 
   teacher, extras = None, {}
   if config.loss.distill != 'none':
-    from vit_jax import distill
-    teacher, extras['teacher'] = distill.make_teacher(
-        config, mesh, num_classes, source.class_names, source.fingerprint)
+    from vit_jax.teachers.teacher import make_teacher
+
+    teacher, extras['teacher'] = make_teacher(
+      config, mesh, num_classes, source.class_names, source.fingerprint
+    )
   label_maps = None
   if config.data.labels:
     from vit_jax.data import token_labels
+
     label_maps = token_labels.open_for_training(
-        config.data.labels, run.model, source, config.data, num_classes)
+      config.data.labels, run.model, source, config.data, num_classes
+    )
   device_cache = load_batch = None
-  if label_maps is None and cache.wants_cache(source, config.data):
-    device_cache = cache.DeviceCache(
-        source, config.data, config.run.seed,
-        put=lambda x: sharding.put_replicated(x, mesh))
+  if label_maps is None and device_cache_lib.wants_cache(source, config.data):
+    device_cache = device_cache_lib.DeviceCache(
+      source,
+      config.data,
+      config.run.seed,
+      put=lambda x: put_replicated(x, mesh),
+    )
     extras['cache'] = device_cache.arrays
-    load_batch = lambda batch, extras, key: cache.cached_batch(
-        extras['cache'], batch['indices'], key, config.data)
+    load_batch = lambda batch, extras, key: device_cache_lib.cached_batch(
+      extras['cache'], batch['indices'], key, config.data
+    )
 
   parameters = sum(x.size for x in jax.tree.leaves(run.abstract_state.params))
   macs = flops.forward_macs(run.model, *image_shape(config))
   peak = flops.peak_flops(jax.devices()[0])
-  say(f'{config.run.name or config.model.name}: {parameters:,} parameters, '
-      f'{macs / 1e9:.3g} GMACs at {image_shape(config)[0]} px; '
-      f'{len(source):,} training examples of {num_classes} classes; '
-      f'{total_steps:,} steps of {batch_size} '
-      f'({total_steps / run.steps_per_epoch:.4g} epochs); '
-      f'mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, '
-      f'{run.model.dtype}')
+  say(
+    f'{config.run.name or config.model.name}: {parameters:,} parameters, '
+    f'{macs / 1e9:.3g} GMACs at {image_shape(config)[0]} px; '
+    f'{len(source):,} training examples of {num_classes} classes; '
+    f'{total_steps:,} steps of {batch_size} '
+    f'({total_steps / run.steps_per_epoch:.4g} epochs); '
+    f'mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, '
+    f'{run.model.dtype}'
+  )
   if config.log.overview:
-    say(sharding.describe(run.abstract_state.params, run.shardings.params))
+    say(rules.describe(run.abstract_state.params, run.shardings.params))
 
   metadata = {
-      'config': config_json, 'classes': source.class_names,
-      'num_classes': num_classes, 'data': source.fingerprint,
-      'image_size': list(image_shape(config)), 'parameters': parameters}
+    'config': config_json,
+    'classes': source.class_names,
+    'num_classes': num_classes,
+    'data': source.fingerprint,
+    'image_size': list(image_shape(config)),
+    'parameters': parameters,
+  }
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     stop = stack.enter_context(_StopSignal())
     checkpoints = checkpoint.Checkpoints(
-        workdir, keep_latest=config.log.keep_latest,
-        keep_best=config.log.keep_best,
-        keep_every=config.log.keep_every_steps,
-        metric=f'{next(iter(sets))}_top1')
+      workdir,
+      keep_latest=config.log.keep_latest,
+      keep_best=config.log.keep_best,
+      keep_every=config.log.keep_every_steps,
+      metric=f'{next(iter(sets))}_top1',
+    )
     stack.callback(checkpoints.close)
     state, step = initial_state(run, checkpoints, say)
     first_step = step
-    writer = writers.Writer(workdir, resumed_step=step,
-                            tensorboard=config.log.tensorboard, main=main)
+    writer = writers.Writer(
+      workdir, resumed_step=step, tensorboard=config.log.tensorboard, main=main
+    )
     stack.callback(writer.close)
     writer.config(config_json)
     evaluator = Evaluator(config, run.model, mesh, sets, num_classes)
     results = {}
 
     def evaluate():
-      params = state.ema if config.eval.ema and config.optim.ema else (
-          state.params)
+      params = (
+        state.ema if config.eval.ema and config.optim.ema else (state.params)
+      )
       found = evaluator({'params': params, 'batch_stats': state.batch_stats})
       for name, values in found.items():
-        writer.write(step, values, epoch=step / run.steps_per_epoch,
-                     prefix=f'{name}_')
-        say(f'eval {name} at step {step}: top-1 {values["top1"]:.2%}  '
-            f'top-5 {values["top5"]:.2%}  loss {values["loss"]:.4f}  '
-            f'({values["examples"]} examples)')
+        writer.write(
+          step, values, epoch=step / run.steps_per_epoch, prefix=f'{name}_'
+        )
+        say(
+          f'eval {name} at step {step}: top-1 {values["top1"]:.2%}  '
+          f'top-5 {values["top5"]:.2%}  loss {values["loss"]:.4f}  '
+          f'({values["examples"]} examples)'
+        )
       return found
 
     def check_finite():
       bad = int(state.bad_step)
       if bad >= 0 and config.run.nan == 'stop':
         raise NonFinite(
-            f'loss or gradient is not finite at step {bad}. No checkpoint of '
-            'that state was written. Lower optim.lr, raise '
-            'schedule.warmup_steps, set optim.clip=1.0, or set '
-            "run.nan='skip' to leave such steps out")
+          f'loss or gradient is not finite at step {bad}. No checkpoint of '
+          'that state was written. Lower optim.lr, raise '
+          'schedule.warmup_steps, set optim.clip=1.0, or set '
+          "run.nan='skip' to leave such steps out"
+        )
 
     def save():
       check_finite()
-      flat = {f'{name}_{k}': v for name, values in results.items()
-              for k, v in values.items()}
-      checkpoints.save(step, step_lib.to_tree(state), metadata, flat or None)
+      flat = {
+        f'{name}_{k}': v
+        for name, values in results.items()
+        for k, v in values.items()
+      }
+      checkpoints.save(step, to_tree(state), metadata, flat or None)
 
     if config.run.eval_only:
       results = evaluate()
@@ -356,17 +283,27 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
       return summary
 
     train_step = step_lib.compile_train_step(
-        step_lib.make_train_step(
-            config, run.model, run.tx, run.schedule, num_classes,
-            specs=run.update_specs, teacher=teacher, load_batch=load_batch),
-        run.shardings, mesh)
+      step_lib.make_train_step(
+        config,
+        run.model,
+        run.tx,
+        run.schedule,
+        num_classes,
+        specs=run.update_specs,
+        teacher=teacher,
+        load_batch=load_batch,
+      ),
+      run.shardings,
+      mesh,
+    )
     if device_cache is not None:
       batches = _cached_batches(device_cache, mesh, step, total_steps)
     else:
       batches = _batches(config, source, mesh, step, label_maps)
     stack.callback(batches.close)
-    progress = writers.Progress(total_steps, step, batch_size,
-                                6.0 * macs, peak, mesh.size)
+    progress = Progress(
+      total_steps, step, batch_size, 6.0 * macs, peak, mesh.size
+    )
     in_flight = collections.deque()
     last_save = time.time()
     evaluated_at = saved_at = step
@@ -377,7 +314,7 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
         jax.profiler.start_trace(str(epath.Path(workdir) / 'profile'))
       state, values = train_step(state, next(batches), extras)
       step += 1
-      distributed.tick(step)
+      processes.tick(step)
       # Let the host run at most two steps ahead of the devices.
       in_flight.append(values)
       if len(in_flight) > 2:
@@ -392,8 +329,11 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
       if step % config.log.every_steps == 0 or last or step == first_step + 1:
         check_finite()
         values = {k: np.asarray(v) for k, v in values.items()}
-        speed = progress.update(step) if step > first_step + 1 else {
-            'img_per_sec': 0.0, 'img_per_sec_per_device': 0.0}
+        speed = (
+          progress.update(step)
+          if step > first_step + 1
+          else {'img_per_sec': 0.0, 'img_per_sec_per_device': 0.0}
+        )
         epoch = step / run.steps_per_epoch
         if int(state.skipped):
           values['skipped_steps'] = np.asarray(state.skipped)
@@ -408,10 +348,17 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
       minutes = config.log.checkpoint_minutes
       stopping = not last and stop.reached(step)
       due = minutes is not None and _agree(
-          time.time() - last_save > 60 * minutes)
-      if (last or stopping or due or (
+        time.time() - last_save > 60 * minutes
+      )
+      if (
+        last
+        or stopping
+        or due
+        or (
           config.log.checkpoint_steps
-          and step % config.log.checkpoint_steps == 0)):
+          and step % config.log.checkpoint_steps == 0
+        )
+      ):
         if evaluated_at != step:
           results = {}
         save()
@@ -419,18 +366,25 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
       progress.pause(time.time() - paused)
       if stopping:
         checkpoints.wait()
-        raise Preempted(f'stopped at step {step} of {total_steps}; the state '
-                        f'is saved in {workdir}: start the same command again')
+        raise Preempted(
+          f'stopped at step {step} of {total_steps}; the state '
+          f'is saved in {workdir}: start the same command again'
+        )
 
     if evaluated_at != step or not results:
       results = evaluate()  # a run that had already reached its end
     if saved_at != step:
       save()
     checkpoints.wait()
-    summary = {'results': results, 'step': step,
-               'epochs': step / run.steps_per_epoch, 'parameters': parameters,
-               'gmacs': macs / 1e9, 'img_per_sec': progress.img_per_sec,
-               'config': config_json}
+    summary = {
+      'results': results,
+      'step': step,
+      'epochs': step / run.steps_per_epoch,
+      'parameters': parameters,
+      'gmacs': macs / 1e9,
+      'img_per_sec': progress.img_per_sec,
+      'config': config_json,
+    }
     writer.summary(summary)
     return summary
 
@@ -440,4 +394,5 @@ def _agree(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   from jax.experimental import multihost_utils
+
   return bool(multihost_utils.broadcast_one_to_all(jnp.asarray(flag)))

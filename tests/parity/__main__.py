@@ -9,6 +9,7 @@ import sys
 def load_checkers():
   """Imports every check_*.py of this folder; they register themselves."""
   import tests.parity as package
+
   for module in pkgutil.iter_modules(package.__path__):
     if module.name.startswith('check_'):
       importlib.import_module(f'tests.parity.{module.name}')
@@ -17,8 +18,10 @@ def load_checkers():
 def main(paths) -> int:
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   import jax
+
   jax.config.update('jax_default_matmul_precision', 'highest')
   from tests.parity import harness
+
   load_checkers()
   results = [harness.check_file(p) for p in paths]
   for line, _ in results:
@@ -26,8 +29,10 @@ def main(paths) -> int:
   failed = sum(not ok for _, ok in results)
   print(f'{len(results) - failed} passed, {failed} failed')
   if not results:
-    print('error: no file given; usage: python -m tests.parity FILES...',
-          file=sys.stderr)
+    print(
+      'error: no file given; usage: python -m tests.parity FILES...',
+      file=sys.stderr,
+    )
   return 1 if failed or not results else 0
 
 

@@ -6,28 +6,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from vit_jax.models import area_attention as aa
+from vit_jax.models.area import attention
+from vit_jax.models.area.areas import Areas
 
 OUTPUT = re.compile(r'(mha\.)?key_(\w+)\.value_(\w+)\.top(\d+)')
 
 
 def _learned(params, prefix):
-  """Parameters of AreaAttention from a state dict's names, {} if it has none.
-  """
+  """Parameters of AreaAttention from a state dict; {} if it has none."""
   name = f'{prefix}area_key_embedding.%d.%s'
   if name % (0, 'weight') not in params:
     return {}
-  dense = lambda i: {'kernel': params[name % (i, 'weight')].T,
-                     'bias': params[name % (i, 'bias')]}
+  dense = lambda i: {
+    'kernel': params[name % (i, 'weight')].T,
+    'bias': params[name % (i, 'bias')],
+  }
   return {
-      'height_embedding': params[f'{prefix}area_height_embedding.weight'],
-      'width_embedding': params[f'{prefix}area_width_embedding.weight'],
-      'Dense_0': dense(0), 'Dense_1': dense(2)}
+    'height_embedding': params[f'{prefix}area_height_embedding.weight'],
+    'width_embedding': params[f'{prefix}area_width_embedding.weight'],
+    'Dense_0': dense(0),
+    'Dense_1': dense(2),
+  }
 
 
 def _project(params, name, x):
-  return (x @ params[f'mha/{name}_projection.weight'].T
-          + params[f'mha/{name}_projection.bias'])
+  return (
+    x @ params[f'mha/{name}_projection.weight'].T
+    + params[f'mha/{name}_projection.bias']
+  )
 
 
 @kind('area_')
@@ -49,22 +55,23 @@ def check_area(case):
       continue
     mha, key_mode, value_mode, top_k = match.groups()
     params = _learned(
-        case.params,
-        f'mha_{key_mode}/area_attention.' if mha else f'{key_mode}/')
+      case.params, f'mha_{key_mode}/area_attention.' if mha else f'{key_mode}/'
+    )
     q, k, v = map(jnp.asarray, multi if mha else single)
     impls = ['explicit']
     if key_mode == 'mean' and value_mode != 'max':
       impls.append('factored')
     for impl in impls:
-      module = aa.AreaAttention(max_area, grid, key_mode, value_mode,
-                                int(top_k), impl)
+      module = attention.AreaAttention(
+        max_area, grid, key_mode, value_mode, int(top_k), impl
+      )
       y, _ = module.apply({'params': params}, q, k, v)
       y = np.asarray(y).reshape(y.shape[:2] + (-1,))
       if mha:
         y = _project(case.params, 'output', y)
       case.compare(output, y, tolerance)
 
-  areas = aa.Areas(memory, max_area)
+  areas = Areas(memory, max_area)
   case.compare('areas.height', areas.heights, tolerance)
   case.compare('areas.width', areas.widths, tolerance)
   index = case.outputs['areas.index']
@@ -72,8 +79,8 @@ def check_area(case):
   if len(areas.sizes) != c['num_areas']:
     raise ValueError(f'{len(areas.sizes)} areas, recorded {c["num_areas"]}')
   keys = jnp.asarray(case.inputs['k'][:1])
-  for name in aa.STATISTICS:
-    value = aa.area_statistic(keys, areas, name)[:, index]
+  for name in attention.STATISTICS:
+    value = attention.area_statistic(keys, areas, name)[:, index]
     case.compare(f'areas.{name}', value, tolerance)
     if name == 'std':
       case.compare('areas.std_fp64', value, tolerance)

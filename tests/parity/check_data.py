@@ -5,7 +5,8 @@ import ast
 import numpy as np
 
 from tests.parity.harness import kind
-from vit_jax.data import randaugment, transforms
+from vit_jax.data import transforms
+from vit_jax.data.randaugment import google, timm
 
 
 def _compare_uint8(case, key, value):
@@ -17,7 +18,7 @@ def _compare_uint8(case, key, value):
 def check_google(case):
   image = case.inputs['image']
   for key, args in case.config['op_args'].items():
-    _, op = randaugment.GOOGLE[key.split('.')[0]]
+    _, op = google.GOOGLE[key.split('.')[0]]
     _compare_uint8(case, key, op(image, *args))
 
 
@@ -26,11 +27,10 @@ def check_timm(case):
   image = case.inputs['image']
   for key, args in case.config['op_args'].items():
     parts = key.split('.')
-    interpolation = next(
-        (p for p in parts if p in randaugment.RESAMPLING), 'bicubic')
-    value = randaugment.timm_op(
-        parts[0], image, tuple(args), interpolation,
-        tuple(case.config['fill']))
+    interpolation = next((p for p in parts if p in timm.RESAMPLING), 'bicubic')
+    value = timm.timm_op(
+      parts[0], image, tuple(args), interpolation, tuple(case.config['fill'])
+    )
     case.compare(key, value, tolerance=0.0)  # the same backend, Pillow
 
 
@@ -56,8 +56,11 @@ def _cut_off(image):
 
 
 def _resize(image, size, method='bilinear', antialias=False):
-  return _cut_off(transforms.resize_float(
-      image, transforms.image_size(size), method, antialias))
+  return _cut_off(
+    transforms.resize_float(
+      image, transforms.image_size(size), method, antialias
+    )
+  )
 
 
 def _resize_small(image, smaller, method='area', antialias=False):
@@ -68,7 +71,8 @@ def _resize_small(image, smaller, method='area', antialias=False):
 
 def _central_crop(image, size=None):
   height, width = transforms.image_size(
-      min(image.shape[:2]) if size is None else size)
+    min(image.shape[:2]) if size is None else size
+  )
   top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
   return transforms.cut(image, (top, left, height, width))
 
@@ -80,11 +84,17 @@ def _value_range(image, low=0, high=1, in_min=0, in_max=255, clip=False):
 
 
 def _vgg_value_range(
-    image, mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
-    std=(0.229 * 255, 0.224 * 255, 0.225 * 255)):
+  image,
+  mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
+  std=(0.229 * 255, 0.224 * 255, 0.225 * 255),
+):
   return (image.astype(np.float32) - np.float32(mean)) / np.float32(std)
 
 
-_OPS = {'resize': _resize, 'resize_small': _resize_small,
-        'central_crop': _central_crop, 'value_range': _value_range,
-        'vgg_value_range': _vgg_value_range}
+_OPS = {
+  'resize': _resize,
+  'resize_small': _resize_small,
+  'central_crop': _central_crop,
+  'value_range': _value_range,
+  'vgg_value_range': _vgg_value_range,
+}

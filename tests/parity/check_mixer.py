@@ -21,17 +21,32 @@ def compare(case, model):
 @kind('vit_jax.Mixer', 'big_vision.Mixer')
 def check_google(case):
   c = case.config
-  compare(case, Mixer(
-      num_classes=c['num_classes'], patch_size=tuple(c['patch_size']),
-      width=c['hidden_dim'], depth=c['num_blocks'],
-      tokens_mlp_dim=c['tokens_mlp_dim'], mlp_dim=c['channels_mlp_dim']))
+  compare(
+    case,
+    Mixer(
+      num_classes=c['num_classes'],
+      patch_size=tuple(c['patch_size']),
+      width=c['hidden_dim'],
+      depth=c['num_blocks'],
+      tokens_mlp_dim=c['tokens_mlp_dim'],
+      mlp_dim=c['channels_mlp_dim'],
+    ),
+  )
 
 
 @kind('timm.Mixer')
 def check_timm(case):
   c = case.config
   tokens, channels = (int(r * c['embed_dim']) for r in c['mlp_ratio'])
-  compare(case, Mixer(
-      num_classes=c['num_classes'], patch_size=c['patch_size'],
-      width=c['embed_dim'], depth=c['num_blocks'], tokens_mlp_dim=tokens,
-      mlp_dim=channels, activation='gelu_erf'))
+  compare(
+    case,
+    Mixer(
+      num_classes=c['num_classes'],
+      patch_size=c['patch_size'],
+      width=c['embed_dim'],
+      depth=c['num_blocks'],
+      tokens_mlp_dim=tokens,
+      mlp_dim=channels,
+      activation='gelu_erf',
+    ),
+  )

@@ -23,28 +23,49 @@ def compare(case, model, renames):
   case.compare('pre_logits', out['pre_logits'])
   if 'logits_2d' in case.outputs:
     head = variables['params']['head']
-    case.compare('logits_2d',
-                 out['pre_logits_2d'] @ head['kernel'] + head['bias'])
+    case.compare(
+      'logits_2d', out['pre_logits_2d'] @ head['kernel'] + head['bias']
+    )
 
 
 @kind('big_vision.BiT')
 def check_big_vision_v1(case):
   c = case.config
-  model = BiTV1(num_classes=c['num_classes'], num_layers=tuple(c['depth']),
-                width_factor=c['width'])
-  compare(case, model, [
-      ('stem', 'root'), (r'stage(\d+)', r'block\1'),
-      ('pre_logits_2d', 'pre_logits_2d')])
+  model = BiTV1(
+    num_classes=c['num_classes'],
+    num_layers=tuple(c['depth']),
+    width_factor=c['width'],
+  )
+  compare(
+    case,
+    model,
+    [
+      ('stem', 'root'),
+      (r'stage(\d+)', r'block\1'),
+      ('pre_logits_2d', 'pre_logits_2d'),
+    ],
+  )
 
 
 @kind('big_vision.BiT_paper')
 def check_big_vision_paper(case):
   c = case.config
-  model = BiT(num_classes=c['num_classes'], num_layers=tuple(c['depth']),
-              width_factor=c['width'], pool_padding='-inf')
-  compare(case, model, [
-      ('stem', 'root'), (r'stage(\d+)_(unit\d+)', r'block\1/\2'),
-      ('norm_pre_head', 'norm_pre_head'), ('pre_logits_2d', 'pre_logits_2d')])
+  model = BiT(
+    num_classes=c['num_classes'],
+    num_layers=tuple(c['depth']),
+    width_factor=c['width'],
+    pool_padding='-inf',
+  )
+  compare(
+    case,
+    model,
+    [
+      ('stem', 'root'),
+      (r'stage(\d+)_(unit\d+)', r'block\1/\2'),
+      ('norm_pre_head', 'norm_pre_head'),
+      ('pre_logits_2d', 'pre_logits_2d'),
+    ],
+  )
 
 
 @kind('big_transfer.BiT')
@@ -52,22 +73,36 @@ def check_big_transfer(case):
   c = case.config
   # The configuration has no width: the root convolution tells it.
   root = next(v for k, v in case.params.items() if 'root_block' in k)
-  model = BiT(num_classes=c['num_classes'],
-              num_layers=tuple(c['block_units']),
-              width_factor=root.shape[-1] / 64)
+  model = BiT(
+    num_classes=c['num_classes'],
+    num_layers=tuple(c['block_units']),
+    width_factor=root.shape[-1] / 64,
+  )
   compare(case, model, [('root', 'root'), (r'(block\d+)', r'\1')])
 
 
 @kind('timm.BiT')
 def check_timm(case):
   c = case.config
-  want = [c['stem_chs'] * 4 * 2 ** i for i in range(len(c['layers']))]
+  want = [c['stem_chs'] * 4 * 2**i for i in range(len(c['layers']))]
   if list(c['channels']) != want:
-    raise ValueError(f'channels {c["channels"]}: BiT with a root of '
-                     f'{c["stem_chs"]} channels has {want}')
-  model = BiT(num_classes=c['num_classes'], num_layers=tuple(c['layers']),
-              width_factor=c['stem_chs'] / 64, std_eps=1e-8)
+    raise ValueError(
+      f'channels {c["channels"]}: BiT with a root of '
+      f'{c["stem_chs"]} channels has {want}'
+    )
+  model = BiT(
+    num_classes=c['num_classes'],
+    num_layers=tuple(c['layers']),
+    width_factor=c['stem_chs'] / 64,
+    std_eps=1e-8,
+  )
   # timm's norm layer includes the ReLU.
-  compare(case, model, [
-      ('stem', 'root'), ('norm', 'pre_logits_2d'),
-      (r'stage_(\d+)', lambda m: f'block{int(m[1]) + 1}')])
+  compare(
+    case,
+    model,
+    [
+      ('stem', 'root'),
+      ('norm', 'pre_logits_2d'),
+      (r'stage_(\d+)', lambda m: f'block{int(m[1]) + 1}'),
+    ],
+  )

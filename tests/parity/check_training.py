@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from vit_jax import augment, losses, optim
-from vit_jax.config import default_config
+from vit_jax.recipe.finetuning import hyperrule
+from vit_jax.recipe.keys import default_config
+from vit_jax.training import augment, losses
+from vit_jax.training.schedules import learning_rate, make_schedule, timm_cosine
 
 
 def compare_relative(case, key, value):
@@ -45,14 +47,22 @@ def google_schedule(entry, linear_end):
   kind_of = entry['decay_type']
   total = entry['total_steps']
   if kind_of == 'stair':
-    return lambda step: optim.learning_rate(
-        step, name='step', peak=entry['base'], total_steps=total,
-        warmup_steps=entry.get('warmup_steps', 0),
-        cooldown_steps=entry.get('cooldown_steps', 0),
-        boundaries=entry.get('steps', ()), multipliers=entry.get('mults', ()))
-  fields = dict(name=kind_of, lr=entry['base'],
-                warmup_steps=entry.get('warmup_steps', 0),
-                cooldown_steps=entry.get('cooldown_steps', 0))
+    return lambda step: learning_rate(
+      step,
+      name='step',
+      peak=entry['base'],
+      total_steps=total,
+      warmup_steps=entry.get('warmup_steps', 0),
+      cooldown_steps=entry.get('cooldown_steps', 0),
+      boundaries=entry.get('steps', ()),
+      multipliers=entry.get('mults', ()),
+    )
+  fields = dict(
+    name=kind_of,
+    lr=entry['base'],
+    warmup_steps=entry.get('warmup_steps', 0),
+    cooldown_steps=entry.get('cooldown_steps', 0),
+  )
   if kind_of in ('linear', 'polynomial'):
     fields['end'] = float(entry.get('end', entry.get('linear_end', linear_end)))
     fields['power'] = float(entry.get('power', 1.0))
@@ -63,8 +73,9 @@ def google_schedule(entry, linear_end):
       raise ValueError('rsqrt with a shift is not covered')
     fields['timescale'] = entry.get('timescale', 10_000)
   c = schedule_config(**fields)
-  return optim.make_schedule(c.schedule, c.optim, total_steps=total,
-                             steps_per_epoch=total, batch_size=1)
+  return make_schedule(
+    c.schedule, c.optim, total_steps=total, steps_per_epoch=total, batch_size=1
+  )
 
 
 @kind('big_vision_lr_schedule')
@@ -79,12 +90,17 @@ def check_vit_jax_schedule(case):
 
 @kind('timm_cosine_schedule')
 def check_timm_cosine(case):
-  names = {'base_lr': 'peak', 't_initial': 'period', 'lr_min': 'end',
-           'warmup_t': 'warmup', 'warmup_lr_init': 'warmup_init'}
+  names = {
+    'base_lr': 'peak',
+    't_initial': 'period',
+    'lr_min': 'end',
+    'warmup_t': 'warmup',
+    'warmup_lr_init': 'warmup_init',
+  }
 
   def make(entry):
     entry = {names.get(k, k): v for k, v in entry.items()}
-    return lambda t: optim.timm_cosine(t, **entry)
+    return lambda t: timm_cosine(t, **entry)
 
   compare_schedules(case, make)
 
@@ -99,39 +115,50 @@ def check_hyperrule(case):
   case.compare('dataset_sizes', sizes, 1e-12)
   rates, supports, mixup = [], [], []
   for size in sizes:
-    rule = optim.hyperrule(int(size), 224, 224)
+    rule = hyperrule(int(size), 224, 224)
     c.schedule.name = 'step'
     c.schedule.boundaries = rule.boundaries
     c.schedule.warmup_steps = rule.warmup_steps
-    lr = optim.make_schedule(c.schedule, c.optim, total_steps=rule.steps,
-                             steps_per_epoch=1, batch_size=512)(steps)
+    lr = make_schedule(
+      c.schedule,
+      c.optim,
+      total_steps=rule.steps,
+      steps_per_epoch=1,
+      batch_size=512,
+    )(steps)
     rates.append(np.where(steps < rule.steps, lr, -1))
-    supports.append([rule.warmup_steps, *(b - 1 for b in rule.boundaries),
-                     rule.steps])
+    supports.append(
+      [rule.warmup_steps, *(b - 1 for b in rule.boundaries), rule.steps]
+    )
     mixup.append(rule.mixup)
   compare_relative(case, 'lr', rates)
   compare_relative(case, 'schedule', supports)
   compare_relative(case, 'mixup_alpha', mixup)
   sizes_in = case.outputs['resolution_in']
   case.compare('resolution_in', sizes_in, 1e-12)
-  rules = [optim.hyperrule(1000, *map(int, size)) for size in sizes_in]
-  compare_relative(case, 'resolution_precrop_crop',
-                   [[r.resize, r.crop] for r in rules])
+  rules = [hyperrule(1000, *map(int, size)) for size in sizes_in]
+  compare_relative(
+    case, 'resolution_precrop_crop', [[r.resize, r.crop] for r in rules]
+  )
 
 
 @kind('big_vision_losses')
 def check_big_vision_losses(case):
-  functions = {'softmax_xent': losses.softmax_xent,
-               'sigmoid_xent': losses.sigmoid_xent,
-               'softmax_xent.kl': losses.softmax_kl}
+  functions = {
+    'softmax_xent': losses.softmax_xent,
+    'sigmoid_xent': losses.sigmoid_xent,
+    'softmax_xent.kl': losses.softmax_kl,
+  }
   for key in list(case.outputs):
     name, labels, *options = key.split('.')
     if 'kl' in options:
       name += '.kl'
-    values = functions[name](case.inputs['logits'],
-                             case.inputs[f'labels_{labels}'])
-    compare_relative(case, key, values if 'per_example' in options
-                     else losses.mean(values))
+    values = functions[name](
+      case.inputs['logits'], case.inputs[f'labels_{labels}']
+    )
+    compare_relative(
+      case, key, values if 'per_example' in options else losses.mean(values)
+    )
 
 
 @kind('deit_distillation_loss')
@@ -153,8 +180,13 @@ def check_distillation(case):
       c.distill_alpha = float(options.removeprefix('alpha'))
     c.label_smoothing = case.config['smoothing'] if base == 'smooth' else 0.0
     target = case.inputs['soft_targets'] if base == 'softtarget' else labels
-    loss, _ = losses.total_loss(c, (cls + dist) / 2, out, {'label': target},
-                                teacher_logits=case.inputs['teacher_logits'])
+    loss, _ = losses.total_loss(
+      c,
+      (cls + dist) / 2,
+      out,
+      {'label': target},
+      teacher_logits=case.inputs['teacher_logits'],
+    )
     compare_relative(case, key, loss)
 
 
@@ -164,12 +196,18 @@ def check_token_labels(case):
   cls, aux = case.inputs['logits_cls'], case.inputs['logits_aux']
   target2, target3 = case.inputs['target2'], case.inputs['target3']
   by_target = {
-      'target2': {'label': target2},
-      'target3': {'label': target3[:, :, 0], 'token_cls': target3[:, :, 1],
-                  'token_labels': target3[:, :, 2:].swapaxes(1, 2)}}
-  plain = {'SoftTargetCrossEntropy': target2,
-           'TokenLabelSoftTargetCrossEntropy.target2': target2,
-           'TokenLabelSoftTargetCrossEntropy.target_2cols': target3[:, :, 1]}
+    'target2': {'label': target2},
+    'target3': {
+      'label': target3[:, :, 0],
+      'token_cls': target3[:, :, 1],
+      'token_labels': target3[:, :, 2:].swapaxes(1, 2),
+    },
+  }
+  plain = {
+    'SoftTargetCrossEntropy': target2,
+    'TokenLabelSoftTargetCrossEntropy.target2': target2,
+    'TokenLabelSoftTargetCrossEntropy.target_2cols': target3[:, :, 1],
+  }
   boxes = case.config['boxes_bbx1_bby1_bbx2_bby2']
   for key in list(case.outputs):
     if key in plain:
@@ -184,8 +222,9 @@ def check_token_labels(case):
     c.token_weight = dense / cls_weight if cls_weight else 1.0
     out = {'logits_aux': aux, 'mix_box': boxes[int(box.removeprefix('box'))]}
     loss, parts = losses.total_loss(c, cls, out, by_target[target])
-    compare_relative(case, key, cls_weight * loss if cls_weight
-                     else dense * parts['tokens'])
+    compare_relative(
+      case, key, cls_weight * loss if cls_weight else dense * parts['tokens']
+    )
 
 
 @kind('big_vision_mixup')
@@ -211,8 +250,11 @@ def check_timm_mixing(case):
   """Replays timm's recorded draws, per batch, per element and per pair."""
   atol = case.meta['tolerance']['atol']
   images = jnp.asarray(case.inputs['images'])
-  targets = augment.one_hot(case.inputs['labels'], case.config['num_classes'],
-                            case.config['label_smoothing'])
+  targets = augment.one_hot(
+    case.inputs['labels'],
+    case.config['num_classes'],
+    case.config['label_smoothing'],
+  )
   batch = len(images)
   for key in list(case.outputs):
     if key.startswith('mixup_target_'):

@@ -12,22 +12,38 @@ from vit_jax.weights import from_state_dict
 @kind('volo.VOLO')
 def check(case):
   c, images = case.config, case.inputs['images']
-  groups = {field: tuple(c[field]) for field in (
-      'layers', 'embed_dims', 'num_heads', 'mlp_ratios', 'outlook_attention',
-      'downsamples')}
+  groups = {
+    field: tuple(c[field])
+    for field in (
+      'layers',
+      'embed_dims',
+      'num_heads',
+      'mlp_ratios',
+      'outlook_attention',
+      'downsamples',
+    )
+  }
   model = VOLO(
-      num_classes=c['num_classes'], patch_size=c.get('patch_size', 8),
-      post_layers=tuple(c.get('post_layers') or ()),
-      stem_hidden_dim=c.get('stem_hidden_dim', 64),
-      qkv_bias=c.get('qkv_bias', False),
-      return_dense=c.get('return_dense', True),
-      return_mean=c.get('return_mean', False),
-      mix_token=c.get('mix_token', True), return_attention=True, **groups)
+    num_classes=c['num_classes'],
+    patch_size=c.get('patch_size', 8),
+    post_layers=tuple(c.get('post_layers') or ()),
+    stem_hidden_dim=c.get('stem_hidden_dim', 64),
+    qkv_bias=c.get('qkv_bias', False),
+    return_dense=c.get('return_dense', True),
+    return_mean=c.get('return_mean', False),
+    mix_token=c.get('mix_token', True),
+    return_attention=True,
+    **groups,
+  )
   variables, _ = from_state_dict(model, case.params, images.shape[1:3])
   logits, out = model.apply(variables, jnp.asarray(images), train=False)
 
-  values = {'logits': logits, 'pre_logits': out['pre_logits'],
-            'norm': out['encoded'], 'patch_embed': out['stem']}
+  values = {
+    'logits': logits,
+    'pre_logits': out['pre_logits'],
+    'norm': out['encoded'],
+    'patch_embed': out['stem'],
+  }
   if model.return_dense:
     values['logits_cls'] = out['logits_class']
     values['logits_aux'] = out['logits_aux']

@@ -17,8 +17,9 @@ def _grid(size) -> tuple[int, int]:
 @kind('vit_jax_posembed_resize')
 def check_posembed_resize(case):
   for c in case.config:
-    value = resize_table(case.inputs[c['key']], _grid(c['grid_in']),
-                         _grid(c['grid_out']), 'linear')
+    value = resize_table(
+      case.inputs[c['key']], _grid(c['grid_in']), _grid(c['grid_out']), 'linear'
+    )
     case.compare(c['key'], value, case.meta['tolerance']['atol'])
 
 
@@ -30,8 +31,11 @@ def check_posemb(case):
     value = resize_table(case.inputs[key], _grid(old), _grid(new), 'linear')
     case.compare(key, value, tolerance)
   for height, width, dim in case.config['sincos']:
-    case.compare(f'sincos2d_{height}x{width}_{dim}',
-                 sincos2d(height, width, dim), tolerance)
+    case.compare(
+      f'sincos2d_{height}x{width}_{dim}',
+      sincos2d(height, width, dim),
+      tolerance,
+    )
 
 
 @kind('vit_jax_finetune_load')
@@ -40,11 +44,19 @@ def check_finetune_load(case):
   model = vit_jax_model(c)
   variables, _ = from_state_dict(model, case.params, c['image_size'])
   # Fine-tuning starts from the head that the model was initialised with.
-  params = {**variables['params'], 'head': {
-      leaf: case.inputs[f'init_head_{leaf}'] for leaf in ('kernel', 'bias')}}
+  params = {
+    **variables['params'],
+    'head': {
+      leaf: case.inputs[f'init_head_{leaf}'] for leaf in ('kernel', 'bias')
+    },
+  }
   table = params['Transformer']['posembed_input']['pos_embedding']
-  case.compare('Transformer/posembed_input/pos_embedding', table,
-               case.meta['tolerance']['pos_embedding_atol'])
+  case.compare(
+    'Transformer/posembed_input/pos_embedding',
+    table,
+    case.meta['tolerance']['pos_embedding_atol'],
+  )
   logits, _ = jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))(
-      params, jnp.asarray(case.inputs['images']))
+    params, jnp.asarray(case.inputs['images'])
+  )
   case.compare('logits', logits)

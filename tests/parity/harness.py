@@ -19,10 +19,12 @@ CHECKERS: dict[str, Callable] = {}
 
 def kind(*names: str):
   """Registers a checker for config kinds or for prefixes of case names."""
+
   def add(fn):
     for name in names:
       CHECKERS[name] = fn
     return fn
+
   return add
 
 
@@ -56,10 +58,15 @@ class Case:
     value = np.asarray(value)
     if value.shape != want.shape:
       raise ValueError(f'{key}: shape {value.shape}, recorded {want.shape}')
-    difference = float(np.max(np.abs(
-        value.astype(np.float64) - want.astype(np.float64)), initial=0.0))
-    if not np.all(np.isfinite(value.astype(np.float64)) == np.isfinite(
-        want.astype(np.float64))):
+    difference = float(
+      np.max(
+        np.abs(value.astype(np.float64) - want.astype(np.float64)), initial=0.0
+      )
+    )
+    if not np.all(
+      np.isfinite(value.astype(np.float64))
+      == np.isfinite(want.astype(np.float64))
+    ):
       difference = float('inf')
     if tolerance is None:
       if key.startswith('logits'):
@@ -85,10 +92,12 @@ class Case:
 def load_case(path) -> Case:
   with np.load(path) as z:
     part = lambda prefix: {
-        k[len(prefix):]: z[k] for k in z.files if k.startswith(prefix)}
+      k[len(prefix) :]: z[k] for k in z.files if k.startswith(prefix)
+    }
     meta = json.loads(str(z['meta']))
-    case = Case(pathlib.Path(path), meta, part('in/'), part('param/'),
-                part('out/'))
+    case = Case(
+      pathlib.Path(path), meta, part('in/'), part('param/'), part('out/')
+    )
   config = meta.get('config')
   case.kind = config.get('kind', '') if isinstance(config, dict) else ''
   return case
@@ -119,13 +128,17 @@ def check_file(path) -> tuple[str, bool]:
   try:
     checker(case)
   except Exception as e:
-    return (f'{path.stem:32s} {case.kind:20s} {type(e).__name__}: {e}  FAIL',
-            False)
+    return (
+      f'{path.stem:32s} {case.kind:20s} {type(e).__name__}: {e}  FAIL',
+      False,
+    )
   left = case.left
   ok = case.ok
-  line = (f'{path.stem:32s} {case.kind:20s} max|diff| {case.difference:.2e} '
-          f'tol {case.tolerance:.2e} ({case.worst_key}; '
-          f'{len(case.compared)} outputs)  {"ok" if ok else "FAIL"}')
+  line = (
+    f'{path.stem:32s} {case.kind:20s} max|diff| {case.difference:.2e} '
+    f'tol {case.tolerance:.2e} ({case.worst_key}; '
+    f'{len(case.compared)} outputs)  {"ok" if ok else "FAIL"}'
+  )
   if left:
     line += f'  not compared: {", ".join(left)}'
   return line, ok

@@ -42,8 +42,10 @@ def find_grid(tokens: int, stem) -> tuple[tuple[int, int], int]:
     prefix = tokens - math.prod(grid)
     if 0 <= prefix <= 2:
       return grid, prefix
-  raise ValueError(f'{tokens} tokens do not fit a grid of {stem[0]}x{stem[1]} '
-                   'patches, nor its half or quarter')
+  raise ValueError(
+    f'{tokens} tokens do not fit a grid of {stem[0]}x{stem[1]} '
+    'patches, nor its half or quarter'
+  )
 
 
 def collect(model, variables, images, *, mixed: bool = False) -> Attention:
@@ -64,20 +66,25 @@ def collect(model, variables, images, *, mixed: bool = False) -> Attention:
     ValueError: the model forms no attention maps.
   """
   if not hasattr(model, 'return_attention'):
-    raise ValueError(f'{type(model).__name__} has no attention maps; models '
-                     'with the field return_attention have')
+    raise ValueError(
+      f'{type(model).__name__} has no attention maps; models '
+      'with the field return_attention have'
+    )
   model = model.clone(return_attention=True)
   _, out = jax.jit(functools.partial(model.apply, train=False))(
-      variables, images)
+    variables, images
+  )
   maps = out.get('attention', [])
   if not mixed:
     maps = out.get('attention_softmax', maps)
-  maps = [np.asarray(a, np.float32) for a in maps
-          if a.ndim == 4 and a.shape[2] == a.shape[3]]
+  maps = [
+    np.asarray(a, np.float32)
+    for a in maps
+    if a.ndim == 4 and a.shape[2] == a.shape[3]
+  ]
   maps = [a for a in maps if a.shape[2] == maps[-1].shape[2]]
   if not maps:
     raise ValueError(f'{type(model).__name__} has no attention among tokens')
   grid, num_prefix = find_grid(maps[0].shape[2], out['stem'].shape[1:3])
-  class_maps = [np.asarray(a, np.float32)
-                for a in out.get('attention_cls', [])]
+  class_maps = [np.asarray(a, np.float32) for a in out.get('attention_cls', [])]
   return Attention(maps, grid, num_prefix, class_maps)

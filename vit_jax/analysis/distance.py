@@ -13,14 +13,16 @@ def patch_distances(grid, patch_size) -> np.ndarray:
     patch_size: pixels between centres, an int or (vertical, horizontal).
   """
   ph, pw = np.broadcast_to(patch_size, 2)
-  y, x = np.meshgrid(ph * np.arange(grid[0]), pw * np.arange(grid[1]),
-                     indexing='ij')
+  y, x = np.meshgrid(
+    ph * np.arange(grid[0]), pw * np.arange(grid[1]), indexing='ij'
+  )
   y, x = y.ravel(), x.ravel()
   return np.hypot(y[:, None] - y[None], x[:, None] - x[None])
 
 
-def mean_attention_distance(attentions, grid, patch_size,
-                            num_prefix: int = 0) -> np.ndarray:
+def mean_attention_distance(
+  attentions, grid, patch_size, num_prefix: int = 0
+) -> np.ndarray:
   """Distance from a query patch to what it attends to, averaged.
 
   Args:
@@ -39,12 +41,14 @@ def mean_attention_distance(attentions, grid, patch_size,
     a = np.asarray(a, np.float64)[:, :, num_prefix:, num_prefix:]
     if a.shape[-1] != len(pixels):
       raise ValueError(
-          f'{a.shape[-1]} patch tokens, but a grid of {grid[0]}x{grid[1]}; '
-          'check grid and num_prefix')
+        f'{a.shape[-1]} patch tokens, but a grid of {grid[0]}x{grid[1]}; '
+        'check grid and num_prefix'
+      )
     total = a.sum(axis=-1)
     distance = (a * pixels[None, None]).sum(axis=-1)
-    distance = np.divide(distance, total, where=total != 0,
-                         out=np.zeros_like(distance))
+    distance = np.divide(
+      distance, total, where=total != 0, out=np.zeros_like(distance)
+    )
     result.append(distance.mean(axis=(0, 2)))
   return np.stack(result)
 
@@ -54,8 +58,9 @@ def uniform_distance(grid, patch_size) -> float:
   return float(patch_distances(grid, patch_size).mean())
 
 
-def plot_distance(distances, path, *, uniform: float | None = None,
-                  title: str = ''):
+def plot_distance(
+  distances, path, *, uniform: float | None = None, title: str = ''
+):
   """Draws one point per head over the depth, and the mean of each layer.
 
   Args:
@@ -73,20 +78,29 @@ def plot_distance(distances, path, *, uniform: float | None = None,
   axis = figure.subplots()
   x = np.arange(1, layers + 1)
   for head in range(heads):
-    axis.scatter(x, distances[:, head], s=22, alpha=0.75,
-                 color=f'C{head % 10}', linewidths=0,
-                 label=f'head {head + 1}' if heads <= 8 else None)
-  axis.plot(x, distances.mean(axis=1), color='black', lw=1.2,
-            label='mean of heads')
+    axis.scatter(
+      x,
+      distances[:, head],
+      s=22,
+      alpha=0.75,
+      color=f'C{head % 10}',
+      linewidths=0,
+      label=f'head {head + 1}' if heads <= 8 else None,
+    )
+  axis.plot(
+    x, distances.mean(axis=1), color='black', lw=1.2, label='mean of heads'
+  )
   if uniform is not None:
-    axis.axhline(uniform, color='gray', ls='--', lw=1,
-                 label='uniform attention')
+    axis.axhline(
+      uniform, color='gray', ls='--', lw=1, label='uniform attention'
+    )
   axis.set_xlabel('layer')
   axis.set_ylabel('mean attention distance (pixels)')
   axis.set_ylim(bottom=0)
   axis.xaxis.get_major_locator().set_params(integer=True)
   axis.set_title(title)
   axis.grid(alpha=0.25)
-  axis.legend(fontsize=8, frameon=False, loc='center left',
-              bbox_to_anchor=(1.0, 0.5))
+  axis.legend(
+    fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5)
+  )
   return save_figure(figure, path)

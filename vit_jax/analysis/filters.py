@@ -34,7 +34,7 @@ def filter_components(kernel, count: int = 28):
   filters = np.asarray(kernel, np.float64).reshape(h * w * channels, -1).T
   filters = filters - filters.mean(axis=0, keepdims=True)
   _, values, components = np.linalg.svd(filters, full_matrices=False)
-  variance = values ** 2
+  variance = values**2
   shares = variance / max(variance.sum(), np.finfo(float).tiny)
   return (components[:count].reshape(-1, h, w, channels), shares[:count])
 
@@ -70,6 +70,9 @@ def plot_filters(components, path, *, shares=None, title: str = ''):
       axis.imshow(tiles[i], interpolation='nearest')
       share = '' if shares is None else f': {100 * shares[i]:.1f} %'
       axis.set_title(f'{i + 1}{share}', fontsize=7, pad=2)
-  figure.suptitle(title or 'Principal components of the embedding filters '
-                  '(share of variance)', fontsize=9)
+  figure.suptitle(
+    title
+    or 'Principal components of the embedding filters (share of variance)',
+    fontsize=9,
+  )
   return save_figure(figure, path)

@@ -7,6 +7,7 @@ def new_figure(width: float, height: float):
   """A figure of the given size in inches, without pyplot's global state."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
+
   figure = Figure(figsize=(width, height), layout='constrained')
   FigureCanvasAgg(figure)
   return figure

@@ -35,11 +35,11 @@ def position_similarity(table, grid, num_prefix: int = 0) -> np.ndarray:
   patches = table[num_prefix:]
   if len(patches) != grid[0] * grid[1]:
     raise ValueError(
-        f'{len(patches)} rows after {num_prefix}, but a grid of '
-        f'{grid[0]}x{grid[1]}; check grid and num_prefix')
+      f'{len(patches)} rows after {num_prefix}, but a grid of '
+      f'{grid[0]}x{grid[1]}; check grid and num_prefix'
+    )
   norm = np.linalg.norm(patches, axis=-1, keepdims=True)
-  patches = np.divide(patches, norm, where=norm > 0,
-                      out=np.zeros_like(patches))
+  patches = np.divide(patches, norm, where=norm > 0, out=np.zeros_like(patches))
   return (patches @ patches.T).reshape(*grid, *grid)
 
 
@@ -58,22 +58,25 @@ def plot_similarity(similarity, path, *, most: int = 16, title: str = ''):
   h, w = similarity.shape[:2]
   rows, columns = (np.arange(0, n, -(-n // most)) for n in (h, w))
   gap = 1
-  tiles = np.full((len(rows) * (h + gap) - gap, len(columns) * (w + gap) - gap),
-                  np.nan)
+  tiles = np.full(
+    (len(rows) * (h + gap) - gap, len(columns) * (w + gap) - gap), np.nan
+  )
   for a, i in enumerate(rows):
     for b, j in enumerate(columns):
       y, x = a * (h + gap), b * (w + gap)
-      tiles[y:y + h, x:x + w] = similarity[i, j]
+      tiles[y : y + h, x : x + w] = similarity[i, j]
   figure = new_figure(7, 6.2 * len(rows) / len(columns))
   axis = figure.subplots()
   # A position is always like itself: leave that one out of the colours.
   others = similarity.reshape(h * w, h * w)[~np.eye(h * w, dtype=bool)]
   low, high = np.quantile(others, [0.001, 0.999]) if others.size else (-1, 1)
-  shown = axis.imshow(tiles, cmap='viridis', vmin=low, vmax=high,
-                      interpolation='nearest')
+  shown = axis.imshow(
+    tiles, cmap='viridis', vmin=low, vmax=high, interpolation='nearest'
+  )
   for ticks, labels, n, indices in (
-      (axis.set_xticks, axis.set_xticklabels, w, columns),
-      (axis.set_yticks, axis.set_yticklabels, h, rows)):
+    (axis.set_xticks, axis.set_xticklabels, w, columns),
+    (axis.set_yticks, axis.set_yticklabels, h, rows),
+  ):
     ticks([a * (n + gap) + (n - 1) / 2 for a in range(len(indices))])
     labels([str(i + 1) for i in indices], fontsize=8)
   axis.tick_params(length=0)
@@ -82,6 +85,7 @@ def plot_similarity(similarity, path, *, most: int = 16, title: str = ''):
   axis.set_xlabel('patch column')
   axis.set_ylabel('patch row')
   axis.set_title(title)
-  figure.colorbar(shown, ax=axis, label='cosine similarity', shrink=0.85,
-                  extend='max')
+  figure.colorbar(
+    shown, ax=axis, label='cosine similarity', shrink=0.85, extend='max'
+  )
   return save_figure(figure, path)

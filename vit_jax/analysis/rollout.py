@@ -57,8 +57,9 @@ def join_class_layers(attentions, class_attentions) -> list[np.ndarray]:
   return layers
 
 
-def rollout_maps(attentions, grid, num_prefix: int, *,
-                 residual: float = 0.5) -> np.ndarray:
+def rollout_maps(
+  attentions, grid, num_prefix: int, *, residual: float = 0.5
+) -> np.ndarray:
   """Rollout from the class token to the patches.
 
   Args:
@@ -101,21 +102,36 @@ def plot_rollout(images, maps, path, titles=None):
   for i, (image, heat) in enumerate(zip(images, maps)):
     top = max(np.quantile(heat, 0.98), np.finfo(float).tiny)
     axes[i, 0].imshow(image, extent=extent)
-    shown = axes[i, 1].imshow(heat, cmap='viridis', vmin=0, vmax=top,
-                              extent=extent, interpolation='nearest')
+    shown = axes[i, 1].imshow(
+      heat,
+      cmap='viridis',
+      vmin=0,
+      vmax=top,
+      extent=extent,
+      interpolation='nearest',
+    )
     axes[i, 2].imshow(image, extent=extent)
     dark = 0.8 * (1 - np.clip(heat / top, 0, 1))
-    axes[i, 2].imshow(np.zeros_like(dark), cmap='gray', vmin=0, vmax=1,
-                      alpha=dark, extent=extent, interpolation='bilinear')
-    bar = figure.colorbar(shown, ax=axes[i, 1], fraction=0.046, pad=0.04,
-                          extend='max')
+    axes[i, 2].imshow(
+      np.zeros_like(dark),
+      cmap='gray',
+      vmin=0,
+      vmax=1,
+      alpha=dark,
+      extent=extent,
+      interpolation='bilinear',
+    )
+    bar = figure.colorbar(
+      shown, ax=axes[i, 1], fraction=0.046, pad=0.04, extend='max'
+    )
     bar.ax.tick_params(labelsize=7)
     for axis in axes[i]:
       axis.set_xticks([])
       axis.set_yticks([])
     if titles:
       axes[i, 0].set_ylabel(titles[i], fontsize=9)
-  for axis, title in zip(axes[0], (
-      'input', 'rollout (share per patch)', 'input shaded by rollout')):
+  for axis, title in zip(
+    axes[0], ('input', 'rollout (share per patch)', 'input shaded by rollout')
+  ):
     axis.set_title(title, fontsize=10)
   return save_figure(figure, path)

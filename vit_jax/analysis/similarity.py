@@ -20,8 +20,10 @@ def _columns(attention) -> np.ndarray:
 def token_similarity(p, q) -> np.ndarray:
   """M of equation 3 for two layers' maps (B, H, T, T): (B, H, T)."""
   if np.shape(p) != np.shape(q):
-    raise ValueError(f'attention maps of different shapes {np.shape(p)} and '
-                     f'{np.shape(q)} cannot be compared')
+    raise ValueError(
+      f'attention maps of different shapes {np.shape(p)} and '
+      f'{np.shape(q)} cannot be compared'
+    )
   return (_columns(p) * _columns(q)).sum(axis=2)
 
 
@@ -47,10 +49,10 @@ def _pairs(attentions, reduce) -> np.ndarray:
     for q in range(p, count):
       if columns[p].shape != columns[q].shape:
         raise ValueError(
-            f'layers {p} and {q} have maps of different shapes '
-            f'{columns[p].shape} and {columns[q].shape}')
-      m = np.einsum('bhst,bhst->bht', columns[p], columns[q],
-                    dtype=np.float64)
+          f'layers {p} and {q} have maps of different shapes '
+          f'{columns[p].shape} and {columns[q].shape}'
+        )
+      m = np.einsum('bhst,bhst->bht', columns[p], columns[q], dtype=np.float64)
       result[p, q] = result[q, p] = reduce(m)
   return result
 
@@ -68,8 +70,9 @@ def similar_blocks(similarity, threshold: float = 0.9) -> float:
     threshold: above it two blocks count as similar.
   """
   similarity = np.asarray(similarity)
-  return float(np.sum(adjacent_similarity(similarity) > threshold)
-               / len(similarity))
+  return float(
+    np.sum(adjacent_similarity(similarity) > threshold) / len(similarity)
+  )
 
 
 def head_similarity(attentions) -> np.ndarray:
@@ -95,8 +98,14 @@ def plot_layers(similarity, path, *, title: str = ''):
   axis = figure.subplots()
   count = len(similarity)
   edge = (0.5, count + 0.5)
-  shown = axis.imshow(similarity, cmap='viridis', vmin=0, vmax=1,
-                      origin='lower', extent=(*edge, *edge))
+  shown = axis.imshow(
+    similarity,
+    cmap='viridis',
+    vmin=0,
+    vmax=1,
+    origin='lower',
+    extent=(*edge, *edge),
+  )
   for which in (axis.xaxis, axis.yaxis):
     which.get_major_locator().set_params(integer=True)
   axis.set_xlabel('layer')
@@ -106,8 +115,13 @@ def plot_layers(similarity, path, *, title: str = ''):
   return save_figure(figure, path)
 
 
-def plot_curves(curves, path, *, ylabel='cosine similarity to the block before',
-                title='Attention similarity of consecutive blocks'):
+def plot_curves(
+  curves,
+  path,
+  *,
+  ylabel='cosine similarity to the block before',
+  title='Attention similarity of consecutive blocks',
+):
   """Draws several models' curves on one plot.
 
   Args:
@@ -125,8 +139,14 @@ def plot_curves(curves, path, *, ylabel='cosine similarity to the block before',
     curve = np.asarray(curve)
     if curve.ndim == 2:
       curve = adjacent_similarity(curve)
-    axis.plot(np.arange(2, len(curve) + 2), curve, label=name, lw=1.6,
-              marker='os^Dv'[i % 5], markersize=4)
+    axis.plot(
+      np.arange(2, len(curve) + 2),
+      curve,
+      label=name,
+      lw=1.6,
+      marker='os^Dv'[i % 5],
+      markersize=4,
+    )
   axis.set_ylim(min(axis.get_ylim()[0], 0.0), 1.04)
   axis.xaxis.get_major_locator().set_params(integer=True)
   axis.set_xlabel('block')

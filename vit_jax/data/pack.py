@@ -31,7 +31,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import records, sources, transforms
+from vit_jax.data import records, transforms
+from vit_jax.data.sources.folder import IMAGE_SUFFIXES, scan_classes
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ EXAMPLES_PER_SHARD = 10_000  # what the default number of shards aims at
 @dataclasses.dataclass(frozen=True)
 class Item:
   """One image: a file, or `size` bytes at `offset` of a tar."""
+
   path: str
   name: str  # the id
   label: str  # class name by its place; '' where there is none
@@ -54,18 +56,18 @@ class Item:
 
 
 def pack(
-    inputs: str | os.PathLike | Sequence[str | os.PathLike],
-    out_dir: str | os.PathLike,
-    *,
-    split: str | None = None,
-    shards: int | None = None,
-    shuffle_seed: int | None = 0,
-    short_side: int | None = None,
-    quality: int = 95,
-    labels_file: str | os.PathLike | None = None,
-    threads: int | None = None,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+  inputs: str | os.PathLike | Sequence[str | os.PathLike],
+  out_dir: str | os.PathLike,
+  *,
+  split: str | None = None,
+  shards: int | None = None,
+  shuffle_seed: int | None = 0,
+  short_side: int | None = None,
+  quality: int = 95,
+  labels_file: str | os.PathLike | None = None,
+  threads: int | None = None,
+  overwrite: bool = False,
+  progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict]:
   """Writes the shards and metadata of one or more splits.
 
@@ -93,12 +95,16 @@ def pack(
     ValueError: nothing to pack, a class or label that does not fit, a split
       that exists; each with the fix.
   """
-  paths = [pathlib.Path(p).expanduser() for p in (
-      [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+  paths = [
+    pathlib.Path(p).expanduser()
+    for p in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)
+  ]
   missing = [str(p) for p in paths if not p.exists()]
   if missing or not paths:
-    raise ValueError(f'nothing to pack: {", ".join(missing) or "no input"} '
-                     'does not exist. Give image folders or tar files.')
+    raise ValueError(
+      f'nothing to pack: {", ".join(missing) or "no input"} '
+      'does not exist. Give image folders or tar files.'
+    )
   if shards is not None and shards < 1:
     raise ValueError(f'shards={shards}: must be at least 1')
   if not 1 <= quality <= 100:
@@ -106,46 +112,91 @@ def pack(
   out = pathlib.Path(out_dir).expanduser()
   out.mkdir(parents=True, exist_ok=True)
   options = dict(
-      shards=shards, shuffle_seed=shuffle_seed, short_side=short_side,
-      quality=quality, threads=threads or os.cpu_count() or 1,
-      overwrite=overwrite, progress=progress)
+    shards=shards,
+    shuffle_seed=shuffle_seed,
+    short_side=short_side,
+    quality=quality,
+    threads=threads or os.cpu_count() or 1,
+    overwrite=overwrite,
+    progress=progress,
+  )
   labels = _read_labels(pathlib.Path(labels_file)) if labels_file else None
   if split is None and len(paths) == 1 and (paths[0] / 'train').is_dir():
-    parts = [(name, [paths[0] / name])
-             for name in ('train', 'validation', 'val', 'test')
-             if (paths[0] / name).is_dir()]
+    parts = [
+      (name, [paths[0] / name])
+      for name in ('train', 'validation', 'val', 'test')
+      if (paths[0] / name).is_dir()
+    ]
   else:
     parts = [(split or 'train', paths)]
   for name, _ in parts:
     if not overwrite and has_split(out, name):
       raise ValueError(
-          f'{out} already has the split {name!r}: give another directory or '
-          'split, or overwrite=True')
-  return {name: _pack_split(name, part, out, labels, **options)
-          for name, part in parts}
+        f'{out} already has the split {name!r}: give another directory or '
+        'split, or overwrite=True'
+      )
+  return {
+    name: _pack_split(name, part, out, labels, **options)
+    for name, part in parts
+  }
 
 
-def _pack_split(split, paths, out, labels, *, shards, shuffle_seed, short_side,
-                quality, threads, overwrite, progress) -> dict:
+def _pack_split(
+  split,
+  paths,
+  out,
+  labels,
+  *,
+  shards,
+  shuffle_seed,
+  short_side,
+  quality,
+  threads,
+  overwrite,
+  progress,
+) -> dict:
   """Packs one split and returns its metadata."""
-  items = sorted((i for p in paths for i in list_items(p, labels is not None)),
-                 key=lambda i: i.name)
+  items = sorted(
+    (i for p in paths for i in list_items(p, labels is not None)),
+    key=lambda i: i.name,
+  )
   if not items:
     raise ValueError(
-        f'{", ".join(map(str, paths))}: no images '
-        f'({", ".join(sources.IMAGE_SUFFIXES)}, in any case)')
+      f'{", ".join(map(str, paths))}: no images '
+      f'({", ".join(IMAGE_SUFFIXES)}, in any case)'
+    )
   numbers, classes = _number(items, labels, classes_of_train(split, out))
   return write_split(
-      split, out, items, numbers, classes, shards=shards,
-      shuffle_seed=shuffle_seed, short_side=short_side, quality=quality,
-      threads=threads, overwrite=overwrite, progress=progress)
+    split,
+    out,
+    items,
+    numbers,
+    classes,
+    shards=shards,
+    shuffle_seed=shuffle_seed,
+    short_side=short_side,
+    quality=quality,
+    threads=threads,
+    overwrite=overwrite,
+    progress=progress,
+  )
 
 
-def write_split(split: str, out: pathlib.Path, items: list[Item], numbers: list,
-                classes: dict, *, shards: int | None = None,
-                shuffle_seed: int | None = 0, short_side: int | None = None,
-                quality: int = 95, threads: int = 1, overwrite: bool = False,
-                progress: Callable | None = None) -> dict:
+def write_split(
+  split: str,
+  out: pathlib.Path,
+  items: list[Item],
+  numbers: list,
+  classes: dict,
+  *,
+  shards: int | None = None,
+  shuffle_seed: int | None = 0,
+  short_side: int | None = None,
+  quality: int = 95,
+  threads: int = 1,
+  overwrite: bool = False,
+  progress: Callable | None = None,
+) -> dict:
   """Writes images with known labels as one split.
 
   Args:
@@ -163,11 +214,13 @@ def write_split(split: str, out: pathlib.Path, items: list[Item], numbers: list,
   """
   if not overwrite and has_split(out, split):
     raise ValueError(
-        f'{out} already has the split {split!r}: give another directory or '
-        'split, or overwrite=True')
+      f'{out} already has the split {split!r}: give another directory or '
+      'split, or overwrite=True'
+    )
   if shuffle_seed is not None:
     order = np.random.Generator(np.random.Philox(shuffle_seed)).permutation(
-        len(items))
+      len(items)
+    )
     items = [items[i] for i in order]
     numbers = [numbers[i] for i in order]
   shards = shards or -(-len(items) // EXAMPLES_PER_SHARD)
@@ -186,7 +239,8 @@ def write_split(split: str, out: pathlib.Path, items: list[Item], numbers: list,
         written = 0
         try:
           for i, (image, shape, reason) in zip(
-              range(low, high), _ordered(pool, check, items[low:high])):
+            range(low, high), _ordered(pool, check, items[low:high])
+          ):
             done += 1
             if progress:
               progress(done, len(items))
@@ -196,8 +250,9 @@ def write_split(split: str, out: pathlib.Path, items: list[Item], numbers: list,
               continue
             record = records.encode_record(image, numbers[i], items[i].name)
             writer.write(record)
-            digest.update(f'{items[i].name} {numbers[i]} '
-                          f'{zlib.crc32(image)}\n'.encode())
+            digest.update(
+              f'{items[i].name} {numbers[i]} {zlib.crc32(image)}\n'.encode()
+            )
             per_class[_counted(numbers[i])] += 1
             shapes.add(shape)
             written += 1
@@ -206,18 +261,24 @@ def write_split(split: str, out: pathlib.Path, items: list[Item], numbers: list,
         counts.append(written)
     if not sum(counts):
       raise ValueError(
-          f'none of the {len(items)} images can be decoded; the first: '
-          f'{bad[0]["id"]}: {bad[0]["reason"]}')
+        f'none of the {len(items)} images can be decoded; the first: '
+        f'{bad[0]["id"]}: {bad[0]["reason"]}'
+      )
     meta = {
-        'format': 'vit_jax packed images',
-        'version': records.SOFT_VERSION if soft else records.VERSION,
-        'split': split, 'num_examples': sum(counts), **classes,
-        'image_shape': list(shapes.pop()) if len(shapes) == 1 else None,
-        'shards': [{'file': n, 'count': c} for n, c in zip(names, counts)],
-        'examples_per_class': per_class.tolist(),
-        'bad': len(bad), 'bad_examples': bad[:1000],
-        'short_side': short_side, 'shuffle_seed': shuffle_seed,
-        'fingerprint': digest.hexdigest()[:16]}
+      'format': 'vit_jax packed images',
+      'version': records.SOFT_VERSION if soft else records.VERSION,
+      'split': split,
+      'num_examples': sum(counts),
+      **classes,
+      'image_shape': list(shapes.pop()) if len(shapes) == 1 else None,
+      'shards': [{'file': n, 'count': c} for n, c in zip(names, counts)],
+      'examples_per_class': per_class.tolist(),
+      'bad': len(bad),
+      'bad_examples': bad[:1000],
+      'short_side': short_side,
+      'shuffle_seed': shuffle_seed,
+      'fingerprint': digest.hexdigest()[:16],
+    }
     _publish(split, out, names, meta)
   finally:
     for name in names:
@@ -248,15 +309,17 @@ def _publish(split, out, names, meta):
 
 def _writer(path: pathlib.Path):
   from array_record.python import array_record_module
+
   return array_record_module.ArrayRecordWriter(
-      str(path), 'group_size:1,uncompressed')
+    str(path), 'group_size:1,uncompressed'
+  )
 
 
 def _ordered(pool, function, items) -> Iterator:
   """`map` in a pool, in order, with few results waiting."""
   chunk = 256
   for start in range(0, len(items), chunk):
-    yield from pool.map(function, items[start:start + chunk])
+    yield from pool.map(function, items[start : start + chunk])
 
 
 def _check(item: Item, short_side, quality):
@@ -269,7 +332,8 @@ def _check(item: Item, short_side, quality):
   if short_side and min(image.shape[:2]) > short_side:
     height, width = transforms.short_side(*image.shape[:2], short_side)
     small = Image.fromarray(image).resize(
-        (width, height), Image.Resampling.BICUBIC)
+      (width, height), Image.Resampling.BICUBIC
+    )
     buffer = io.BytesIO()
     small.save(buffer, 'JPEG', quality=quality)
     return buffer.getvalue(), (height, width), ''
@@ -287,10 +351,16 @@ def list_items(path: pathlib.Path, labelled: bool) -> list[Item]:
   """
   if path.is_dir():
     if labelled:
-      return [Item(str(p), p.relative_to(path).as_posix(), '')
-              for p in path.rglob('*') if _is_image(p.name)]
-    return [Item(str(path / c / f), f'{c}/{f}', c)
-            for c, files in sources.scan_classes(path).items() for f in files]
+      return [
+        Item(str(p), p.relative_to(path).as_posix(), '')
+        for p in path.rglob('*')
+        if _is_image(p.name)
+      ]
+    return [
+      Item(str(path / c / f), f'{c}/{f}', c)
+      for c, files in scan_classes(path).items()
+      for f in files
+    ]
   if not tarfile.is_tarfile(path):
     raise ValueError(f'{path} is neither a directory nor a tar file')
   try:
@@ -298,8 +368,8 @@ def list_items(path: pathlib.Path, labelled: bool) -> list[Item]:
       return _list_tar(path, tar, 0, path.name.split('.')[0])
   except tarfile.ReadError as e:
     raise ValueError(
-        f'{path} is a compressed or broken tar ({e}). Compressed tars cannot '
-        f'be read at random: decompress it first, e.g. gunzip {path.name}'
+      f'{path} is a compressed or broken tar ({e}). Compressed tars cannot '
+      f'be read at random: decompress it first, e.g. gunzip {path.name}'
     ) from e
 
 
@@ -322,8 +392,7 @@ def _list_tar(path, tar, base: int, stem: str) -> list[Item]:
 
 
 def _is_image(name: str) -> bool:
-  return (name.lower().endswith(sources.IMAGE_SUFFIXES)
-          and not name.startswith('.'))
+  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
 
 
 def _read_labels(path: pathlib.Path) -> dict[str, list | str | int]:
@@ -338,17 +407,29 @@ def _read_labels(path: pathlib.Path) -> dict[str, list | str | int]:
       raise ValueError(f'labels_file={path} is not JSON: {e}') from e
     if not isinstance(labels, dict):
       raise ValueError(
-          f'labels_file={path}: must be an object {{"x.jpg": label or '
-          f'[labels]}}, not a {type(labels).__name__}')
+        f'labels_file={path}: must be an object {{"x.jpg": label or '
+        f'[labels]}}, not a {type(labels).__name__}'
+      )
     return labels
   labels = {}
   with path.open(newline='') as f:
     for row in csv.reader(f):
-      if not row or row[0].lower() in ('file', 'filename', 'image', 'path',
-                                       'id', 'name', 'image_id'):
+      if not row or row[0].lower() in (
+        'file',
+        'filename',
+        'image',
+        'path',
+        'id',
+        'name',
+        'image_id',
+      ):
         continue  # empty, or a header
-      cells = [number(x.strip()) for cell in row[1:]
-               for x in cell.split(';') if x.strip()]
+      cells = [
+        number(x.strip())
+        for cell in row[1:]
+        for x in cell.split(';')
+        if x.strip()
+      ]
       labels[row[0]] = cells
   if all(len(v) == 1 for v in labels.values()):
     return {k: v[0] for k, v in labels.items()}
@@ -374,43 +455,54 @@ def _number(items, labels, given) -> tuple[list[list[int]], dict]:
   if labels is None:
     raw = [[i.label] for i in items]
     multi = False
-    if len({i.label for i in items}) == 1 and not given and all(
-        i.size >= 0 for i in items):
+    if (
+      len({i.label for i in items}) == 1
+      and not given
+      and all(i.size >= 0 for i in items)
+    ):
       raise ValueError(
-          f'all images are of one class, {items[0].label!r}: a tar needs class '
-          'directories, or one tar a class, or give labels_file')
+        f'all images are of one class, {items[0].label!r}: a tar needs class '
+        'directories, or one tar a class, or give labels_file'
+      )
   else:
     found = [_find(labels, i.name) for i in items]
     lost = [i.name for i, f in zip(items, found) if f is None]
     if lost:
       raise ValueError(
-          f'{len(lost)} of {len(items)} images have no entry in the labels '
-          f'file, such as {", ".join(lost[:3])}')
+        f'{len(lost)} of {len(items)} images have no entry in the labels '
+        f'file, such as {", ".join(lost[:3])}'
+      )
     multi = any(isinstance(f, list) for f in found)
     raw = [f if isinstance(f, list) else [f] for f in found]
   every = {x for r in raw for x in r}
   if given:
     multi = given['multi_label']
     if not multi and any(len(r) != 1 for r in raw):
-      raise ValueError("some images have several labels, those of the packed "
-                       "'train' have one each: pack 'train' again")
+      raise ValueError(
+        'some images have several labels, those of the packed '
+        "'train' have one each: pack 'train' again"
+      )
   if all(isinstance(x, int) for x in every):
     limit = given['num_classes'] if given else max(every, default=0) + 1
     wrong = sorted(x for x in every if not 0 <= x < limit)
     names, lookup = (given['class_names'] if given else None), lambda x: x
   else:
-    names = (given['class_names'] if given else sorted(map(str, every)))
+    names = given['class_names'] if given else sorted(map(str, every))
     table = {n: i for i, n in enumerate(names or ())}
     limit = given['num_classes'] if given else len(table)
     wrong = sorted(str(x) for x in every if str(x) not in table)
     lookup = lambda x: table[str(x)]
   if wrong:
     raise ValueError(
-        f'{len(wrong)} labels are not classes'
-        + (" of the packed 'train'" if given else '')
-        + f': {", ".join(map(str, wrong[:10]))}')
+      f'{len(wrong)} labels are not classes'
+      + (" of the packed 'train'" if given else '')
+      + f': {", ".join(map(str, wrong[:10]))}'
+    )
   return [[lookup(x) for x in r] for r in raw], {
-      'num_classes': limit, 'class_names': names, 'multi_label': multi}
+    'num_classes': limit,
+    'class_names': names,
+    'multi_label': multi,
+  }
 
 
 def _find(labels: dict, name: str):

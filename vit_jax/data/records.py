@@ -23,21 +23,27 @@ META_SUFFIX = '.packed.json'
 _HEAD = struct.Struct('<BHH')
 
 
-def encode_record(image: bytes, labels: list[int] | dict[int, float],
-                  name: str) -> bytes:
+def encode_record(
+  image: bytes, labels: list[int] | dict[int, float], name: str
+) -> bytes:
   """One example as a record; a dict {class: probability} is a soft label."""
-  text = name.encode()[:0xffff]
+  text = name.encode()[:0xFFFF]
   soft = isinstance(labels, dict)
   count = len(labels)
-  return b''.join((
+  return b''.join(
+    (
       _HEAD.pack(SOFT_VERSION if soft else VERSION, count, len(text)),
       struct.pack(f'<{count}I', *labels),
       struct.pack(f'<{count}f', *labels.values()) if soft else b'',
-      text, image))
+      text,
+      image,
+    )
+  )
 
 
 def decode_record(
-    record: bytes) -> tuple[bytes, list[int] | dict[int, float], str]:
+  record: bytes,
+) -> tuple[bytes, list[int] | dict[int, float], str]:
   """The (image, labels, id) of a record, as they were encoded.
 
   Raises:
@@ -45,8 +51,9 @@ def decode_record(
   """
   if len(record) < _HEAD.size or record[0] not in (VERSION, SOFT_VERSION):
     raise ValueError(
-        f'not a record of version {VERSION} or {SOFT_VERSION}: '
-        f'{record[:8]!r}. Was this file written by `vit-jax pack`?')
+      f'not a record of version {VERSION} or {SOFT_VERSION}: '
+      f'{record[:8]!r}. Was this file written by `vit-jax pack`?'
+    )
   version, count, length = _HEAD.unpack_from(record)
   soft = version == SOFT_VERSION
   start = _HEAD.size + 4 * count * (1 + soft)
@@ -54,8 +61,11 @@ def decode_record(
     raise ValueError(f'record cut short at {len(record)} bytes')
   labels = list(struct.unpack_from(f'<{count}I', record, _HEAD.size))
   if soft:
-    labels = dict(zip(labels, struct.unpack_from(
-        f'<{count}f', record, _HEAD.size + 4 * count)))
+    labels = dict(
+      zip(
+        labels, struct.unpack_from(f'<{count}f', record, _HEAD.size + 4 * count)
+      )
+    )
   end = start + length
   return record[end:], labels, record[start:end].decode(errors='replace')
 

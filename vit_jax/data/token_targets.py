@@ -45,8 +45,7 @@ def roi_weights(start, end, size: int, bins: int):
   return jnp.sum(near * used[..., None], axis=1) / count
 
 
-def crop_logits(logits, classes, box, grid: tuple[int, int],
-                num_classes: int):
+def crop_logits(logits, classes, box, grid: tuple[int, int], num_classes: int):
   """Dense logits of a crop: stored top-k, zero elsewhere, and ROI-align.
 
   Args:
@@ -58,17 +57,23 @@ def crop_logits(logits, classes, box, grid: tuple[int, int],
   Returns:
     (*grid, C), float32.
   """
-  dense = jnp.sum(jnp.where(
+  dense = jnp.sum(
+    jnp.where(
       classes[..., None] == jnp.arange(num_classes).reshape(1, 1, 1, -1),
-      logits[..., None].astype(jnp.float32), 0), axis=0)
+      logits[..., None].astype(jnp.float32),
+      0,
+    ),
+    axis=0,
+  )
   matrices = []
   for axis in (0, 1):
     size = logits.shape[1 + axis]
     start = box[axis] * size - 0.5
     end = (box[axis] + box[2 + axis]) * size - 0.5
     matrices.append(roi_weights(start, end, size, grid[axis]))
-  return jnp.einsum('yh,xw,hwc->yxc', *matrices, dense,
-                    precision=jax.lax.Precision.HIGHEST)
+  return jnp.einsum(
+    'yh,xw,hwc->yxc', *matrices, dense, precision=jax.lax.Precision.HIGHEST
+  )
 
 
 def crop_targets(logits, classes, box, source, num_classes: int):
@@ -107,8 +112,9 @@ def expand(batch, num_classes: int):
     is ReLabel (arXiv:2101.05022).
   """
   batch = dict(batch)
-  parts = [batch.pop(f'token_{k}') for k in ('logits', 'classes', 'box',
-                                             'source')]
+  parts = [
+    batch.pop(f'token_{k}') for k in ('logits', 'classes', 'box', 'source')
+  ]
   tokens, cls = jax.vmap(lambda *x: crop_targets(*x, num_classes))(*parts)
   if parts[-1].shape[1:] == (1, 1):
     return {**batch, 'label': cls}
@@ -121,20 +127,23 @@ def _inverse_map(name: str, args, size: tuple[int, int]):
   x, y = size[1] / 2, size[0] / 2
   if name == 'Rotate':
     cos, sin = (f(math.radians(value)) for f in (math.cos, math.sin))
-    return ((cos, -sin, x - cos * x + sin * y),
-            (sin, cos, y - sin * x - cos * y))
+    return (
+      (cos, -sin, x - cos * x + sin * y),
+      (sin, cos, y - sin * x - cos * y),
+    )
   return {
-      'ShearX': ((1, value, 0), (0, 1, 0)),
-      'ShearY': ((1, 0, 0), (value, 1, 0)),
-      'TranslateX': ((1, 0, value), (0, 1, 0)),
-      'TranslateY': ((1, 0, 0), (0, 1, value)),
-      'TranslateXRel': ((1, 0, value * size[1]), (0, 1, 0)),
-      'TranslateYRel': ((1, 0, 0), (0, 1, value * size[0])),
+    'ShearX': ((1, value, 0), (0, 1, 0)),
+    'ShearY': ((1, 0, 0), (value, 1, 0)),
+    'TranslateX': ((1, 0, value), (0, 1, 0)),
+    'TranslateY': ((1, 0, 0), (0, 1, value)),
+    'TranslateXRel': ((1, 0, value * size[1]), (0, 1, 0)),
+    'TranslateYRel': ((1, 0, 0), (0, 1, value * size[0])),
   }.get(name)
 
 
-def token_source(geometry: transforms.Geometry, grid: tuple[int, int],
-                 size: tuple[int, int]) -> np.ndarray:
+def token_source(
+  geometry: transforms.Geometry, grid: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
   """Where each token's content lies in the crop, after flip and RandAugment.
 
   Args:

@@ -18,12 +18,19 @@ from PIL import Image
 
 try:
   import cv2
+
   cv2.setNumThreads(0)  # parallel over images, not within one
 except ImportError:  # Pillow alone works, with the same pixels, more slowly
   cv2 = None
 
-CROPS = ('inception', 'resize_crop', 'squash_crop', 'resize', 'pad_crop',
-         'none')
+CROPS = (
+  'inception',
+  'resize_crop',
+  'squash_crop',
+  'resize',
+  'pad_crop',
+  'none',
+)
 INTERPOLATIONS = ('bilinear', 'bicubic', 'random')
 
 
@@ -44,12 +51,14 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
   if isinstance(data, np.ndarray):
     if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
       raise BadImage(
-          f'an image array must be uint8 (H, W, 3), not {data.dtype} '
-          f'{data.shape}')
+        f'an image array must be uint8 (H, W, 3), not {data.dtype} {data.shape}'
+      )
     return data
   if cv2 is not None and data:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8),
-                         cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = cv2.imdecode(
+      np.frombuffer(data, np.uint8),
+      cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
+    )
     if image is not None:
       return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
   return decode_pillow(data)
@@ -80,15 +89,17 @@ def target_size(cfg) -> tuple[int, int]:
 
 def model_size(cfg) -> tuple[int, int]:
   """(height, width) of the images that the model is given."""
-  return image_size(cfg.image_size if not cfg.image_width
-                    else (cfg.image_size, cfg.image_width))
+  return image_size(
+    cfg.image_size if not cfg.image_width else (cfg.image_size, cfg.image_width)
+  )
 
 
 # --- Resizing ---------------------------------------------------------------
 
 
-def resize(image: np.ndarray, size: tuple[int, int],
-           interpolation: str = 'bilinear') -> np.ndarray:
+def resize(
+  image: np.ndarray, size: tuple[int, int], interpolation: str = 'bilinear'
+) -> np.ndarray:
   """Resizes to (height, width); the aspect ratio is not kept.
 
   Args:
@@ -98,17 +109,21 @@ def resize(image: np.ndarray, size: tuple[int, int],
   if image.shape[:2] == tuple(size):
     return image
   if interpolation == 'bilinear' and cv2 is not None:
-    return cv2.resize(image, (size[1], size[0]),
-                      interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
   if interpolation == 'bilinear':
     return to_uint8(resize_float(image, size, 'bilinear'))
-  filters = {'bicubic': Image.Resampling.BICUBIC,
-             'bilinear_antialias': Image.Resampling.BILINEAR}
+  filters = {
+    'bicubic': Image.Resampling.BICUBIC,
+    'bilinear_antialias': Image.Resampling.BILINEAR,
+  }
   if interpolation not in filters:
-    raise ValueError(f'interpolation {interpolation!r}: must be one of '
-                     f'bilinear, {", ".join(filters)}')
-  return np.asarray(Image.fromarray(image).resize(
-      (size[1], size[0]), filters[interpolation]))
+    raise ValueError(
+      f'interpolation {interpolation!r}: must be one of '
+      f'bilinear, {", ".join(filters)}'
+    )
+  return np.asarray(
+    Image.fromarray(image).resize((size[1], size[0]), filters[interpolation])
+  )
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -136,18 +151,21 @@ def _mitchell(x):
 
 
 _KERNELS = {  # method: (radius, kernel), as in tf.image.ResizeMethod
-    'bilinear': (1.0, lambda x: np.maximum(0.0, 1 - np.abs(x))),
-    'bicubic': (2.0, lambda x: _cubic(x, -0.5)),
-    'lanczos3': (3.0, lambda x: _lanczos(x, 3.0)),
-    'lanczos5': (5.0, lambda x: _lanczos(x, 5.0)),
-    'gaussian': (1.5, lambda x: np.where(
-        np.abs(x) < 1.5, np.exp(-2.0 * x * x), 0.0)),
-    'mitchellcubic': (2.0, _mitchell),
+  'bilinear': (1.0, lambda x: np.maximum(0.0, 1 - np.abs(x))),
+  'bicubic': (2.0, lambda x: _cubic(x, -0.5)),
+  'lanczos3': (3.0, lambda x: _lanczos(x, 3.0)),
+  'lanczos5': (5.0, lambda x: _lanczos(x, 5.0)),
+  'gaussian': (
+    1.5,
+    lambda x: np.where(np.abs(x) < 1.5, np.exp(-2.0 * x * x), 0.0),
+  ),
+  'mitchellcubic': (2.0, _mitchell),
 }
 
 
-def resize_weights(old: int, new: int, method: str = 'bilinear',
-                   antialias: bool = False) -> np.ndarray:
+def resize_weights(
+  old: int, new: int, method: str = 'bilinear', antialias: bool = False
+) -> np.ndarray:
   """The matrix (new, old) of a one-dimensional resize, float32.
 
   tf.image.resize's conventions: half-pixel centres; weights that fall outside
@@ -163,13 +181,15 @@ def resize_weights(old: int, new: int, method: str = 'bilinear',
   if method == 'area':
     low, high = out * scale, (out + 1) * scale
     cells = np.arange(old)
-    overlap = (np.minimum(high[:, None], cells + 1)
-               - np.maximum(low[:, None], cells))
+    overlap = np.minimum(high[:, None], cells + 1) - np.maximum(
+      low[:, None], cells
+    )
     return (np.maximum(overlap, 0) / scale).astype(np.float32)
   if method not in _KERNELS:
     raise ValueError(
-        f'resize method {method!r}: must be one of nearest, area, '
-        f'{", ".join(_KERNELS)}')
+      f'resize method {method!r}: must be one of nearest, area, '
+      f'{", ".join(_KERNELS)}'
+    )
   radius, kernel = _KERNELS[method]
   # TF uses the scale-and-translate kernels for all but these two methods,
   # and those differ in that they always renormalise at the edges.
@@ -182,9 +202,12 @@ def resize_weights(old: int, new: int, method: str = 'bilinear',
   return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def resize_float(image: np.ndarray, size: tuple[int, int],
-                 method: str = 'bilinear', antialias: bool = False
-                 ) -> np.ndarray:
+def resize_float(
+  image: np.ndarray,
+  size: tuple[int, int],
+  method: str = 'bilinear',
+  antialias: bool = False,
+) -> np.ndarray:
   """tf.image.resize in numpy: float32 (height, width, C), not rounded."""
   rows = resize_weights(image.shape[0], size[0], method, antialias)
   columns = resize_weights(image.shape[1], size[1], method, antialias)
@@ -203,9 +226,13 @@ def short_side(height: int, width: int, target: int) -> tuple[int, int]:
 # --- Crops ------------------------------------------------------------------
 
 
-def inception_box(rng: np.random.Generator, height: int, width: int,
-                  area: tuple[float, float], aspect: tuple[float, float]
-                  ) -> tuple[int, int, int, int]:
+def inception_box(
+  rng: np.random.Generator,
+  height: int,
+  width: int,
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+) -> tuple[int, int, int, int]:
   """A random (top, left, height, width) of random area and aspect ratio.
 
   At most ten attempts: area uniform in `area` times the image's, the logarithm
@@ -236,13 +263,14 @@ def cut(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
   """The (top, left, height, width) box; what lies outside the image is 0."""
   top, left, height, width = box
   rows, columns = image.shape[:2]
-  inside = image[max(top, 0):max(top + height, 0),
-                 max(left, 0):max(left + width, 0)]
+  inside = image[
+    max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)
+  ]
   if inside.shape[:2] == (height, width):
     return np.ascontiguousarray(inside)
   out = np.zeros((height, width, 3), image.dtype)
   y, x = max(-top, 0), max(-left, 0)
-  out[y:y + inside.shape[0], x:x + inside.shape[1]] = inside
+  out[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
   return out
 
 
@@ -252,13 +280,18 @@ def flip_left_right(image: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(image[:, ::-1])
 
 
-def color_jitter(image: np.ndarray, strength: float,
-                 rng: np.random.Generator) -> np.ndarray:
+def color_jitter(
+  image: np.ndarray, strength: float, rng: np.random.Generator
+) -> np.ndarray:
   """Brightness, contrast and saturation in a random order, each by a factor
   uniform in [max(0, 1 - strength), 1 + strength] (torchvision)."""
   from PIL import ImageEnhance
-  enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast,
-               ImageEnhance.Color)
+
+  enhancers = (
+    ImageEnhance.Brightness,
+    ImageEnhance.Contrast,
+    ImageEnhance.Color,
+  )
   picture = Image.fromarray(image)
   for k in rng.permutation(3):
     factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
@@ -293,32 +326,38 @@ class TrainTransform:
   """
 
   def __init__(self, cfg):
-    from vit_jax.data import randaugment
+    from vit_jax.data.randaugment.policy import parse
+
     for key, allowed in (('crop', CROPS), ('interpolation', INTERPOLATIONS)):
       if cfg[key] not in allowed:
-        raise ValueError(f'data.{key}={cfg[key]!r}: must be one of '
-                         f'{", ".join(allowed)}')
+        raise ValueError(
+          f'data.{key}={cfg[key]!r}: must be one of {", ".join(allowed)}'
+        )
     self.crop, self.interpolation = cfg.crop, cfg.interpolation
     self.area, self.aspect = tuple(cfg.area), tuple(cfg.aspect)
     if not 0 < self.area[0] <= self.area[1] <= 1:
       raise ValueError(f'data.area={self.area}: must be 0 < low <= high <= 1')
     if not 0 < self.aspect[0] <= self.aspect[1]:
       raise ValueError(f'data.aspect={self.aspect}: must be 0 < low <= high')
-    self.size = (image_size(cfg.device_resize) if cfg.device_resize
-                 else target_size(cfg))
+    self.size = (
+      image_size(cfg.device_resize) if cfg.device_resize else target_size(cfg)
+    )
     self.resize, self.pad = cfg.resize, cfg.pad
     if self.crop in ('resize_crop', 'squash_crop'):
       if not self.resize or self.resize < max(self.size):
         raise ValueError(
-            f'data.crop={self.crop!r} needs data.resize, at least '
-            f'{max(self.size)} (the size cropped to), not {self.resize}')
+          f'data.crop={self.crop!r} needs data.resize, at least '
+          f'{max(self.size)} (the size cropped to), not {self.resize}'
+        )
     self.flip, self.jitter = cfg.flip, cfg.color_jitter
     fill = (124, 116, 104) if cfg.normalize == 'imagenet' else (128, 128, 128)
-    self.randaugment = randaugment.parse(
-        cfg.randaugment, fill=fill, interpolation=cfg.interpolation)
+    self.randaugment = parse(
+      cfg.randaugment, fill=fill, interpolation=cfg.interpolation
+    )
 
-  def __call__(self, image: np.ndarray, rng: np.random.Generator
-               ) -> tuple[np.ndarray, Geometry]:
+  def __call__(
+    self, image: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, Geometry]:
     image, box = self._crop(image, rng)
     flip = rng.random() < self.flip
     if flip:
@@ -338,12 +377,16 @@ class TrainTransform:
     if self.crop == 'none':
       if (height, width) != self.size:
         raise ValueError(
-            f"data.crop='none' with an image of {height}x{width} and "
-            f"data.image_size={self.size}: use data.crop='resize'")
+          f"data.crop='none' with an image of {height}x{width} and "
+          f"data.image_size={self.size}: use data.crop='resize'"
+        )
       return image, (0.0, 0.0, 1.0, 1.0)
     if self.crop in ('resize_crop', 'squash_crop'):
-      between = (short_side(height, width, self.resize)
-                 if self.crop == 'resize_crop' else (self.resize,) * 2)
+      between = (
+        short_side(height, width, self.resize)
+        if self.crop == 'resize_crop'
+        else (self.resize,) * 2
+      )
       top = int(rng.integers(0, between[0] - self.size[0] + 1))
       left = int(rng.integers(0, between[1] - self.size[1] + 1))
       box = (top, left, *self.size)
@@ -358,13 +401,20 @@ class TrainTransform:
       else:
         box = (0, 0, height, width)
       image = resize(cut(image, box), self.size, interpolation)
-    return image, (box[0] / height, box[1] / width,
-                   box[2] / height, box[3] / width)
+    return image, (
+      box[0] / height,
+      box[1] / width,
+      box[2] / height,
+      box[3] / width,
+    )
 
 
-def eval_image(image: np.ndarray, size: tuple[int, int],
-               crop: str | float = 'squash', interpolation: str = 'bilinear'
-               ) -> np.ndarray:
+def eval_image(
+  image: np.ndarray,
+  size: tuple[int, int],
+  crop: str | float = 'squash',
+  interpolation: str = 'bilinear',
+) -> np.ndarray:
   """The deterministic transform for evaluation.
 
   Args:
@@ -385,10 +435,12 @@ def eval_image(image: np.ndarray, size: tuple[int, int],
     between = (round(height / ratio), round(width / ratio))
   image = resize(image, between, interpolation)
   # torchvision pads to the size first, the odd pixel below and right.
-  edge = lambda n, target: (-((target - n) // 2) if n < target
-                            else int(round((n - target) / 2)))
-  return cut(image, (edge(between[0], size[0]), edge(between[1], size[1]),
-                     *size))
+  edge = lambda n, target: (
+    -((target - n) // 2) if n < target else int(round((n - target) / 2))
+  )
+  return cut(
+    image, (edge(between[0], size[0]), edge(between[1], size[1]), *size)
+  )
 
 
 def check_eval(crop: str | float, interpolation: str):
@@ -396,8 +448,10 @@ def check_eval(crop: str | float, interpolation: str):
   number = isinstance(crop, (int, float)) and not isinstance(crop, bool)
   if crop != 'squash' and not (number and crop > 0):
     raise ValueError(
-        f"eval.crop={crop!r}: must be 'squash' or a positive crop ratio such "
-        'as 0.875')
+      f"eval.crop={crop!r}: must be 'squash' or a positive crop ratio such "
+      'as 0.875'
+    )
   if interpolation not in ('bilinear', 'bicubic'):
-    raise ValueError(f'eval.interpolation={interpolation!r}: must be '
-                     'bilinear or bicubic')
+    raise ValueError(
+      f'eval.interpolation={interpolation!r}: must be bilinear or bicubic'
+    )

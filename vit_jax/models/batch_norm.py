@@ -41,8 +41,9 @@ class BatchNorm(nn.Module):
     scale = self.param('scale', nn.initializers.ones, (channels,))
     bias = self.param('bias', nn.initializers.zeros, (channels,))
     running = [
-        self.variable('batch_stats', name, init, (channels,), jnp.float32)
-        for name, init in (('mean', jnp.zeros), ('var', jnp.ones))]
+      self.variable('batch_stats', name, init, (channels,), jnp.float32)
+      for name, init in (('mean', jnp.zeros), ('var', jnp.ones))
+    ]
 
     y = x.astype(jnp.float32)
     if not train:
@@ -50,8 +51,9 @@ class BatchNorm(nn.Module):
     else:
       if self.groups < 1 or x.shape[0] % self.groups:
         raise ValueError(
-            f'bn_groups={self.groups} does not divide the batch of '
-            f'{x.shape[0]}: use a divisor, or 1 for global statistics')
+          f'bn_groups={self.groups} does not divide the batch of '
+          f'{x.shape[0]}: use a divisor, or 1 for global statistics'
+        )
       y = y.reshape(self.groups, x.shape[0] // self.groups, *x.shape[1:])
       over = [i for i in range(1, y.ndim) if i != axis + 1]
       mean = jnp.mean(y, over, keepdims=True)

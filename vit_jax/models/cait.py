@@ -17,22 +17,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models import layers
+from vit_jax.models import attention as attention_lib
+from vit_jax.models import tpu_layout
+from vit_jax.models.attention import (
+  MixHeads,
+  MultiHeadDotProductAttention,
+  normal02,
+)
+from vit_jax.models.blocks import run_blocks
+from vit_jax.models.dropout import Dropout, DropPath
+from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.patches import (
+  check_patches,
+  conv_patches,
+  torch_conv_bias,
+  torch_conv_kernel,
+)
 from vit_jax.models.registry import register
 
 # name: (width, depth, LayerScale of the code; None: no code, the paper's rule).
 # Heads are always 48 wide. The code has 1e-5 for XXS-36, the paper's rule 1e-6.
 SIZES = {
-    'xxs24': (192, 24, 1e-5),
-    'xxs36': (192, 36, 1e-5),
-    'xs24': (288, 24, 1e-5),
-    'xs36': (288, 36, None),
-    's24': (384, 24, 1e-5),
-    's36': (384, 36, 1e-6),
-    's48': (384, 48, None),
-    'm24': (768, 24, None),
-    'm36': (768, 36, 1e-6),
-    'm48': (768, 48, 1e-6),
+  'xxs24': (192, 24, 1e-5),
+  'xxs36': (192, 36, 1e-5),
+  'xs24': (288, 24, 1e-5),
+  'xs36': (288, 36, None),
+  's24': (384, 24, 1e-5),
+  's36': (384, 36, 1e-6),
+  's48': (384, 48, None),
+  'm24': (768, 24, None),
+  'm36': (768, 36, 1e-6),
+  'm48': (768, 48, 1e-6),
 }
 
 
@@ -57,7 +72,7 @@ def talking_heads(q, k, v, *, dropout=None, dtype=jnp.float32):
     (B, T, H, K); and the maps (B, H, T, T), 'softmax' and 'mixed'. Rows of a
     mixed map need not sum to one.
   """
-  mix = functools.partial(layers.MixHeads, q.shape[2], dtype=dtype)
+  mix = functools.partial(MixHeads, q.shape[2], dtype=dtype)
   logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
   probs = jax.nn.softmax(mix(name='proj_l')(logits))
   mixed = mix(name='proj_w')(probs)
@@ -87,16 +102,27 @@ class Block(nn.Module):
   def __call__(self, x, rate, train: bool):
     """(B, N, D) or ((B, 1, D), (B, N, D)) -> the same, aux."""
     norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-    attend = layers.attend
+    attend = attention_lib.attend
     if not self.class_attention:
       attend = functools.partial(talking_heads, dtype=self.dtype)
-    attention = layers.MultiHeadDotProductAttention(
-        self.num_heads, self.attention_dropout, dtype=self.dtype,
-        kernel_init=layers.normal02, attend_fn=attend, name='attn')
-    mlp = layers.MlpBlock(
-        self.mlp_dim, self.dropout, self.activation, self.dtype,
-        layers.normal02, nn.initializers.zeros, name='mlp')
-    dropout = layers.Dropout(self.dropout, deterministic=not train)
+    attention = MultiHeadDotProductAttention(
+      self.num_heads,
+      self.attention_dropout,
+      dtype=self.dtype,
+      kernel_init=normal02,
+      attend_fn=attend,
+      name='attn',
+    )
+    mlp = MlpBlock(
+      self.mlp_dim,
+      self.dropout,
+      self.activation,
+      self.dtype,
+      normal02,
+      nn.initializers.zeros,
+      name='mlp',
+    )
+    dropout = Dropout(self.dropout, deterministic=not train)
 
     if self.class_attention:
       x, patches = x
@@ -106,9 +132,9 @@ class Block(nn.Module):
       y = norm()(x)
       y, maps = attention(y, y, train)
     y = self._scale('gamma_1', dropout(y))
-    x = x + layers.DropPath()(y, rate, train)
+    x = x + DropPath()(y, rate, train)
     y = self._scale('gamma_2', mlp(norm()(x), train))
-    x = x + layers.DropPath()(y, rate, train)
+    x = x + DropPath()(y, rate, train)
 
     aux = {'tokens': x}
     if self.return_attention:
@@ -116,8 +142,9 @@ class Block(nn.Module):
     return (x, patches) if self.class_attention else x, aux
 
   def _scale(self, name, y):
-    gamma = self.param(name, nn.initializers.constant(self.layer_scale),
-                       (y.shape[-1],))
+    gamma = self.param(
+      name, nn.initializers.constant(self.layer_scale), (y.shape[-1],)
+    )
     return y * gamma.astype(y.dtype).reshape(1, 1, -1)
 
 
@@ -162,41 +189,58 @@ class CaiT(nn.Module):
       ValueError: width not divisible by num_heads, or no patch fits.
     """
     dtype = jnp.dtype(self.dtype)
-    layers.check_patches(*images.shape[1:3], self.patch_size)
+    check_patches(*images.shape[1:3], self.patch_size)
     fan_in = images.shape[-1] * math.prod(np.broadcast_to(self.patch_size, 2))
-    x = layers.conv_patches(
-        self.width, self.patch_size, dtype=dtype,
-        kernel_init=layers.torch_conv_kernel,
-        bias_init=layers.torch_conv_bias(int(fan_in)), name='embedding')(
-            images.astype(dtype))
+    x = conv_patches(
+      self.width,
+      self.patch_size,
+      dtype=dtype,
+      kernel_init=torch_conv_kernel,
+      bias_init=torch_conv_bias(int(fan_in)),
+      name='embedding',
+    )(images.astype(dtype))
     out = {'stem': x}
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, self.width)
-    table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
+    table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
-    x = layers.Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = layers.pin(x)
+    x = Dropout(self.dropout, deterministic=not train)(x)
+    x = out['with_posemb'] = tpu_layout.pin(x)
 
     mlp_dim = self.mlp_dim or 4 * self.width
     scale = self.layer_scale
     block = functools.partial(
-        Block, num_heads=self.num_heads,
-        layer_scale=layer_scale_init(self.depth) if scale is None else scale,
-        activation=self.activation, dtype=dtype,
-        return_attention=self.return_attention)
-    x, auxes = layers.run_blocks(
-        functools.partial(block, mlp_dim=mlp_dim, dropout=self.dropout,
-                          attention_dropout=self.attention_dropout),
-        x, [self.drop_path] * self.depth, train, name='block',
-        remat=self.remat, scan=self.scan)
+      Block,
+      num_heads=self.num_heads,
+      layer_scale=layer_scale_init(self.depth) if scale is None else scale,
+      activation=self.activation,
+      dtype=dtype,
+      return_attention=self.return_attention,
+    )
+    x, auxes = run_blocks(
+      functools.partial(
+        block,
+        mlp_dim=mlp_dim,
+        dropout=self.dropout,
+        attention_dropout=self.attention_dropout,
+      ),
+      x,
+      [self.drop_path] * self.depth,
+      train,
+      name='block',
+      remat=self.remat,
+      scan=self.scan,
+    )
 
-    cls = self.param('cls', layers.normal02, (1, 1, self.width)).astype(dtype)
+    cls = self.param('cls', normal02, (1, 1, self.width)).astype(dtype)
     cls = jnp.broadcast_to(cls, (batch, 1, self.width))
     cls_auxes = []
     for i in range(self.cls_depth):
       (cls, _), aux = block(
-          mlp_dim=self.cls_mlp_dim or mlp_dim, class_attention=True,
-          name=f'cls_block_{i}')((cls, x), 0.0, train)
+        mlp_dim=self.cls_mlp_dim or mlp_dim,
+        class_attention=True,
+        name=f'cls_block_{i}',
+      )((cls, x), 0.0, train)
       cls_auxes.append(aux)
 
     for name, stage in (('block', auxes), ('cls_block', cls_auxes)):
@@ -212,23 +256,41 @@ class CaiT(nn.Module):
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x[:, 0]
     if self.num_classes:
-      x = nn.Dense(self.num_classes, dtype=dtype, kernel_init=layers.normal02,
-                   name='head')(x)
+      x = nn.Dense(
+        self.num_classes, dtype=dtype, kernel_init=normal02, name='head'
+      )(x)
     return x.astype(jnp.float32), out
 
 
 # Published files, all trained with distillation; the suffix is the image size.
 _RELEASED = {
-    'xxs24': (224, 384), 'xxs36': (224, 384), 'xs24': (384,),
-    's24': (224, 384), 's36': (384,), 'm36': (384,), 'm48': (448,),
+  'xxs24': (224, 384),
+  'xxs36': (224, 384),
+  'xs24': (384,),
+  's24': (224, 384),
+  's36': (384,),
+  'm36': (384,),
+  'm48': (448,),
 }
 for _size, (_width, _depth, _scale) in SIZES.items():
   register(
-      f'cait_{_size}', CaiT, image_size=224, normalize='imagenet', crop=1.0,
-      interpolation='bicubic',
-      released=tuple(
-          name for size in _RELEASED.get(_size, ())
-          for name in (f'{_size.upper()}_{size}.pth',
-                       f'cait_{_size}_{size}.fb_dist_in1k')),
-      width=_width, depth=_depth, num_heads=_width // 48, mlp_dim=4 * _width,
-      layer_scale=_scale)
+    f'cait_{_size}',
+    CaiT,
+    image_size=224,
+    normalize='imagenet',
+    crop=1.0,
+    interpolation='bicubic',
+    released=tuple(
+      name
+      for size in _RELEASED.get(_size, ())
+      for name in (
+        f'{_size.upper()}_{size}.pth',
+        f'cait_{_size}_{size}.fb_dist_in1k',
+      )
+    ),
+    width=_width,
+    depth=_depth,
+    num_heads=_width // 48,
+    mlp_dim=4 * _width,
+    layer_scale=_scale,
+  )

@@ -24,8 +24,18 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models import layers
+from vit_jax.models import tpu_layout
+from vit_jax.models.attention import MultiHeadDotProductAttention, normal02
 from vit_jax.models.batch_norm import BatchNorm
+from vit_jax.models.blocks import run_blocks
+from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.mlp import GELU, MlpBlock
+from vit_jax.models.patches import (
+  check_patches,
+  conv_patches,
+  torch_conv_bias,
+  torch_conv_kernel,
+)
 from vit_jax.models.registry import register
 
 # name: (width, heads); all have 12 blocks.
@@ -49,13 +59,17 @@ class DepthwiseConv(nn.Module):
   def __call__(self, x):
     """(B, h, w, C) -> (B, h, w, C); parameters kernel (3, 3, 1, C), bias."""
     _, height, width, channels = x.shape
-    kernel = self.param('kernel', layers.torch_conv_kernel,
-                        (3, 3, 1, channels)).astype(self.dtype)
+    kernel = self.param(
+      'kernel', torch_conv_kernel, (3, 3, 1, channels)
+    ).astype(self.dtype)
     padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    x = sum(padded[:, i:i + height, j:j + width] * kernel[i:i + 1, j:j + 1]
-            for i in range(3) for j in range(3))
+    x = sum(
+      padded[:, i : i + height, j : j + width] * kernel[i : i + 1, j : j + 1]
+      for i in range(3)
+      for j in range(3)
+    )
     if self.use_bias:
-      bias = self.param('bias', layers.torch_conv_bias(9), (channels,))
+      bias = self.param('bias', torch_conv_bias(9), (channels,))
       x += bias.astype(self.dtype).reshape(1, 1, 1, -1)
     return x
 
@@ -76,21 +90,29 @@ class ImageToTokens(nn.Module):
   def __call__(self, images, train: bool):
     """(B, H, W, 3) -> tokens (B, h, w, D), the pooled map."""
     x = nn.Conv(
-        self.stem_width, (7, 7), strides=2, padding=self.stem_padding,
-        use_bias=self.stem_bias, dtype=self.dtype,
-        kernel_init=layers.torch_conv_kernel,
-        bias_init=layers.torch_conv_bias(49 * images.shape[-1]), name='conv')(
-            images.astype(self.dtype))
+      self.stem_width,
+      (7, 7),
+      strides=2,
+      padding=self.stem_padding,
+      use_bias=self.stem_bias,
+      dtype=self.dtype,
+      kernel_init=torch_conv_kernel,
+      bias_init=torch_conv_bias(49 * images.shape[-1]),
+      name='conv',
+    )(images.astype(self.dtype))
     x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name='bn')(x, train)
     pad = (self.pool_padding,) * 2
     x = pooled = nn.max_pool(x, (3, 3), (2, 2), (pad, pad))
     size = tuple(p // 4 for p in self.patch_size)
-    layers.check_patches(*x.shape[1:3], size)
-    x = layers.conv_patches(
-        self.width, size, dtype=self.dtype,
-        kernel_init=layers.torch_conv_kernel,
-        bias_init=layers.torch_conv_bias(self.stem_width * math.prod(size)),
-        name='proj')(x)
+    check_patches(*x.shape[1:3], size)
+    x = conv_patches(
+      self.width,
+      size,
+      dtype=self.dtype,
+      kernel_init=torch_conv_kernel,
+      bias_init=torch_conv_bias(self.stem_width * math.prod(size)),
+      name='proj',
+    )(x)
     return x, pooled
 
 
@@ -107,13 +129,16 @@ class LeFF(nn.Module):
   @nn.compact
   def __call__(self, x, train: bool):
     """(B, h, w, D) -> (B, h, w, D)."""
-    gelu, width = layers.GELU[self.activation], x.shape[-1]
-    norm = functools.partial(BatchNorm, groups=self.bn_groups,
-                             dtype=self.dtype)
+    gelu, width = GELU[self.activation], x.shape[-1]
+    norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
     # Convolutions in the released code, so they start as those do.
     conv1x1 = lambda features, fan_in, name: nn.Dense(
-        features, dtype=self.dtype, kernel_init=layers.torch_conv_kernel,
-        bias_init=layers.torch_conv_bias(fan_in), name=name)
+      features,
+      dtype=self.dtype,
+      kernel_init=torch_conv_kernel,
+      bias_init=torch_conv_bias(fan_in),
+      name=name,
+    )
     x = conv1x1(self.hidden, width, 'conv1')(x)
     x = gelu(norm(name='bn1')(x, train))
     x = DepthwiseConv(self.depthwise_bias, self.dtype, name='conv2')(x)
@@ -145,26 +170,38 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, rate, train: bool):
     """(B, T, D) -> (B, T, D), aux."""
-    norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon,
-                             dtype=self.dtype)
+    norm = functools.partial(
+      nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype
+    )
     y = norm()(x)
-    y, probs = layers.MultiHeadDotProductAttention(
-        self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
-        kernel_init=layers.normal02, head_width=self.head_width, name='attn')(
-            y, y, train)
-    y = layers.Dropout(self.dropout, deterministic=not train)(y)
-    x = after_attention = x + layers.DropPath()(y, rate, train)
+    y, probs = MultiHeadDotProductAttention(
+      self.num_heads,
+      self.attention_dropout,
+      self.qkv_bias,
+      self.dtype,
+      kernel_init=normal02,
+      head_width=self.head_width,
+      name='attn',
+    )(y, y, train)
+    y = Dropout(self.dropout, deterministic=not train)(y)
+    x = after_attention = x + DropPath()(y, rate, train)
 
     y = norm()(x)
     cls, y = y[:, :1], y[:, 1:]
     batch, patches, width = y.shape
-    y = LeFF(self.mlp_dim, self.leff_gelu3, self.depthwise_bias,
-             self.activation, self.bn_groups, self.dtype, name='leff')(
-                 y.reshape(batch, *self.grid, width), train)
+    y = LeFF(
+      self.mlp_dim,
+      self.leff_gelu3,
+      self.depthwise_bias,
+      self.activation,
+      self.bn_groups,
+      self.dtype,
+      name='leff',
+    )(y.reshape(batch, *self.grid, width), train)
     if self.leff_cls == 'identity':
       cls = jnp.zeros_like(cls)
     y = jnp.concatenate([cls, y.reshape(batch, patches, width)], axis=1)
-    x = x + layers.DropPath()(y, rate, train)
+    x = x + DropPath()(y, rate, train)
 
     # The class token stands alone too: a gradient through a slice of all the
     # tokens of all blocks would need them all at once.
@@ -190,19 +227,30 @@ class LayerwiseClassAttention(nn.Module):
   @nn.compact
   def __call__(self, tokens, train: bool):
     """(B, L, D) -> (B, 1, D), probabilities (B, H, 1, L)."""
-    norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon,
-                             dtype=self.dtype)
+    norm = functools.partial(
+      nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype
+    )
     y = norm()(tokens)
-    y, probs = layers.MultiHeadDotProductAttention(
-        self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
-        kernel_init=layers.normal02, head_width=self.head_width, name='attn')(
-            y[:, -1:], y, train)
-    y = layers.Dropout(self.dropout, deterministic=not train)(y)
+    y, probs = MultiHeadDotProductAttention(
+      self.num_heads,
+      self.attention_dropout,
+      self.qkv_bias,
+      self.dtype,
+      kernel_init=normal02,
+      head_width=self.head_width,
+      name='attn',
+    )(y[:, -1:], y, train)
+    y = Dropout(self.dropout, deterministic=not train)(y)
     x = tokens[:, -1:] + y
-    return x + layers.MlpBlock(
-        self.mlp_dim, self.dropout, self.activation, self.dtype,
-        layers.normal02, nn.initializers.zeros, name='mlp')(
-            norm()(x), train), probs
+    return x + MlpBlock(
+      self.mlp_dim,
+      self.dropout,
+      self.activation,
+      self.dtype,
+      normal02,
+      nn.initializers.zeros,
+      name='mlp',
+    )(norm()(x), train), probs
 
 
 class CeiT(nn.Module):
@@ -266,34 +314,59 @@ class CeiT(nn.Module):
     self._check(patch_size)
     dtype = jnp.dtype(self.dtype)
     x, pooled_map = ImageToTokens(
-        self.width, patch_size, self.stem_width, self.stem_bias,
-        self.stem_padding, self.pool_padding, self.bn_groups, dtype,
-        name='i2t')(images, train)
+      self.width,
+      patch_size,
+      self.stem_width,
+      self.stem_bias,
+      self.stem_padding,
+      self.pool_padding,
+      self.bn_groups,
+      dtype,
+      name='i2t',
+    )(images, train)
     batch, *grid, _ = x.shape
     out = {'pooled_map': pooled_map, 'stem': x}
     x = x.reshape(batch, math.prod(grid), self.width)
-    cls = self.param('cls', layers.normal02, (1, 1, self.width)).astype(dtype)
+    cls = self.param('cls', normal02, (1, 1, self.width)).astype(dtype)
     x = jnp.concatenate(
-        [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1)
-    table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
+      [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1
+    )
+    table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
-    x = layers.Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = layers.pin(x)
+    x = Dropout(self.dropout, deterministic=not train)(x)
+    x = out['with_posemb'] = tpu_layout.pin(x)
 
     shared = dict(
-        qkv_bias=self.qkv_bias, dropout=self.dropout,
-        attention_dropout=self.attention_dropout, activation=self.activation,
-        epsilon=self.epsilon, dtype=dtype)
+      qkv_bias=self.qkv_bias,
+      dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
+      activation=self.activation,
+      epsilon=self.epsilon,
+      dtype=dtype,
+    )
     mlp_dim = self.mlp_dim or 4 * self.width
     block = functools.partial(
-        Block, grid=tuple(grid), num_heads=self.num_heads, mlp_dim=mlp_dim,
-        head_width=self.head_width, leff_gelu3=self.leff_gelu3,
-        leff_cls=self.leff_cls, depthwise_bias=self.depthwise_bias,
-        bn_groups=self.bn_groups, return_attention=self.return_attention,
-        **shared)
-    x, auxes = layers.run_blocks(
-        block, x, layers.drop_path_rates(self.drop_path, self.depth), train,
-        name='block', remat=self.remat, scan=self.scan)
+      Block,
+      grid=tuple(grid),
+      num_heads=self.num_heads,
+      mlp_dim=mlp_dim,
+      head_width=self.head_width,
+      leff_gelu3=self.leff_gelu3,
+      leff_cls=self.leff_cls,
+      depthwise_bias=self.depthwise_bias,
+      bn_groups=self.bn_groups,
+      return_attention=self.return_attention,
+      **shared,
+    )
+    x, auxes = run_blocks(
+      block,
+      x,
+      drop_path_rates(self.drop_path, self.depth),
+      train,
+      name='block',
+      remat=self.remat,
+      scan=self.scan,
+    )
     for i, aux in enumerate(auxes):
       out[f'block_{i:02d}'] = aux['tokens']
       out[f'block_{i:02d}_attention'] = aux['after_attention']
@@ -304,13 +377,17 @@ class CeiT(nn.Module):
     if self.lca:
       tokens = jnp.stack([aux['cls'] for aux in auxes], axis=1)
       if self.lca_posemb:
-        table = self.param('pos_layer_embedding', nn.initializers.zeros,
-                           (1, *tokens.shape[1:]))
+        table = self.param(
+          'pos_layer_embedding', nn.initializers.zeros, (1, *tokens.shape[1:])
+        )
         tokens = tokens + table.astype(dtype)
       x, probs = LayerwiseClassAttention(
-          self.lca_heads or self.num_heads, self.lca_mlp_dim or mlp_dim,
-          head_width=self.lca_head_width or self.head_width, **shared,
-          name='lca')(tokens, train)
+        self.lca_heads or self.num_heads,
+        self.lca_mlp_dim or mlp_dim,
+        head_width=self.lca_head_width or self.head_width,
+        **shared,
+        name='lca',
+      )(tokens, train)
       out['lca'] = x
       if self.return_attention:
         out['attention_lca'] = probs
@@ -319,26 +396,37 @@ class CeiT(nn.Module):
       x = x[:, 0] if self.pool == 'token' else jnp.mean(x, axis=1)
     out['pooled'] = x
     x = out['pre_logits'] = nn.LayerNorm(
-        epsilon=self.epsilon, dtype=dtype, name='encoder_norm')(x)
+      epsilon=self.epsilon, dtype=dtype, name='encoder_norm'
+    )(x)
     if self.num_classes:
-      x = nn.Dense(self.num_classes, dtype=dtype, kernel_init=layers.normal02,
-                   name='head')(x)
+      x = nn.Dense(
+        self.num_classes, dtype=dtype, kernel_init=normal02, name='head'
+      )(x)
     return x.astype(jnp.float32), out
 
   def _check(self, patch_size):
     if any(p < 4 or p % 4 for p in patch_size):
       raise ValueError(
-          f'patch_size {self.patch_size}: the stem of CeiT reduces by 4; '
-          'allowed: multiples of 4')
+        f'patch_size {self.patch_size}: the stem of CeiT reduces by 4; '
+        'allowed: multiples of 4'
+      )
     for field, allowed in (('leff_cls', LEFF_CLS), ('pool', POOLS)):
       if getattr(self, field) not in allowed:
-        raise ValueError(f'{field}={getattr(self, field)!r}; '
-                         f'allowed: {", ".join(allowed)}')
+        raise ValueError(
+          f'{field}={getattr(self, field)!r}; allowed: {", ".join(allowed)}'
+        )
 
 
 # One published archive holds T and S at 224 and 384, B at 224.
 for _size, (_width, _heads) in SIZES.items():
   register(
-      f'ceit_{_size}', CeiT, image_size=224, normalize='imagenet', crop=0.875,
-      interpolation='bicubic', width=_width, num_heads=_heads,
-      mlp_dim=4 * _width)
+    f'ceit_{_size}',
+    CeiT,
+    image_size=224,
+    normalize='imagenet',
+    crop=0.875,
+    interpolation='bicubic',
+    width=_width,
+    num_heads=_heads,
+    mlp_dim=4 * _width,
+  )

@@ -15,13 +15,37 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers
+from vit_jax.models import attention, tpu_layout
+from vit_jax.models.attention import (
+  MixHeads,
+  MultiHeadDotProductAttention,
+  normal02,
+)
 from vit_jax.models.batch_norm import BatchNorm
+from vit_jax.models.blocks import run_blocks
+from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.patches import (
+  check_patches,
+  conv_patches,
+  torch_conv_bias,
+  torch_conv_kernel,
+)
 from vit_jax.models.registry import register
 
 
-def re_attention(q, k, v, *, dropout=None, train: bool, bias: bool = True,
-                 scale: float = 1.0, bn_groups: int = 1, dtype=jnp.float32):
+def re_attention(
+  q,
+  k,
+  v,
+  *,
+  dropout=None,
+  train: bool,
+  bias: bool = True,
+  scale: float = 1.0,
+  bn_groups: int = 1,
+  dtype=jnp.float32,
+):
   """Norm(Θ·softmax(qkᵀ/√K))·v (arXiv:2103.11886, eq. 3), Θ over the heads.
 
   Called inside an attention module, which gets `reattn` (Θ) and `reattn_norm`
@@ -46,10 +70,14 @@ def re_attention(q, k, v, *, dropout=None, train: bool, bias: bool = True,
   dropped = dropout(probs) if dropout is not None else probs
   # The norm enlarges small differences from the mean: spare them rounding.
   mean = 1 / k.shape[1]
-  mixed = layers.MixHeads(
-      heads, bias, dtype, kernel_init=layers.torch_conv_kernel,
-      bias_init=layers.torch_conv_bias(heads),
-      name='reattn')(dropped - mean, mean)
+  mixed = MixHeads(
+    heads,
+    bias,
+    dtype,
+    kernel_init=torch_conv_kernel,
+    bias_init=torch_conv_bias(heads),
+    name='reattn',
+  )(dropped - mean, mean)
   norm = BatchNorm(groups=bn_groups, axis=1, name='reattn_norm')
   mixed = norm(mixed, train) * scale
   y = jnp.einsum('bhts,bshk->bthk', mixed.astype(v.dtype), v)
@@ -70,26 +98,35 @@ class CNNPatchEmbed(nn.Module):
     """(B, h, w, 3) -> (B, h / patch_size, w / patch_size, width)."""
     if not isinstance(self.patch_size, int) or self.patch_size % 2:
       raise ValueError(
-          f'patch_size {self.patch_size} with the convolutional embedding; '
-          'allowed: an even number (its first convolution has stride 2)')
+        f'patch_size {self.patch_size} with the convolutional embedding; '
+        'allowed: an even number (its first convolution has stride 2)'
+      )
     conv = functools.partial(
-        nn.Conv, self.hidden, use_bias=False, dtype=self.dtype,
-        kernel_init=layers.torch_conv_kernel)
-    norm = functools.partial(BatchNorm, groups=self.bn_groups,
-                             dtype=self.dtype)
+      nn.Conv,
+      self.hidden,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=torch_conv_kernel,
+    )
+    norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
     x = conv((7, 7), strides=2, padding=3, name='conv_0')(x)
     x = nn.relu(norm(name='bn_0')(x, train))
     x = conv((3, 3), padding=1, name='conv_1')(x)
     x = nn.relu(norm(name='bn_1')(x, train))
-    return _conv_patches(self.width, self.patch_size // 2, self.hidden,
-                         self.dtype, 'proj')(x)
+    return _conv_patches(
+      self.width, self.patch_size // 2, self.hidden, self.dtype, 'proj'
+    )(x)
 
 
 def _conv_patches(width, patch_size, channels, dtype, name) -> nn.Conv:
-  return layers.conv_patches(
-      width, patch_size, dtype=dtype, name=name,
-      kernel_init=layers.torch_conv_kernel,
-      bias_init=layers.torch_conv_bias(channels * patch_size ** 2))
+  return conv_patches(
+    width,
+    patch_size,
+    dtype=dtype,
+    name=name,
+    kernel_init=torch_conv_kernel,
+    bias_init=torch_conv_bias(channels * patch_size**2),
+  )
 
 
 class Block(nn.Module):
@@ -118,27 +155,44 @@ class Block(nn.Module):
     """(B, T, D) -> (B, T, D), aux."""
     a = self.adjustment
     norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-    attend = layers.attend
+    attend = attention.attend
     if self.reattn:
       attend = functools.partial(
-          re_attention, train=train, bias=self.reattn_bias,
-          scale=self.reattn_scale, bn_groups=self.bn_groups, dtype=self.dtype)
+        re_attention,
+        train=train,
+        bias=self.reattn_bias,
+        scale=self.reattn_scale,
+        bn_groups=self.bn_groups,
+        dtype=self.dtype,
+      )
     y = norm()(a * x)
-    y, maps = layers.MultiHeadDotProductAttention(
-        self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
-        kernel_init=layers.normal02, attend_fn=attend, name='attn')(y, y, train)
-    y = layers.Dropout(self.dropout, deterministic=not train)(y)
-    x = x + layers.DropPath()(y / a, rate, train)
-    y = layers.MlpBlock(
-        self.mlp_dim, self.dropout, self.activation, self.dtype,
-        layers.normal02, nn.initializers.zeros, name='mlp')(norm()(a * x),
-                                                            train)
-    x = x + layers.DropPath()(y / a, rate, train)
+    y, maps = MultiHeadDotProductAttention(
+      self.num_heads,
+      self.attention_dropout,
+      self.qkv_bias,
+      self.dtype,
+      kernel_init=normal02,
+      attend_fn=attend,
+      name='attn',
+    )(y, y, train)
+    y = Dropout(self.dropout, deterministic=not train)(y)
+    x = x + DropPath()(y / a, rate, train)
+    y = MlpBlock(
+      self.mlp_dim,
+      self.dropout,
+      self.activation,
+      self.dtype,
+      normal02,
+      nn.initializers.zeros,
+      name='mlp',
+    )(norm()(a * x), train)
+    x = x + DropPath()(y / a, rate, train)
 
     aux = {'tokens': x}
     if self.return_attention:
-      aux['attention'] = maps if self.reattn else {
-          'softmax': maps, 'mixed': maps}
+      aux['attention'] = (
+        maps if self.reattn else {'softmax': maps, 'mixed': maps}
+      )
     return x, aux
 
 
@@ -171,8 +225,10 @@ class DeepViT(nn.Module):
     """Whether each block has re-attention."""
     plan = (True,) * self.depth if self.reattn is None else self.reattn
     if len(plan) != self.depth:
-      raise ValueError(f'reattn has {len(plan)} entries for {self.depth} '
-                       'blocks; give one per block, or None for all')
+      raise ValueError(
+        f'reattn has {len(plan)} entries for {self.depth} '
+        'blocks; give one per block, or None for all'
+      )
     return [bool(p) for p in plan]
 
   @nn.compact
@@ -196,43 +252,62 @@ class DeepViT(nn.Module):
         has another length than `depth`.
     """
     plan, dtype = self._plan(), jnp.dtype(self.dtype)
-    layers.check_patches(*images.shape[1:3], self.patch_size)
+    check_patches(*images.shape[1:3], self.patch_size)
     x = images.astype(dtype)
     if self.cnn_embed:
       x = CNNPatchEmbed(
-          self.width, self.patch_size, bn_groups=self.bn_groups, dtype=dtype,
-          name='patch_embed')(x, train)
+        self.width,
+        self.patch_size,
+        bn_groups=self.bn_groups,
+        dtype=dtype,
+        name='patch_embed',
+      )(x, train)
     else:
-      x = _conv_patches(self.width, self.patch_size, x.shape[-1], dtype,
-                        'embedding')(x)
+      x = _conv_patches(
+        self.width, self.patch_size, x.shape[-1], dtype, 'embedding'
+      )(x)
     out = {'stem': x}
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, self.width)
-    cls = self.param('cls', layers.normal02, (1, 1, self.width)).astype(dtype)
+    cls = self.param('cls', normal02, (1, 1, self.width)).astype(dtype)
     x = jnp.concatenate(
-        [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1)
-    table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
+      [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1
+    )
+    table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
-    x = layers.Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = layers.pin(x)
+    x = Dropout(self.dropout, deterministic=not train)(x)
+    x = out['with_posemb'] = tpu_layout.pin(x)
 
     block = functools.partial(
-        Block, num_heads=self.num_heads,
-        mlp_dim=self.mlp_dim or 3 * self.width, reattn_bias=self.reattn_bias,
-        reattn_scale=(self.width // self.num_heads) ** -0.5
-        if self.reattn_scaled else 1.0,
-        adjustment=self.adjustment, qkv_bias=self.qkv_bias,
-        bn_groups=self.bn_groups, dropout=self.dropout,
-        attention_dropout=self.attention_dropout,
-        activation=self.activation, dtype=dtype,
-        return_attention=self.return_attention)
-    rates = layers.drop_path_rates(self.drop_path, self.depth)
+      Block,
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim or 3 * self.width,
+      reattn_bias=self.reattn_bias,
+      reattn_scale=(self.width // self.num_heads) ** -0.5
+      if self.reattn_scaled
+      else 1.0,
+      adjustment=self.adjustment,
+      qkv_bias=self.qkv_bias,
+      bn_groups=self.bn_groups,
+      dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
+      activation=self.activation,
+      dtype=dtype,
+      return_attention=self.return_attention,
+    )
+    rates = drop_path_rates(self.drop_path, self.depth)
     auxes = []
     for first, end in _runs(plan):
-      x, more = layers.run_blocks(
-          functools.partial(block, reattn=plan[first]), x, rates[first:end],
-          train, name='block', remat=self.remat,
-          scan=self.scan and first == 0, first=first)
+      x, more = run_blocks(
+        functools.partial(block, reattn=plan[first]),
+        x,
+        rates[first:end],
+        train,
+        name='block',
+        remat=self.remat,
+        scan=self.scan and first == 0,
+        first=first,
+      )
       auxes += more
     for i, aux in enumerate(auxes):
       out[f'block_{i:02d}'] = aux['tokens']
@@ -244,8 +319,9 @@ class DeepViT(nn.Module):
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x[:, 0]
     if self.num_classes:
-      x = nn.Dense(self.num_classes, dtype=dtype, kernel_init=layers.normal02,
-                   name='head')(x)
+      x = nn.Dense(
+        self.num_classes, dtype=dtype, kernel_init=normal02, name='head'
+      )(x)
     return x.astype(jnp.float32), out
 
 
@@ -260,15 +336,35 @@ def _last(blocks: int, depth: int) -> tuple[bool, ...]:
 
 
 _register = functools.partial(
-    register, module=DeepViT, normalize='half', crop=0.9,
-    interpolation='bicubic')
+  register, module=DeepViT, normalize='half', crop=0.9, interpolation='bicubic'
+)
 for _depth in (16, 24, 32):
   _register(f'deepvit_{_depth}', width=384, depth=_depth)
-_register('deepvit_s', released=('DViT_82_16b.pth.tar',), width=396, depth=16,
-          reattn=_last(5, 16), reattn_scaled=True, adjustment=0.5,
-          cnn_embed=True)
-_register('deepvit_l', released=('DViT_83_32b.pth.tar',), width=420, depth=32,
-          reattn=_last(12, 32), adjustment=0.5, cnn_embed=True)
+_register(
+  'deepvit_s',
+  released=('DViT_82_16b.pth.tar',),
+  width=396,
+  depth=16,
+  reattn=_last(5, 16),
+  reattn_scaled=True,
+  adjustment=0.5,
+  cnn_embed=True,
+)
+_register(
+  'deepvit_l',
+  released=('DViT_83_32b.pth.tar',),
+  width=420,
+  depth=32,
+  reattn=_last(12, 32),
+  adjustment=0.5,
+  cnn_embed=True,
+)
 # The paper's 55M; the published code is 420 wide.
-_register('deepvit_l408', width=408, depth=32, reattn=_last(12, 32),
-          adjustment=0.5, cnn_embed=True)
+_register(
+  'deepvit_l408',
+  width=408,
+  depth=32,
+  reattn=_last(12, 32),
+  adjustment=0.5,
+  cnn_embed=True,
+)

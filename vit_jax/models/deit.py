@@ -12,21 +12,24 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers, vit
+from vit_jax.models import vit
+from vit_jax.models.mlp import GELU
+from vit_jax.models.patches import check_patches, conv_patches
 from vit_jax.models.registry import register
 
 
 def _mean_of_probabilities(a, b):
-  return (jnp.logaddexp(jax.nn.log_softmax(a), jax.nn.log_softmax(b))
-          - jnp.log(2.0))
+  return jnp.logaddexp(jax.nn.log_softmax(a), jax.nn.log_softmax(b)) - jnp.log(
+    2.0
+  )
 
 
 # (class logits, distillation logits) -> logits outside training.
 FUSIONS = {
-    'mean_logits': lambda a, b: (a + b) / 2,  # the released behaviour
-    'mean_probs': _mean_of_probabilities,  # the paper's late fusion, as log
-    'class': lambda a, b: a,
-    'distill': lambda a, b: b,
+  'mean_logits': lambda a, b: (a + b) / 2,  # the released behaviour
+  'mean_probs': _mean_of_probabilities,  # the paper's late fusion, as log
+  'class': lambda a, b: a,
+  'distill': lambda a, b: b,
 }
 
 
@@ -71,44 +74,70 @@ class DistilledViT(nn.Module):
       and 'pre_logits_distill', the other; 'stem' (B, h, w, D), 'with_posemb',
       'block_00', ..., 'tokens' = 'encoded' (B, 2 + h * w, D), 'attention'.
     """
-    for field, allowed in (('fusion', FUSIONS), ('init_style', vit.INITS),
-                           ('activation', layers.GELU)):
+    for field, allowed in (
+      ('fusion', FUSIONS),
+      ('init_style', vit.INITS),
+      ('activation', GELU),
+    ):
       if getattr(self, field) not in allowed:
-        raise ValueError(f'{field}={getattr(self, field)!r}; '
-                         f'allowed: {", ".join(allowed)}')
-    layers.check_patches(*images.shape[1:3], self.patch_size)
+        raise ValueError(
+          f'{field}={getattr(self, field)!r}; allowed: {", ".join(allowed)}'
+        )
+    check_patches(*images.shape[1:3], self.patch_size)
     init, dtype = vit.INITS[self.init_style], jnp.dtype(self.dtype)
-    patch = layers.conv_patches(self.width, self.patch_size).kernel_size
-    x = layers.conv_patches(
-        self.width, self.patch_size, dtype=dtype,
-        kernel_init=init.patch_kernel,
-        bias_init=init.patch_bias(patch[0] * patch[1] * images.shape[-1]),
-        name='embedding')(images)
+    patch = conv_patches(self.width, self.patch_size).kernel_size
+    x = conv_patches(
+      self.width,
+      self.patch_size,
+      dtype=dtype,
+      kernel_init=init.patch_kernel,
+      bias_init=init.patch_bias(patch[0] * patch[1] * images.shape[-1]),
+      name='embedding',
+    )(images)
     batch, height, width, _ = x.shape
     stem = x
 
-    tokens = [self.param(name, init.token, (1, 1, self.width)).astype(dtype)
-              for name in ('cls', 'dist_token')]
+    tokens = [
+      self.param(name, init.token, (1, 1, self.width)).astype(dtype)
+      for name in ('cls', 'dist_token')
+    ]
     tokens = [jnp.broadcast_to(t, (batch, 1, self.width)) for t in tokens]
     x = x.reshape(batch, height * width, self.width)
     x = jnp.concatenate([*tokens, x], axis=1)
     block = dict(
-        num_heads=self.num_heads, mlp_dim=self.mlp_dim, grid=(height, width),
-        prefix=2, dropout=self.dropout,
-        attention_dropout=self.attention_dropout, activation=self.activation,
-        norm_eps=self.norm_eps, init_style=self.init_style, dtype=dtype,
-        return_attention=self.return_attention)
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      grid=(height, width),
+      prefix=2,
+      dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
+      activation=self.activation,
+      norm_eps=self.norm_eps,
+      init_style=self.init_style,
+      dtype=dtype,
+      return_attention=self.return_attention,
+    )
     x, out = vit.Encoder(
-        self.depth, block, drop_path=self.drop_path, remat=self.remat,
-        scan=self.scan, name='Transformer')(x, train)
-    out |= {'stem': stem, 'encoded': x, 'tokens': x, 'pre_logits': x[:, 0],
-            'pre_logits_distill': x[:, 1]}
+      self.depth,
+      block,
+      drop_path=self.drop_path,
+      remat=self.remat,
+      scan=self.scan,
+      name='Transformer',
+    )(x, train)
+    out |= {
+      'stem': stem,
+      'encoded': x,
+      'tokens': x,
+      'pre_logits': x[:, 0],
+      'pre_logits_distill': x[:, 1],
+    }
     if not self.num_classes:
       return out['pre_logits'].astype(jnp.float32), out
 
     head = lambda name, token: nn.Dense(
-        self.num_classes, dtype=dtype, kernel_init=init.head,
-        name=name)(token).astype(jnp.float32)
+      self.num_classes, dtype=dtype, kernel_init=init.head, name=name
+    )(token).astype(jnp.float32)
     a = out['logits_class'] = head('head', x[:, 0])
     b = out['logits_distill'] = head('head_dist', x[:, 1])
     return a if train else FUSIONS[self.fusion](a, b), out
@@ -117,24 +146,33 @@ class DistilledViT(nn.Module):
 # Published at https://dl.fbaipublicfiles.com/deit/. The authors test with the
 # shorter side at size / 0.875, bicubic.
 _RELEASED = {
-    'deit_ti16': 'deit_tiny_patch16_224-a1311bcf.pth',
-    'deit_s16': 'deit_small_patch16_224-cd65a155.pth',
-    'deit_b16': 'deit_base_patch16_224-b5f2ef4d.pth',
-    'deit_b16_384': 'deit_base_patch16_384-8de9b5d1.pth',
-    'deit_ti16_distilled': 'deit_tiny_distilled_patch16_224-b40b3cf7.pth',
-    'deit_s16_distilled': 'deit_small_distilled_patch16_224-649709d9.pth',
-    'deit_b16_distilled': 'deit_base_distilled_patch16_224-df68dfff.pth',
-    'deit_b16_distilled_384':
-        'deit_base_distilled_patch16_384-d0272ac0.pth',
+  'deit_ti16': 'deit_tiny_patch16_224-a1311bcf.pth',
+  'deit_s16': 'deit_small_patch16_224-cd65a155.pth',
+  'deit_b16': 'deit_base_patch16_224-b5f2ef4d.pth',
+  'deit_b16_384': 'deit_base_patch16_384-8de9b5d1.pth',
+  'deit_ti16_distilled': 'deit_tiny_distilled_patch16_224-b40b3cf7.pth',
+  'deit_s16_distilled': 'deit_small_distilled_patch16_224-649709d9.pth',
+  'deit_b16_distilled': 'deit_base_distilled_patch16_224-df68dfff.pth',
+  'deit_b16_distilled_384': 'deit_base_distilled_patch16_384-d0272ac0.pth',
 }
 for _name, _file in _RELEASED.items():
   _width, _depth, _mlp_dim, _heads = vit.SIZES[
-      _name.removeprefix('deit_').split('16')[0]]
+    _name.removeprefix('deit_').split('16')[0]
+  ]
   _distilled = 'distilled' in _name
   register(
-      _name, DistilledViT if _distilled else vit.ViT,
-      image_size=384 if _name.endswith('384') else 224, normalize='imagenet',
-      crop=0.875, interpolation='bicubic',
-      released=(_file, _file.rsplit('-', 1)[0]), patch_size=16, width=_width,
-      depth=_depth, mlp_dim=_mlp_dim, num_heads=_heads, activation='gelu_erf',
-      init_style='timm')
+    _name,
+    DistilledViT if _distilled else vit.ViT,
+    image_size=384 if _name.endswith('384') else 224,
+    normalize='imagenet',
+    crop=0.875,
+    interpolation='bicubic',
+    released=(_file, _file.rsplit('-', 1)[0]),
+    patch_size=16,
+    width=_width,
+    depth=_depth,
+    mlp_dim=_mlp_dim,
+    num_heads=_heads,
+    activation='gelu_erf',
+    init_style='timm',
+  )

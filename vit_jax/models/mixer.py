@@ -13,15 +13,19 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models import layers
+from vit_jax.models import tpu_layout
+from vit_jax.models.blocks import run_blocks
+from vit_jax.models.dropout import DropPath, drop_path_rates
+from vit_jax.models.mlp import GELU, MlpBlock
+from vit_jax.models.patches import check_patches, conv_patches
 from vit_jax.models.registry import register
 
 # Table 1. name: (width, depth, tokens_mlp_dim, mlp_dim).
 SIZES = {
-    's': (512, 8, 256, 2048),
-    'b': (768, 12, 384, 3072),
-    'l': (1024, 24, 512, 4096),
-    'h': (1280, 32, 640, 5120),
+  's': (512, 8, 256, 2048),
+  'b': (768, 12, 384, 3072),
+  'l': (1024, 24, 512, 4096),
+  'h': (1280, 32, 640, 5120),
 }
 
 
@@ -37,10 +41,13 @@ class MixerBlock(nn.Module):
   def __call__(self, x, rate, train: bool):
     """(B, N, D) -> (B, N, D), twice."""
     mlp = functools.partial(
-        layers.MlpBlock, activation=self.activation, dtype=self.dtype,
-        kernel_init=nn.initializers.lecun_normal(),
-        bias_init=nn.initializers.zeros)
-    drop_path = functools.partial(layers.DropPath, rescale=False)
+      MlpBlock,
+      activation=self.activation,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.lecun_normal(),
+      bias_init=nn.initializers.zeros,
+    )
+    drop_path = functools.partial(DropPath, rescale=False)
     y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_0')(x).swapaxes(1, 2)
     y = mlp(self.tokens_mlp_dim, name='token_mixing')(y, train).swapaxes(1, 2)
     x = x + drop_path()(y, rate, train)
@@ -83,40 +90,71 @@ class Mixer(nn.Module):
       'block_00', ..., 'tokens' = 'encoded' (B, N, D) after the last norm,
       'pre_logits' (B, D), their mean.
     """
-    if self.activation not in layers.GELU:
-      raise ValueError(f'activation={self.activation!r}; '
-                       f'allowed: {", ".join(layers.GELU)}')
-    layers.check_patches(*images.shape[1:3], self.patch_size)
-    x = layers.conv_patches(self.width, self.patch_size, dtype=self.dtype,
-                            name='stem')(images)
+    if self.activation not in GELU:
+      raise ValueError(
+        f'activation={self.activation!r}; allowed: {", ".join(GELU)}'
+      )
+    check_patches(*images.shape[1:3], self.patch_size)
+    x = conv_patches(
+      self.width, self.patch_size, dtype=self.dtype, name='stem'
+    )(images)
     out = {'stem': x}
-    x = layers.pin(x.reshape(x.shape[0], -1, self.width))
+    x = tpu_layout.pin(x.reshape(x.shape[0], -1, self.width))
     block = functools.partial(
-        MixerBlock, tokens_mlp_dim=self.tokens_mlp_dim, mlp_dim=self.mlp_dim,
-        activation=self.activation, dtype=self.dtype)
-    x, blocks = layers.run_blocks(
-        block, x, layers.drop_path_rates(self.drop_path, self.depth), train,
-        name='MixerBlock', remat=self.remat, scan=self.scan)
+      MixerBlock,
+      tokens_mlp_dim=self.tokens_mlp_dim,
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      dtype=self.dtype,
+    )
+    x, blocks = run_blocks(
+      block,
+      x,
+      drop_path_rates(self.drop_path, self.depth),
+      train,
+      name='MixerBlock',
+      remat=self.remat,
+      scan=self.scan,
+    )
     out |= {f'block_{i:02d}': y for i, y in enumerate(blocks)}
     x = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x)
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x.mean(axis=1)
     if self.num_classes:
-      x = nn.Dense(self.num_classes, dtype=self.dtype, name='head',
-                   kernel_init=nn.initializers.zeros,
-                   bias_init=nn.initializers.constant(self.head_bias))(x)
+      x = nn.Dense(
+        self.num_classes,
+        dtype=self.dtype,
+        name='head',
+        kernel_init=nn.initializers.zeros,
+        bias_init=nn.initializers.constant(self.head_bias),
+      )(x)
     return x.astype(jnp.float32), out
 
 
 _RELEASED = {
-    'mixer_b16': ('imagenet1k/Mixer-B_16.npz', 'imagenet21k/Mixer-B_16.npz',
-                  'jx_mixer_b16_224-76587d61.pth', 'mixer_b16_224'),
-    'mixer_l16': ('imagenet1k/Mixer-L_16.npz', 'imagenet21k/Mixer-L_16.npz',
-                  'jx_mixer_l16_224-92f9adc4.pth', 'mixer_l16_224'),
+  'mixer_b16': (
+    'imagenet1k/Mixer-B_16.npz',
+    'imagenet21k/Mixer-B_16.npz',
+    'jx_mixer_b16_224-76587d61.pth',
+    'mixer_b16_224',
+  ),
+  'mixer_l16': (
+    'imagenet1k/Mixer-L_16.npz',
+    'imagenet21k/Mixer-L_16.npz',
+    'jx_mixer_l16_224-92f9adc4.pth',
+    'mixer_l16_224',
+  ),
 }
 for _size, (_width, _depth, _tokens, _channels) in SIZES.items():
   for _patch in (14,) if _size == 'h' else (16, 32):
     _name = f'mixer_{_size}{_patch}'
-    register(_name, Mixer, released=_RELEASED.get(_name, ()),
-             patch_size=_patch, width=_width, depth=_depth,
-             tokens_mlp_dim=_tokens, mlp_dim=_channels)
+    register(
+      _name,
+      Mixer,
+      released=_RELEASED.get(_name, ()),
+      patch_size=_patch,
+      width=_width,
+      depth=_depth,
+      tokens_mlp_dim=_tokens,
+      mlp_dim=_channels,
+    )

@@ -15,12 +15,6 @@ import importlib
 import pkgutil
 from typing import Any
 
-# (mean, std) of pixels in [0, 255].
-NORMALIZATION = {
-    'half': ((127.5,) * 3, (127.5,) * 3),  # to [-1, 1]: all Google models
-    'imagenet': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -41,18 +35,36 @@ class Entry:
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, module: type, *, image_size=224, normalize='half',
-             crop='squash', interpolation='bilinear', released=(), **fields):
+def register(
+  name: str,
+  module: type,
+  *,
+  image_size=224,
+  normalize='half',
+  crop='squash',
+  interpolation='bilinear',
+  released=(),
+  **fields,
+):
   """Registers `name` as `module(**fields)`; model files end with it."""
   if name in _ENTRIES:
     raise ValueError(f'model {name!r} is registered twice')
-  _ENTRIES[name] = Entry(name, module, fields, image_size, normalize, crop,
-                         interpolation, tuple(released))
+  _ENTRIES[name] = Entry(
+    name,
+    module,
+    fields,
+    image_size,
+    normalize,
+    crop,
+    interpolation,
+    tuple(released),
+  )
 
 
 @functools.cache
 def _load_families():
   import vit_jax.models as package
+
   for family in pkgutil.iter_modules(package.__path__):
     importlib.import_module(f'vit_jax.models.{family.name}')
 
@@ -75,8 +87,9 @@ def model_info(name: str) -> Entry:
   _load_families()
   if name not in _ENTRIES:
     raise ValueError(
-        f'unknown model {name!r}.{_nearest(name, _ENTRIES)} '
-        'All names: vit-jax models, or vit_jax.list_models().')
+      f'unknown model {name!r}.{_nearest(name, _ENTRIES)} '
+      'All names: vit-jax models, or vit_jax.list_models().'
+    )
   return _ENTRIES[name]
 
 
@@ -97,11 +110,15 @@ def create_model(name: str, num_classes: int = 1000, **fields):
     ValueError: unknown name or field, with the nearest ones.
   """
   entry = model_info(name)
-  allowed = [f.name for f in dataclasses.fields(entry.module)
-             if f.name not in ('parent', 'name')]
+  allowed = [
+    f.name
+    for f in dataclasses.fields(entry.module)
+    if f.name not in ('parent', 'name')
+  ]
   for field in fields:
     if field not in allowed:
       raise ValueError(
-          f'{name} ({entry.module.__name__}) has no field {field!r}.'
-          f'{_nearest(field, allowed)} Fields: {", ".join(allowed)}.')
+        f'{name} ({entry.module.__name__}) has no field {field!r}.'
+        f'{_nearest(field, allowed)} Fields: {", ".join(allowed)}.'
+      )
   return entry.module(**{**entry.fields, 'num_classes': num_classes, **fields})

@@ -17,25 +17,35 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers
+from vit_jax.models import attention, tpu_layout
+from vit_jax.models.attention import MultiHeadDotProductAttention, normal02
+from vit_jax.models.blocks import run_blocks
+from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.mlp import GELU, MlpBlock
+from vit_jax.models.patches import (
+  check_patches,
+  conv_patches,
+  torch_conv_bias,
+  torch_conv_kernel,
+)
 from vit_jax.models.registry import register
 from vit_jax.models.resnet import hybrid_stem
 
 # name: (width, depth, mlp_dim, num_heads); papers and big_vision.
 SIZES = {
-    'mu': (32, 1, 128, 2),  # for debugging
-    'ti': (192, 12, 768, 3),
-    's': (384, 12, 1536, 6),
-    'm': (512, 12, 2048, 8),
-    'b': (768, 12, 3072, 12),
-    'l': (1024, 24, 4096, 16),
-    'so400m': (1152, 27, 4304, 16),
-    'h': (1280, 32, 5120, 16),
-    'g': (1408, 40, 6144, 16),
-    'gopt': (1536, 40, 6144, 16),
-    'G': (1664, 48, 8192, 16),
-    'Gopt': (1536, 48, 8192, 16),
-    'e': (1792, 56, 15360, 16),
+  'mu': (32, 1, 128, 2),  # for debugging
+  'ti': (192, 12, 768, 3),
+  's': (384, 12, 1536, 6),
+  'm': (512, 12, 2048, 8),
+  'b': (768, 12, 3072, 12),
+  'l': (1024, 24, 4096, 16),
+  'so400m': (1152, 27, 4304, 16),
+  'h': (1280, 32, 5120, 16),
+  'g': (1408, 40, 6144, 16),
+  'gopt': (1536, 40, 6144, 16),
+  'G': (1664, 48, 8192, 16),
+  'Gopt': (1536, 48, 8192, 16),
+  'e': (1792, 56, 15360, 16),
 }
 POOLS = ('token', 'gap', 'map', 'none')
 POSEMBS = ('learn1d', 'learn2d', 'relative', 'sincos2d', 'none')
@@ -57,33 +67,53 @@ class Init(NamedTuple):
 
 _zeros = lambda fan_in: nn.initializers.zeros
 INITS = {
-    'google': Init(
-        nn.initializers.xavier_uniform(), _zeros,
-        lambda fan_in: nn.initializers.normal(1e-6),
-        nn.initializers.lecun_normal(), _zeros,
-        lambda width: nn.initializers.normal(0.02),
-        nn.initializers.zeros, nn.initializers.zeros),
-    'big_vision': Init(
-        nn.initializers.xavier_uniform(), _zeros,
-        lambda fan_in: nn.initializers.normal(1e-6),
-        nn.initializers.lecun_normal(), _zeros,
-        lambda width: nn.initializers.normal(width ** -0.5),
-        nn.initializers.zeros, nn.initializers.zeros),
-    'timm': Init(
-        layers.normal02, _zeros, _zeros,
-        layers.torch_conv_kernel, layers.torch_conv_bias,
-        lambda width: layers.normal02, layers.normal02, layers.normal02),
-    # PyTorch's own defaults (the area-attention project): N(0, 1) tables.
-    'torch': Init(
-        layers.torch_conv_kernel, layers.torch_conv_bias,
-        layers.torch_conv_bias, layers.torch_conv_kernel,
-        layers.torch_conv_bias, lambda width: nn.initializers.normal(1.0),
-        nn.initializers.normal(1.0), layers.torch_conv_kernel),
+  'google': Init(
+    nn.initializers.xavier_uniform(),
+    _zeros,
+    lambda fan_in: nn.initializers.normal(1e-6),
+    nn.initializers.lecun_normal(),
+    _zeros,
+    lambda width: nn.initializers.normal(0.02),
+    nn.initializers.zeros,
+    nn.initializers.zeros,
+  ),
+  'big_vision': Init(
+    nn.initializers.xavier_uniform(),
+    _zeros,
+    lambda fan_in: nn.initializers.normal(1e-6),
+    nn.initializers.lecun_normal(),
+    _zeros,
+    lambda width: nn.initializers.normal(width**-0.5),
+    nn.initializers.zeros,
+    nn.initializers.zeros,
+  ),
+  'timm': Init(
+    normal02,
+    _zeros,
+    _zeros,
+    torch_conv_kernel,
+    torch_conv_bias,
+    lambda width: normal02,
+    normal02,
+    normal02,
+  ),
+  # PyTorch's own defaults (the area-attention project): N(0, 1) tables.
+  'torch': Init(
+    torch_conv_kernel,
+    torch_conv_bias,
+    torch_conv_bias,
+    torch_conv_kernel,
+    torch_conv_bias,
+    lambda width: nn.initializers.normal(1.0),
+    nn.initializers.normal(1.0),
+    torch_conv_kernel,
+  ),
 }
 
 
-def sincos2d(height: int, width: int, dim: int,
-             temperature: float = 10_000.0) -> jax.Array:
+def sincos2d(
+  height: int, width: int, dim: int, temperature: float = 10_000.0
+) -> jax.Array:
   """Fixed sine-cosine table (1, height * width, dim), rows first.
 
   Follows big_vision's form of arXiv:2104.02057: the last frequency is exactly
@@ -91,14 +121,16 @@ def sincos2d(height: int, width: int, dim: int,
   """
   if dim % 4 or dim < 8:
     raise ValueError(
-        f'posemb sincos2d needs a width divisible by 4, at least 8; got {dim}')
+      f'posemb sincos2d needs a width divisible by 4, at least 8; got {dim}'
+    )
   y, x = jnp.mgrid[:height, :width]
   omega = jnp.arange(dim // 4, dtype=jnp.float32) / (dim // 4 - 1)
-  omega = temperature ** -omega
+  omega = temperature**-omega
   y = jnp.einsum('n,d->nd', y.flatten().astype(jnp.float32), omega)
   x = jnp.einsum('n,d->nd', x.flatten().astype(jnp.float32), omega)
   return jnp.concatenate(
-      [jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None]
+    [jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1
+  )[None]
 
 
 class PositionEmbedding(nn.Module):
@@ -123,17 +155,21 @@ class PositionEmbedding(nn.Module):
     if self.scheme == 'learn2d':
       if width % 2:
         raise ValueError(f'posemb learn2d needs an even width, got {width}')
-      rows = self.param('row_embedding', self.table_init,
-                        (1, height, 1, width // 2))
-      cols = self.param('col_embedding', self.table_init,
-                        (1, 1, columns, width // 2))
+      rows = self.param(
+        'row_embedding', self.table_init, (1, height, 1, width // 2)
+      )
+      cols = self.param(
+        'col_embedding', self.table_init, (1, 1, columns, width // 2)
+      )
       full = (1, height, columns, width // 2)
       table = jnp.concatenate(
-          [jnp.broadcast_to(rows, full), jnp.broadcast_to(cols, full)], -1)
+        [jnp.broadcast_to(rows, full), jnp.broadcast_to(cols, full)], -1
+      )
       table = table.reshape(1, height * columns, width)
       if self.prefix:
-        own = self.param('prefix_embedding', self.table_init,
-                         (1, self.prefix, width))
+        own = self.param(
+          'prefix_embedding', self.table_init, (1, self.prefix, width)
+        )
         table = jnp.concatenate([own, table], axis=1)
       return table
     table = sincos2d(height, columns, width)
@@ -166,30 +202,42 @@ class EncoderBlock(nn.Module):
     width = x.shape[-1]
     init = INITS[self.init_style]
     norm = functools.partial(
-        nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
+      nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype
+    )
     if self.posemb:
-      table = PositionEmbedding(self.posemb, self.grid, self.prefix,
-                                init.table(width), name='posembed')(width)
+      table = PositionEmbedding(
+        self.posemb, self.grid, self.prefix, init.table(width), name='posembed'
+      )(width)
     if table is not None:
       x = x + table.astype(x.dtype)
 
     y = norm(name='LayerNorm_0')(x)
-    y, probs = layers.MultiHeadDotProductAttention(
-        self.num_heads, self.attention_dropout, dtype=self.dtype,
-        kernel_init=init.kernel, bias_init=init.bias(width),
-        attend_fn=self._attend_fn(width),
-        before_dropout=train and self.dropout > 0,
-        name='MultiHeadDotProductAttention_0')(y[:, :self.keep], y, train)
-    x = x[:, :self.keep]
-    y = layers.Dropout(self.dropout, deterministic=not train)(y)
-    x = x + layers.DropPath()(self._scale('gamma_1', y), rate, train)
+    y, probs = MultiHeadDotProductAttention(
+      self.num_heads,
+      self.attention_dropout,
+      dtype=self.dtype,
+      kernel_init=init.kernel,
+      bias_init=init.bias(width),
+      attend_fn=self._attend_fn(width),
+      before_dropout=train and self.dropout > 0,
+      name='MultiHeadDotProductAttention_0',
+    )(y[:, : self.keep], y, train)
+    x = x[:, : self.keep]
+    y = Dropout(self.dropout, deterministic=not train)(y)
+    x = x + DropPath()(self._scale('gamma_1', y), rate, train)
 
     y = norm(name='LayerNorm_1')(x)
-    y = layers.MlpBlock(
-        self.mlp_dim, self.dropout, self.activation, self.dtype, init.kernel,
-        init.mlp_bias(width), init.mlp_bias(self.mlp_dim),
-        name='MlpBlock_0')(y, train)
-    x = x + layers.DropPath()(self._scale('gamma_2', y), rate, train)
+    y = MlpBlock(
+      self.mlp_dim,
+      self.dropout,
+      self.activation,
+      self.dtype,
+      init.kernel,
+      init.mlp_bias(width),
+      init.mlp_bias(self.mlp_dim),
+      name='MlpBlock_0',
+    )(y, train)
+    x = x + DropPath()(self._scale('gamma_2', y), rate, train)
 
     aux = {'tokens': x}
     if self.return_attention:
@@ -199,34 +247,41 @@ class EncoderBlock(nn.Module):
   def _scale(self, name, y):
     if self.layer_scale is None:
       return y
-    gamma = self.param(name, nn.initializers.constant(self.layer_scale),
-                       (y.shape[-1],))
+    gamma = self.param(
+      name, nn.initializers.constant(self.layer_scale), (y.shape[-1],)
+    )
     return y * gamma.astype(y.dtype)[None, None]
 
   def _attend_fn(self, width):
     if self.area is not None:
-      from vit_jax.models.area_attention import area_attend
+      from vit_jax.models.area.attention import area_attend
+
       two_d = self.area[0] > 1
-      return area_attend(self.area, self.grid if two_d else None,
-                         weights=self.return_attention)
+      return area_attend(
+        self.area, self.grid if two_d else None, weights=self.return_attention
+      )
     if not self.relative:
-      return layers.attend
+      return attention.attend
     # One embedding per 1-D offset, shared by the heads; the original query
     # attends to it (table D.3: relative embeddings have no place but the
     # attention itself).
     tokens = self.prefix + self.grid[0] * self.grid[1]
     embedding = self.param(
-        'relative_embedding', INITS[self.init_style].table(width),
-        (2 * tokens - 1, width // self.num_heads))
+      'relative_embedding',
+      INITS[self.init_style].table(width),
+      (2 * tokens - 1, width // self.num_heads),
+    )
 
     def attend(q, k, v, **kwargs):
-      logits = jnp.einsum('bthk,rk->bhtr', q * (q.shape[-1] ** -0.5),
-                          embedding.astype(q.dtype))
+      logits = jnp.einsum(
+        'bthk,rk->bhtr', q * (q.shape[-1] ** -0.5), embedding.astype(q.dtype)
+      )
       offset = jnp.arange(tokens)[None] - jnp.arange(tokens)[:, None]
-      index = jnp.broadcast_to((offset + tokens - 1)[None, None],
-                               logits.shape[:2] + (tokens, tokens))
+      index = jnp.broadcast_to(
+        (offset + tokens - 1)[None, None], logits.shape[:2] + (tokens, tokens)
+      )
       bias = jnp.take_along_axis(logits, index, axis=-1)
-      return layers.attend(q, k, v, bias=bias.astype(jnp.float32), **kwargs)
+      return attention.attend(q, k, v, bias=bias.astype(jnp.float32), **kwargs)
 
     return attend
 
@@ -256,45 +311,68 @@ class Encoder(nn.Module):
         block['posemb'] = self.posemb
       else:
         table = PositionEmbedding(
-            self.posemb, block['grid'], block['prefix'],
-            INITS[block['init_style']].table(width),
-            name='posembed_input')(width)
+          self.posemb,
+          block['grid'],
+          block['prefix'],
+          INITS[block['init_style']].table(width),
+          name='posembed_input',
+        )(width)
     every = table is not None and self.posemb_at != 'stem'
     if table is not None and not every:
       x = x + table.astype(x.dtype)
-    x = layers.Dropout(block['dropout'], deterministic=not train)(x)
-    x = layers.pin(x)
+    x = Dropout(block['dropout'], deterministic=not train)(x)
+    x = tpu_layout.pin(x)
     out = {'with_posemb': x}
 
-    rates = layers.drop_path_rates(self.drop_path, self.depth)
+    rates = drop_path_rates(self.drop_path, self.depth)
     extra = (table,) if every else ()
     auxes = []
     for i, area in enumerate(self.area_sizes):
-      x, aux = layers.run_blocks(
-          functools.partial(EncoderBlock, **block, area=tuple(area)),
-          x, rates[i:i + 1], train, name='encoderblock', remat=self.remat,
-          first=i, extra=extra)
+      x, aux = run_blocks(
+        functools.partial(EncoderBlock, **block, area=tuple(area)),
+        x,
+        rates[i : i + 1],
+        train,
+        name='encoderblock',
+        remat=self.remat,
+        first=i,
+        extra=extra,
+      )
       auxes += aux
     first = len(self.area_sizes)
     last = self.depth - (train and self.class_token_only)
-    x, aux = layers.run_blocks(
-        functools.partial(EncoderBlock, **block), x, rates[first:last], train,
-        name='encoderblock', remat=self.remat, scan=self.scan, first=first,
-        extra=extra)
+    x, aux = run_blocks(
+      functools.partial(EncoderBlock, **block),
+      x,
+      rates[first:last],
+      train,
+      name='encoderblock',
+      remat=self.remat,
+      scan=self.scan,
+      first=first,
+      extra=extra,
+    )
     auxes += aux
     if last < self.depth:
-      x, aux = layers.run_blocks(
-          functools.partial(EncoderBlock, **block, keep=1), x, rates[last:],
-          train, name='encoderblock', remat=self.remat, first=last,
-          extra=extra)
+      x, aux = run_blocks(
+        functools.partial(EncoderBlock, **block, keep=1),
+        x,
+        rates[last:],
+        train,
+        name='encoderblock',
+        remat=self.remat,
+        first=last,
+        extra=extra,
+      )
       auxes += aux
     for i, aux in enumerate(auxes):
       out[f'block_{i:02d}'] = aux['tokens']
     if block['return_attention']:
       out['attention'] = [aux['attention'] for aux in auxes]
     if self.final_norm:
-      x = nn.LayerNorm(epsilon=block['norm_eps'], dtype=block['dtype'],
-                       name='encoder_norm')(x)
+      x = nn.LayerNorm(
+        epsilon=block['norm_eps'], dtype=block['dtype'], name='encoder_norm'
+      )(x)
     return x, out
 
 
@@ -310,16 +388,22 @@ class MAPHead(nn.Module):
   @nn.compact
   def __call__(self, x, train: bool):
     """(B, T, D) -> (B, D)."""
-    probe = self.param('probe', nn.initializers.xavier_uniform(),
-                       (1, 1, x.shape[-1])).astype(x.dtype)
+    probe = self.param(
+      'probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1])
+    ).astype(x.dtype)
     probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
-    x, _ = layers.MultiHeadDotProductAttention(
-        self.num_heads, dtype=self.dtype,
-        name='MultiHeadDotProductAttention_0')(probe, x, train)
-    y = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype,
-                     name='LayerNorm_0')(x)
-    x = x + layers.MlpBlock(self.mlp_dim, activation=self.activation,
-                            dtype=self.dtype, name='MlpBlock_0')(y, train)
+    x, _ = MultiHeadDotProductAttention(
+      self.num_heads, dtype=self.dtype, name='MultiHeadDotProductAttention_0'
+    )(probe, x, train)
+    y = nn.LayerNorm(
+      epsilon=self.norm_eps, dtype=self.dtype, name='LayerNorm_0'
+    )(x)
+    x = x + MlpBlock(
+      self.mlp_dim,
+      activation=self.activation,
+      dtype=self.dtype,
+      name='MlpBlock_0',
+    )(y, train)
     return x[:, 0]
 
 
@@ -359,27 +443,40 @@ class ViT(nn.Module):
   class_token_only: bool = False
 
   def _check(self):
-    for field, allowed in (('pool', POOLS), ('posemb', POSEMBS),
-                           ('posemb_at', POSEMB_PLACES), ('init_style', INITS),
-                           ('activation', layers.GELU)):
+    for field, allowed in (
+      ('pool', POOLS),
+      ('posemb', POSEMBS),
+      ('posemb_at', POSEMB_PLACES),
+      ('init_style', INITS),
+      ('activation', GELU),
+    ):
       if getattr(self, field) not in allowed:
-        raise ValueError(f'{field}={getattr(self, field)!r}; '
-                         f'allowed: {", ".join(allowed)}')
+        raise ValueError(
+          f'{field}={getattr(self, field)!r}; allowed: {", ".join(allowed)}'
+        )
     if self.posemb in ('relative', 'none') and self.posemb_at != 'stem':
-      raise ValueError(f'posemb={self.posemb!r} has no table to add at '
-                       f'{self.posemb_at!r}; use posemb_at=\'stem\'')
-    if len(self.area_sizes) > self.depth:
-      raise ValueError(f'area_sizes has {len(self.area_sizes)} entries for '
-                       f'{self.depth} blocks')
-    if self.area_sizes and self.posemb == 'relative':
-      raise ValueError('area_sizes and posemb=\'relative\' exclude each other')
-    if self.class_token_only and (
-        self.pool != 'token' or self.scan or self.return_attention
-        or self.posemb == 'relative' or len(self.area_sizes) == self.depth):
       raise ValueError(
-          "class_token_only=True goes with pool='token' and unrolled blocks, "
-          'without return_attention, relative positions, or areas in the last '
-          'block')
+        f'posemb={self.posemb!r} has no table to add at '
+        f"{self.posemb_at!r}; use posemb_at='stem'"
+      )
+    if len(self.area_sizes) > self.depth:
+      raise ValueError(
+        f'area_sizes has {len(self.area_sizes)} entries for {self.depth} blocks'
+      )
+    if self.area_sizes and self.posemb == 'relative':
+      raise ValueError("area_sizes and posemb='relative' exclude each other")
+    if self.class_token_only and (
+      self.pool != 'token'
+      or self.scan
+      or self.return_attention
+      or self.posemb == 'relative'
+      or len(self.area_sizes) == self.depth
+    ):
+      raise ValueError(
+        "class_token_only=True goes with pool='token' and unrolled blocks, "
+        'without return_attention, relative positions, or areas in the last '
+        'block'
+      )
 
   @nn.compact
   def __call__(self, images, *, train: bool):
@@ -399,41 +496,64 @@ class ViT(nn.Module):
     x, out = images.astype(dtype), {}
     if self.stem is not None:
       x, features = hybrid_stem(
-          x, tuple(self.stem), self.stem_width, dtype, self.remat)
+        x, tuple(self.stem), self.stem_width, dtype, self.remat
+      )
       out.update(features)
-    layers.check_patches(*x.shape[1:3], self.patch_size)
-    patch = layers.conv_patches(self.width, self.patch_size)
-    x = layers.conv_patches(
-        self.width, self.patch_size, dtype=dtype,
-        kernel_init=init.patch_kernel,
-        bias_init=init.patch_bias(
-            patch.kernel_size[0] * patch.kernel_size[1] * x.shape[-1]),
-        name='embedding')(x)
+    check_patches(*x.shape[1:3], self.patch_size)
+    patch = conv_patches(self.width, self.patch_size)
+    x = conv_patches(
+      self.width,
+      self.patch_size,
+      dtype=dtype,
+      kernel_init=init.patch_kernel,
+      bias_init=init.patch_bias(
+        patch.kernel_size[0] * patch.kernel_size[1] * x.shape[-1]
+      ),
+      name='embedding',
+    )(x)
     out['stem'] = x
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, self.width)
 
-    has_class = self.pool == 'token' if self.class_token is None else (
-        self.class_token)
+    has_class = (
+      self.pool == 'token' if self.class_token is None else (self.class_token)
+    )
     if self.pool == 'token' and not has_class:
       raise ValueError("pool='token' needs class_token=True (or None)")
     if has_class:
       cls = self.param('cls', init.token, (1, 1, self.width)).astype(dtype)
       x = jnp.concatenate(
-          [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1)
+        [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1
+      )
     prefix = int(has_class)
 
     block = dict(
-        num_heads=self.num_heads, mlp_dim=self.mlp_dim, grid=(height, width),
-        prefix=prefix, dropout=self.dropout,
-        attention_dropout=self.attention_dropout,
-        layer_scale=self.layer_scale, activation=self.activation,
-        norm_eps=self.norm_eps, init_style=self.init_style, dtype=dtype,
-        return_attention=self.return_attention)
+      num_heads=self.num_heads,
+      mlp_dim=self.mlp_dim,
+      grid=(height, width),
+      prefix=prefix,
+      dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
+      layer_scale=self.layer_scale,
+      activation=self.activation,
+      norm_eps=self.norm_eps,
+      init_style=self.init_style,
+      dtype=dtype,
+      return_attention=self.return_attention,
+    )
     x, features = Encoder(
-        self.depth, block, self.posemb, self.posemb_at, self.area_sizes,
-        self.drop_path, not self.norm_after_pool, self.remat, self.scan,
-        self.class_token_only, name='Transformer')(x, train)
+      self.depth,
+      block,
+      self.posemb,
+      self.posemb_at,
+      self.area_sizes,
+      self.drop_path,
+      not self.norm_after_pool,
+      self.remat,
+      self.scan,
+      self.class_token_only,
+      name='Transformer',
+    )(x, train)
     out.update(features)
     out['encoded'] = out['tokens'] = x
 
@@ -442,19 +562,30 @@ class ViT(nn.Module):
     elif self.pool == 'gap':
       x = x[:, prefix:].mean(axis=1)
     elif self.pool == 'map':
-      x = MAPHead(self.num_heads, self.mlp_dim, self.activation,
-                  self.norm_eps, dtype, name='MAPHead_0')(x, train)
+      x = MAPHead(
+        self.num_heads,
+        self.mlp_dim,
+        self.activation,
+        self.norm_eps,
+        dtype,
+        name='MAPHead_0',
+      )(x, train)
     if self.norm_after_pool:
       x = nn.LayerNorm(epsilon=self.norm_eps, dtype=dtype, name='fc_norm')(x)
     out['head_input'] = x
     if self.representation_size:
-      x = jnp.tanh(nn.Dense(
-          self.representation_size, dtype=dtype, name='pre_logits')(x))
+      x = jnp.tanh(
+        nn.Dense(self.representation_size, dtype=dtype, name='pre_logits')(x)
+      )
     out['pre_logits'] = x
     if self.num_classes:
-      x = nn.Dense(self.num_classes, dtype=dtype, kernel_init=init.head,
-                   bias_init=nn.initializers.constant(self.head_bias),
-                   name='head')(x)
+      x = nn.Dense(
+        self.num_classes,
+        dtype=dtype,
+        kernel_init=init.head,
+        bias_init=nn.initializers.constant(self.head_bias),
+        name='head',
+      )(x)
     return x.astype(jnp.float32), out
 
 
@@ -463,48 +594,87 @@ def _fields(size: str) -> dict[str, int]:
 
 
 _RELEASED = {
-    'vit_ti16': ('augreg/Ti_16-*.npz', 'vit_tiny_patch16_224'),
-    'vit_s16': ('augreg/S_16-*.npz', 'vit_small_patch16_224'),
-    'vit_s32': ('augreg/S_32-*.npz', 'vit_small_patch32_224'),
-    'vit_b8': ('imagenet21k/ViT-B_8.npz', 'vit_base_patch8_224'),
-    'vit_b16': ('imagenet21k/ViT-B_16.npz', 'augreg/B_16-*.npz',
-                'vit_base_patch16_224'),
-    'vit_b32': ('imagenet21k/ViT-B_32.npz', 'augreg/B_32-*.npz',
-                'vit_base_patch32_224'),
-    'vit_l16': ('imagenet21k/ViT-L_16.npz', 'augreg/L_16-*.npz',
-                'vit_large_patch16_224'),
-    'vit_l32': ('imagenet21k/ViT-L_32.npz', 'vit_large_patch32_224'),
-    'vit_h14': ('imagenet21k/ViT-H_14.npz', 'vit_huge_patch14_224'),
+  'vit_ti16': ('augreg/Ti_16-*.npz', 'vit_tiny_patch16_224'),
+  'vit_s16': ('augreg/S_16-*.npz', 'vit_small_patch16_224'),
+  'vit_s32': ('augreg/S_32-*.npz', 'vit_small_patch32_224'),
+  'vit_b8': ('imagenet21k/ViT-B_8.npz', 'vit_base_patch8_224'),
+  'vit_b16': (
+    'imagenet21k/ViT-B_16.npz',
+    'augreg/B_16-*.npz',
+    'vit_base_patch16_224',
+  ),
+  'vit_b32': (
+    'imagenet21k/ViT-B_32.npz',
+    'augreg/B_32-*.npz',
+    'vit_base_patch32_224',
+  ),
+  'vit_l16': (
+    'imagenet21k/ViT-L_16.npz',
+    'augreg/L_16-*.npz',
+    'vit_large_patch16_224',
+  ),
+  'vit_l32': ('imagenet21k/ViT-L_32.npz', 'vit_large_patch32_224'),
+  'vit_h14': ('imagenet21k/ViT-H_14.npz', 'vit_huge_patch14_224'),
 }
 for _size in SIZES:
   for _patch in (8, 14, 16, 32):
     _name = f'vit_{_size}{_patch}'
-    register(_name, ViT, released=_RELEASED.get(_name, ()), patch_size=_patch,
-             **_fields(_size))
+    register(
+      _name,
+      ViT,
+      released=_RELEASED.get(_name, ()),
+      patch_size=_patch,
+      **_fields(_size),
+    )
 
 # Hybrids. R+Ti/16 keeps its published name although its total stride is 32:
 # the root ends with a stride-2 pool in the code and in the weights.
 for _name, _size, _patch, _stem, _file in (
-    ('r_vit_ti16', 'ti', 8, (), 'augreg/R_Ti_16-*.npz'),
-    ('r26_vit_s32', 's', 1, (2, 2, 2, 2), 'augreg/R26_S_32-*.npz'),
-    ('r26_vit_b32', 'b', 1, (2, 2, 2, 2), 'imagenet21k/R26+ViT-B_32.npz'),
-    ('r50_vit_b16', 'b', 1, (3, 4, 9), 'imagenet21k/R50+ViT-B_16.npz'),
-    ('r50_vit_l32', 'l', 1, (3, 4, 6, 3), 'imagenet21k/R50+ViT-L_32.npz')):
-  register(_name, ViT, released=(_file,), patch_size=_patch, stem=_stem,
-           **_fields(_size))
+  ('r_vit_ti16', 'ti', 8, (), 'augreg/R_Ti_16-*.npz'),
+  ('r26_vit_s32', 's', 1, (2, 2, 2, 2), 'augreg/R26_S_32-*.npz'),
+  ('r26_vit_b32', 'b', 1, (2, 2, 2, 2), 'imagenet21k/R26+ViT-B_32.npz'),
+  ('r50_vit_b16', 'b', 1, (3, 4, 9), 'imagenet21k/R50+ViT-B_16.npz'),
+  ('r50_vit_l32', 'l', 1, (3, 4, 6, 3), 'imagenet21k/R50+ViT-L_32.npz'),
+):
+  register(
+    _name,
+    ViT,
+    released=(_file,),
+    patch_size=_patch,
+    stem=_stem,
+    **_fields(_size),
+  )
 
 # Area attention in the first two blocks, areas of at most 2 tokens; second
 # version of the published project (LayerNorm epsilon 1e-5, erf GELU).
 for _size in ('ti', 's', 'b'):
-  register(f'aa_vit_{_size}16', ViT, normalize='imagenet', crop=0.875,
-           interpolation='bicubic', patch_size=16,
-           area_sizes=((1, 2), (1, 2)), norm_eps=1e-5, activation='gelu_erf',
-           init_style='torch', **_fields(_size))
+  register(
+    f'aa_vit_{_size}16',
+    ViT,
+    normalize='imagenet',
+    crop=0.875,
+    interpolation='bicubic',
+    patch_size=16,
+    area_sizes=((1, 2), (1, 2)),
+    norm_eps=1e-5,
+    activation='gelu_erf',
+    init_style='torch',
+    **_fields(_size),
+  )
 
 # DINOv2's shape (arXiv:2304.07193, without registers): layer scale, features
 # only. The g/14 of that paper has another MLP.
 for _size, _word in (('s', 'small'), ('b', 'base'), ('l', 'large')):
-  register(f'vit_{_size}14_dinov2', ViT, image_size=518, normalize='imagenet',
-           crop=1.0, interpolation='bicubic', patch_size=14, layer_scale=1e-5,
-           activation='gelu_erf',
-           released=(f'vit_{_word}_patch14_dinov2.lvd142m',), **_fields(_size))
+  register(
+    f'vit_{_size}14_dinov2',
+    ViT,
+    image_size=518,
+    normalize='imagenet',
+    crop=1.0,
+    interpolation='bicubic',
+    patch_size=14,
+    layer_scale=1e-5,
+    activation='gelu_erf',
+    released=(f'vit_{_word}_patch14_dinov2.lvd142m',),
+    **_fields(_size),
+  )

@@ -17,19 +17,29 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import layers
+from vit_jax.models import tpu_layout
+from vit_jax.models.attention import MultiHeadDotProductAttention, normal02
 from vit_jax.models.batch_norm import BatchNorm
+from vit_jax.models.blocks import run_blocks
+from vit_jax.models.dropout import Dropout, DropPath
+from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.patches import (
+  check_patches,
+  conv_patches,
+  torch_conv_bias,
+  torch_conv_kernel,
+)
 from vit_jax.models.registry import register
 
 EPSILON = 1e-5  # of LayerNorm
 
 # name: blocks per group, widths and heads of the two stages, MLP ratio, stem.
 SIZES = {
-    'd1': ((4, 4, 8, 2), (192, 384), (6, 12), 3, 64),
-    'd2': ((6, 4, 10, 4), (256, 512), (8, 16), 3, 64),
-    'd3': ((8, 8, 16, 4), (256, 512), (8, 16), 3, 64),
-    'd4': ((8, 8, 16, 4), (384, 768), (12, 16), 3, 64),
-    'd5': ((12, 12, 20, 4), (384, 768), (12, 16), 4, 128),
+  'd1': ((4, 4, 8, 2), (192, 384), (6, 12), 3, 64),
+  'd2': ((6, 4, 10, 4), (256, 512), (8, 16), 3, 64),
+  'd3': ((8, 8, 16, 4), (256, 512), (8, 16), 3, 64),
+  'd4': ((8, 8, 16, 4), (384, 768), (12, 16), 3, 64),
+  'd5': ((12, 12, 20, 4), (384, 768), (12, 16), 4, 128),
 }
 
 # One axis of the 3x3 windows at stride 2. Position 2i is the middle entry (1)
@@ -61,7 +71,8 @@ def outlook(weights, v):
   height, width = v.shape[1:3]
   windows = weights.shape[1:3]
   pad = lambda x, rows, columns: jnp.pad(
-      x, ((0, 0), rows, columns) + ((0, 0),) * (x.ndim - 3))
+    x, ((0, 0), rows, columns) + ((0, 0),) * (x.ndim - 3)
+  )
   planes = {}  # (row parity, column parity): (B, 1 + h + 1, 1 + w + 1, H, K)
   padded = pad(v, (2, 2 + height % 2), (2, 2 + width % 2))
   for row in (0, 1):
@@ -69,12 +80,12 @@ def outlook(weights, v):
       planes[row, column] = padded[:, row::2, column::2]
   # Split, not indexed: the gradient is then a concatenation.
   weights = pad(weights, (0, 1), (0, 1)).reshape(
-      *(n if i in (0, 3) else n + 1
-        for i, n in enumerate(weights.shape[:4])), 81)
+    *(n if i in (0, 3) else n + 1 for i, n in enumerate(weights.shape[:4])), 81
+  )
   weights = jnp.split(weights, 81, axis=-1)
 
   def shift(x, i, j):
-    return x[:, i:i + windows[0], j:j + windows[1]]
+    return x[:, i : i + windows[0], j : j + windows[1]]
 
   rows = []
   for row in (0, 1):
@@ -87,9 +98,12 @@ def outlook(weights, v):
             offset = 2 * si + k // 3 - 1, 2 * sj + k % 3 - 1
             weight = weights[9 * (3 * qi + qj) + k]
             pairs.setdefault(offset, []).append(shift(weight, si, sj))
-      columns.append(sum(
+      columns.append(
+        sum(
           sum(pair) * shift(planes[oi % 2, oj % 2], oi // 2 + 1, oj // 2 + 1)
-          for (oi, oj), pair in pairs.items()))
+          for (oi, oj), pair in pairs.items()
+        )
+      )
     rows.append(jnp.stack(columns, axis=3))
   y = jnp.stack(rows, axis=2)  # (B, h, 2, w, 2, H, K)
   y = y.reshape(y.shape[0], 2 * y.shape[1], 2 * y.shape[3], *y.shape[5:])
@@ -110,19 +124,23 @@ class OutlookAttention(nn.Module):
     batch, height, width, dim = x.shape
     if dim % self.num_heads:
       raise ValueError(
-          f'width {dim} is not divisible by num_heads {self.num_heads}')
+        f'width {dim} is not divisible by num_heads {self.num_heads}'
+      )
     head_width = dim // self.num_heads
-    dense = functools.partial(nn.Dense, dtype=self.dtype,
-                              kernel_init=layers.normal02)
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=normal02)
     v = dense(dim, use_bias=self.qkv_bias, name='v')(x)
     v = v.reshape(batch, height, width, self.num_heads, head_width)
-    mean = nn.avg_pool(x, (2, 2), (2, 2),
-                       ((0, height % 2), (0, width % 2)),
-                       count_include_pad=False)
+    mean = nn.avg_pool(
+      x,
+      (2, 2),
+      (2, 2),
+      ((0, height % 2), (0, width % 2)),
+      count_include_pad=False,
+    )
     logits = dense(81 * self.num_heads, name='attn')(mean)
     logits = logits.reshape(*mean.shape[:3], self.num_heads, 9, 9)
-    probs = jax.nn.softmax(logits.astype(jnp.float32) * head_width ** -0.5)
-    weights = layers.Dropout(self.dropout, deterministic=not train)(probs)
+    probs = jax.nn.softmax(logits.astype(jnp.float32) * head_width**-0.5)
+    weights = Dropout(self.dropout, deterministic=not train)(probs)
     y = outlook(weights.astype(self.dtype), v).reshape(x.shape)
     maps = probs.reshape(batch, -1, self.num_heads, 9, 9).swapaxes(1, 2)
     return dense(dim, name='out')(y), maps
@@ -152,20 +170,35 @@ class Block(nn.Module):
     y = norm()(x)
     if self.kind == 'outlooker':
       y, maps = OutlookAttention(
-          self.num_heads, self.qkv_bias, self.attention_dropout, self.dtype,
-          name='attn')(y, train)
+        self.num_heads,
+        self.qkv_bias,
+        self.attention_dropout,
+        self.dtype,
+        name='attn',
+      )(y, train)
     else:
       query = y
       if self.kind == 'cls_block':
         x, rest, query = x[:, :1], x[:, 1:], y[:, :1]
-      y, maps = layers.MultiHeadDotProductAttention(
-          self.num_heads, self.attention_dropout, self.qkv_bias, self.dtype,
-          kernel_init=layers.normal02, name='attn')(query, y, train)
-    x = x + layers.DropPath()(y, rate, train)
-    y = layers.MlpBlock(
-        self.mlp_dim, self.dropout, self.activation, self.dtype,
-        layers.normal02, nn.initializers.zeros, name='mlp')(norm()(x), train)
-    x = x + layers.DropPath()(y, rate, train)
+      y, maps = MultiHeadDotProductAttention(
+        self.num_heads,
+        self.attention_dropout,
+        self.qkv_bias,
+        self.dtype,
+        kernel_init=normal02,
+        name='attn',
+      )(query, y, train)
+    x = x + DropPath()(y, rate, train)
+    y = MlpBlock(
+      self.mlp_dim,
+      self.dropout,
+      self.activation,
+      self.dtype,
+      normal02,
+      nn.initializers.zeros,
+      name='mlp',
+    )(norm()(x), train)
+    x = x + DropPath()(y, rate, train)
     if self.kind == 'cls_block':
       x = jnp.concatenate([x, rest], axis=1)
     aux = {'tokens': x}
@@ -188,21 +221,35 @@ class Stem(nn.Module):
     """(B, height, width, 3) -> (B, height / patch_size, ..., width)."""
     x = x.astype(self.dtype)
     for i, (size, stride) in enumerate(((7, 2), (3, 1), (3, 1))):
-      x = nn.Conv(self.hidden, (size, size), strides=stride, padding=size // 2,
-                  use_bias=False, dtype=self.dtype, name=f'conv_{i}',
-                  kernel_init=layers.torch_conv_kernel)(x)
-      x = nn.relu(BatchNorm(groups=self.bn_groups, dtype=self.dtype,
-                            name=f'bn_{i}')(x, train))
+      x = nn.Conv(
+        self.hidden,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        dtype=self.dtype,
+        name=f'conv_{i}',
+        kernel_init=torch_conv_kernel,
+      )(x)
+      x = nn.relu(
+        BatchNorm(groups=self.bn_groups, dtype=self.dtype, name=f'bn_{i}')(
+          x, train
+        )
+      )
     size = self.patch_size // 2
-    layers.check_patches(*x.shape[1:3], size)
+    check_patches(*x.shape[1:3], size)
     return _conv(self.width, size, self.hidden, self.dtype, 'proj')(x)
 
 
 def _conv(width, size, channels, dtype, name) -> nn.Conv:
-  return layers.conv_patches(
-      width, size, dtype=dtype, name=name,
-      kernel_init=layers.torch_conv_kernel,
-      bias_init=layers.torch_conv_bias(channels * size ** 2))
+  return conv_patches(
+    width,
+    size,
+    dtype=dtype,
+    name=name,
+    kernel_init=torch_conv_kernel,
+    bias_init=torch_conv_bias(channels * size**2),
+  )
 
 
 def mix_box(rng, grid: tuple[int, int]):
@@ -217,8 +264,9 @@ def mix_box(rng, grid: tuple[int, int]):
   for key, size in zip(rngs, grid):
     half = (size * side).astype(jnp.int32) // 2
     centre = jax.random.randint(key, (), 0, size)
-    ends.append((jnp.maximum(centre - half, 0),
-                 jnp.minimum(centre + half, size)))
+    ends.append(
+      (jnp.maximum(centre - half, 0), jnp.minimum(centre + half, size))
+    )
   (row1, row2), (column1, column2) = ends
   return row1, column1, row2, column2
 
@@ -227,8 +275,9 @@ def swap_box(x, box, scale: int = 1):
   """(B, H, W, C) with the box, times `scale`, taken from the reversed batch."""
   row1, column1, row2, column2 = (scale * b for b in box)
   rows, columns = jnp.arange(x.shape[1]), jnp.arange(x.shape[2])
-  inside = (((rows >= row1) & (rows < row2))[:, None]
-            & ((columns >= column1) & (columns < column2))[None, :])
+  inside = ((rows >= row1) & (rows < row2))[:, None] & (
+    (columns >= column1) & (columns < column2)
+  )[None, :]
   return jnp.where(inside[None, :, :, None], x[::-1], x)
 
 
@@ -282,8 +331,10 @@ class VOLO(nn.Module):
         kind, rates = 'outlooker', (0.0,) * count
       else:
         before = sum(self.layers[:g])
-        kind, rates = 'block', tuple(
-            self.drop_path * (before + j) / total for j in range(count))
+        kind, rates = (
+          'block',
+          tuple(self.drop_path * (before + j) / total for j in range(count)),
+        )
       new = Segment(kind, width, heads, mlp_dim, rates, index == posemb_at)
       index += 1
       if plan and not new.add_posemb and plan[-1][:4] == new[:4]:
@@ -291,8 +342,11 @@ class VOLO(nn.Module):
       else:
         plan.append(new)
       if self.downsamples[g]:
-        plan.append(Segment('downsample', self.embed_dims[g + 1],
-                            add_posemb=index == posemb_at))
+        plan.append(
+          Segment(
+            'downsample', self.embed_dims[g + 1], add_posemb=index == posemb_at
+          )
+        )
         index += 1
     return plan
 
@@ -321,29 +375,41 @@ class VOLO(nn.Module):
         num_heads, or no patch fits.
     """
     plan, dtype = self.plan(), jnp.dtype(self.dtype)
-    x = Stem(self.embed_dims[0], self.patch_size, self.stem_hidden_dim,
-             self.bn_groups, dtype, name='stem')(images, train)
+    x = Stem(
+      self.embed_dims[0],
+      self.patch_size,
+      self.stem_hidden_dim,
+      self.bn_groups,
+      dtype,
+      name='stem',
+    )(images, train)
     out = {'stem': x}
     scale = 2 ** sum(self.downsamples)
     box = None
     if train and self.mix_token and self.return_dense:
-      box = mix_box(self.make_rng('dropout'),
-                    (x.shape[1] // scale, x.shape[2] // scale))
+      box = mix_box(
+        self.make_rng('dropout'), (x.shape[1] // scale, x.shape[2] // scale)
+      )
       x = swap_box(x, box, scale)
 
     block = functools.partial(
-        Block, qkv_bias=self.qkv_bias, dropout=self.dropout,
-        attention_dropout=self.attention_dropout, activation=self.activation,
-        dtype=dtype, return_attention=self.return_attention)
+      Block,
+      qkv_bias=self.qkv_bias,
+      dropout=self.dropout,
+      attention_dropout=self.attention_dropout,
+      activation=self.activation,
+      dtype=dtype,
+      return_attention=self.return_attention,
+    )
     counts = {'outlooker': 0, 'block': 0, 'downsample': 0}
     maps = {'outlooker': [], 'block': [], 'cls_block': []}
     for segment in plan:
       if segment.add_posemb:
-        table = self.param('pos_embedding', layers.normal02, (1, *x.shape[1:]))
+        table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
         x = x + table.astype(dtype)
-        x = layers.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         out['with_posemb'] = x
-      x = layers.pin(x)
+      x = tpu_layout.pin(x)
       first = counts[segment.kind]
       if segment.kind == 'downsample':
         name = f'downsample_{first}' if first else 'downsample'
@@ -353,12 +419,21 @@ class VOLO(nn.Module):
       shape = x.shape
       if segment.kind == 'block':
         x = x.reshape(shape[0], math.prod(shape[1:3]), shape[3])
-      x, auxes = layers.run_blocks(
-          functools.partial(block, kind=segment.kind,
-                            num_heads=segment.num_heads,
-                            mlp_dim=segment.mlp_dim),
-          x, segment.rates, train, name=segment.kind, remat=self.remat,
-          scan=self.scan and first == 0, first=first)
+      x, auxes = run_blocks(
+        functools.partial(
+          block,
+          kind=segment.kind,
+          num_heads=segment.num_heads,
+          mlp_dim=segment.mlp_dim,
+        ),
+        x,
+        segment.rates,
+        train,
+        name=segment.kind,
+        remat=self.remat,
+        scan=self.scan and first == 0,
+        first=first,
+      )
       x = x.reshape(shape)
       for i, aux in enumerate(auxes, start=first):
         out[f'{segment.kind}_{i:02d}'] = aux['tokens']
@@ -368,13 +443,15 @@ class VOLO(nn.Module):
     batch, *grid, width = x.shape
     x = x.reshape(batch, math.prod(grid), width)
     if self.post_layers:
-      cls = self.param('cls', layers.normal02, (1, 1, width)).astype(dtype)
+      cls = self.param('cls', normal02, (1, 1, width)).astype(dtype)
       x = jnp.concatenate([jnp.broadcast_to(cls, (batch, 1, width)), x], axis=1)
     for i in range(len(self.post_layers)):
       x, aux = block(
-          kind='cls_block', num_heads=self.num_heads[-1],
-          mlp_dim=int(width * self.mlp_ratios[-1]), name=f'cls_block_{i}')(
-              x, 0.0, train)
+        kind='cls_block',
+        num_heads=self.num_heads[-1],
+        mlp_dim=int(width * self.mlp_ratios[-1]),
+        name=f'cls_block_{i}',
+      )(x, 0.0, train)
       out[f'cls_block_{i:02d}'] = aux['tokens']
       maps['cls_block'].append(aux.get('attention'))
     if self.return_attention:
@@ -388,8 +465,9 @@ class VOLO(nn.Module):
     out['pre_logits'] = pre_logits
     if not self.num_classes:
       return pre_logits.astype(jnp.float32), out
-    head = functools.partial(nn.Dense, self.num_classes, dtype=dtype,
-                             kernel_init=layers.normal02)
+    head = functools.partial(
+      nn.Dense, self.num_classes, dtype=dtype, kernel_init=normal02
+    )
     logits = head(name='head')(pre_logits).astype(jnp.float32)
     if self.return_dense:
       out['logits_class'] = logits
@@ -404,40 +482,66 @@ class VOLO(nn.Module):
 
   def _check(self):
     groups = len(self.layers)
-    for field in ('embed_dims', 'num_heads', 'mlp_ratios', 'outlook_attention',
-                  'downsamples'):
+    for field in (
+      'embed_dims',
+      'num_heads',
+      'mlp_ratios',
+      'outlook_attention',
+      'downsamples',
+    ):
       if len(getattr(self, field)) != groups:
-        raise ValueError(f'{field}={getattr(self, field)} needs one entry per '
-                         f'group of layers={self.layers}')
+        raise ValueError(
+          f'{field}={getattr(self, field)} needs one entry per '
+          f'group of layers={self.layers}'
+        )
     if self.patch_size not in (4, 8, 16):
       raise ValueError(f'patch_size {self.patch_size}; allowed: 4, 8, 16')
     if self.downsamples[-1]:
-      raise ValueError(f'downsamples={self.downsamples}: no group follows the '
-                       'last; its entry must be False')
+      raise ValueError(
+        f'downsamples={self.downsamples}: no group follows the '
+        'last; its entry must be False'
+      )
     if any(kind != 'ca' for kind in self.post_layers):
-      raise ValueError(f'post_layers={self.post_layers}; allowed: \'ca\'')
+      raise ValueError(f"post_layers={self.post_layers}; allowed: 'ca'")
     if self.return_dense and self.return_mean:
-      raise ValueError('return_dense and return_mean exclude each other: '
-                       'set return_dense=False')
+      raise ValueError(
+        'return_dense and return_mean exclude each other: '
+        'set return_dense=False'
+      )
     if not self.post_layers and not self.return_mean:
-      raise ValueError('without post_layers there is no class token: set '
-                       'return_mean=True, return_dense=False')
+      raise ValueError(
+        'without post_layers there is no class token: set '
+        'return_mean=True, return_dense=False'
+      )
 
 
 # Test crops of the authors; for D4 and D5 the image is padded (ratio above 1).
 _RELEASED = {
-    'd1': ('224_84.2', '384_85.2'), 'd2': ('224_85.2', '384_86.0'),
-    'd3': ('224_85.4', '448_86.3'), 'd4': ('224_85.7', '448_86.79'),
-    'd5': ('224_86.10', '448_87.0', '512_87.07'),
+  'd1': ('224_84.2', '384_85.2'),
+  'd2': ('224_85.2', '384_86.0'),
+  'd3': ('224_85.4', '448_86.3'),
+  'd4': ('224_85.7', '448_86.79'),
+  'd5': ('224_86.10', '448_87.0', '512_87.07'),
 }
 for _size, (_layers, _widths, _heads, _ratio, _stem) in SIZES.items():
   register(
-      f'volo_{_size}', VOLO, image_size=224, normalize='imagenet',
-      crop=1.15 if _size in ('d4', 'd5') else 0.96, interpolation='bicubic',
-      released=tuple(
-          name for file in _RELEASED[_size]
-          for name in (f'{_size}_{file}.pth.tar',
-                       f'volo_{_size}_{file.split("_")[0]}.sail_in1k')),
-      layers=_layers, embed_dims=(_widths[0],) + (_widths[1],) * 3,
-      num_heads=(_heads[0],) + (_heads[1],) * 3, mlp_ratios=(_ratio,) * 4,
-      stem_hidden_dim=_stem)
+    f'volo_{_size}',
+    VOLO,
+    image_size=224,
+    normalize='imagenet',
+    crop=1.15 if _size in ('d4', 'd5') else 0.96,
+    interpolation='bicubic',
+    released=tuple(
+      name
+      for file in _RELEASED[_size]
+      for name in (
+        f'{_size}_{file}.pth.tar',
+        f'volo_{_size}_{file.split("_")[0]}.sail_in1k',
+      )
+    ),
+    layers=_layers,
+    embed_dims=(_widths[0],) + (_widths[1],) * 3,
+    num_heads=(_heads[0],) + (_heads[1],) * 3,
+    mlp_ratios=(_ratio,) * 4,
+    stem_hidden_dim=_stem,
+  )

@@ -17,10 +17,12 @@ def _stacks(names) -> dict[str, list[str]]:
     for i, part in enumerate(parts):
       m = re.fullmatch(r'(.+)_(\d+)', part)
       if m:
-        stacked = '/'.join([*parts[:i], m[1], *parts[i + 1:]])
+        stacked = '/'.join([*parts[:i], m[1], *parts[i + 1 :]])
         stacks.setdefault(stacked, []).append((int(m[2]), name))
-  return {stacked: [name for _, name in sorted(members)]
-          for stacked, members in stacks.items()}
+  return {
+    stacked: [name for _, name in sorted(members)]
+    for stacked, members in stacks.items()
+  }
 
 
 def unstack_blocks(flat: dict, names) -> dict:

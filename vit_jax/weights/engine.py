@@ -29,16 +29,25 @@ HEAD = re.compile(r'params/\w*head\w*/(kernel|bias)')
 TABLE = re.compile(r'(?:.*/)?(?:pos|row|col)_embedding')
 # What a file may have and a model may lack, with a note and no error.
 _OPTIONAL = tuple(
-    f'params/{module}/{leaf}'
-    for module in ('head', 'head_dist', 'aux_head', 'pre_logits')
-    for leaf in ('kernel', 'bias'))
+  f'params/{module}/{leaf}'
+  for module in ('head', 'head_dist', 'aux_head', 'pre_logits')
+  for leaf in ('kernel', 'bias')
+)
 _WRAPPERS = ('opt/target/', 'optimizer/target/', 'params/')
 _TORCH_WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 
-def load_pretrained(model, source, image_size, *, strict: bool = True,
-                    fmt: str | None = None, key=None, source_image_size=None,
-                    average: bool = False):
+def load_pretrained(
+  model,
+  source,
+  image_size,
+  *,
+  strict: bool = True,
+  fmt: str | None = None,
+  key=None,
+  source_image_size=None,
+  average: bool = False,
+):
   """Loads a weight file into a model's variables.
 
   Args:
@@ -57,18 +66,33 @@ def load_pretrained(model, source, image_size, *, strict: bool = True,
     WeightsError: unreadable or not fitting; the message names the file.
   """
   from vit_jax.weights import formats
+
   arrays, metadata = formats.read(source, average=average)
   variables, report = from_state_dict(
-      model, arrays, image_size, strict=strict, fmt=fmt, key=key,
-      source=source,
-      source_image_size=source_image_size or metadata.get('image_size'))
+    model,
+    arrays,
+    image_size,
+    strict=strict,
+    fmt=fmt,
+    key=key,
+    source=source,
+    source_image_size=source_image_size or metadata.get('image_size'),
+  )
   report.metadata = metadata
   return variables, report
 
 
-def from_state_dict(model, arrays, image_size, *, strict: bool = True,
-                    fmt: str | None = None, key=None, source='the state dict',
-                    source_image_size=None):
+def from_state_dict(
+  model,
+  arrays,
+  image_size,
+  *,
+  strict: bool = True,
+  fmt: str | None = None,
+  key=None,
+  source='the state dict',
+  source_image_size=None,
+):
   """Loads released arrays into a model's variables.
 
   Args:
@@ -107,13 +131,15 @@ def from_state_dict(model, arrays, image_size, *, strict: bool = True,
   report = Report(source=str(source), format=fmt)
   for name, x in outside.items():
     report.add('dropped', name, '', x.shape, 'not of the model')
-  loading = _Loading(plain, fmt, shapes, grid, assigned, arrays, report,
-                     source_image_size)
+  loading = _Loading(
+    plain, fmt, shapes, grid, assigned, arrays, report, source_image_size
+  )
   flat = loading.run(strict)
   if loading.problems:
     raise WeightsError(
-        f'{source} does not fit {type(model).__name__} at image size '
-        f'{image_size} (format {fmt}):{_list(loading.problems)}')
+      f'{source} does not fit {type(model).__name__} at image size '
+      f'{image_size} (format {fmt}):{_list(loading.problems)}'
+    )
   if loading.fresh:
     flat |= _initial(plain, loading.fresh, shapes, image_size, key)
   if plain is not model:
@@ -153,8 +179,11 @@ def _rename(arrays: dict, expected: set[str], module) -> dict:
 def _detect(model, paths, arrays, fmt: str | None):
   """The format that explains most names: (fmt, assignment, renamed arrays)."""
   module = naming.map_module(model)
-  candidates = naming.known_formats(model) if fmt is None else {
-      fmt: naming.rules_of(model, fmt)}
+  candidates = (
+    naming.known_formats(model)
+    if fmt is None
+    else {fmt: naming.rules_of(model, fmt)}
+  )
   best, best_score = None, None
   for name, rules in candidates.items():
     assigned = naming.assign(rules, paths)
@@ -176,21 +205,25 @@ def _list(lines, limit: int = 8) -> str:
 def _not_this_model(source, model, fmt, expected, arrays) -> str:
   known = sum(name in arrays for name in expected)
   sample = lambda names: ', '.join(
-      f'{n} {tuple(arrays[n].shape)}' if n in arrays else n
-      for n in sorted(names)[:3])
-  return (f'{source} is not a file of {type(model).__name__}: it has {known} '
-          f'of the {len(expected)} tensors of the nearest known naming '
-          f'({fmt}).\n  in the file: '
-          f'{sample(arrays.keys() - set(expected)) or "nothing else"}\n'
-          f'  expected: {sample(set(expected) - arrays.keys())}\n'
-          'Name the model that the file is for (vit-jax models).')
+    f'{n} {tuple(arrays[n].shape)}' if n in arrays else n
+    for n in sorted(names)[:3]
+  )
+  return (
+    f'{source} is not a file of {type(model).__name__}: it has {known} '
+    f'of the {len(expected)} tensors of the nearest known naming '
+    f'({fmt}).\n  in the file: '
+    f'{sample(arrays.keys() - set(expected)) or "nothing else"}\n'
+    f'  expected: {sample(set(expected) - arrays.keys())}\n'
+    'Name the model that the file is for (vit-jax models).'
+  )
 
 
 class _Loading:
   """One pass over the expected parameters; see `from_state_dict`."""
 
-  def __init__(self, model, fmt, shapes, grid, assigned, arrays, report,
-               source_image_size):
+  def __init__(
+    self, model, fmt, shapes, grid, assigned, arrays, report, source_image_size
+  ):
     self.model, self.fmt, self.shapes, self.grid = model, fmt, shapes, grid
     self.assigned, self.arrays, self.report = assigned, arrays, report
     self.source_image_size = source_image_size
@@ -199,8 +232,9 @@ class _Loading:
     self._rules = naming.rules_of(model, fmt)
 
   def run(self, strict: bool) -> dict[str, np.ndarray]:
-    optional = naming.assign(self._rules, [
-        p for p in _OPTIONAL if p not in self.shapes])
+    optional = naming.assign(
+      self._rules, [p for p in _OPTIONAL if p not in self.shapes]
+    )
     lacking = {name: path for path, (_, name) in optional.items()}
     heads = self._heads_to_reset(lacking)
     flat, used = {}, set()
@@ -216,7 +250,8 @@ class _Loading:
       elif name not in self.arrays:
         if strict:
           self.problems.append(
-              f'missing {name}, expected {self._released(path)}')
+            f'missing {name}, expected {self._released(path)}'
+          )
         else:
           self.fresh.append(path)
           self.report.add('reset', name, path, shape, 'not in the file')
@@ -228,8 +263,10 @@ class _Loading:
   def _heads_to_reset(self, lacking) -> dict[str, str]:
     """Paths of heads that cannot be kept, with the reason."""
     no_pre_logits = any(
-        name in self.arrays for name, path in lacking.items()
-        if '/pre_logits/' in path)
+      name in self.arrays
+      for name, path in lacking.items()
+      if '/pre_logits/' in path
+    )
     reasons = {}
     for path, shape in self.shapes.items():
       if not HEAD.fullmatch(path) or path not in self.assigned:
@@ -238,14 +275,20 @@ class _Loading:
       module = path.rpartition('/')[0]
       if name not in self.arrays:
         reasons.setdefault(module, 'the file has no head')
-      elif path.endswith('/bias') and (
-          found := math.prod(self.arrays[name].shape)) != shape[0]:
+      elif (
+        path.endswith('/bias')
+        and (found := math.prod(self.arrays[name].shape)) != shape[0]
+      ):
         reasons[module] = f'{found} classes in the file, {shape[0]} here'
       elif no_pre_logits:
         reasons.setdefault(
-            module, "the file's head is on top of its pre_logits")
-    return {path: reasons[path.rpartition('/')[0]] for path in self.shapes
-            if HEAD.fullmatch(path) and path.rpartition('/')[0] in reasons}
+          module, "the file's head is on top of its pre_logits"
+        )
+    return {
+      path: reasons[path.rpartition('/')[0]]
+      for path in self.shapes
+      if HEAD.fullmatch(path) and path.rpartition('/')[0] in reasons
+    }
 
   def _released(self, path) -> tuple[int, ...]:
     """Shape that the file should have for a parameter."""
@@ -263,8 +306,9 @@ class _Loading:
       value = rule.to_flax(released, shape)
     except ShapeMismatch as e:
       self.problems.append(
-          f'{name} is {tuple(self.arrays[name].shape)}, expected '
-          f'{self._released(path)}{f" ({e})" if str(e) else ""}')
+        f'{name} is {tuple(self.arrays[name].shape)}, expected '
+        f'{self._released(path)}{f" ({e})" if str(e) else ""}'
+      )
       return None
     self.report.add(action, name, path, shape, note)
     return np.asarray(value, np.float32)
@@ -274,13 +318,17 @@ class _Loading:
     if table.ndim != len(shape) or table.shape[-1] != shape[-1]:
       raise ShapeMismatch
     google = self.fmt in LINEAR_FORMATS or (
-        self.fmt == 'flax' and 'npz' in naming.known_formats(self.model))
+      self.fmt == 'flax' and 'npz' in naming.known_formats(self.model)
+    )
     method = 'linear' if google else 'bicubic'
     if table.ndim == 4:
       if table.shape == shape:
         return table, 'loaded', ''
-      return (resize_grid(table, shape[1:3], method), 'resized',
-              f'{_by(table.shape[1:3])} -> {_by(shape[1:3])}, {method}')
+      return (
+        resize_grid(table, shape[1:3], method),
+        'resized',
+        f'{_by(table.shape[1:3])} -> {_by(shape[1:3])}, {method}',
+      )
     rows, grid = shape[1], self.grid
     if grid is None or not 0 <= rows - math.prod(grid) <= 2:
       grid = _square(rows, range(3))
@@ -293,7 +341,7 @@ class _Loading:
       table = resize_table(table, old, grid, method)
       action = 'resized'
       notes.append(f'{_by(old)} -> {_by(grid)}, {method}')
-    leading = table[:, :min(prefix, old_prefix)]
+    leading = table[:, : min(prefix, old_prefix)]
     if old_prefix < prefix:
       # The file adds its table to the patches only: whatever stands for the
       # position of the leading tokens is part of them already.
@@ -312,8 +360,10 @@ class _Loading:
       old = naming.model_shapes(self.model, self.source_image_size)[1]
       if old is not None and 0 <= rows - math.prod(old) <= 2:
         return tuple(old), rows - math.prod(old)
-    tokens = sum(any(name in self.arrays for name in names)
-                 for names in (('cls', 'cls_token'), ('dist_token',)))
+    tokens = sum(
+      any(name in self.arrays for name in names)
+      for names in (('cls', 'cls_token'), ('dist_token',))
+    )
     if self.fmt == 'big_vision':
       prefixes = [0]
     else:
@@ -326,8 +376,9 @@ class _Loading:
     if rows == math.prod(grid):  # DeiT III: the table is of the patches only
       return grid, 0
     raise ShapeMismatch(
-        f'{rows} rows are no square grid after {prefixes[0]} leading rows: '
-        'say the image size of the file, source_image_size=(height, width)')
+      f'{rows} rows are no square grid after {prefixes[0]} leading rows: '
+      'say the image size of the file, source_image_size=(height, width)'
+    )
 
   def _left_over(self, used, lacking, strict):
     module = naming.map_module(self.model)
@@ -341,8 +392,9 @@ class _Loading:
       if any(re.fullmatch(pattern, name) for pattern in ignored):
         self.report.add('dropped', name, '', shape, 'of training only')
       elif '/pre_logits/' in path:
-        self.report.add('dropped', name, '', shape,
-                        'the model has no representation layer')
+        self.report.add(
+          'dropped', name, '', shape, 'the model has no representation layer'
+        )
       elif path and not has_head:
         self.report.add('dropped', name, '', shape, 'the model has no head')
       elif strict:
@@ -366,9 +418,13 @@ def _square(rows: int, prefixes) -> tuple[int, int] | None:
 def _initial(model, paths, shapes, image_size, key):
   """Initial values of some parameters; without a key, heads are plain."""
   bias = getattr(model, 'head_bias', 0.0)
-  flat = {path: np.full(shapes[path], bias if path.endswith('/bias') else 0.0,
-                        np.float32)
-          for path in paths if key is None and HEAD.fullmatch(path)}
+  flat = {
+    path: np.full(
+      shapes[path], bias if path.endswith('/bias') else 0.0, np.float32
+    )
+    for path in paths
+    if key is None and HEAD.fullmatch(path)
+  }
   paths = [path for path in paths if path not in flat]
   if not paths:
     return flat

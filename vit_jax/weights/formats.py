@@ -17,23 +17,35 @@ from vit_jax.weights.torch_reader import read_torch
 METADATA = 'vit_jax'  # our metadata, as JSON, in .npz and .safetensors
 
 _SAFETENSORS_DTYPES = {
-    'F64': 'f8', 'F32': 'f4', 'F16': 'f2', 'BF16': ml_dtypes.bfloat16,
-    'I64': 'i8', 'I32': 'i4', 'I16': 'i2', 'I8': 'i1', 'U64': 'u8',
-    'U32': 'u4', 'U16': 'u2', 'U8': 'u1', 'BOOL': '?',
+  'F64': 'f8',
+  'F32': 'f4',
+  'F16': 'f2',
+  'BF16': ml_dtypes.bfloat16,
+  'I64': 'i8',
+  'I32': 'i4',
+  'I16': 'i2',
+  'I8': 'i1',
+  'U64': 'u8',
+  'U32': 'u4',
+  'U16': 'u2',
+  'U8': 'u1',
+  'BOOL': '?',
 }
 # First bytes of files that are taken for weights by mistake.
 _FOREIGN = (
-    (b'version https://git-lfs', 'a Git LFS pointer; fetch the file itself '
-                                 '(git lfs pull)'),
-    (b'<', 'a web page; the download did not give the file'),
-    (b'{', 'JSON text'),
-    (b'\x89HDF', 'an HDF5 file (Keras); convert it first'),
-    (b'\x93NUMPY', 'a single numpy array (.npy)'),
-    (b'\x1f\x8b', 'gzip data; unpack it first'),
-    (b'\x89PNG', 'a PNG image'),
-    (b'\xff\xd8\xff', 'a JPEG image'),
-    (b'GIF8', 'a GIF image'),
-    (b'%PDF', 'a PDF document'),
+  (
+    b'version https://git-lfs',
+    'a Git LFS pointer; fetch the file itself (git lfs pull)',
+  ),
+  (b'<', 'a web page; the download did not give the file'),
+  (b'{', 'JSON text'),
+  (b'\x89HDF', 'an HDF5 file (Keras); convert it first'),
+  (b'\x93NUMPY', 'a single numpy array (.npy)'),
+  (b'\x1f\x8b', 'gzip data; unpack it first'),
+  (b'\x89PNG', 'a PNG image'),
+  (b'\xff\xd8\xff', 'a JPEG image'),
+  (b'GIF8', 'a GIF image'),
+  (b'%PDF', 'a PDF document'),
 )
 
 
@@ -68,8 +80,10 @@ def read(path, *, average: bool = False) -> tuple[dict[str, np.ndarray], dict]:
   except WeightsError as e:
     raise WeightsError(f'cannot read weights from {path}: {e}') from e
   except Exception as e:  # damaged files make libraries raise anything
-    raise WeightsError(f'cannot read weights from {path}: it is damaged or '
-                       f'not readable ({type(e).__name__}: {e})') from e
+    raise WeightsError(
+      f'cannot read weights from {path}: it is damaged or '
+      f'not readable ({type(e).__name__}: {e})'
+    ) from e
 
 
 def _reader(head: bytes):
@@ -88,8 +102,9 @@ def _reader(head: bytes):
     raise WeightsError('it looks like a tar archive; unpack it first')
   if b'\0' not in head and head.decode('utf-8', 'ignore').isprintable():
     raise WeightsError('it looks like text')
-  raise WeightsError('its first bytes are of no known weight format (.npz, '
-                     '.pth, .safetensors)')
+  raise WeightsError(
+    'its first bytes are of no known weight format (.npz, .pth, .safetensors)'
+  )
 
 
 def _read_zip(file):
@@ -99,14 +114,17 @@ def _read_zip(file):
       names = archive.namelist()
   except zipfile.BadZipFile as e:
     raise WeightsError(
-        f'it is truncated: it begins as a zip archive (.npz, .pth) but has no '
-        f'directory at its end ({e})') from e
+      f'it is truncated: it begins as a zip archive (.npz, .pth) but has no '
+      f'directory at its end ({e})'
+    ) from e
   file.seek(0)
   if any(name.endswith('/data.pkl') for name in names):
     return read_torch(file), {'kind': 'torch'}
   if not names or not all(name.endswith('.npy') for name in names):
-    raise WeightsError('it is a zip archive, but neither .npz nor .pth: it '
-                       f'holds {", ".join(names[:3]) or "nothing"}')
+    raise WeightsError(
+      'it is a zip archive, but neither .npz nor .pth: it '
+      f'holds {", ".join(names[:3]) or "nothing"}'
+    )
   arrays = {}
   with np.load(file, allow_pickle=False) as archive:
     for name in archive.files:
@@ -115,7 +133,8 @@ def _read_zip(file):
       except Exception as e:
         if 'allow_pickle' in str(e):
           raise WeightsError(
-              f'{name} wants to run code: it holds Python objects') from e
+            f'{name} wants to run code: it holds Python objects'
+          ) from e
         raise WeightsError(f'{name} is damaged ({e})') from e
   metadata = {}
   if METADATA in arrays:
@@ -125,19 +144,24 @@ def _read_zip(file):
 
 def _read_safetensors(file):
   import safetensors
+
   data = file.read()
   length = int.from_bytes(data[:8], 'little')
   try:
     tensors = safetensors.deserialize(data)
-    header = json.loads(data[8:8 + length]).get('__metadata__') or {}
+    header = json.loads(data[8 : 8 + length]).get('__metadata__') or {}
   except (safetensors.SafetensorError, ValueError) as e:
-    raise WeightsError('its .safetensors header does not fit its contents: it '
-                       f'is truncated or damaged ({e})') from e
+    raise WeightsError(
+      'its .safetensors header does not fit its contents: it '
+      f'is truncated or damaged ({e})'
+    ) from e
   arrays = {}
   for name, tensor in tensors:
     if tensor['dtype'] not in _SAFETENSORS_DTYPES:
-      raise WeightsError(f'{name} has dtype {tensor["dtype"]}; allowed: '
-                         f'{", ".join(_SAFETENSORS_DTYPES)}')
+      raise WeightsError(
+        f'{name} has dtype {tensor["dtype"]}; allowed: '
+        f'{", ".join(_SAFETENSORS_DTYPES)}'
+      )
     dtype = np.dtype(_SAFETENSORS_DTYPES[tensor['dtype']])
     x = np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
     arrays[name] = _float32(x)
@@ -146,13 +170,16 @@ def _read_safetensors(file):
 
 
 def _read_step(path, average: bool):
-  from vit_jax import checkpoint
+  from vit_jax.weights.steps import CheckpointError, load_params
+
   try:
-    arrays, metadata = checkpoint.load_params(path, average=average)
-  except checkpoint.CheckpointError as e:
+    arrays, metadata = load_params(path, average=average)
+  except CheckpointError as e:
     raise WeightsError(str(e)) from e
-  return ({name: _float32(x) for name, x in arrays.items()},
-          {**metadata, 'kind': 'step'})
+  return (
+    {name: _float32(x) for name, x in arrays.items()},
+    {**metadata, 'kind': 'step'},
+  )
 
 
 def _float32(x: np.ndarray) -> np.ndarray:
@@ -169,14 +196,18 @@ def _download(name: str) -> str:
   org, _, rest = name.removeprefix('hf:').partition('/')
   repo, _, file = rest.partition('/')
   if not org or not repo:
-    raise WeightsError(f'{name!r} is no hub name; the form is hf:ORG/NAME, '
-                       'such as hf:timm/vit_base_patch16_224.augreg_in21k')
+    raise WeightsError(
+      f'{name!r} is no hub name; the form is hf:ORG/NAME, '
+      'such as hf:timm/vit_base_patch16_224.augreg_in21k'
+    )
   try:
     import huggingface_hub
   except ImportError as e:
-    raise WeightsError(f"{name} needs huggingface_hub: pip install "
-                       "'vit_jax[hub]', or download the file and give its "
-                       'path') from e
+    raise WeightsError(
+      f'{name} needs huggingface_hub: pip install '
+      "'vit_jax[hub]', or download the file and give its "
+      'path'
+    ) from e
   candidates = [file] if file else ['model.safetensors', 'pytorch_model.bin']
   for candidate in candidates:
     try:
@@ -185,7 +216,8 @@ def _download(name: str) -> str:
       continue
     except Exception as e:  # the hub's errors have no common ancestor
       raise WeightsError(
-          f'{name} could not be fetched ({type(e).__name__}: '
-          f'{str(e).splitlines()[0] if str(e) else ""}). Check the name and '
-          'the connection, or download the file and give its path') from e
+        f'{name} could not be fetched ({type(e).__name__}: '
+        f'{str(e).splitlines()[0] if str(e) else ""}). Check the name and '
+        'the connection, or download the file and give its path'
+      ) from e
   raise WeightsError(f'{name} has none of: {", ".join(candidates)}')

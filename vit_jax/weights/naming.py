@@ -20,8 +20,11 @@ FLAX = [Rule('params/(.*)', r'\1'), Rule('(batch_stats/.*)', r'\1')]
 @functools.cache
 def _modules():
   from vit_jax.weights import maps
-  return [importlib.import_module(f'{maps.__name__}.{m.name}')
-          for m in pkgutil.iter_modules(maps.__path__)]
+
+  return [
+    importlib.import_module(f'{maps.__name__}.{m.name}')
+    for m in pkgutil.iter_modules(maps.__path__)
+  ]
 
 
 def map_module(model):
@@ -44,15 +47,22 @@ def known_formats(model) -> dict[str, list[Rule]]:
   (the authors' PyTorch code) speak for themselves; 'flax' is the model's own
   tree.
   """
-  return {**{fmt: rules(model) if callable(rules) else rules
-             for fmt, rules in _find(model)[1].items()}, 'flax': FLAX}
+  return {
+    **{
+      fmt: rules(model) if callable(rules) else rules
+      for fmt, rules in _find(model)[1].items()
+    },
+    'flax': FLAX,
+  }
 
 
 def rules_of(model, fmt: str) -> list[Rule]:
   known = known_formats(model)
   if fmt not in known:
-    raise WeightsError(f'format {fmt!r} is not known for '
-                       f'{type(model).__name__}; allowed: {", ".join(known)}')
+    raise WeightsError(
+      f'format {fmt!r} is not known for '
+      f'{type(model).__name__}; allowed: {", ".join(known)}'
+    )
   return known[fmt]
 
 
@@ -91,12 +101,15 @@ def model_shapes(model, image_size):
 @functools.lru_cache(maxsize=8)
 def _trace(model, image_size):
   (_, out), variables = jax.eval_shape(
-      functools.partial(model.init_with_output, train=False),
-      jax.random.key(0), jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32))
+    functools.partial(model.init_with_output, train=False),
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32),
+  )
   stem = out.get('stem')
   grid = stem.shape[1:3] if stem is not None and stem.ndim == 4 else None
-  return {path: tuple(x.shape) for path, x in
-          flatten_dict(variables, sep='/').items()}, grid
+  return {
+    path: tuple(x.shape) for path, x in flatten_dict(variables, sep='/').items()
+  }, grid
 
 
 def unrolled(model):
@@ -106,8 +119,9 @@ def unrolled(model):
 
 def any_image_size(model) -> tuple[int, int]:
   """A size that fits the model's patches, where only names matter."""
-  return tuple(math.lcm(32 * p, 224)
-               for p in as_pair(getattr(model, 'patch_size', 16)))
+  return tuple(
+    math.lcm(32 * p, 224) for p in as_pair(getattr(model, 'patch_size', 16))
+  )
 
 
 def abstract(shape) -> np.ndarray:

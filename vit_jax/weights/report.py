@@ -68,17 +68,26 @@ class Report:
 
   def __str__(self) -> str:
     """Counts, and a line for each tensor that was not taken as it is."""
-    counts = ', '.join(f'{len(self.of(a))} {a.replace("_", " ")}'
-                       for a in ACTIONS if self.of(a))
+    counts = ', '.join(
+      f'{len(self.of(a))} {a.replace("_", " ")}' for a in ACTIONS if self.of(a)
+    )
     special = [e for e in self.entries if e.action != 'loaded' or e.note]
     head = f'{self.source} ({self.format}): {counts or "nothing"}'
     return head + ('\n' + _table(special) if special else '')
 
 
 def _table(entries) -> str:
-  rows = [(e.action.replace('_', ' '), e.name,
-           'x'.join(map(str, e.shape)) or 'scalar', e.note) for e in entries]
+  rows = [
+    (
+      e.action.replace('_', ' '),
+      e.name,
+      'x'.join(map(str, e.shape)) or 'scalar',
+      e.note,
+    )
+    for e in entries
+  ]
   widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
   return '\n'.join(
-      f'  {a:{widths[0]}}  {n:{widths[1]}}  {s:{widths[2]}}  {note}'.rstrip()
-      for a, n, s, note in rows)
+    f'  {a:{widths[0]}}  {n:{widths[1]}}  {s:{widths[2]}}  {note}'.rstrip()
+    for a, n, s, note in rows
+  )

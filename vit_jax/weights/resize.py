@@ -44,13 +44,19 @@ def resize_grid(grid, new_grid: tuple[int, int], method: str) -> np.ndarray:
   matrix = linear_matrix if method == 'linear' else bicubic_matrix
   rows = matrix(grid.shape[1], new_grid[0])
   columns = matrix(grid.shape[2], new_grid[1])
-  out = np.einsum('yh,xw,bhwd->byxd', rows, columns,
-                  np.asarray(grid, np.float64), optimize=True)
+  out = np.einsum(
+    'yh,xw,bhwd->byxd',
+    rows,
+    columns,
+    np.asarray(grid, np.float64),
+    optimize=True,
+  )
   return out.astype(np.asarray(grid).dtype)
 
 
-def resize_table(table, old_grid: tuple[int, int], new_grid: tuple[int, int],
-                 method: str) -> np.ndarray:
+def resize_table(
+  table, old_grid: tuple[int, int], new_grid: tuple[int, int], method: str
+) -> np.ndarray:
   """Resizes the grid part of a position table.
 
   Args:
@@ -70,8 +76,9 @@ def resize_table(table, old_grid: tuple[int, int], new_grid: tuple[int, int],
   (h, w), (new_h, new_w) = old_grid, new_grid
   prefix = table.shape[1] - h * w
   if prefix < 0:
-    raise ValueError(f'a position table of {table.shape[1]} rows has no '
-                     f'{h}x{w} grid')
+    raise ValueError(
+      f'a position table of {table.shape[1]} rows has no {h}x{w} grid'
+    )
   grid = table[:, prefix:].reshape(1, h, w, -1)
   grid = resize_grid(grid, new_grid, method).reshape(1, new_h * new_w, -1)
   return np.concatenate([table[:, :prefix], grid], axis=1)

@@ -50,7 +50,7 @@ class Rule:
       if not x.ndim or x.shape[0] % n:
         raise ShapeMismatch
       step = x.shape[0] // n
-      x = x[j * step:(j + 1) * step]
+      x = x[j * step : (j + 1) * step]
     if math.prod(x.shape) != math.prod(shape):
       raise ShapeMismatch
     if self.layout == 'conv':

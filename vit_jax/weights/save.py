@@ -12,14 +12,22 @@ from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.formats import METADATA
 
 # Formats to try for a file, first to last; 'flax' always works.
-_PREFERRED = {'.npz': ('npz', 'flax'),
-              '.safetensors': ('timm', 'official', 'flax')}
+_PREFERRED = {
+  '.npz': ('npz', 'flax'),
+  '.safetensors': ('timm', 'official', 'flax'),
+}
 # Formats whose names begin with the collection.
 _WITH_COLLECTION = ('flax', 'big_vision')
 
 
-def save_weights(variables, model, path, metadata: dict | None = None, *,
-                 fmt: str | None = None) -> str:
+def save_weights(
+  variables,
+  model,
+  path,
+  metadata: dict | None = None,
+  *,
+  fmt: str | None = None,
+) -> str:
   """Writes a model's variables as a released file would have them.
 
   `load_pretrained` gives the same variables back, bit for bit (big_vision's
@@ -45,8 +53,9 @@ def save_weights(variables, model, path, metadata: dict | None = None, *,
   """
   path = epath.Path(path)
   if path.suffix not in _PREFERRED:
-    raise WeightsError(f'cannot write {path}: its suffix must be '
-                       f'{" or ".join(_PREFERRED)}')
+    raise WeightsError(
+      f'cannot write {path}: its suffix must be {" or ".join(_PREFERRED)}'
+    )
   if fmt is None:
     arrays, fmt = _first_complete(variables, model, _PREFERRED[path.suffix])
   else:
@@ -60,6 +69,7 @@ def save_weights(variables, model, path, metadata: dict | None = None, *,
       np.savez(file, **arrays)
   else:
     from safetensors.numpy import save
+
     header = {'format': 'pt'}
     if metadata:
       header[METADATA] = json.dumps(metadata)
@@ -90,24 +100,33 @@ def to_state_dict(variables, model, fmt: str) -> dict[str, np.ndarray]:
   Raises:
     WeightsError: unknown format, or a parameter it has no name for.
   """
-  flat = {path: np.asarray(x) for path, x in
-          flatten_dict(dict(variables), sep='/').items()}
+  flat = {
+    path: np.asarray(x)
+    for path, x in flatten_dict(dict(variables), sep='/').items()
+  }
   plain = naming.unrolled(model)
   if plain is not model:
     size = naming.any_image_size(plain)
     flat = unstack_blocks(flat, naming.model_shapes(plain, size)[0])
-  return {name: np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1
-                                     else parts[0])
-          for name, parts in _pieces(flat, plain, fmt).items()}
+  return {
+    name: np.ascontiguousarray(
+      np.concatenate(parts) if len(parts) > 1 else parts[0]
+    )
+    for name, parts in _pieces(flat, plain, fmt).items()
+  }
 
 
 def released_shapes(model, image_size, fmt: str) -> dict[str, tuple]:
   """{released name: shape} of a model's file in a format, without arrays."""
   plain = naming.unrolled(model)
-  flat = {path: naming.abstract(shape) for path, shape in
-          naming.model_shapes(plain, image_size)[0].items()}
-  return {name: (sum(x.shape[0] for x in parts), *parts[0].shape[1:])
-          for name, parts in _pieces(flat, plain, fmt).items()}
+  flat = {
+    path: naming.abstract(shape)
+    for path, shape in naming.model_shapes(plain, image_size)[0].items()
+  }
+  return {
+    name: (sum(x.shape[0] for x in parts), *parts[0].shape[1:])
+    for name, parts in _pieces(flat, plain, fmt).items()
+  }
 
 
 def _pieces(flat, model, fmt) -> dict[str, list[np.ndarray]]:
@@ -118,9 +137,10 @@ def _pieces(flat, model, fmt) -> dict[str, list[np.ndarray]]:
   lost = [path for path in flat if path not in assigned]
   if lost:
     raise WeightsError(
-        f'format {fmt} of {type(model).__name__} has no name for '
-        f'{", ".join(lost[:5])}{" and others" if len(lost) > 5 else ""}. Save '
-        "as flat Flax names instead (fmt='flax')")
+      f'format {fmt} of {type(model).__name__} has no name for '
+      f'{", ".join(lost[:5])}{" and others" if len(lost) > 5 else ""}. Save '
+      "as flat Flax names instead (fmt='flax')"
+    )
   pieces = {}
   for path, (rule, name) in assigned.items():
     part, _ = rule.part or (0, 1)
@@ -128,11 +148,14 @@ def _pieces(flat, model, fmt) -> dict[str, list[np.ndarray]]:
       name = f'params/{name}'
     parts = pieces.setdefault(name, {})
     if part in parts:
-      raise WeightsError(f'format {fmt} of {type(model).__name__} gives two '
-                         f'parameters the name {name}')
+      raise WeightsError(
+        f'format {fmt} of {type(model).__name__} gives two '
+        f'parameters the name {name}'
+      )
     parts[part] = rule.to_released(flat[path], path, name)
-  return {name: [parts[j] for j in sorted(parts)]
-          for name, parts in pieces.items()}
+  return {
+    name: [parts[j] for j in sorted(parts)] for name, parts in pieces.items()
+  }
 
 
 def _fold_class_row(flat: dict) -> dict:
@@ -141,5 +164,8 @@ def _fold_class_row(flat: dict) -> dict:
   if 'params/cls' not in flat or table not in flat:
     return flat
   rows = flat[table]
-  return {**flat, 'params/cls': flat['params/cls'] + rows[:, :1],
-          table: rows[:, 1:]}
+  return {
+    **flat,
+    'params/cls': flat['params/cls'] + rows[:, :1],
+    table: rows[:, 1:],
+  }

@@ -19,20 +19,30 @@ from vit_jax.weights.errors import WeightsError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
-    'DoubleStorage': 'f8', 'FloatStorage': 'f4', 'HalfStorage': 'f2',
-    'BFloat16Storage': 'u2', 'LongStorage': 'i8', 'IntStorage': 'i4',
-    'ShortStorage': 'i2', 'CharStorage': 'i1', 'ByteStorage': 'u1',
-    'BoolStorage': '?',
+  'DoubleStorage': 'f8',
+  'FloatStorage': 'f4',
+  'HalfStorage': 'f2',
+  'BFloat16Storage': 'u2',
+  'LongStorage': 'i8',
+  'IntStorage': 'i4',
+  'ShortStorage': 'i2',
+  'CharStorage': 'i1',
+  'ByteStorage': 'u1',
+  'BoolStorage': '?',
 }
 # What training scripts put beside the weights. Never built: a value of such a
 # type becomes an empty placeholder.
 _INERT = {
-    ('argparse', 'Namespace'), ('pathlib', 'PosixPath'),
-    ('torch', 'device'), ('torch', 'dtype'), ('torch', 'float32'),
-    ('torch.torch_version', 'TorchVersion'),
-    ('numpy', 'dtype'), ('_codecs', 'encode'),
-    ('numpy.core.multiarray', 'scalar'),
-    ('numpy._core.multiarray', 'scalar'),
+  ('argparse', 'Namespace'),
+  ('pathlib', 'PosixPath'),
+  ('torch', 'device'),
+  ('torch', 'dtype'),
+  ('torch', 'float32'),
+  ('torch.torch_version', 'TorchVersion'),
+  ('numpy', 'dtype'),
+  ('_codecs', 'encode'),
+  ('numpy.core.multiarray', 'scalar'),
+  ('numpy._core.multiarray', 'scalar'),
 }
 
 
@@ -61,8 +71,10 @@ class _Storage:
   def fill(self, raw, byteorder: str):
     dtype = np.dtype(_DTYPES[self.kind]).newbyteorder(byteorder)
     if len(raw) < self.numel * dtype.itemsize:
-      raise WeightsError(f'a storage of {self.numel} {self.kind} values has '
-                         f'only {len(raw)} bytes')
+      raise WeightsError(
+        f'a storage of {self.numel} {self.kind} values has '
+        f'only {len(raw)} bytes'
+      )
     data = np.frombuffer(raw, dtype, self.numel)
     if self.kind == 'BFloat16Storage':
       data = (data.astype(np.uint32) << 16).view(np.float32)
@@ -81,22 +93,27 @@ class _Tensor:
   stride: tuple[int, ...]
 
   def array(self) -> np.ndarray:
-    ok = (isinstance(self.storage, _Storage)
-          and len(self.size) == len(self.stride)
-          and all(isinstance(n, int) and n >= 0 for n in
-                  (self.offset, *self.size, *self.stride)))
+    ok = (
+      isinstance(self.storage, _Storage)
+      and len(self.size) == len(self.stride)
+      and all(
+        isinstance(n, int) and n >= 0
+        for n in (self.offset, *self.size, *self.stride)
+      )
+    )
     if not ok:
       raise WeightsError('a tensor with an impossible layout')
     if not math.prod(self.size):
       return np.zeros(self.size, np.float32)
     last = self.offset + sum(
-        (n - 1) * s for n, s in zip(self.size, self.stride))
+      (n - 1) * s for n, s in zip(self.size, self.stride)
+    )
     if last >= self.storage.numel:
       raise WeightsError('a tensor that reaches beyond its storage')
-    data = self.storage.data[self.offset:]
+    data = self.storage.data[self.offset :]
     return np.lib.stride_tricks.as_strided(
-        data, self.size, [s * data.itemsize for s in self.stride],
-        writeable=False)
+      data, self.size, [s * data.itemsize for s in self.stride], writeable=False
+    )
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_):
@@ -108,14 +125,14 @@ def _rebuild_parameter(data, *_):
 
 
 _ALLOWED = {
-    ('collections', 'OrderedDict'): collections.OrderedDict,
-    ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
-    ('torch._utils', '_rebuild_parameter_with_state'): _rebuild_parameter,
-    ('torch', 'Size'): tuple,
-    ('builtins', 'set'): set,
-    ('__builtin__', 'set'): set,
+  ('collections', 'OrderedDict'): collections.OrderedDict,
+  ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
+  ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+  ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
+  ('torch._utils', '_rebuild_parameter_with_state'): _rebuild_parameter,
+  ('torch', 'Size'): tuple,
+  ('builtins', 'set'): set,
+  ('__builtin__', 'set'): set,
 }
 
 
@@ -134,14 +151,21 @@ class _Unpickler(pickle.Unpickler):
     if (module, name) in _INERT:
       return _Inert
     raise WeightsError(
-        f'it wants to run code: its pickle asks for {module}.{name}. Only '
-        'tensors and plain containers are read. If you trust the file, save '
-        'its state dict as .safetensors with the program it came from')
+      f'it wants to run code: its pickle asks for {module}.{name}. Only '
+      'tensors and plain containers are read. If you trust the file, save '
+      'its state dict as .safetensors with the program it came from'
+    )
 
   def persistent_load(self, pid):
-    if (self._load_storage is None or not isinstance(pid, tuple)
-        or len(pid) < 5 or pid[0] != 'storage' or pid[1] not in _DTYPES
-        or not isinstance(pid[4], int) or pid[4] < 0):
+    if (
+      self._load_storage is None
+      or not isinstance(pid, tuple)
+      or len(pid) < 5
+      or pid[0] != 'storage'
+      or pid[1] not in _DTYPES
+      or not isinstance(pid[4], int)
+      or pid[4] < 0
+    ):
       raise WeightsError(f'an unknown kind of storage: {str(pid)[:80]}')
     return self._load_storage(*pid[1:])
 
@@ -160,8 +184,10 @@ def _read_zip(file):
     names = set(archive.namelist())
     pickles = [n for n in names if n.endswith('/data.pkl')]
     if any('/code/' in n for n in names):
-      raise WeightsError('it is a TorchScript program, not a checkpoint; save '
-                         'the state dict of its module instead')
+      raise WeightsError(
+        'it is a TorchScript program, not a checkpoint; save '
+        'the state dict of its module instead'
+      )
     if len(pickles) != 1:
       raise WeightsError('it is a zip archive without a data.pkl')
     root = pickles[0].removesuffix('data.pkl')
@@ -206,10 +232,12 @@ def _read_legacy(file):
     numel = int.from_bytes(header, 'little' if little else 'big')
     storage = storages[key]
     if numel != storage.numel:
-      raise WeightsError(f'storage {key} has {numel} values, expected '
-                         f'{storage.numel}')
-    storage.fill(file.read(numel * np.dtype(_DTYPES[storage.kind]).itemsize),
-                 order)
+      raise WeightsError(
+        f'storage {key} has {numel} values, expected {storage.numel}'
+      )
+    storage.fill(
+      file.read(numel * np.dtype(_DTYPES[storage.kind]).itemsize), order
+    )
   empty = [key for key, storage in storages.items() if storage.data is None]
   if empty:
     raise WeightsError(f'storage {empty[0]} is missing')
@@ -221,8 +249,14 @@ def _state_dict(tree) -> dict:
   for _ in range(3):
     if not isinstance(tree, dict):
       break
-    inner = next((tree[k] for k in ('model', 'state_dict', 'model_state_dict')
-                  if isinstance(tree.get(k), dict)), None)
+    inner = next(
+      (
+        tree[k]
+        for k in ('model', 'state_dict', 'model_state_dict')
+        if isinstance(tree.get(k), dict)
+      ),
+      None,
+    )
     if inner is None:
       return tree
     tree = inner
@@ -246,8 +280,11 @@ def read_torch(file) -> dict[str, np.ndarray]:
     tree = _read_legacy(file) if legacy else _read_zip(file)
   except zipfile.BadZipFile as e:
     raise WeightsError(f'its zip archive is damaged or truncated ({e})') from e
-  arrays = {str(name): x.array() for name, x in _state_dict(tree).items()
-            if isinstance(x, _Tensor)}
+  arrays = {
+    str(name): x.array()
+    for name, x in _state_dict(tree).items()
+    if isinstance(x, _Tensor)
+  }
   if not arrays:
     raise WeightsError('it holds no tensors')
   return arrays

@@ -1,0 +1,339 @@
+"""Analyses: closed forms on uniform and identity attention, and the plots."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.random_variables import random_variables
+from vit_jax.analysis import (
+  attend,
+  distance,
+  filters,
+  posemb,
+  rollout,
+  similarity,
+)
+from vit_jax.models.cait import CaiT
+from vit_jax.models.deepvit import DeepViT
+
+RNG = np.random.default_rng(0)
+
+
+def random_maps(layers=3, heads=2, tokens=7, batch=2):
+  logits = RNG.standard_normal((layers, batch, heads, tokens, tokens))
+  maps = np.exp(2 * logits)
+  return list(maps / maps.sum(-1, keepdims=True))
+
+
+def uniform(layers=3, tokens=7):
+  return [np.full((1, 2, tokens, tokens), 1 / tokens)] * layers
+
+
+def identity(layers=3, tokens=7):
+  return [np.broadcast_to(np.eye(tokens), (1, 2, tokens, tokens))] * layers
+
+
+# ------------------------------------------------------------------- rollout
+
+
+def test_rollout_closed_forms():
+  np.testing.assert_allclose(rollout.rollout(identity())[0], np.eye(7))
+  # ((I + U) / 2)^L with U the projection on the mean: I keeps 2^-L.
+  for layers in (1, 2, 5):
+    want = 0.5**layers * np.eye(7) + (1 - 0.5**layers) / 7
+    np.testing.assert_allclose(rollout.rollout(uniform(layers))[0], want)
+  maps = random_maps()
+  for residual in (0.0, 0.3, 1.0):
+    product = rollout.rollout(maps, residual=residual)
+    np.testing.assert_allclose(product.sum(-1), 1)
+  np.testing.assert_allclose(product, np.eye(7)[None].repeat(2, 0), atol=1e-12)
+  a, b = (m.mean(1) for m in maps[:2])
+  np.testing.assert_allclose(
+    rollout.rollout(maps[:2], residual=0.0), b @ a
+  )  # last layer on the left
+  with pytest.raises(ValueError, match='at least one layer'):
+    rollout.rollout([])
+
+
+def test_rollout_maps():
+  maps = random_maps()
+  product = rollout.rollout(maps)
+  got = rollout.rollout_maps(maps, (2, 3), 1)
+  assert got.shape == (2, 2, 3)
+  np.testing.assert_allclose(got.sum((1, 2)), 1)
+  np.testing.assert_allclose(
+    got.reshape(2, 6), product[:, 0, 1:] / product[:, 0, 1:].sum(1)[:, None]
+  )
+  without = rollout.rollout_maps(uniform(tokens=6), (2, 3), 0)
+  np.testing.assert_allclose(without, 1 / 6)
+  # All layers attend to patch 4 alone: the class token comes from there.
+  one = np.zeros((1, 1, 7, 7))
+  one[..., 4] = 1
+  got = rollout.rollout_maps([one] * 3, (2, 3), 1)
+  assert got[0, 1, 0] == 1.0
+
+
+def test_class_layers():
+  patches = [
+    m[..., 1:, 1:] / m[..., 1:, 1:].sum(-1, keepdims=True)
+    for m in random_maps()
+  ]
+  cls = [m[:, :, :1] for m in random_maps(2)]
+  layers = rollout.join_class_layers(patches, cls)
+  assert [x.shape for x in layers] == [(2, 1, 7, 7)] * 5
+  product = rollout.rollout(layers)
+  np.testing.assert_allclose(product.sum(-1), 1)
+  np.testing.assert_allclose(product[:, 1:, 1:], rollout.rollout(patches))
+  first, second = (0.5 * (c.mean(1)[:, 0] + np.eye(7)[0]) for c in cls)
+  row = second + second[:, :1] * (first - np.eye(7)[0])
+  np.testing.assert_allclose(product[:, 0, 0], row[:, 0])
+  np.testing.assert_allclose(
+    product[:, 0, 1:],
+    np.einsum('bn,bnm->bm', row[:, 1:], rollout.rollout(patches)),
+  )
+
+
+# ------------------------------------------------------------------ distance
+
+
+def test_patch_distances():
+  pixels = distance.patch_distances((2, 3), (4, 3))
+  assert pixels.shape == (6, 6)
+  assert pixels[0, 1] == 3 and pixels[0, 3] == 4 and pixels[0, 4] == 5
+  np.testing.assert_array_equal(pixels, pixels.T)
+
+
+def test_attention_distance_closed_forms():
+  grid, patch = (2, 3), 16
+  got = distance.mean_attention_distance(identity(), grid, patch, 1)
+  np.testing.assert_array_equal(got, np.zeros((3, 2)))
+  got = distance.mean_attention_distance(uniform(), grid, patch, 1)
+  np.testing.assert_allclose(got, distance.uniform_distance(grid, patch))
+  shift = np.roll(np.eye(4), 1, axis=1)[None, None]  # the next of a row of 4
+  got = distance.mean_attention_distance([shift], (1, 4), 10, 0)
+  np.testing.assert_allclose(got, (10 + 10 + 10 + 30) / 4)
+
+
+def test_attention_distance_leaves_prefix_out():
+  maps = random_maps(tokens=8)
+  want = distance.mean_attention_distance(
+    [m[..., 2:, 2:] / m[..., 2:, 2:].sum(-1, keepdims=True) for m in maps],
+    (2, 3),
+    8,
+  )
+  got = distance.mean_attention_distance(maps, (2, 3), 8, 2)
+  np.testing.assert_allclose(got, want)
+  np.testing.assert_allclose(  # in pixels
+    distance.mean_attention_distance(maps, (2, 3), 16, 2), 2 * got
+  )
+  only_class = np.zeros((1, 1, 7, 7))
+  only_class[..., 0] = 1
+  assert distance.mean_attention_distance([only_class], (2, 3), 8, 1) == 0
+  with pytest.raises(ValueError, match='7 patch tokens.*2x3'):
+    distance.mean_attention_distance(maps, (2, 3), 8, 1)
+
+
+def test_wider_attention_has_larger_distance():
+  pixels = distance.patch_distances((6, 6), 16)
+  got = []
+  for sigma in (8, 16, 32, 64):
+    a = np.exp(-(pixels**2) / (2 * sigma**2))
+    a /= a.sum(-1, keepdims=True)
+    got.append(
+      distance.mean_attention_distance([a[None, None]], (6, 6), 16)[0, 0]
+    )
+  assert got == sorted(got) and got[0] > 0
+  assert got[-1] < distance.uniform_distance((6, 6), 16)
+
+
+# ---------------------------------------------- position tables and filters
+
+
+def test_position_similarity():
+  table = RNG.standard_normal((1, 7, 16))
+  got = posemb.position_similarity(table, (2, 3), 1)
+  assert got.shape == (2, 3, 2, 3)
+  flat = got.reshape(6, 6)
+  np.testing.assert_allclose(np.diag(flat), 1)
+  np.testing.assert_allclose(flat, flat.T)
+  assert np.abs(flat).max() <= 1 + 1e-12
+  np.testing.assert_allclose(  # lengths do not count
+    posemb.position_similarity(3 * table[0], (2, 3), 1), got
+  )
+  np.testing.assert_allclose(
+    posemb.position_similarity(np.eye(6), (2, 3)).reshape(6, 6), np.eye(6)
+  )
+  with pytest.raises(ValueError, match='7 rows after 0.*2x3'):
+    posemb.position_similarity(table, (2, 3))
+
+
+def test_filter_components():
+  kernel = RNG.standard_normal((4, 4, 3, 60))
+  components, shares = filters.filter_components(kernel)
+  assert components.shape == (28, 4, 4, 3)
+  flat = components.reshape(28, -1)
+  np.testing.assert_allclose(flat @ flat.T, np.eye(28), atol=1e-9)
+  assert (np.diff(shares) <= 0).all() and shares.sum() < 1
+  rgb = filters.to_rgb(components)
+  assert rgb.min() >= 0 and rgb.max() <= 1
+  # All filters are multiples of one direction: it is found, up to its sign.
+  one = RNG.standard_normal(48)
+  one /= np.linalg.norm(one)
+  rank1 = one.reshape(4, 4, 3, 1) * RNG.standard_normal(9)
+  components, shares = filters.filter_components(rank1)
+  assert len(shares) == 9  # no more than filters
+  np.testing.assert_allclose(abs(components[0].ravel() @ one), 1)
+  np.testing.assert_allclose(shares, [1, *[0] * 8], atol=1e-12)
+  assert np.array_equal(
+    filters.to_rgb(np.zeros((1, 2, 2, 3))), np.full((1, 2, 2, 3), 0.5)
+  )
+
+
+# ---------------------------------------------------------------- similarity
+
+
+def test_token_similarity_is_the_cosine_of_columns():
+  p, q = random_maps(2)
+  m = similarity.token_similarity(p, q)
+  assert m.shape == (2, 2, 7)
+  a, b = p[1, 0, :, 3], q[1, 0, :, 3]
+  np.testing.assert_allclose(
+    m[1, 0, 3], a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+  )
+  np.testing.assert_allclose(similarity.token_similarity(p, p), 1)
+  with pytest.raises(ValueError, match='different shapes'):
+    similarity.token_similarity(p, q[..., :6, :6])
+
+
+def test_layer_similarity():
+  maps = random_maps(4)
+  matrix = similarity.layer_similarity(maps)
+  np.testing.assert_allclose(matrix, matrix.T)
+  np.testing.assert_allclose(np.diag(matrix), 1, rtol=1e-6)
+  np.testing.assert_allclose(
+    matrix[0, 2],
+    similarity.token_similarity(maps[0], maps[2]).mean(),
+    rtol=1e-6,
+  )
+  np.testing.assert_allclose(
+    similarity.adjacent_similarity(matrix), [matrix[i, i + 1] for i in range(3)]
+  )
+  mixed = [identity()[0], uniform()[0]]
+  np.testing.assert_allclose(  # a unit vector against a constant one
+    similarity.layer_similarity(mixed)[0, 1], 7**-0.5, rtol=1e-6
+  )
+  for threshold, ratio in ((0.37, 1), (0.38, 0)):  # 7 ** -0.5 = 0.378
+    assert similarity.similar_ratio(mixed, threshold)[0, 1] == ratio
+  with pytest.raises(ValueError, match='layers 0 and 1'):
+    similarity.layer_similarity([identity()[0], identity(tokens=6)[0]])
+
+
+def test_similar_blocks_and_heads():
+  a, b = random_maps(2)
+  collapsed = similarity.layer_similarity([a, b, b, b])
+  assert similarity.similar_blocks(collapsed, 0.99) == 2 / 4
+  assert similarity.similar_blocks(np.eye(4)) == 0
+  np.testing.assert_allclose(similarity.head_similarity(uniform()), 1)
+  want = similarity.token_similarity(a[:, :1], a[:, 1:]).mean()
+  np.testing.assert_allclose(similarity.head_similarity([a]), [want])
+  assert np.isnan(similarity.head_similarity([a[:, :1]])).all()
+
+
+# --------------------------------------------------------- models and plots
+
+
+@pytest.mark.parametrize(
+  'model,prefix,layers',
+  [
+    (
+      CaiT(
+        num_classes=2, patch_size=8, width=16, depth=3, num_heads=2, scan=True
+      ),
+      0,
+      3,
+    ),
+    (
+      DeepViT(num_classes=2, patch_size=8, width=12, depth=2, num_heads=3),
+      1,
+      2,
+    ),
+  ],
+)
+def test_collect(model, prefix, layers):
+  images = jnp.asarray(RNG.standard_normal((2, 16, 24, 3)), jnp.float32)
+  variables = random_variables(model, images)
+  got = attend.collect(model, variables, images)
+  assert got.grid == (2, 3) and got.num_prefix == prefix
+  tokens = 6 + prefix
+  assert [a.shape for a in got.maps] == [
+    (2, model.num_heads, tokens, tokens)
+  ] * layers
+  for a in got.maps:
+    np.testing.assert_allclose(a.sum(-1), 1, atol=1e-5)
+  mixed = attend.collect(model, variables, images, mixed=True)
+  assert np.abs(mixed.maps[0] - got.maps[0]).max() > 1e-3
+  if prefix == 0:
+    joined = rollout.join_class_layers(got.maps, got.class_maps)
+    assert rollout.rollout_maps(joined, got.grid, 1).shape == (2, 2, 3)
+  assert posemb.find_table(variables).shape == (tokens, model.width)
+  assert filters.find_kernel(variables).shape == (8, 8, 3, model.width)
+
+
+def test_find_grid():
+  assert attend.find_grid(197, (14, 14)) == ((14, 14), 1)
+  assert attend.find_grid(198, (14, 14)) == ((14, 14), 2)
+  assert attend.find_grid(196, (28, 28)) == ((14, 14), 0)
+  with pytest.raises(ValueError, match='150 tokens.*14x14'):
+    attend.find_grid(150, (14, 14))
+
+
+@dataclasses.dataclass
+class NoAttention:
+  num_classes: int = 2
+
+
+def test_what_is_not_there():
+  with pytest.raises(ValueError, match='NoAttention has no attention maps'):
+    attend.collect(NoAttention(), {}, None)
+  params = {'params': {'conv': {'kernel': np.zeros((3, 3, 4, 8))}}}
+  with pytest.raises(ValueError, match='no learned position table'):
+    posemb.find_table(params)
+  with pytest.raises(ValueError, match='RGB'):
+    filters.find_kernel(params)
+
+
+def is_png(path):
+  data = path.read_bytes()
+  return data[:8] == b'\x89PNG\r\n\x1a\n' and len(data) > 2000
+
+
+def test_plots(tmp_path):
+  pytest.importorskip('matplotlib')
+  maps = random_maps(4)
+  matrix = similarity.layer_similarity(maps)
+  table = posemb.position_similarity(RNG.standard_normal((7, 8)), (2, 3), 1)
+  components, shares = filters.filter_components(
+    RNG.standard_normal((4, 4, 3, 20)), 9
+  )
+  for written in (
+    rollout.plot_rollout(
+      RNG.random((2, 8, 12, 3)),
+      rollout.rollout_maps(maps, (2, 3), 1),
+      tmp_path / 'new' / 'rollout.png',
+      ['a', 'b'],
+    ),
+    distance.plot_distance(
+      distance.mean_attention_distance(maps, (2, 3), 8, 1),
+      tmp_path / 'distance.png',
+      uniform=9.0,
+    ),
+    posemb.plot_similarity(table, tmp_path / 'posemb.png'),
+    filters.plot_filters(components, tmp_path / 'f.png', shares=shares),
+    similarity.plot_layers(matrix, tmp_path / 'layers.png'),
+    similarity.plot_curves(
+      {'ViT': matrix, 'DeepViT': [0.1, 0.2, 0.1]}, tmp_path / 'curves.png'
+    ),
+  ):
+    assert is_png(written)

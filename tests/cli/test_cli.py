@@ -1,0 +1,554 @@
+"""vit-jax end to end on a tiny folder of images, and on bad input."""
+
+import csv
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.helpers import ROOT
+from vit_jax import create_model
+from vit_jax.cli import parser
+from vit_jax.inference import classifier as classifier_lib
+from vit_jax.weights import read, save_weights
+from vit_jax.weights.steps import load_params
+
+CLASSES = ('blue', 'green', 'red')
+TINY = dict(patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=32)
+SET = [x for k, v in TINY.items() for x in ('--set', f'{k}={v}')]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Three classes of small JPEGs that differ in colour."""
+  root = tmp_path_factory.mktemp('images')
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 8), ('test', 3)):
+    for i, name in enumerate(CLASSES):
+      (root / split / name).mkdir(parents=True)
+      for j in range(count):
+        image = rng.integers(0, 60, (24 + j, 30, 3), np.uint8)
+        image[..., 2 - i] += 180
+        Image.fromarray(image).save(root / split / name / f'{j}.jpg')
+  return root
+
+
+@pytest.fixture(scope='module')
+def workdir(folder, tmp_path_factory):
+  """What `vit-jax finetune` makes of it in two steps."""
+  path = tmp_path_factory.mktemp('runs') / 'colours'
+  code = parser.main(
+    [
+      'finetune',
+      '--model',
+      'vit_ti16',
+      '--data',
+      str(folder),
+      '--workdir',
+      str(path),
+      '--steps',
+      '2',
+      '--batch',
+      '8',
+      '--image-size',
+      '16',
+      *SET,
+    ]
+  )
+  assert code == 0
+  return str(path)
+
+
+def run(capsys, *argv):
+  """(exit code, output, last line of the errors)."""
+  capsys.readouterr()
+  try:
+    code = parser.main([str(x) for x in argv])
+  except SystemExit as e:  # argparse
+    code = e.code
+  out, err = capsys.readouterr()
+  return code, out, err.strip().split('error: ')[-1]
+
+
+def test_help_is_light():
+  """No JAX is imported to print help, of the program or of a command."""
+  for argv in (['--help'], ['finetune', '--help']):
+    done = subprocess.run(
+      [
+        sys.executable,
+        '-c',
+        'import sys; from vit_jax.cli import parser\n'
+        f'try: parser.main({argv})\nexcept SystemExit: pass\n'
+        'assert "jax" not in sys.modules and "numpy" not in sys.modules',
+      ],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'usage: vit-jax' in done.stdout
+
+
+def test_usage_errors_are_one_line(capsys):
+  code, out, error = run(capsys, 'predict')
+  assert code == 1 and not out and 'weights' in error and '\n' not in error
+  code, _, error = run(capsys, 'fly')
+  assert code == 1 and "'fly'" in error and 'finetune' in error
+
+
+def test_models(capsys):
+  code, out, _ = run(capsys, 'models', 'vit_ti*', '--json')
+  rows = {row['name']: row for row in json.loads(out)}
+  assert code == 0 and set(rows) == {
+    'vit_ti8',
+    'vit_ti14',
+    'vit_ti16',
+    'vit_ti32',
+  }
+  assert rows['vit_ti16']['parameters'] == 5_717_416
+  assert rows['vit_ti16']['gmacs'] == pytest.approx(1.254, abs=1e-3)
+  code, out, _ = run(capsys, 'models', 'vit_ti16')
+  assert '5,717,416' in out and '1.25' in out and 'augreg/Ti_16' in out
+  code, _, error = run(capsys, 'models', 'resnext')
+  assert code == 1 and "'resnext'" in error
+
+
+def test_info_of_a_model(capsys):
+  code, out, _ = run(
+    capsys,
+    'info',
+    'aa_vit_ti16',
+    '--json',
+    '--num-classes',
+    '10',
+    '--set',
+    'area_sizes=((1, 2), (2, 2))',
+  )
+  found = json.loads(out)
+  assert code == 0 and found['areas'] == [393, 1 + 14 * 14 + 2 * 14 * 13 + 169]
+  layers = {x['name']: x['shape'] for x in found['layers']}
+  assert layers['head/kernel'] == [192, 10]
+  assert found['parameters'] == sum(x['size'] for x in found['layers'])
+  code, out, _ = run(capsys, 'info', 'vit_ti16', '--image-size', '32x48')
+  assert code == 0 and '1x7x192' in out and '32x48' in out
+
+
+@pytest.mark.parametrize(
+  'argv, words',
+  [
+    (['info', 'vit_b17'], ['vit_b17', 'vit_b16']),
+    (['info', 'vit_b16', '--set', 'dephth=3'], ['dephth', 'depth']),
+    (['info', 'vit_b16', '--set', 'depth'], ['FIELD=VALUE']),
+    (['info', 'nothing.npz'], ['nothing.npz', 'no such file']),
+    (['finetune', '--model', 'vit_ti16', '--data', 'nowhere'], ['nowhere']),
+    (['predict', 'nowhere', 'x.jpg'], ['nowhere']),
+    (['attention', 'x', '-o', 'x.jpg'], ['.png']),
+  ],
+)
+def test_wrong_arguments(capsys, argv, words):
+  code, _, error = run(capsys, *argv)
+  assert code == 1 and all(w in error for w in words), error
+
+
+def test_finetune_says_what_to_do_next(capsys, folder, workdir):
+  """A finished run is only evaluated again, and says the same."""
+  code, out, _ = run(
+    capsys,
+    'finetune',
+    '--model',
+    'vit_ti16',
+    '--data',
+    folder,
+    '--workdir',
+    workdir,
+    '--steps',
+    '2',
+    '--batch',
+    '8',
+    '--image-size',
+    '16',
+    *SET,
+  )
+  assert code == 0 and f'vit-jax predict {workdir} IMAGE' in out
+  accuracy = json.loads((pathlib.Path(workdir) / 'summary.json').read_text())[
+    'results'
+  ]['test']['top1']
+  assert f'accuracy: {accuracy:.2%} of 9 test images' in out
+  _, metadata = load_params(workdir)
+  assert metadata['classes'] == list(CLASSES)
+
+
+def test_predict(capsys, folder, workdir, tmp_path):
+  """Probabilities are those of the model on the image; all formats agree."""
+  image = folder / 'test' / 'red' / '0.jpg'
+  code, out, _ = run(
+    capsys,
+    'predict',
+    workdir,
+    folder / 'test',
+    '-k',
+    '3',
+    '--batch',
+    '4',
+    '--json',
+  )
+  results = {r['image']: r['predictions'] for r in json.loads(out)}
+  assert code == 0 and len(results) == 9
+  one = {p['class']: p['probability'] for p in results[str(image)]}
+  assert set(one) == set(CLASSES)
+
+  model = create_model('vit_ti16', 3, **TINY)
+  arrays, _ = read(workdir)
+  classifier = classifier_lib.load_classifier(workdir)
+  np.testing.assert_array_equal(
+    classifier.variables['params']['cls'], arrays['params/cls']
+  )
+  pixels = np.asarray(Image.open(image)).astype(np.float32)
+  resized = jax.image.resize(pixels, (16, 16, 3), 'linear', antialias=False)
+  logits, _ = model.apply(
+    classifier.variables, (np.rint(resized)[None] - 127.5) / 127.5, train=False
+  )
+  expected = jax.nn.softmax(logits[0])
+  for i, name in enumerate(CLASSES):
+    assert one[name] == pytest.approx(float(expected[i]), abs=2e-3)
+
+  path = tmp_path / 'out.csv'
+  code, out, _ = run(capsys, 'predict', workdir, image, f'--csv={path}')
+  with open(path) as file:
+    rows = list(csv.DictReader(file))
+  assert code == 0 and not out and [r['rank'] for r in rows] == ['1', '2', '3']
+  assert {
+    r['class']: pytest.approx(float(r['probability']), abs=1e-5) for r in rows
+  } == one
+  code, out, _ = run(capsys, 'predict', workdir, image, '-k', '1')
+  assert out.split('\n')[0] == str(image)
+  assert out.split()[-1] == results[str(image)][0]['class']
+
+
+def test_an_image_that_is_none_is_named_and_the_rest_done(
+  capsys, folder, workdir, tmp_path
+):
+  bad = tmp_path / 'bad.jpg'
+  bad.write_bytes(b'not an image')
+  good = folder / 'test' / 'red' / '1.jpg'
+  capsys.readouterr()
+  code = parser.main(
+    [
+      'predict',
+      workdir,
+      str(bad),
+      str(good),
+      'gone.jpg',
+      '--json',
+      '--batch',
+      '1',
+    ]
+  )
+  out, err = capsys.readouterr()
+  assert code == 1 and [r['image'] for r in json.loads(out)] == [str(good)]
+  assert f'{bad}: ' in err and 'gone.jpg: no such file' in err
+  assert err.strip().endswith('error: 2 of 3 images could not be read')
+  code, _, error = run(capsys, 'predict', workdir, tmp_path / 'empty.d', bad)
+  (tmp_path / 'empty').mkdir()
+  code, _, error = run(capsys, 'predict', workdir, tmp_path / 'empty')
+  assert code == 1 and 'has no images' in error
+
+
+def test_conversions_are_exact(capsys, workdir, folder, tmp_path):
+  """workdir -> safetensors -> npz -> workdir: same bits, names, predictions."""
+  chain = [
+    workdir,
+    tmp_path / 'x.safetensors',
+    tmp_path / 'x.npz',
+    tmp_path / 'again',
+  ]
+  for source, target in zip(chain, chain[1:]):
+    code, out, error = run(capsys, 'convert', source, target)
+    assert code == 0 and 'vit_ti16' in out, error
+  first, last = (
+    classifier_lib.load_classifier(str(x)) for x in (chain[0], chain[-1])
+  )
+  jax.tree.map(np.testing.assert_array_equal, first.variables, last.variables)
+  assert last.metadata() == first.metadata()
+  assert last.classes == list(CLASSES) and last.image_size == (16, 16)
+  code, out, _ = run(capsys, 'info', chain[1])
+  assert 'model: vit_ti16 ' in out and 'blocks.1.attn.qkv.weight' in out
+  assert '3 classes: blue, green, red' in out and 'image size: 16x16' in out
+  code, _, error = run(capsys, 'convert', workdir, chain[-1])
+  assert code == 1 and 'not empty' in error
+  code, _, error = run(capsys, 'convert', workdir, tmp_path / 'x.h5')
+  assert code == 1 and '.safetensors' in error
+  # A converted workdir can be trained on.
+  code, out, _ = run(
+    capsys,
+    'finetune',
+    '--weights',
+    chain[-1],
+    '--data',
+    folder,
+    '--workdir',
+    tmp_path / 'more',
+    '--steps',
+    '1',
+    '--batch',
+    '8',
+    '--image-size',
+    '16',
+    '--head-only',
+  )
+  assert code == 0 and 'accuracy' in out
+  frozen = read(tmp_path / 'more')[0]
+  for name, x in read(workdir)[0].items():
+    if name.startswith('params/Transformer'):
+      np.testing.assert_array_equal(x, frozen[name], err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+  """A file that does not say its model: vit_mu16, 7 classes, 32 px."""
+  model = create_model('vit_mu16', 7)
+  shapes = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False
+    )
+  )
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda x: rng.standard_normal(x.shape, np.float32), shapes
+  )
+  path = tmp_path_factory.mktemp('released') / 'mu16.safetensors'
+  save_weights(variables, model, path)
+  return path
+
+
+def test_a_file_that_does_not_say_its_model(capsys, released, folder):
+  image = folder / 'test' / 'red' / '0.jpg'
+  code, _, error = run(capsys, 'predict', released, image)
+  assert code == 1 and 'vit_mu16' in error and '--model' in error
+  code, out, _ = run(capsys, 'info', released, '--json')
+  assert json.loads(out)['fits'] == ['vit_mu16']
+  # Image size and number of classes are those of the tensors.
+  found = classifier_lib.load_classifier(str(released), model='vit_mu16')
+  assert found.image_size == (32, 32) and found.num_classes == 7
+  code, out, _ = run(
+    capsys, 'predict', released, image, '--model', 'vit_mu16', '-k', '1'
+  )
+  assert code == 0 and 'class ' in out
+
+
+def test_class_names_of_a_file(capsys, released, folder, tmp_path):
+  names = tmp_path / 'names.txt'
+  names.write_text('\n'.join(f'kind {i}' for i in range(7)))
+  argv = [
+    'predict',
+    released,
+    folder / 'test' / 'red' / '0.jpg',
+    '--model',
+    'vit_mu16',
+    '-k',
+    '7',
+    '--classes',
+    names,
+  ]
+  code, out, _ = run(capsys, *argv)
+  assert code == 0 and all(f'kind {i}' in out for i in range(7))
+  names.write_text('["a", "b"]')
+  code, _, error = run(capsys, *argv)
+  assert code == 1 and '2 class names' in error and '7 classes' in error
+
+
+class _Evil:
+  """A pickle of it would make a directory."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    import os
+
+    return os.mkdir, (self.path,)
+
+
+def _bad_file(kind, released, tmp_path):
+  """(file, words that the message must have)."""
+  arrays, _ = read(released)
+  path = tmp_path / 'bad.npz'
+  if kind == 'truncated':
+    path = tmp_path / 'bad.safetensors'
+    path.write_bytes(released.read_bytes()[:-100])
+    return path, ['truncated']
+  if kind == 'truncated npz':
+    np.savez(path, **arrays)
+    path.write_bytes(path.read_bytes()[:-100])
+    return path, ['truncated']
+  if kind == 'text':
+    path.write_text('hello')
+    return path, ['text']
+  if kind == 'pickle':
+    path = tmp_path / 'bad.pth'
+    path.write_bytes(pickle.dumps({'x': _Evil(str(tmp_path / 'evil'))}, 2))
+    return path, ['mkdir']
+  if kind == 'other architecture':
+    other = create_model(
+      'mixer_s32', 3, width=16, depth=1, tokens_mlp_dim=8, mlp_dim=8
+    )
+    shapes = jax.eval_shape(
+      lambda: other.init(
+        jax.random.key(0), np.zeros((1, 64, 64, 3)), train=False
+      )
+    )
+    save_weights(
+      jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes), other, path
+    )
+    return path, ['MixerBlock_0', 'ViT']
+  name = 'blocks.0.norm1.weight'
+  if kind == 'missing':
+    del arrays[name]
+    words = ['missing', name, '(32,)']
+  elif kind == 'extra':
+    arrays['blocks.0.extra'] = np.zeros((2, 3), np.float32)
+    words = ['left over', 'blocks.0.extra', '(2, 3)']
+  else:
+    arrays[name] = np.zeros((31,), np.float32)
+    words = [name, '(31,)', '(32,)']
+  np.savez(path, **arrays)
+  return path, words
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'truncated',
+    'truncated npz',
+    'text',
+    'pickle',
+    'other architecture',
+    'missing',
+    'extra',
+    'shape',
+  ],
+)
+def test_bad_weights(capsys, released, tmp_path, kind):
+  path, words = _bad_file(kind, released, tmp_path)
+  before = set(tmp_path.iterdir())
+  for argv in (
+    ['convert', path, tmp_path / 'out.npz', '--model', 'vit_mu16'],
+    ['export', path, tmp_path / 'out.stablehlo', '--model', 'vit_mu16'],
+    ['info', path, '--model', 'vit_mu16'],
+  ):
+    code, out, error = run(capsys, *argv)
+    assert code == 1 and not out
+    assert path.name in error and all(w in error for w in words), error
+  assert set(tmp_path.iterdir()) == before  # no partial output, nothing run
+
+
+def test_attention(capsys, folder, workdir, tmp_path):
+  images = folder / 'test' / 'red'
+  code, out, error = run(
+    capsys, 'attention', workdir, images, '-o', tmp_path / 'r.png', '--json'
+  )
+  assert code == 0, error
+  maps = np.asarray(json.loads(out)['rollout'])
+  assert maps.shape == (3, 2, 2)
+  np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-5)
+  with Image.open(tmp_path / 'r.png') as picture:
+    assert picture.size[1] > 300
+  code, out, _ = run(
+    capsys,
+    'attention',
+    workdir,
+    images,
+    '-o',
+    tmp_path / 'd.png',
+    '--distance',
+    '--json',
+  )
+  distance = json.loads(out)
+  assert np.shape(distance['distance']) == (2, 2)
+  assert 0 < np.max(distance['distance']) < 8 * 2**0.5
+  code, out, _ = run(
+    capsys,
+    'attention',
+    workdir,
+    images,
+    '-o',
+    tmp_path / 's.png',
+    '--similarity',
+    '--json',
+  )
+  similarity = np.asarray(json.loads(out)['similarity'])
+  np.testing.assert_allclose(np.diag(similarity), 1, rtol=1e-5)
+  code, out, error = run(
+    capsys,
+    'attention',
+    workdir,
+    images,
+    '-o',
+    tmp_path / 'c.png',
+    '--similarity',
+    '--compare',
+    workdir,
+    '--json',
+  )
+  curves = json.loads(out)['similarity']
+  assert len(curves) == 2
+  for curve in curves.values():
+    np.testing.assert_allclose(curve, [similarity[0, 1]], rtol=1e-5)
+  code, _, error = run(
+    capsys,
+    'attention',
+    workdir,
+    images,
+    '-o',
+    tmp_path / 'x.png',
+    '--compare',
+    workdir,
+  )
+  assert code == 1 and '--compare goes with --similarity' in error
+  for kind in ('--posemb', '--filters'):
+    code, out, error = run(
+      capsys, 'attention', workdir, '-o', tmp_path / f'{kind}.png', kind
+    )
+    assert code == 0 and (tmp_path / f'{kind}.png').exists(), error
+  code, _, error = run(capsys, 'attention', workdir, '-o', tmp_path / 'x.png')
+  assert code == 1 and 'needs images' in error
+
+
+def test_fewshot(capsys, folder, workdir):
+  """Colours are told apart by the features of any network."""
+  code, out, error = run(
+    capsys,
+    'fewshot',
+    workdir,
+    '--data',
+    folder,
+    '--shots',
+    '1',
+    '5',
+    '25',
+    '--json',
+  )
+  found = json.loads(out)
+  assert code == 0 and set(found) == {'1', '5'}, error
+  assert found['5']['mean'] > 0.8 and len(found['5']['seeds']) == 3
+  code, _, error = run(
+    capsys, 'fewshot', workdir, '--data', folder, '--shots', '9'
+  )
+  assert code == 1 and '8 training images' in error
+
+
+def test_pack_and_finetune_on_it(capsys, folder, tmp_path):
+  code, out, error = run(capsys, 'pack', folder, tmp_path / 'packed')
+  assert code == 0 and 'train, 24 images of 3 classes' in out, error
+  from vit_jax.recipe.finetuning import recipe, source_of
+
+  assert source_of(str(tmp_path / 'packed')) == 'packed'
+  config = recipe('vit_ti16', '', str(tmp_path / 'packed'))
+  assert config.data.source == 'packed'
+  assert config.data.batch_size == 16  # what 24 images and 8 devices allow

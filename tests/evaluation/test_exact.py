@@ -1,0 +1,281 @@
+"""Evaluation counts every example exactly once, whatever the division."""
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.helpers import saved_state, tiny_config
+from vit_jax import train
+from vit_jax.data import loader
+from vit_jax.data.sources.source import Source
+from vit_jax.evaluation.exact import Evaluator
+from vit_jax.models.registry import create_model
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.recipe.build import open_eval_sets
+from vit_jax.recipe.keys import ConfigError, model_fields
+
+CLASSES = 7
+
+
+class Colour(nn.Module):
+  """Logits from an image's mean colour: compiles in no time."""
+
+  num_classes: int = CLASSES
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, images, *, train: bool):
+    return nn.Dense(self.num_classes)(images.mean((1, 2))), {}
+
+
+def kernel():
+  return np.random.default_rng(3).normal(size=(3, CLASSES)).astype(np.float32)
+
+
+def variables():
+  return {
+    'params': {
+      'Dense_0': {'kernel': jnp.asarray(kernel()), 'bias': jnp.zeros(CLASSES)}
+    }
+  }
+
+
+def recipe(examples=40, **sections):
+  config = tiny_config(**sections)
+  config.data.num_examples, config.data.num_classes = examples, CLASSES
+  return config
+
+
+def evaluator(config, sets=None, devices=1, preset='data'):
+  mesh = make_mesh(preset, devices=jax.devices()[:devices])
+  if sets is None:
+    sets = open_eval_sets(config, CLASSES)
+  return Evaluator(config, Colour(), mesh, sets, CLASSES)
+
+
+def by_hand(source, loss='softmax'):
+  """Means over the examples of a source, one after the other."""
+  top1, top5, losses = [], [], []
+  for example in source:
+    image = example['image'].astype(np.float64) / 127.5 - 1
+    logits = image.mean((0, 1)) @ kernel()
+    order = np.argsort(-logits)
+    labels = np.atleast_1d(example['label'])
+    top1.append(order[0] in labels)
+    top5.append(any(label in order[:5] for label in labels))
+    if loss == 'softmax':
+      losses.append(np.log(np.exp(logits).sum()) - logits[labels].mean())
+    else:
+      hot = np.isin(np.arange(CLASSES), labels)
+      losses.append(np.log1p(np.exp(np.where(hot, -logits, logits))).sum())
+  return {
+    'top1': np.mean(top1),
+    'top5': np.mean(top5),
+    'loss': np.mean(losses),
+    'examples': len(source),
+  }
+
+
+def assert_result(got, want):
+  assert got.keys() == want.keys()
+  assert got['examples'] == want['examples']
+  for key in ('top1', 'top5'):
+    assert got[key] == pytest.approx(want[key], abs=1e-12)
+  assert got['loss'] == pytest.approx(want['loss'], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  'examples, batch, devices',
+  [
+    (1, 16, 1),
+    (1, 16, 8),
+    (7, 3, 1),
+    (8, 8, 8),
+    (13, 5, 8),
+    (40, None, 8),
+    (40, 64, 2),
+    (41, 24, 8),
+    (97, 7, 4),
+    (33, 1, 2),
+  ],
+)
+def test_every_example_counts_once(examples, batch, devices):
+  config = recipe(examples, eval=dict(batch_size=batch))
+  sets = open_eval_sets(config, CLASSES)
+  got = evaluator(config, sets, devices)(variables())
+  assert_result(got['test'], by_hand(sets['test']))
+
+
+@pytest.mark.parametrize('preset', ['fsdp', 'fsdp_tensor'])
+def test_other_meshes_count_the_same(preset):
+  config = recipe(21, eval=dict(batch_size=10))
+  sets = open_eval_sets(config, CLASSES)
+  got = evaluator(config, sets, 8, preset)(variables())
+  assert_result(got['test'], by_hand(sets['test']))
+
+
+def test_padding_never_counts(monkeypatch):
+  """Not even if what is there makes the loss infinite or right."""
+  real = loader.eval_batches
+
+  def poisoned(*args, **kwargs):
+    for batch in real(*args, **kwargs):
+      batch['label'] = np.where(batch['mask'] == 0, 10**6, batch['label'])
+      yield batch
+
+  monkeypatch.setattr(loader, 'eval_batches', poisoned)
+  config = recipe(5, eval=dict(batch_size=16))
+  sets = open_eval_sets(config, CLASSES)
+  assert_result(
+    evaluator(config, sets)(variables())['test'], by_hand(sets['test'])
+  )
+
+
+def test_several_sets():
+  config = recipe(30)
+  config.eval.sets = {
+    'a': {'split': 'test'},
+    'b': {'split': 'test[:30%]'},
+    'c': {'split': 'train'},
+  }
+  sets = open_eval_sets(config, CLASSES)
+  got = evaluator(config, sets, 2)(variables())
+  assert list(got) == ['a', 'b', 'c']
+  for name, source in sets.items():
+    assert_result(got[name], by_hand(source))
+  assert [v['examples'] for v in got.values()] == [30, 9, 30]
+  assert got['a']['loss'] != got['c']['loss']
+
+
+class Tagged(Source):
+  """Noise with several labels each; the last two have none or all."""
+
+  name, num_classes, multi_label, in_memory = 'tagged', CLASSES, True, True
+  image_shape = (16, 16)
+
+  def __len__(self):
+    return 19
+
+  def __getitem__(self, i):
+    if not 0 <= i < len(self):
+      raise IndexError(i)
+    rng = np.random.default_rng(i)
+    labels = rng.choice(CLASSES, rng.integers(1, 4), replace=False).tolist()
+    return {
+      'image': rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
+      'label': {17: [], 18: list(range(CLASSES))}.get(i, labels),
+      'id': f'{i}',
+    }
+
+
+def test_multi_label_counts_any_label():
+  config = recipe(loss=dict(name='sigmoid'))
+  got = evaluator(config, {'tags': Tagged()}, 8)(variables())
+  assert_result(got['tags'], by_hand(Tagged(), 'sigmoid'))
+
+
+def folder(path, splits, classes=('ant', 'bee')):
+  rng = np.random.default_rng(0)
+  for split, count in splits.items():
+    for name in classes:
+      (path / split / name).mkdir(parents=True)
+      for i in range(count):
+        image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(image).save(path / split / name / f'{i}.png')
+  return path
+
+
+@pytest.mark.parametrize('split', ['test', 'val', 'validation'])
+def test_without_sets_the_test_split_is_taken(tmp_path, split):
+  data = folder(tmp_path, {'train': 3, split: 2})
+  config = recipe(data=dict(source='folder', dir=str(data)))
+  sets = open_eval_sets(config, 2)
+  assert list(sets) == ['test'] and len(sets['test']) == 4
+  assert split in sets['test'].describe(0)
+
+
+def test_without_a_test_split_the_error_says_so(tmp_path):
+  data = folder(tmp_path, {'train': 3})
+  config = recipe(data=dict(source='folder', dir=str(data)))
+  with pytest.raises(
+    ConfigError,
+    match='none of the splits test, validation, val; name eval.sets',
+  ):
+    open_eval_sets(config, 2)
+
+
+def test_other_classes_are_refused(tmp_path):
+  data = folder(tmp_path, {'train': 2, 'test': 1})
+  config = recipe()
+  config.eval.sets = {'insects': {'source': 'folder', 'dir': str(data)}}
+  with pytest.raises(ConfigError, match="'insects' has 2 classes, the model 7"):
+    open_eval_sets(config, CLASSES)
+  config.eval.sets = {'x': {'splits': 'test'}}
+  with pytest.raises(
+    ConfigError,
+    match="eval.sets.x: unknown key 'splits'; allowed: source, dir, split",
+  ):
+    open_eval_sets(config, CLASSES)
+
+
+def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
+  data = folder(tmp_path, {'train': 1, 'test': 10})
+  broken = tmp_path / 'test' / 'bee' / '3.png'
+  broken.write_bytes(broken.read_bytes()[:100])
+  config = recipe(
+    data=dict(source='folder', dir=str(data), max_bad_fraction=0.1)
+  )
+  sets = open_eval_sets(config, 2)
+  mesh = make_mesh()
+  run = Evaluator(config, Colour(2), mesh, sets, 2)
+  params = {
+    'params': {
+      'Dense_0': {'kernel': jnp.ones((3, 2)), 'bias': jnp.array([1.0, 0.0])}
+    }
+  }
+  got = run(params)['test']
+  assert got['examples'] == 19 and got['top1'] == pytest.approx(10 / 19)
+  assert '1 of 20 images are corrupt' in caplog.text
+  assert str(broken) in caplog.text
+  config.data.max_bad_fraction = 0.01
+  with pytest.raises(ValueError, match='more than data.max_bad_fraction=0.01'):
+    Evaluator(config, Colour(2), mesh, sets, 2)(params)
+
+
+def test_the_averaged_parameters_are_evaluated(tmp_path):
+  """With eval.ema: the same run, evaluated with the one or the other."""
+
+  def run(name, ema):
+    config = tiny_config(
+      run=dict(steps=6), optim=dict(ema=0.9, lr=0.03), eval=dict(ema=ema)
+    )
+    return train.train_and_evaluate(config, tmp_path / name, jax.devices()[:1])[
+      'results'
+    ]['test']
+
+  trained, average = run('trained', False), run('average', True)
+  tree = saved_state(tmp_path / 'average')
+  config = tiny_config()
+  model = create_model(config.model.name, 5, **model_fields(config))
+  source = open_eval_sets(config, 5)['test']
+  images = np.stack([e['image'] for e in source]) / np.float32(127.5) - 1
+  labels = np.array([e['label'] for e in source])
+  for name, got in (('params', trained), ('ema', average)):
+    params = traverse_util.unflatten_dict(
+      {
+        k.removeprefix(f'{name}/'): v
+        for k, v in tree.items()
+        if k.startswith(f'{name}/')
+      },
+      sep='/',
+    )
+    logits, _ = model.apply({'params': params}, images, train=False)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    loss = -np.mean(log_probs[np.arange(len(labels)), labels])
+    assert got['loss'] == pytest.approx(loss, rel=1e-4)
+    assert got['top1'] == np.mean(np.argmax(log_probs, 1) == labels)
+  assert abs(trained['loss'] - average['loss']) > 0.01

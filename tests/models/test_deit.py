@@ -1,0 +1,268 @@
+"""DeiT: counts, tokens, fusion, scan, precision, gradients."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.random_variables import random_variables
+from tests.released import tsv_shapes
+from vit_jax.models.deit import FUSIONS, DistilledViT
+from vit_jax.models.registry import create_model, model_info
+from vit_jax.models.vit import ViT
+from vit_jax.weights import (
+  from_state_dict,
+  released_shapes,
+  resize_table,
+  to_state_dict,
+)
+
+TINY = dict(
+  num_classes=5, patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=24
+)
+
+
+def apply(model, variables, images, train=False):
+  rngs = {'dropout': jax.random.key(2)}
+  return jax.jit(lambda v, x: model.apply(v, x, train=train, rngs=rngs))(
+    variables, images
+  )
+
+
+def stack_blocks(variables):
+  params = dict(variables['params'])
+  transformer = dict(params['Transformer'])
+  blocks = [transformer.pop(f'encoderblock_{i}') for i in range(2)]
+  transformer['encoderblock'] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+  return {'params': params | {'Transformer': transformer}}
+
+
+@pytest.fixture(scope='module')
+def images():
+  return jax.random.normal(jax.random.key(3), (2, 16, 24, 3))
+
+
+@pytest.fixture(scope='module')
+def variables(images):
+  return random_variables(DistilledViT(**TINY), images)
+
+
+@pytest.mark.parametrize(
+  'name, at_224, at_384',
+  [
+    ('deit_ti16', 5_717_416, 5_790_376),
+    ('deit_s16', 22_050_664, 22_196_584),
+    ('deit_b16', 86_567_656, 86_859_496),
+    ('deit_ti16_distilled', 5_910_800, 5_983_760),
+    ('deit_s16_distilled', 22_436_432, 22_582_352),
+    ('deit_b16_distilled', 87_338_192, 87_630_032),
+  ],
+)
+def test_counts(name, at_224, at_384):
+  model = create_model(name)
+  for size, count in ((224, at_224), (384, at_384)):
+    shapes = jax.eval_shape(
+      lambda size=size: model.init(
+        jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False
+      )
+    )
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+def test_registered_as_released():
+  for name in (
+    'deit_s16',
+    'deit_s16_distilled',
+    'deit_b16_384',
+    'deit_b16_distilled_384',
+  ):
+    entry = model_info(name)
+    assert entry.module is (DistilledViT if 'distilled' in name else ViT)
+    assert (entry.normalize, entry.crop, entry.interpolation) == (
+      'imagenet',
+      0.875,
+      'bicubic',
+    )
+    assert entry.image_size == (384 if name.endswith('384') else 224)
+    assert entry.fields['activation'] == 'gelu_erf'
+    assert entry.fields['init_style'] == 'timm'
+
+
+@pytest.mark.parametrize(
+  'layout, file',
+  [
+    ('official', 'deit_tiny_distilled_patch16_224'),
+    ('timm', 'timm_deit_tiny_distilled_patch16_224'),
+  ],
+)
+def test_released_names(layout, file):
+  got = released_shapes(create_model('deit_ti16_distilled'), 224, layout)
+  assert got == tsv_shapes(file)
+
+
+def test_released_arrays_there_and_back(variables):
+  model = DistilledViT(**TINY)
+  arrays = to_state_dict(variables, model, 'timm')
+  assert arrays['blocks.1.attn.qkv.weight'].shape == (48, 16)
+  same, _ = from_state_dict(model, arrays, (16, 24))
+  chex.assert_trees_all_equal(same, variables)
+  stacked, _ = from_state_dict(model.clone(scan=True), arrays, (16, 24))
+  chex.assert_trees_all_equal(stacked, stack_blocks(variables))
+
+
+def test_fine_tuning_at_another_size(variables):
+  """The two tokens' rows stay, the grid is resized as in DeiT's code."""
+  model = DistilledViT(**TINY)
+  arrays = to_state_dict(variables, model, 'timm')
+  large, _ = from_state_dict(
+    model.clone(num_classes=3), arrays, (32, 40), source_image_size=(16, 24)
+  )
+  table = large['params']['Transformer']['posembed_input']['pos_embedding']
+  np.testing.assert_array_equal(table[:, :2], arrays['pos_embed'][:, :2])
+  np.testing.assert_array_equal(
+    table, resize_table(arrays['pos_embed'], (2, 3), (4, 5), 'bicubic')
+  )
+  for head in ('head', 'head_dist'):
+    np.testing.assert_array_equal(
+      large['params'][head]['kernel'], np.zeros((16, 3))
+    )
+
+
+def test_tokens_and_position_table(images, variables):
+  """Class token, then distillation token, then patches, N + 2 rows in all."""
+  model = DistilledViT(**TINY, return_attention=True)
+  _, out = apply(model, variables, images)
+  params = variables['params']
+  table = params['Transformer']['posembed_input']['pos_embedding']
+  chex.assert_shape(table, (1, 2 + 2 * 3, 16))
+  patches = out['stem'].reshape(2, 6, 16)
+  tokens = [
+    jnp.broadcast_to(params[n], (2, 1, 16)) for n in ('cls', 'dist_token')
+  ]
+  want = jnp.concatenate([*tokens, patches], 1) + table
+  np.testing.assert_allclose(out['with_posemb'], want, atol=1e-6)
+  np.testing.assert_array_equal(out['pre_logits'], out['tokens'][:, 0])
+  np.testing.assert_array_equal(out['pre_logits_distill'], out['tokens'][:, 1])
+  chex.assert_shape(out['attention'], (2, 2, 8, 8))
+
+
+def test_fusion(images, variables):
+  model = DistilledViT(**TINY)
+  _, out = apply(model, variables, images)
+  a, b = out['logits_class'], out['logits_distill']
+  head, dist = variables['params']['head'], variables['params']['head_dist']
+  np.testing.assert_allclose(
+    a, out['pre_logits'] @ head['kernel'] + head['bias'][None], atol=1e-5
+  )
+  np.testing.assert_allclose(
+    b,
+    out['pre_logits_distill'] @ dist['kernel'] + dist['bias'][None],
+    atol=1e-5,
+  )
+  assert not np.allclose(a, b, atol=0.1)
+  late = jnp.log((jax.nn.softmax(a) + jax.nn.softmax(b)) / 2)
+  want = {
+    'mean_logits': (a + b) / 2,
+    'mean_probs': late,
+    'class': a,
+    'distill': b,
+  }
+  assert set(want) == set(FUSIONS)
+  for fusion, expected in want.items():
+    logits, _ = apply(model.clone(fusion=fusion), variables, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-5, err_msg=fusion)
+    # Training is not a matter of fusion: the class logits, both in out.
+    logits, out = apply(model.clone(fusion=fusion), variables, images, True)
+    np.testing.assert_array_equal(logits, out['logits_class'])
+    np.testing.assert_allclose(out['logits_distill'], b, atol=1e-5)
+
+
+def test_jit_bfloat16_and_no_head(images, variables):
+  model = DistilledViT(**TINY)
+  logits, out = apply(model, variables, images)
+  eager, _ = model.apply(variables, images, train=False)
+  np.testing.assert_allclose(eager, logits, atol=1e-5)
+  low, low_out = apply(model.clone(dtype=jnp.bfloat16), variables, images)
+  assert low.dtype == jnp.float32 and low_out['tokens'].dtype == jnp.bfloat16
+  np.testing.assert_allclose(low, logits, atol=0.1 * float(logits.std()) + 0.05)
+  features, bare = apply(model.clone(num_classes=0), variables, images)
+  np.testing.assert_allclose(features, out['pre_logits'], atol=1e-6)
+  assert 'logits_class' not in bare
+
+
+def test_initial_values():
+  model = create_model('deit_ti16_distilled', depth=1, patch_size=32)
+  images = jnp.zeros((1, 224, 224, 3))
+  params = jax.jit(lambda k: model.init(k, images, train=False))(
+    jax.random.key(0)
+  )['params']
+  for x in (
+    params['cls'],
+    params['dist_token'],
+    params['head']['kernel'],
+    params['head_dist']['kernel'],
+    params['Transformer']['posembed_input']['pos_embedding'],
+  ):
+    assert 0.016 < float(x.std()) < 0.024
+  np.testing.assert_array_equal(params['head_dist']['bias'], 0)
+  bound = (3 * 32 * 32) ** -0.5  # PyTorch's convolution, weight and bias
+  for x in (params['embedding']['kernel'], params['embedding']['bias']):
+    assert 0.9 * bound < float(jnp.abs(x).max()) <= bound
+
+
+def test_scan_and_remat_equal_unrolled(images, variables):
+  model = DistilledViT(**TINY)
+  scanned = model.clone(scan=True, remat='full')
+  chex.assert_trees_all_close(
+    apply(scanned, stack_blocks(variables), images),
+    apply(model, variables, images),
+    atol=1e-5,
+  )
+
+
+def test_gradients(images, variables):
+  """Each head learns from its own term only; the tokens from both."""
+  model = DistilledViT(**TINY, drop_path=0.2, dropout=0.1)
+
+  def grads(key):
+    def loss(v):
+      _, out = model.apply(
+        v, images, train=True, rngs={'dropout': jax.random.key(5)}
+      )
+      return jnp.square(out[key]).sum()
+
+    return jax.jit(jax.grad(loss))(variables)['params']
+
+  norm = lambda g: float(max(jnp.abs(x).max() for x in jax.tree.leaves(g)))
+  for key, own, other in (
+    ('logits_class', 'head', 'head_dist'),
+    ('logits_distill', 'head_dist', 'head'),
+  ):
+    g = grads(key)
+    chex.assert_tree_all_finite(g)
+    assert norm(g[own]) > 0 and norm(g[other]) == 0
+    assert norm(g['cls']) > 0 and norm(g['dist_token']) > 0
+
+
+def test_drop_path_spares_the_first_block(images, variables):
+  model = DistilledViT(**TINY, drop_path=0.9)
+  _, whole = apply(model, variables, images)
+  _, out = apply(model, variables, images, train=True)
+  np.testing.assert_allclose(out['block_00'], whole['block_00'], atol=1e-6)
+  assert not np.allclose(out['block_01'], whole['block_01'], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    (dict(fusion='max'), "fusion='max'; allowed: mean_logits, mean_probs"),
+    (dict(activation='relu'), "activation='relu'; allowed: gelu_tanh"),
+    (dict(patch_size=32), 'patch_size 32x32 is larger than the image'),
+  ],
+)
+def test_wrong_fields(fields, message, images):
+  with pytest.raises(ValueError, match=message):
+    DistilledViT(**{**TINY, **fields}).init(
+      jax.random.key(0), images, train=False
+    )

@@ -1,0 +1,168 @@
+"""Parts that models share: dropout masks."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.models import tpu_layout
+from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.dropout import Dropout, keep_mask
+
+
+def test_keep_mask_is_uniform_and_uncorrelated():
+  shape = (64, 49, 96)
+  n = np.prod(shape)
+  masks = [
+    np.asarray(keep_mask(k, 0.7, shape))
+    for k in jax.random.split(jax.random.key(0), 4)
+  ]
+  limit = 5 * np.sqrt(0.21 / n)  # five standard deviations
+  centred = [m - 0.7 for m in masks]
+  for m in centred:
+    assert abs(m.mean()) < limit
+    for axis in range(3):  # every row, column and example on its own
+      means = m.mean(tuple(a for a in range(3) if a != axis))
+      assert abs(means).max() < 5 * np.sqrt(0.21 / (n / shape[axis]))
+      # Neighbours along an axis, near and far.
+      for shift in (1, 2, 16, 32):
+        rolled = np.roll(m, shift, axis)
+        assert abs((m * rolled).mean()) < 5 * 0.21 / np.sqrt(n)
+  for i in range(4):
+    for j in range(i):
+      assert abs((centred[i] * centred[j]).mean()) < 5 * 0.21 / np.sqrt(n)
+
+
+@pytest.mark.parametrize('keep', [0.5, 0.9])
+def test_keep_mask_of_positions_some_rows_apart(keep):
+  """No lag of the flat array stands out, over many keys."""
+  shape, width = (8, 197, 512), 512
+  n, variance = np.prod(shape), keep * (1 - keep)
+  lags = [
+    *range(1, 32),
+    *(width * i for i in range(1, 32)),
+    *(197 * width * i for i in range(1, 8)),
+    2**12,
+    2**15,
+    2**16,
+  ]
+  make = jax.jit(lambda key: keep_mask(key, keep, shape))
+  scores = []
+  for key in jax.random.split(jax.random.key(5), 6):
+    m = np.asarray(make(key)).ravel().astype(np.float32) - keep
+    scores += [
+      np.dot(m[lag:], m[:-lag]) / variance / np.sqrt(n - lag) for lag in lags
+    ]
+  assert 0.9 < np.std(scores) < 1.1  # of 432 standard normal numbers
+  assert np.abs(scores).max() < 5
+
+
+def test_keep_mask_of_related_keys():
+  """Keys that differ in one word or one bit give unrelated masks."""
+  shape = (1 << 16,)
+  base = np.array([123, 456], np.uint32)
+  make = lambda data: (
+    np.asarray(
+      keep_mask(jax.random.wrap_key_data(jnp.asarray(data)), 0.5, shape)
+    )
+    - 0.5
+  )
+  first = make(base)
+  for word in (0, 1):
+    for bit in range(0, 32, 3):
+      other = make(
+        base
+        ^ np.array(
+          [(1 << bit) * (word == 0), (1 << bit) * (word == 1)], np.uint32
+        )
+      )
+      assert abs((first * other).mean()) < 5 * 0.25 / np.sqrt(shape[0])
+
+
+def test_what_a_tpu_is_told_changes_no_number(monkeypatch):
+  """`product` and `lay_out` as on a TPU: values and gradients are the same."""
+  module = MultiHeadDotProductAttention(2, before_dropout=True)
+  x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+  variables = module.init(jax.random.key(1), x, x, False)
+
+  def run():
+    return jax.jit(
+      jax.value_and_grad(
+        lambda v, x: (module.apply(v, x, x, True)[0] ** 2).sum(), argnums=(0, 1)
+      )
+    )(variables, x)
+
+  plain = run()
+  told = []
+  monkeypatch.setattr(tpu_layout, '_for_tpu', lambda: told.append(1) or True)
+  chex.assert_trees_all_close(run(), plain, rtol=1e-5, atol=1e-6)
+  assert len(told) > 8  # four products, four layouts, and their gradients
+
+
+def test_dropout_is_unbiased_and_off_in_evaluation():
+  x = jnp.ones((64, 1000), jnp.bfloat16)
+  apply = lambda rate, off: Dropout(rate, deterministic=off).apply(
+    {}, x, rngs={'dropout': jax.random.key(1)}
+  )
+  y = np.asarray(apply(0.25, False), np.float32)
+  assert set(np.unique(y)) == {0.0, np.float32(jnp.bfloat16(1 / 0.75))}
+  assert abs((y == 0).mean() - 0.25) < 0.01
+  assert apply(0.25, True) is x and apply(0.0, False) is x
+  with pytest.raises(ValueError, match='dropout=1.0'):
+    apply(1.0, False)
+
+
+@pytest.mark.parametrize('devices', [1, 4, 8])
+def test_dropout_does_not_depend_on_the_devices(devices):
+  mesh = jax.make_mesh((devices,), ('data',), devices=jax.devices()[:devices])
+  x = jax.device_put(
+    jnp.ones((16, 6, 8)), jax.NamedSharding(mesh, jax.P('data'))
+  )
+  apply = jax.jit(
+    lambda x: Dropout(0.5, deterministic=False).apply(
+      {}, x, rngs={'dropout': jax.random.key(7)}
+    )
+  )
+  np.testing.assert_array_equal(apply(x), apply(jnp.ones((16, 6, 8))))
+
+
+def test_a_last_block_of_the_class_token_alone_changes_nothing():
+  """Logits and gradients equal those of the whole block."""
+  from vit_jax.models.registry import create_model
+
+  fields = dict(
+    num_classes=5, patch_size=4, width=16, depth=3, num_heads=2, mlp_dim=32
+  )
+  whole = create_model('vit_s16', **fields)
+  short = create_model('vit_s16', class_token_only=True, **fields)
+  images = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
+  variables = whole.init(jax.random.key(1), images, train=False)
+  chex.assert_trees_all_equal(
+    variables, short.init(jax.random.key(1), images, train=False)
+  )
+  # The head starts at zero, which would hide every other gradient.
+  variables['params']['head']['kernel'] = jax.random.normal(
+    jax.random.key(2), (16, 5)
+  )
+
+  def loss(variables, model):
+    logits, out = model.apply(variables, images, train=True)
+    return jax.nn.log_softmax(logits)[:, 0].sum(), out['tokens'].shape
+
+  grad = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+  (a, tokens), grads = grad(variables, whole)
+  (b, token), others = grad(variables, short)
+  assert tokens == (2, 10, 16) and token == (2, 1, 16)
+  np.testing.assert_allclose(a, b, rtol=1e-6)
+  chex.assert_trees_all_close(grads, others, rtol=1e-4, atol=1e-6)
+  # Evaluation has all tokens.
+  assert short.apply(variables, images, train=False)[1]['tokens'].shape == (
+    2,
+    10,
+    16,
+  )
+  with pytest.raises(ValueError, match='class_token_only'):
+    create_model('vit_s16', class_token_only=True, pool='gap', **fields).init(
+      jax.random.key(1), images, train=False
+    )

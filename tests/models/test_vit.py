@@ -1,0 +1,300 @@
+"""ViT: parameter counts, schemes, scan, remat, dtypes, properties."""
+
+import csv
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax.models.registry import create_model, list_models
+from vit_jax.models.vit import POOLS, POSEMBS, ViT, sincos2d
+
+SMALL = dict(
+  num_classes=5, patch_size=8, width=32, depth=3, num_heads=4, mlp_dim=48
+)
+COUNTS = pathlib.Path(__file__).parents[1] / 'fixtures' / 'param_counts.tsv'
+
+
+def images(batch=2, height=32, width=48):
+  return jax.random.normal(jax.random.key(7), (batch, height, width, 3))
+
+
+def init(model, x=None, key=0):
+  x = images() if x is None else x
+  return jax.jit(lambda: model.init(jax.random.key(key), x, train=False))()
+
+
+def randomize(variables, scale=0.1):
+  """No zeros or ones left, so that every parameter matters."""
+  leaves, tree = jax.tree.flatten(variables)
+  keys = jax.random.split(jax.random.key(3), len(leaves))
+  return jax.tree.unflatten(
+    tree,
+    [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)],
+  )
+
+
+def count(name, size=224, num_classes=1000, **fields):
+  model = create_model(name, num_classes, **fields)
+  shapes = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False
+    )
+  )
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes['params']))
+
+
+def table():
+  """Rows 'ViT-B/16' and 'R50+B/16' of the published counts."""
+  with COUNTS.open() as f:
+    for row in csv.reader(f, delimiter='\t'):
+      if len(row) < 3 or not row[2].isdigit():
+        continue
+      model, size = row[0], row[1]
+      if model.startswith('ViT-') and '/' in model and ' ' not in model:
+        variant, patch = model[4:].split('/')
+        variant = variant if variant == 'G' else variant.lower()
+        yield f'vit_{variant}{patch}', int(size), int(row[2])
+      if model.startswith(('R+', 'R26+', 'R50+')) and ' ' not in model:
+        stem, body = model.split('+')
+        name = f'{stem.lower()}_vit_{body.replace("/", "").lower()}'
+        yield name, int(size), int(row[2])
+
+
+@pytest.mark.parametrize('name,size,expected', sorted(set(table())))
+def test_published_counts(name, size, expected):
+  assert count(name, size) == expected
+
+
+def test_counts_cover_the_paper():
+  names = {name for name, _, _ in table()}
+  assert names >= {
+    'vit_ti16',
+    'vit_s32',
+    'vit_b16',
+    'vit_l16',
+    'vit_h14',
+    'vit_g14',
+    'vit_G14',
+    'r50_vit_b16',
+    'r_vit_ti16',
+  }
+
+
+def test_counts_with_heads():
+  # names/README.md: the file sizes of ImageNet-21k's B/16 and H/14.
+  assert (
+    count('vit_b16', num_classes=21843, representation_size=768) == 103_186_515
+  )
+  assert count('vit_s16', pool='map') == 23_823_976
+  assert count('vit_s16', pool='gap') == 22_049_896
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_pools(pool):
+  model = ViT(**SMALL, pool=pool)
+  x = images()
+  logits, out = model.apply(randomize(init(model)), x, train=False)
+  tokens = 24 + (pool == 'token')
+  chex.assert_shape(out['tokens'], (2, tokens, 32))
+  if pool == 'none':
+    chex.assert_shape(logits, (2, tokens, 5))
+  else:
+    chex.assert_shape(logits, (2, 5))
+    chex.assert_shape(out['pre_logits'], (2, 32))
+
+
+@pytest.mark.parametrize('place', ['stem', 'every_layer', 'every_layer_shared'])
+@pytest.mark.parametrize('scheme', POSEMBS)
+def test_scan_equals_unrolled(scheme, place):
+  if scheme in ('relative', 'none') and place != 'stem':
+    with pytest.raises(ValueError, match='posemb_at'):
+      init(ViT(**SMALL, posemb=scheme, posemb_at=place))
+    return
+  unrolled = ViT(**SMALL, posemb=scheme, posemb_at=place)
+  scanned = ViT(**SMALL, posemb=scheme, posemb_at=place, scan=True)
+  variables = randomize(init(unrolled))
+  params = dict(variables['params'])
+  blocks = [params['Transformer'][f'encoderblock_{i}'] for i in range(3)]
+  params['Transformer'] = {
+    **{
+      k: v
+      for k, v in params['Transformer'].items()
+      if not k.startswith('encoderblock_')
+    },
+    'encoderblock': jax.tree.map(lambda *x: jnp.stack(x), *blocks),
+  }
+  chex.assert_trees_all_equal_shapes(
+    params, jax.eval_shape(lambda: init(scanned))['params']
+  )
+  x = images()
+  want, out = unrolled.apply(variables, x, train=False)
+  got, scan_out = scanned.apply({'params': params}, x, train=False)
+  chex.assert_trees_all_close(got, want, atol=2e-6)
+  chex.assert_trees_all_close(scan_out['block_01'], out['block_01'], atol=2e-6)
+
+
+def test_position_schemes_differ_only_where_they_should():
+  """Without positions and class token, patches can be permuted."""
+  model = ViT(**SMALL, posemb='none', pool='gap')
+  variables = randomize(init(model))
+  x = images()
+  y = x.reshape(2, 4, 8, 48, 3)[:, ::-1].reshape(x.shape)
+  a, _ = model.apply(variables, x, train=False)
+  b, _ = model.apply(variables, y, train=False)
+  chex.assert_trees_all_close(a, b, atol=1e-5)
+  model = ViT(**SMALL, posemb='learn2d', pool='gap')
+  variables = randomize(init(model), 0.5)
+  a, _ = model.apply(variables, x, train=False)
+  b, _ = model.apply(variables, y, train=False)
+  assert np.abs(a - b).max() > 1e-3
+
+
+def test_relative_embedding_matches_its_definition():
+  model = ViT(
+    **{**SMALL, 'depth': 1},
+    posemb='relative',
+    pool='gap',
+    return_attention=True,
+  )
+  variables = randomize(init(model))
+  x = images(1)
+  _, out = model.apply(variables, x, train=False)
+  block = variables['params']['Transformer']['encoderblock_0']
+  norm = block['LayerNorm_0']
+  y = np.asarray(out['with_posemb'][0], np.float64)
+  y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+  y = y * np.asarray(norm['scale']) + np.asarray(norm['bias'])
+  mha = block['MultiHeadDotProductAttention_0']
+  q, k = (
+    np.einsum('td,dhk->thk', y, np.asarray(mha[n]['kernel']))
+    + np.asarray(mha[n]['bias'])
+    for n in ('query', 'key')
+  )
+  q = q / np.sqrt(q.shape[-1])
+  embedding = np.asarray(block['relative_embedding'])
+  tokens = q.shape[0]
+  logits = np.einsum('thk,shk->hts', q, k)
+  for t in range(tokens):
+    for s in range(tokens):
+      logits[:, t, s] += q[t] @ embedding[s - t + tokens - 1]
+  probs = np.exp(logits - logits.max(-1, keepdims=True))
+  probs /= probs.sum(-1, keepdims=True)
+  np.testing.assert_allclose(out['attention'][0][0], probs, atol=1e-5)
+
+
+def test_sincos2d_last_frequency_and_order():
+  table_ = np.asarray(sincos2d(3, 5, 16))[0]
+  omega = 10_000.0 ** -(np.arange(4) / 3)
+  row, column = 2, 3
+  want = np.concatenate(
+    [
+      np.sin(column * omega),
+      np.cos(column * omega),
+      np.sin(row * omega),
+      np.cos(row * omega),
+    ]
+  )
+  np.testing.assert_allclose(table_[row * 5 + column], want, atol=1e-6)
+  with pytest.raises(ValueError, match='divisible by 4'):
+    sincos2d(2, 2, 18)
+
+
+@pytest.mark.parametrize('remat', ['full', 'dots', 'dots_no_batch'])
+@pytest.mark.parametrize('scan', [False, True])
+def test_remat_keeps_gradients(remat, scan):
+  plain = ViT(**SMALL, scan=scan, drop_path=0.3, dropout=0.1)
+  other = plain.clone(remat=remat)
+  variables = randomize(init(plain))
+  x = images()
+
+  def loss(model, v):
+    logits, _ = model.apply(
+      v, x, train=True, rngs={'dropout': jax.random.key(1)}
+    )
+    return (logits**2).sum()
+
+  want = jax.jit(jax.grad(lambda v: loss(plain, v)))(variables)
+  got = jax.jit(jax.grad(lambda v: loss(other, v)))(variables)
+  chex.assert_tree_all_finite(got)
+  chex.assert_trees_all_close(got, want, rtol=2e-4, atol=2e-5)
+
+
+def test_jit_equals_eager_and_bfloat16_is_close():
+  model = ViT(**SMALL, representation_size=16)
+  variables = randomize(init(model))
+  x = images()
+  eager, _ = model.apply(variables, x, train=False)
+  jitted, _ = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+  chex.assert_trees_all_close(eager, jitted, atol=2e-6)
+  half, out = model.clone(dtype='bfloat16').apply(variables, x, train=False)
+  assert out['tokens'].dtype == jnp.bfloat16 and half.dtype == jnp.float32
+  chex.assert_trees_all_close(half, eager, atol=0.1)
+
+
+def test_attention_only_when_asked():
+  model = ViT(**SMALL)
+  variables = init(model)
+  _, out = model.apply(variables, images(), train=False)
+  assert 'attention' not in out
+  _, out = model.clone(return_attention=True).apply(
+    variables, images(), train=False
+  )
+  assert len(out['attention']) == 3
+  chex.assert_shape(out['attention'][0], (2, 4, 25, 25))
+  np.testing.assert_allclose(out['attention'][0].sum(-1), 1, atol=1e-5)
+
+
+def test_drop_path_drops_whole_examples():
+  """At rate near 1 the last block keeps or drops an example's branch."""
+  model = ViT(**SMALL, drop_path=0.5)
+  variables = randomize(init(model))
+  x = jnp.broadcast_to(images(1), (64, 32, 48, 3))
+  logits, _ = model.apply(
+    variables, x, train=True, rngs={'dropout': jax.random.key(0)}
+  )
+  distinct = np.unique(np.round(np.asarray(logits), 4), axis=0)
+  # Two branches in each of two blocks with a rate above zero: 16 outcomes.
+  assert 2 < len(distinct) <= 16
+
+
+def test_rectangular_patches_and_errors():
+  model = ViT(**{**SMALL, 'patch_size': (16, 8)})
+  logits, out = model.apply(init(model), images(), train=False)
+  chex.assert_shape(out['stem'], (2, 2, 6, 32))
+  with pytest.raises(ValueError, match='larger than the image'):
+    init(ViT(**{**SMALL, 'patch_size': 64}))
+  with pytest.raises(ValueError, match='pool=.*allowed: token'):
+    init(ViT(**SMALL, pool='max'))
+  with pytest.raises(ValueError, match='not divisible by num_heads'):
+    init(ViT(**{**SMALL, 'num_heads': 5}))
+
+
+def test_unknown_names_and_fields_name_the_nearest():
+  with pytest.raises(ValueError, match='vit_b16'):
+    create_model('vit_b_16')
+  with pytest.raises(ValueError, match='patch_size'):
+    create_model('vit_b16', patchsize=8)
+  assert 'vit_b16' in list_models('vit_b*')
+  assert list_models('r50') == ['r50_vit_b16', 'r50_vit_l32']
+
+
+def test_no_head():
+  model = ViT(**{**SMALL, 'num_classes': 0})
+  logits, out = model.apply(init(model), images(), train=False)
+  chex.assert_trees_all_equal(logits, out['pre_logits'])
+
+
+def test_mesh_pins_do_not_change_numbers():
+  from vit_jax.parallel.mesh import make_mesh
+
+  model = ViT(**SMALL)
+  variables = randomize(init(model))
+  x = images(16)
+  want, _ = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+  with jax.set_mesh(make_mesh('fsdp', fsdp=4)):
+    got, _ = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+  chex.assert_trees_all_close(got, want, atol=2e-6)

@@ -1,0 +1,481 @@
+"""Distillation: live teachers, stored logits, what the student sees."""
+
+import json
+
+import chex
+import flax
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import deit_i1k
+from tests.helpers import saved_state, tiny_config
+from vit_jax import train
+from vit_jax.cli import parser
+from vit_jax.data import loader
+from vit_jax.data.sources.opening import open_source
+from vit_jax.models.registry import create_model
+from vit_jax.parallel import rules
+from vit_jax.parallel.mesh import make_mesh, put_batch
+from vit_jax.recipe.build import build, open_train_source
+from vit_jax.recipe.checks import check
+from vit_jax.recipe.keys import ConfigError
+from vit_jax.teachers import live as live_lib
+from vit_jax.teachers.classes import check_classes
+from vit_jax.teachers.stored_logits import is_stored
+from vit_jax.teachers.teacher import make_teacher
+from vit_jax.training import augment
+from vit_jax.training import step as step_lib
+
+ONE = jax.devices()[:1]
+
+
+def student_config(teacher, **sections):
+  """The recipe of a tiny distilled student."""
+  c = tiny_config(run=dict(steps=2), **sections)
+  c.model.update(name='deit_ti16_distilled')
+  c.loss.distill = 'hard'
+  c.loss.teacher_weights = str(teacher)
+  return c
+
+
+@pytest.fixture(scope='module')
+def teacher_dir(tmp_path_factory):
+  """A trained teacher: a tiny ViT in the other normalisation."""
+  path = tmp_path_factory.mktemp('teacher')
+  train.train_and_evaluate(
+    tiny_config(run=dict(steps=12), data=dict(normalize='imagenet')), path, ONE
+  )
+  return path
+
+
+def make(config, mesh=None, **kwargs):
+  mesh = mesh or make_mesh(config.mesh.preset)
+  return make_teacher(config, mesh, 5, **kwargs)
+
+
+# --- What the teacher sees --------------------------------------------------
+
+
+@pytest.mark.parametrize('new', ['half', 'imagenet'])
+@pytest.mark.parametrize('size', [(16, 16), (24, 32), (9, 9)])
+def test_renormalize_equals_the_way_through_pixels(new, size):
+  pixels = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3)) * 255
+  got = live_lib.renormalize(
+    augment.normalize(pixels, 'imagenet'), size, 'imagenet', new
+  )
+  want = augment.normalize(augment.resize(pixels, size), new)
+  np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_a_workdir_knows_its_model(teacher_dir):
+  """Model, fields and normalisation come from the teacher's recipe."""
+  config = student_config(teacher_dir)
+  fn, variables = make(config)
+  fn = jax.jit(fn)
+  pixels = jax.random.uniform(jax.random.key(0), (8, 16, 16, 3)) * 255
+  got = fn(variables, augment.normalize(pixels, 'half'), {})
+  state = saved_state(teacher_dir)
+  params = flax.traverse_util.unflatten_dict(
+    {
+      k.removeprefix('params/'): v
+      for k, v in state.items()
+      if k.startswith('params/')
+    },
+    sep='/',
+  )
+  fields = tiny_config().model.to_dict()
+  model = create_model(fields.pop('name'), 5, **fields)
+  want, _ = model.apply(
+    {'params': params}, augment.normalize(pixels, 'imagenet'), train=False
+  )
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_own_resolution(teacher_dir):
+  """The position table follows the size; the student's images are resized."""
+  config = student_config(teacher_dir)
+  config.loss.teacher_image_size = 32
+  fn, variables = make(config)
+  fn = jax.jit(fn)
+  table = variables['params']['Transformer']['posembed_input']['pos_embedding']
+  assert table.shape[1] == 1 + (32 // 8) ** 2
+  chex.assert_shape(fn(variables, jnp.zeros((8, 16, 16, 3)), {}), (8, 5))
+
+
+@pytest.mark.parametrize('preset', ['data', 'fsdp'])
+def test_sharded_like_a_student_with_the_same_logits(teacher_dir, preset):
+  config = student_config(teacher_dir, mesh=dict(preset=preset))
+  mesh = make_mesh(preset)
+  fn, variables = make(config, mesh)
+  specs = jax.tree.map(lambda x: x.sharding.spec, variables['params'])
+  want = rules.param_specs(variables['params'], mesh, preset)
+  assert specs == want
+  split = [
+    s
+    for s in jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, jax.P))
+    if any(s)
+  ]
+  assert bool(split) == (preset == 'fsdp')
+  images = jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
+  with jax.set_mesh(mesh):
+    got = jax.jit(fn)(variables, put_batch(images, mesh), {})
+  one, alone = make(config, make_mesh(devices=ONE))
+  np.testing.assert_allclose(got, jax.jit(one)(alone, images, {}), atol=1e-5)
+
+
+def test_computes_in_the_dtype_of_the_run(teacher_dir):
+  config = student_config(teacher_dir)
+  images = jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
+  fn, variables = make(config)
+  exact = jax.jit(fn)(variables, images, {})
+  config.run.dtype = 'bfloat16'
+  fn, variables = make(config)
+  fn = jax.jit(fn)
+  assert variables['params']['head']['kernel'].dtype == jnp.float32
+  jaxpr = str(jax.make_jaxpr(fn)(variables, images, {}))
+  assert 'dot_general' in jaxpr and 'bf16[' in jaxpr
+  logits = fn(variables, images, {})
+  assert logits.dtype == jnp.float32 and np.any(logits != exact)
+  np.testing.assert_allclose(logits, exact, atol=0.2)
+
+
+# --- No gradient, no statistics ---------------------------------------------
+
+
+class Toy(nn.Module):
+  """A model with BatchNorm, of the smallest size."""
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    x = nn.Dense(4)(images.mean((1, 2)))
+    x = nn.BatchNorm(use_running_average=not train)(x)
+    return nn.Dense(5)(x), {}
+
+
+@jax.jit
+def teach(variables, images):
+  fn = live_lib.live_teacher(Toy(), (8, 8), 'half', 'imagenet')
+  return fn(variables, images, {})  # BatchNorm is not mutable: it would raise
+
+
+def test_no_gradient_reaches_the_teacher():
+  images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+  variables = Toy().init(jax.random.key(1), images, train=False)
+  grads = jax.jit(jax.grad(lambda v, x: jnp.sum(teach(v, x) ** 2), (0, 1)))(
+    variables, images
+  )
+  assert len(jax.tree.leaves(grads)) > 4
+  assert all(not np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_batch_norm_is_in_eval_mode():
+  """Each image alone, whatever else is in the batch."""
+  images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+  variables = Toy().init(jax.random.key(1), images, train=False)
+  np.testing.assert_allclose(
+    teach(variables, images)[:1], teach(variables, images[:1]), atol=1e-5
+  )
+
+
+def test_the_step_sends_no_gradient_to_the_teacher(teacher_dir):
+  """d(new student parameters) / d(teacher parameters) = 0, soft targets."""
+  config = student_config(teacher_dir, optim=dict(name='sgd'))
+  config.loss.distill = 'soft'
+  mesh = make_mesh(devices=ONE)
+  fn, variables = make(config, mesh)
+  run = build(config, mesh, num_classes=5, num_examples=64)
+  step = step_lib.make_train_step(
+    config, run.model, run.tx, run.schedule, 5, teacher=fn
+  )
+  batch = {
+    'image': np.zeros((16, 16, 16, 3), np.uint8),
+    'label': np.arange(16) % 5,
+  }
+  state = run.init()
+
+  def moved(params):
+    new, _ = step(state, batch, {'teacher': {**variables, 'params': params}})
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(new.params))
+
+  grads = jax.jit(jax.grad(moved))(variables['params'])
+  assert all(not np.any(g) for g in jax.tree.leaves(grads))
+
+
+# --- Stored logits ----------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def stored(teacher_dir, tmp_path_factory):
+  """A folder of PNGs with the classes of the teacher, and its logits."""
+  from PIL import Image
+
+  root = tmp_path_factory.mktemp('images')
+  data = open_source(
+    'synthetic', split='train', num_examples=30, num_classes=5, image_size=16
+  )
+  for i in range(30):
+    path = root / 'train' / f'c{data[i]["label"]}' / f'{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(data[i]['image']).save(path)
+  out = tmp_path_factory.mktemp('logits')
+  assert (
+    parser.main(
+      [
+        'teacher-logits',
+        str(teacher_dir),
+        '-o',
+        str(out),
+        '--source',
+        'folder',
+        '--data-dir',
+        str(root),
+        '--batch-size',
+        '8',
+      ]
+    )
+    == 0
+  )
+  return root, out
+
+
+def folder_config(root, weights):
+  config = student_config(weights)
+  config.data.update(
+    source='folder', dir=str(root), crop='resize', flip=0.0, batch_size=8
+  )
+  config.eval.sets = {'test': {'split': 'train'}}
+  return config
+
+
+def test_stored_logits_equal_the_live_teacher(stored, teacher_dir):
+  root, out = stored
+  config = folder_config(root, out)
+  source = open_train_source(config)
+  mesh = make_mesh()
+  fixed, table = make(
+    config, mesh, class_names=source.class_names, fingerprint=source.fingerprint
+  )
+  live, variables = make(folder_config(root, teacher_dir), mesh)
+  live = jax.jit(live)
+  assert table['logits'].shape[0] == 32  # padded to the 8 devices
+  batches = loader.train_batches(source, config.data, seed=0)
+  for _ in range(3):
+    batch = next(batches)
+    images = augment.normalize(batch['image'], 'half')
+    np.testing.assert_allclose(
+      fixed(table, images, batch), live(variables, images, batch), atol=1e-4
+    )
+  batches.close()
+
+
+def test_stored_logits_are_refused_where_they_do_not_fit(stored):
+  root, out = stored
+  with pytest.raises(ConfigError, match='which is not what data.source'):
+    make(folder_config(root, out), fingerprint='other')
+  config = folder_config(root, out)
+  config.data.mixup = 0.8
+  with pytest.raises(ConfigError, match='set both to 0'):
+    make(config)
+  with pytest.raises(ConfigError, match='5 classes, the data 7'):
+    make_teacher(folder_config(root, out), make_mesh(), 7)
+
+
+def test_an_unfinished_table_is_no_teacher(stored, tmp_path):
+  (tmp_path / live_lib.LOGITS).write_bytes(b'half')
+  assert is_stored(stored[1]) and not is_stored(tmp_path)
+
+
+# --- Refusals ---------------------------------------------------------------
+
+
+def test_class_order_is_checked(caplog):
+  same = ['ant', 'bee', 'cat']
+  check_classes('t', 3, same, 3, same)
+  check_classes('t', 3, None, 3, same)
+  with pytest.raises(ConfigError, match="class 1 is 'bee' in the data, 'cat'"):
+    check_classes('t', 3, ['ant', 'cat', 'bee'], 3, same)
+  with pytest.raises(ConfigError, match='4 classes, the data 3'):
+    check_classes('t', 4, None, 3, same)
+  check_classes('t', 3, ['n1', 'n2', 'n3'], 3, same)
+  assert '3 classes have other names' in caplog.text
+
+
+def test_a_teacher_of_other_classes_stops_the_run(teacher_dir, tmp_path):
+  config = student_config(teacher_dir)
+  config.data.num_classes = 6
+  with pytest.raises(ConfigError, match='5 classes, the data 6'):
+    train.train_and_evaluate(config, tmp_path / 'w')
+  config = student_config('')
+  with pytest.raises(ConfigError, match='needs loss.teacher_weights'):
+    check(config)
+  with pytest.raises(ConfigError, match='needs loss.teacher, the name'):
+    make(student_config('random'))
+
+
+# --- End to end -------------------------------------------------------------
+
+
+def test_distilled_loop(teacher_dir, tmp_path):
+  config = student_config(teacher_dir)
+  config.loss.distill, config.run.steps = 'hard', 12
+  summary = train.train_and_evaluate(config, tmp_path, ONE)
+  lines = [
+    json.loads(x) for x in (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  ]
+  losses = [x['loss_distill'] for x in lines if 'loss_distill' in x]
+  assert len(losses) == 12 and losses[-1] < losses[0]
+  assert summary['results']['test']['top1'] > 0.3
+  state = saved_state(tmp_path)
+  assert not any('teacher' in key for key in state)
+
+
+@pytest.mark.slow
+def test_stored_and_live_train_alike(stored, teacher_dir, tmp_path):
+  root, out = stored
+  for name, weights in (('live', teacher_dir), ('stored', out)):
+    config = folder_config(root, weights)
+    config.optim.accumulate = 2
+    train.train_and_evaluate(config, tmp_path / name, jax.devices()[:4])
+  a, b = (saved_state(tmp_path / name) for name in ('live', 'stored'))
+  assert np.any(a['params/dist_token'])
+  for key in a:
+    np.testing.assert_allclose(a[key], b[key], atol=1e-4, err_msg=key)
+
+
+# --- The recipe's ingredients -----------------------------------------------
+
+
+def test_repeats_do_not_lengthen_the_epoch():
+  """DeiT: one epoch sees a third of the images three times."""
+  mesh = make_mesh(devices=ONE)
+  steps = [
+    build(
+      tiny_config(run=dict(steps=None, epochs=3.0), data=dict(repeats=r)),
+      mesh,
+      num_classes=5,
+      num_examples=70,
+    )
+    for r in (1, 3)
+  ]
+  assert [(r.steps_per_epoch, r.total_steps) for r in steps] == [(4, 12)] * 2
+
+
+SEQUENCE = dict(
+  repeats=3,
+  batch_size=24,
+  mixup=0.8,
+  cutmix=1.0,
+  crop='inception',
+  randaugment='rand-m9-mstd0.5-inc1',
+)
+
+
+def global_sequence(config, processes: int, steps: int):
+  """Global batches put together from those of each process."""
+  source = open_train_source(config)
+  parts = [
+    loader.train_batches(
+      source, config.data, seed=3, process_index=p, process_count=processes
+    )
+    for p in range(processes)
+  ]
+  for _ in range(steps):
+    batches = [next(part) for part in parts]
+    yield {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+  for part in parts:
+    part.close()
+
+
+def test_the_same_global_sequence_everywhere():
+  """Repeats, RandAugment, mixup and CutMix: 1 and 2 processes, 1 and 8
+  devices."""
+  config = tiny_config(data=SEQUENCE)
+  sequences = [list(global_sequence(config, n, 6)) for n in (1, 2)]
+  for got, want in zip(*sequences):
+    chex.assert_trees_all_equal(got, want)
+    index = want['index'].reshape(-1, 3)
+    assert np.all(index == index[:, :1])  # three in a row
+    views = want['image'].reshape(-1, 3, 16 * 16 * 3)
+    assert np.any(views[:, 0] != views[:, 1])  # but three views
+
+  prepare = jax.jit(
+    lambda batch, key: augment.prepare_train(
+      batch['image'], {'label': batch['label']}, key, config.data
+    )
+  )
+  kinds = set()
+  for step, batch in enumerate(sequences[0]):
+    batch = {
+      'image': batch['image'],
+      'label': np.eye(5, dtype=np.float32)[batch['label']],
+    }
+    results = [
+      jax.device_get(
+        prepare(
+          put_batch(batch, make_mesh(devices=devices)), jax.random.key(step)
+        )
+      )
+      for devices in (ONE, jax.devices())
+    ]
+    chex.assert_trees_all_close(*results, atol=1e-5)
+    images, targets = results[0]
+    lam = targets['label'].max()
+    plain = augment.normalize(batch['image'])
+    kinds.add(
+      'cutmix'
+      if np.any(np.all(np.isclose(images, plain, atol=1e-6), axis=(0, 3)))
+      else 'mixup'
+    )
+    assert 0.5 <= lam <= 1
+  assert kinds == {'mixup', 'cutmix'}
+
+
+@pytest.mark.parametrize(
+  'arg', ['s16', 's16,distill', 'ti16,soft', 'b16,hard', 's16,plaincosine']
+)
+def test_deit_recipe(arg):
+  """Table 9 of arXiv:2012.12877."""
+  c = deit_i1k.get_config(arg)
+  if c.loss.distill != 'none':
+    c.loss.teacher_weights = 'random'
+  check(c)
+  mesh = make_mesh(devices=ONE)
+  run = build(c, mesh, num_classes=1000, num_examples=1_281_167)
+  assert (run.steps_per_epoch, run.total_steps) == (1251, 375_300)
+  lr = lambda epoch: float(run.schedule(int(epoch * 1251)))
+  if 'plaincosine' in arg:
+    assert lr(5) == pytest.approx(1e-3) and lr(1) > 1e-6
+  else:  # as executed: by epoch, one late
+    assert lr(0) == lr(1) == lr(1.9) == pytest.approx(1e-6)
+    assert lr(2) == pytest.approx(1e-6 + (1e-3 - 1e-6) / 5)
+    assert lr(6) == pytest.approx(
+      1e-5 + 0.5 * (1e-3 - 1e-5) * (1 + np.cos(np.pi * 5 / 300))
+    )
+  assert ('distilled' in c.model.name) == ('distill' in arg)
+
+
+def test_deit_weight_decay():
+  """No decay: vectors, biases, position table, class token. The distillation
+  token decays, as in the released class."""
+  from vit_jax.training import optimizers
+
+  c = deit_i1k.get_config('ti16,distill')
+  run = build(
+    c, make_mesh(devices=ONE), num_classes=1000, num_examples=1_281_167
+  )
+  rates = optimizers.parameter_rates(c.optim, run.abstract_state.params)
+  decayed = {path for path, rate in rates.items() if rate.decay}
+  for path in rates:
+    assert (path in decayed) == (
+      path.endswith('/kernel') or path == 'dist_token'
+    ), path
+  assert {
+    'embedding/kernel',
+    'head/kernel',
+    'head_dist/kernel',
+    'dist_token',
+  } <= decayed
+  assert not {'cls', 'Transformer/encoder_norm/scale'} & decayed

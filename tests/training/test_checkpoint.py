@@ -1,0 +1,322 @@
+"""Checkpoints: what is kept, what a torn or full disk leaves behind."""
+
+import contextlib
+import json
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import saved_state, tiny_config
+from vit_jax import train
+from vit_jax.parallel import rules
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.training import checkpoint
+from vit_jax.weights.steps import (
+  CheckpointError,
+  find_step,
+  load_params,
+  load_tree,
+)
+
+METADATA = {'config': {'model': {'name': 'x'}}, 'classes': ['cat', 'dog']}
+
+
+def state(step, width=64):
+  """A state like those of training: noise, so that it cannot be compressed."""
+  rng = np.random.default_rng(step)
+  kernel = rng.normal(size=(width, 128)).astype(np.float32)
+  return {
+    'step': jnp.int32(step),
+    'batch_stats': {},
+    'params': {'head': {'kernel': jnp.asarray(kernel), 'bias': jnp.ones(5)}},
+    'ema': {'head': {'kernel': jnp.asarray(kernel) / 2, 'bias': jnp.ones(5)}},
+    'opt_state': {'0': {'mu': jnp.ones((width, 128), jnp.bfloat16)}},
+  }
+
+
+def abstract(width=64):
+  return jax.eval_shape(lambda: state(0, width))
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for (path, x), y in zip(
+    jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)
+  ):
+    assert x.dtype == y.dtype, path
+    np.testing.assert_array_equal(x, y, err_msg=str(path))
+
+
+@contextlib.contextmanager
+def opened(workdir, **kwargs):
+  found = checkpoint.Checkpoints(workdir, **kwargs)
+  try:
+    yield found
+  finally:
+    found.close()
+
+
+def save(workdir, *steps, **kwargs):
+  with opened(workdir, **{'keep_latest': len(steps), **kwargs}) as found:
+    for step in steps:
+      found.save(step, state(step), METADATA)
+
+
+def test_save_and_restore(tmp_path):
+  with opened(tmp_path) as found:
+    assert found.restore(abstract()) is None
+    found.save(3, state(3), METADATA)
+  with opened(tmp_path) as found:
+    tree, metadata, step = found.restore(abstract())
+  assert step == 3 and metadata == METADATA
+  assert_same(tree, state(3))
+
+
+def test_restores_onto_another_mesh(tmp_path):
+  def placed(preset):
+    mesh = make_mesh(preset)
+    specs = rules.param_specs(abstract(), mesh, preset)
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=jax.NamedSharding(mesh, s)
+      ),
+      abstract(),
+      specs,
+    )
+
+  fsdp = jax.tree.map(
+    lambda x, s: jax.device_put(x, s.sharding), state(1), placed('fsdp')
+  )
+  with opened(tmp_path) as found:
+    found.save(1, fsdp, METADATA)
+  for preset in ('fsdp_tensor', 'data'):
+    wanted = placed(preset)
+    with opened(tmp_path) as found:
+      tree, _, _ = found.restore(wanted)
+    assert_same(tree, state(1))
+    for x, w in zip(jax.tree.leaves(tree), jax.tree.leaves(wanted)):
+      assert x.sharding.is_equivalent_to(w.sharding, x.ndim)
+
+
+def test_saving_does_not_wait_and_copies_first(tmp_path):
+  """Donating the state right after `save` is safe."""
+  overwrite = jax.jit(
+    lambda t: jax.tree.map(jnp.zeros_like, t), donate_argnums=0
+  )
+  with opened(tmp_path) as found:
+    tree = state(1)
+    found.save(1, tree, METADATA)
+    overwrite(tree)
+  assert_same(load_tree(tmp_path)[0], jax.device_get(state(1)))
+
+
+def test_the_same_step_is_saved_once(tmp_path):
+  with opened(tmp_path) as found:
+    found.save(2, state(2), METADATA)
+    found.save(2, state(7), METADATA)
+    assert found.steps() == [2]
+  assert_same(load_tree(tmp_path)[0], jax.device_get(state(2)))
+
+
+@pytest.mark.parametrize(
+  'policy, kept',
+  [
+    (dict(), {6}),
+    (dict(keep_latest=3), {4, 5, 6}),
+    (dict(keep_best=2, metric='top1'), {2, 3, 6}),
+    (dict(keep_every=2), {2, 4, 6}),
+    (
+      dict(keep_latest=2, keep_best=1, metric='top1', keep_every=4),
+      {2, 4, 5, 6},
+    ),
+  ],
+  ids=str,
+)
+def test_what_is_kept(tmp_path, policy, kept):
+  scores = {1: 0.1, 2: 0.9, 3: 0.8, 4: 0.2, 5: 0.7, 6: 0.3}
+  with opened(tmp_path, **policy) as found:
+    for step, score in scores.items():
+      found.save(step, {'step': jnp.int32(step)}, {}, {'top1': score})
+    found.wait()
+    assert set(found.steps()) == kept
+  with opened(tmp_path, **policy) as found:  # a later process sees the same
+    assert set(found.steps()) == kept
+    found.save(7, {'step': jnp.int32(7)}, {}, {'top1': 0.95})
+    found.wait()
+    assert 7 in found.steps()
+
+
+def damage(step, how):
+  """Makes a step unreadable in one of the ways in which disks do."""
+  if how == 'truncated':
+    for path in step.rglob('d/*'):
+      path.write_bytes(path.read_bytes()[:50])
+  elif how == 'emptied':
+    for path in step.rglob('*'):
+      if path.is_file():
+        path.write_bytes(b'')
+  elif how == 'no data':
+    for folder in [p for p in step.rglob('d') if p.is_dir()]:
+      shutil.rmtree(folder)
+  elif how == 'no tree':
+    (step / 'state' / '_METADATA').unlink()
+  elif how == 'nothing':
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+@pytest.mark.parametrize(
+  'how', ['truncated', 'emptied', 'no data', 'no tree', 'nothing']
+)
+def test_a_torn_step_falls_back_and_is_not_deleted(tmp_path, caplog, how):
+  save(tmp_path, 1, 2, 3)
+  folder = tmp_path / 'checkpoints'
+  damage(folder / '3', how)
+  with opened(tmp_path, keep_latest=3) as found:
+    tree, metadata, step = found.restore(abstract())
+    assert step == 2 and metadata == METADATA
+    assert_same(tree, state(2))
+    assert '3 is unreadable' in caplog.text
+    assert (folder / '3.unreadable').is_dir()
+    found.save(3, state(3), METADATA)  # the run comes to it again
+  assert_same(load_tree(tmp_path)[0], jax.device_get(state(3)))
+  assert (folder / '3.unreadable').is_dir()
+
+
+def test_all_torn_starts_afresh(tmp_path, caplog):
+  save(tmp_path, 1, 2)
+  for step in '12':
+    damage(tmp_path / 'checkpoints' / step, 'truncated')
+  with opened(tmp_path) as found:
+    assert found.restore(abstract()) is None
+  assert caplog.text.count('is unreadable') == 2
+
+
+def test_half_a_save_is_removed_and_not_taken(tmp_path):
+  """What a killed save leaves: a folder whose name is no number."""
+  save(tmp_path, 1)
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(folder / '1', folder / '2.orbax-checkpoint-tmp')
+  assert find_step(tmp_path).name == '1'
+  with opened(tmp_path) as found:
+    assert found.restore(abstract())[2] == 1
+  assert [p.name for p in folder.iterdir()] == ['1']
+
+
+def test_another_shape_says_what_differs(tmp_path):
+  save(tmp_path, 1)
+  wanted = abstract(width=32)
+  wanted['params']['extra'] = jax.ShapeDtypeStruct((3,), np.float32)
+  del wanted['params']['head']['bias']
+  says = (
+    r'checkpoints/1 does not fit this recipe: missing params/extra '
+    r'\(3,\); left over params/head/bias \(5,\); .*params/head/kernel is '
+    r'\(64, 128\), expected \(32, 128\)(.|\n)*Use another workdir'
+  )
+  with opened(tmp_path) as found:
+    with pytest.raises(CheckpointError, match=says):
+      found.restore(wanted)
+  with pytest.raises(CheckpointError, match='missing params/extra'):
+    load_tree(tmp_path, wanted)
+  assert (tmp_path / 'checkpoints' / '1').is_dir()  # it is not set aside
+
+
+def test_find_step(tmp_path):
+  save(tmp_path, 9, 10)
+  newest = tmp_path / 'checkpoints' / '10'
+  assert find_step(tmp_path) == newest
+  assert find_step(tmp_path / 'checkpoints') == newest
+  assert find_step(newest.parent / '9') == newest.parent / '9'
+  assert find_step(tmp_path / 'nowhere') is None
+  (tmp_path / '123').mkdir()
+  assert find_step(tmp_path / '123') is None
+  with pytest.raises(CheckpointError, match='neither a workdir'):
+    load_tree(tmp_path / '123')
+
+
+def test_load_params(tmp_path):
+  save(tmp_path, 4)
+  flat, metadata = load_params(tmp_path)
+  assert metadata['classes'] == ['cat', 'dog']
+  assert flat.keys() == {'params/head/kernel', 'params/head/bias'}
+  kernel = np.asarray(state(4)['params']['head']['kernel'])
+  np.testing.assert_array_equal(flat['params/head/kernel'], kernel)
+  average, _ = load_params(tmp_path / 'checkpoints' / '4', average=True)
+  np.testing.assert_array_equal(average['params/head/kernel'], kernel / 2)
+
+
+def test_load_params_without_an_average_takes_the_parameters(tmp_path):
+  with opened(tmp_path) as found:
+    found.save(1, {**state(1), 'ema': {}}, METADATA)
+  flat, _ = load_params(tmp_path, average=True)
+  np.testing.assert_array_equal(
+    flat['params/head/kernel'], state(1)['params']['head']['kernel']
+  )
+
+
+@contextlib.contextmanager
+def full_disk(room: int):
+  """Files cannot grow beyond `room` bytes, as if the disk were full."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('room', [10_000, 1])
+def test_a_full_disk_leaves_the_step_before_intact(tmp_path, room):
+  """Whether it is full when the arrays are written or from the start."""
+  save(tmp_path, 1)
+  found = checkpoint.Checkpoints(tmp_path, keep_latest=2)
+  with full_disk(room):
+    with pytest.raises(
+      CheckpointError,
+      match=r'saving step 2 to .*checkpoints failed: (.|\n)*'
+      'steps saved before it are intact. Free space',
+    ):
+      found.save(2, state(2), METADATA)
+      found.wait()
+  found.close()
+  assert find_step(tmp_path).name == '1'
+  assert_same(load_tree(tmp_path)[0], jax.device_get(state(1)))
+  with opened(tmp_path, keep_latest=2) as again:  # there is space again
+    assert again.restore(abstract())[2] == 1
+    again.save(2, state(2), METADATA)
+  assert_same(load_tree(tmp_path)[0], jax.device_get(state(2)))
+  names = {p.name for p in (tmp_path / 'checkpoints').iterdir()}
+  assert names == {'1', '2'}
+
+
+def test_a_run_on_a_full_disk_stops_and_goes_on(tmp_path):
+  """The whole loop: an error, the step before intact, then the same end."""
+
+  def run():
+    return train.train_and_evaluate(
+      tiny_config(
+        run=dict(steps=6), log=dict(checkpoint_steps=2, keep_latest=3)
+      ),
+      tmp_path,
+      jax.devices()[:1],
+    )
+
+  run()
+  want = saved_state(tmp_path)
+  for step in '46':
+    shutil.rmtree(tmp_path / 'checkpoints' / step)
+  with full_disk(20_000):
+    with pytest.raises(CheckpointError, match='saving step 4'):
+      run()
+  assert find_step(tmp_path).name == '2'
+  run()
+  got = saved_state(tmp_path)
+  for key in want:
+    np.testing.assert_array_equal(want[key], got[key], err_msg=key)
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  steps = [x['step'] for x in map(json.loads, lines) if 'loss' in x]
+  assert steps == [1, 2, 3, 4, 5, 6]

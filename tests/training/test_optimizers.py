@@ -1,0 +1,643 @@
+"""Schedules and optimizers against closed forms, PyTorch and plain numpy."""
+
+import chex
+import flax
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax.recipe.finetuning import hyperrule
+from vit_jax.recipe.keys import default_config
+from vit_jax.training import optimizers
+from vit_jax.training.ema import ema_update
+from vit_jax.training.schedules import make_schedule
+
+
+def recipe(optim_fields=(), **schedule_fields):
+  c = default_config()
+  c.optim.update(dict(optim_fields))
+  c.schedule.update(schedule_fields)
+  return c
+
+
+def schedule(
+  total=100, steps_per_epoch=10, batch_size=128, optim_fields=(), **fields
+):
+  c = recipe({'lr': 0.5, **dict(optim_fields)}, **fields)
+  return make_schedule(
+    c.schedule,
+    c.optim,
+    total_steps=total,
+    steps_per_epoch=steps_per_epoch,
+    batch_size=batch_size,
+  )
+
+
+# ---------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize(
+  'name, fields, end',
+  [
+    ('cosine', {}, 0.0),
+    ('cosine', {'end': 0.1}, 0.1),
+    ('linear', {}, 0.0),
+    ('linear', {'end': 0.01}, 0.01),
+    ('polynomial', {'power': 2.0}, 0.0),
+    ('constant', {}, 0.5),
+    ('rsqrt', {'cooldown_steps': 20}, 0.0),
+    ('constant', {'cooldown_epochs': 1.5}, 0.0),
+  ],
+)
+def test_schedule_end_points(name, fields, end):
+  fn = schedule(name=name, warmup_steps=10, **fields)
+  assert fn.peak == 0.5
+  np.testing.assert_allclose(
+    fn(jnp.array([0, 5, 10, 100])), [0, 0.25, 0.5, end], atol=1e-6
+  )
+  lr = np.asarray(jax.jit(jax.vmap(fn))(jnp.arange(101)))
+  assert np.all(np.diff(lr[10:]) <= 1e-7) and np.all(lr >= 0)
+
+
+@given(
+  st.sampled_from(['cosine', 'linear', 'polynomial', 'timm_cosine']),
+  st.integers(0, 40),
+  st.floats(0, 0.1),
+  st.floats(0.5, 3),
+)
+@settings(max_examples=30, deadline=None)
+def test_schedules_stay_between_their_ends(name, warmup, end, power):
+  fn = schedule(name=name, warmup_steps=warmup, end=end, power=power)
+  lr = np.asarray(fn(jnp.arange(120)))
+  assert lr.dtype == np.float32
+  assert np.all(lr <= 0.5 + 1e-6)
+  assert np.all(lr[max(warmup, 1) :] >= end - 1e-6)
+  np.testing.assert_allclose(lr[100:], end, atol=1e-6)
+
+
+def test_curves_at_the_middle():
+  at = lambda **fields: float(schedule(**fields)(55))
+  warm = dict(warmup_steps=10)
+  assert at(name='cosine', **warm) == pytest.approx(0.25)
+  assert at(name='linear', **warm) == pytest.approx(0.25)
+  assert at(name='polynomial', power=2.0, **warm) == pytest.approx(0.125)
+  assert at(name='rsqrt', timescale=15, **warm) == pytest.approx(0.25)
+  # 55 of 100, the warm-up not subtracted.
+  assert at(name='timm_cosine', **warm) == pytest.approx(
+    0.25 * (1 + np.cos(np.pi * 0.55))
+  )
+
+
+def test_step_schedule():
+  fn = schedule(name='step', boundaries=(30, 60))
+  np.testing.assert_allclose(
+    fn(jnp.array([0, 29, 30, 59, 60, 99])),
+    [0.5, 0.5, 0.05, 0.05, 0.005, 0.005],
+    rtol=1e-6,
+  )
+  by_fraction = schedule(name='step', boundaries=(0.3, 0.6))
+  steps = jnp.arange(100)
+  chex.assert_trees_all_equal(by_fraction(steps), fn(steps))
+
+
+def test_durations_agree():
+  steps = jnp.arange(100)
+  expected = schedule(name='cosine', warmup_steps=15)(steps)
+  for fields in (dict(warmup_epochs=1.5), dict(warmup_examples=15 * 128)):
+    chex.assert_trees_all_close(
+      schedule(name='cosine', **fields)(steps), expected, rtol=1e-6
+    )
+
+
+def test_lr_is_scaled_with_the_batch():
+  fn = schedule(
+    batch_size=1024,
+    optim_fields={'lr': 5e-4, 'lr_batch': 512},
+    name='cosine',
+    warmup_steps=10,
+    warmup_init=1e-6,
+  )
+  assert fn.peak == pytest.approx(1e-3)
+  assert float(fn(0)) == pytest.approx(1e-6)
+  assert float(fn(10)) == pytest.approx(1e-3)
+
+
+def test_timm_cosine_by_epoch_as_executed():
+  """DeiT: epochs 0 and 1 at the warm-up's start, epoch e at index e - 1."""
+  epochs, spe, lr, end, start = 30, 7, 1e-3, 1e-5, 1e-6
+  fields = dict(
+    total=epochs * spe,
+    steps_per_epoch=spe,
+    optim_fields={'lr': lr},
+    name='timm_cosine',
+    warmup_epochs=5.0,
+    warmup_init=start,
+    end=end,
+    by_epoch=True,
+  )
+
+  def at(t):
+    if t < 5:
+      return start + t * (lr - start) / 5
+    return end + 0.5 * (lr - end) * (1 + np.cos(np.pi * t / epochs))
+
+  steps = jnp.arange(epochs * spe)
+  deit = np.repeat([at(max(0, e - 1)) for e in range(epochs)], spe)
+  volo = np.repeat([at(e) for e in range(epochs)], spe)
+  np.testing.assert_allclose(
+    jax.jit(schedule(**fields).fn)(steps), deit, rtol=2e-5
+  )
+  np.testing.assert_allclose(
+    schedule(**fields, epoch_lag=0)(steps), volo, rtol=2e-5
+  )
+  # Cooldown: more epochs at the end value, the curve before them unchanged.
+  longer = schedule(
+    **{**fields, 'total': (epochs + 10) * spe},
+    epoch_lag=0,
+    cooldown_epochs=10.0,
+  )(jnp.arange((epochs + 10) * spe))
+  np.testing.assert_allclose(longer[: epochs * spe], volo, rtol=2e-5)
+  np.testing.assert_allclose(longer[epochs * spe :], end, rtol=1e-5)
+
+
+def test_by_epoch_holds_at_large_steps():
+  fn = schedule(
+    total=300 * 1251,
+    steps_per_epoch=1251,
+    name='timm_cosine',
+    by_epoch=True,
+    epoch_lag=0,
+  )
+  for epoch in (1, 150, 299):
+    first = float(fn(epoch * 1251))
+    assert first == float(fn((epoch + 1) * 1251 - 1))
+    assert first < float(fn(epoch * 1251 - 1))
+
+
+def test_hyperrule():
+  small = hyperrule(1_000, 32, 32)
+  assert (small.resize, small.crop, small.steps) == (160, 128, 500)
+  assert small.mixup == 0
+  large = hyperrule(1_281_167, 500, 375)
+  assert (large.resize, large.crop, large.steps) == (512, 480, 20_000)
+  assert large.mixup == 0.1 and large.boundaries == (6_001, 12_001, 18_001)
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    (dict(name='cosin'), 'cosin.*timm_cosine'),
+    (dict(warmup_steps=5, warmup_epochs=1.0), 'warmup_steps and warmup_epochs'),
+    (dict(warmup_epochs=-1.0), 'negative'),
+    (dict(warmup_steps=100), '100 steps of warm-up.*run of 100 steps'),
+    (dict(name='step'), 'boundaries'),
+    (dict(name='step', boundaries=(60, 30)), 'increasing'),
+    (dict(boundaries=(60,)), "name='step'"),
+    (dict(by_epoch=True), 'timm_cosine'),
+  ],
+)
+def test_schedule_errors(fields, message):
+  with pytest.raises(ValueError, match=message):
+    schedule(**fields)
+
+
+# --------------------------------------------------------------- optimizers
+
+
+def tree(seed=0, depth=3):
+  """A small ViT-like tree of random parameters."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  block = lambda: {
+    'LayerNorm_0': {'scale': draw(4), 'bias': draw(4)},
+    'MlpBlock_0': {'Dense_0': {'kernel': draw(4, 6), 'bias': draw(6)}},
+  }
+  return {
+    'cls': draw(1, 1, 4),
+    'embedding': {'kernel': draw(2, 2, 3, 4), 'bias': draw(4)},
+    'Transformer': {
+      'posembed_input': {'pos_embedding': draw(1, 5, 4)},
+      **{f'encoderblock_{i}': block() for i in range(depth)},
+      'encoder_norm': {'scale': draw(4), 'bias': draw(4)},
+    },
+    'head': {'kernel': draw(4, 3), 'bias': draw(3)},
+  }
+
+
+def run(fields, params, steps=5, lr=lambda step: 0.1, grads=None):
+  """Parameters after some steps with the gradients of seeds 1, 2, ..."""
+  tx = optimizers.make_optimizer(
+    recipe({'lr': 0.1, **fields}).optim, lr, params
+  )
+
+  @jax.jit
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  state = tx.init(params)
+  for i in range(steps):
+    params, state = step(params, state, grads or tree(i + 1))
+  return params, state
+
+
+def torch_run(make, params, steps=5):
+  """The same with a torch optimizer; kernels are the first group."""
+  torch = pytest.importorskip('torch')
+  flat = {
+    k: torch.nn.Parameter(torch.tensor(np.array(v)))
+    for k, v in optimizers.flat_paths(params).items()
+  }
+  kernels = [p for k, p in flat.items() if k.endswith('/kernel')]
+  rest = [p for k, p in flat.items() if not k.endswith('/kernel')]
+  optimizer = make(torch, kernels, rest)
+  for i in range(steps):
+    for k, g in optimizers.flat_paths(tree(i + 1)).items():
+      flat[k].grad = torch.tensor(np.array(g))
+    optimizer.step()
+  return {k: p.detach().numpy() for k, p in flat.items()}
+
+
+def test_adamw_equals_torch():
+  params, _ = run({'weight_decay': 0.3, 'b2': 0.99}, tree())
+  expected = torch_run(
+    lambda torch, kernels, rest: torch.optim.AdamW(
+      [
+        {'params': kernels, 'weight_decay': 0.3},
+        {'params': rest, 'weight_decay': 0.0},
+      ],
+      lr=0.1,
+      betas=(0.9, 0.99),
+    ),
+    tree(),
+  )
+  chex.assert_trees_all_close(
+    optimizers.flat_paths(params), expected, atol=2e-5
+  )
+
+
+def test_sgd_equals_torch():
+  params, _ = run({'name': 'sgd'}, tree())
+  expected = torch_run(
+    lambda torch, kernels, rest: torch.optim.SGD(
+      kernels + rest, lr=0.1, momentum=0.9
+    ),
+    tree(),
+  )
+  chex.assert_trees_all_close(
+    optimizers.flat_paths(params), expected, atol=2e-5
+  )
+
+
+@pytest.mark.parametrize('name', ['adamw', 'adam', 'sgd', 'adafactor'])
+def test_decay_styles_agree_at_constant_lr(name):
+  """lr * wd = wd' at the peak (spec: 0.1 of AdamW is 1e-4 at lr 1e-3)."""
+  a, _ = run({'name': name, 'weight_decay': 0.3}, tree())
+  b, _ = run(
+    {'name': name, 'weight_decay': 0.03, 'decay_style': 'schedule'}, tree()
+  )
+  plain, _ = run({'name': name}, tree())
+  chex.assert_trees_all_close(a, b, atol=1e-6)
+  for path, value in optimizers.flat_paths(a).items():
+    changed = np.any(value != optimizers.flat_paths(plain)[path])
+    assert changed == path.endswith('/kernel')
+
+
+def test_decay_styles_along_a_schedule():
+  """Without gradients only the decay moves: a product of (1 - factor)."""
+  fn = schedule(total=6, name='linear', optim_fields={'lr': 0.4})
+  zeros = jax.tree.map(jnp.zeros_like, tree())
+  factors = np.asarray(fn(jnp.arange(5)))
+  for style, wd, unit in (('lr', 0.1, 1.0), ('schedule', 0.1, 0.4)):
+    params, _ = run(
+      {'name': 'sgd', 'lr': 0.4, 'weight_decay': wd, 'decay_style': style},
+      tree(),
+      lr=fn,
+      grads=zeros,
+    )
+    chex.assert_trees_all_close(
+      params['head']['kernel'],
+      tree()['head']['kernel'] * np.prod(1 - wd * factors / unit),
+      rtol=1e-5,
+    )
+    chex.assert_trees_all_equal(params['head']['bias'], tree()['head']['bias'])
+
+
+def test_clipping_by_the_global_norm():
+  params, grads = tree(), tree(1)
+  norm = float(optax.tree.norm(grads))
+  for clip, factor in ((1.0, 1 / norm), (2 * norm, 1.0)):
+    new, _ = run({'name': 'sgd', 'clip': clip}, params, 1, grads=grads)
+    chex.assert_trees_all_close(
+      new,
+      jax.tree.map(lambda p, g: p - 0.1 * factor * g, params, grads),
+      atol=1e-6,
+    )
+
+
+def test_state_dtype():
+  for name, moment in (('adam', 'mu'), ('sgd', 'trace'), ('adafactor', 'ema')):
+    fields = {'name': name, 'lr': 0.01}
+    half, state = run({**fields, 'state_dtype': 'bfloat16'}, tree())
+    full, _ = run(fields, tree())
+    flat = optimizers.flat_paths(state)
+    kept = [v for k, v in flat.items() if f'/{moment}/' in f'/{k}']
+    assert kept and all(v.dtype == jnp.bfloat16 for v in kept)
+    assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(half))
+    chex.assert_trees_all_close(half, full, atol=0.02)
+    if name == 'adam':  # the second moment stays float32
+      assert all(
+        v.dtype == jnp.float32 for k, v in flat.items() if '/nu/' in f'/{k}'
+      )
+
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd'])
+def test_moments_mirror_the_parameters(name):
+  params = tree()
+  _, state = run({'name': name}, params, 0)
+  shapes = {k: v.shape for k, v in optimizers.flat_paths(params).items()}
+  seen = 0
+  for path, leaf in optimizers.flat_paths(state).items():
+    owner = [p for p in shapes if path.endswith('/' + p)]
+    if owner:
+      assert leaf.shape == shapes[max(owner, key=len)]
+      seen += 1
+    else:
+      assert leaf.ndim == 0
+  assert seen == len(shapes) * (2 if name == 'adamw' else 1)
+
+
+def test_adafactor_factors_and_matches_numpy():
+  rng = np.random.default_rng(0)
+  params = {'a': {'kernel': jnp.zeros((32, 40))}}
+  grads = [
+    {'a': {'kernel': jnp.asarray(rng.normal(size=(32, 40)), jnp.float32)}}
+    for _ in range(3)
+  ]
+  tx = optimizers.make_optimizer(
+    recipe({'name': 'adafactor', 'b1': 0.0, 'b2': 0.4}).optim,
+    lambda s: 0.1,
+    params,
+  )
+  state = tx.init(params)
+  assert max(x.size for x in jax.tree.leaves(state)) == 40
+  rows, columns = np.zeros(32), np.zeros(40)
+  for t, grad in enumerate(grads):
+    update, state = tx.update(grad, state, params)
+    g = np.asarray(grad['a']['kernel'], np.float64)
+    beta = min(0.4, 1 - (t + 1.0) ** -0.8)
+    rows = beta * rows + (1 - beta) * (g**2).mean(1)
+    columns = beta * columns + (1 - beta) * (g**2).mean(0)
+    expected = -0.1 * g / np.sqrt(np.outer(rows, columns) / rows.mean())
+    np.testing.assert_allclose(update['a']['kernel'], expected, rtol=1e-4)
+
+
+# ------------------------------------------- groups, freezing, layer decay
+
+
+def test_frozen_parameters_do_not_move_and_have_no_state():
+  groups = ((r'head/.*', {'lr': 1.0}), (r'.*', {'lr': 0.0}))
+  fields = {'groups': groups, 'weight_decay': 0.1, 'clip': 1.0}
+  params, state = run(fields, tree())
+  chex.assert_trees_all_equal(
+    *({k: v for k, v in p.items() if k != 'head'} for p in (params, tree()))
+  )
+  assert np.all(params['head']['kernel'] != tree()['head']['kernel'])
+  sizes = [x.size for x in jax.tree.leaves(state)]
+  head = sum(x.size for x in jax.tree.leaves(tree()['head']))
+  assert sum(s for s in sizes if s > 1) == 2 * head
+  # Frozen gradients are not in the clipped norm: the head alone moves alike.
+  alone, _ = run(
+    {'weight_decay': 0.1, 'clip': 1.0},
+    {'head': tree()['head']},
+    grads=None,
+    steps=0,
+  )
+  tx = optimizers.make_optimizer(
+    recipe({'lr': 0.1, 'weight_decay': 0.1, 'clip': 1.0}).optim,
+    lambda s: 0.1,
+    alone,
+  )
+  moments = tx.init(alone)
+  for i in range(5):
+    updates, moments = tx.update({'head': tree(i + 1)['head']}, moments, alone)
+    alone = optax.apply_updates(alone, updates)
+  chex.assert_trees_all_close(params['head'], alone['head'], atol=1e-6)
+
+
+def test_state_survives_serialisation():
+  groups = ((r'cls', {'lr': 0.0}),)
+  for name in optimizers.OPTIMIZERS:
+    _, state = run({'name': name, 'groups': groups}, tree(), 2)
+    plain = flax.serialization.to_state_dict(state)
+    back = flax.serialization.from_state_dict(
+      jax.tree.map(jnp.zeros_like, state), plain
+    )
+    chex.assert_trees_all_equal(back, state)
+
+
+def test_group_factors_of_the_first_match():
+  groups = (
+    (r'head/.*', {'lr': 0.1}),
+    (r'.*kernel', {'lr': 3.0, 'decay': 2.0}),
+    (r'.*', {'decay': 9.0}),
+  )
+  params, _ = run(
+    {'name': 'sgd', 'weight_decay': 0.5, 'groups': groups},
+    tree(),
+    1,
+    grads=tree(1),
+  )
+  p, g = tree(), tree(1)
+  chex.assert_trees_all_close(
+    params['head']['kernel'],
+    p['head']['kernel']
+    - 0.01 * (g['head']['kernel'] + 0.5 * p['head']['kernel']),
+    atol=1e-6,
+  )
+  chex.assert_trees_all_close(
+    params['embedding']['kernel'],
+    p['embedding']['kernel']
+    - 0.3 * (g['embedding']['kernel'] + 1.0 * p['embedding']['kernel']),
+    atol=1e-6,
+  )
+  # Not in the decay mask: a decay factor changes nothing.
+  chex.assert_trees_all_close(
+    params['cls'], p['cls'] - 0.1 * g['cls'], atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  'fields, message',
+  [
+    ({'groups': ((r'hed/.*', {'lr': 0.1}),)}, 'near it: .*head/'),
+    ({'groups': ((r'head', {'lr': 0.1}),)}, 'head/\\.\\*.*head/kernel'),
+    ({'groups': ((r'zzz', {'lr': 0.1}),)}, 'matches no parameter.*there are'),
+    ({'groups': ((r'(', {'lr': 0.1}),)}, 'regular expression'),
+    ({'groups': ((r'.*', {'rate': 0.1}),)}, "rate.*allowed: 'lr', 'decay'"),
+    ({'groups': ((r'.*', {'lr': -1.0}),)}, 'negative'),
+    ({'groups': ((r'.*', {'lr': 0.0}),)}, 'freezes every'),
+    ({'weight_decay': 0.1, 'decay_mask': r'kernel'}, 'decay_mask.*kernel'),
+    ({'name': 'lion'}, 'lion.*adamw, adam, sgd, adafactor'),
+    ({'decay_style': 'l2'}, 'l2.*lr, schedule'),
+    ({'state_dtype': 'float16'}, 'float16.*float32, bfloat16'),
+    ({'clip': -1.0}, 'clip'),
+  ],
+)
+def test_optimizer_errors(fields, message):
+  with pytest.raises(ValueError, match=message):
+    optimizers.make_optimizer(recipe(fields).optim, lambda s: 0.1, tree())
+
+
+def test_layer_decay_values():
+  rates = optimizers.parameter_rates(recipe({'layer_decay': 0.5}).optim, tree())
+  expected = {
+    'cls': 4,
+    'embedding/kernel': 4,
+    'head/bias': 0,
+    'Transformer/posembed_input/pos_embedding': 4,
+    'Transformer/encoderblock_0/LayerNorm_0/scale': 3,
+    'Transformer/encoderblock_2/LayerNorm_0/scale': 1,
+    'Transformer/encoder_norm/scale': 0,
+  }
+  for path, power in expected.items():
+    assert rates[path].lr == 0.5**power, path
+  params, _ = run({'name': 'sgd', 'layer_decay': 0.5}, tree(), 1, grads=tree(1))
+  chex.assert_trees_all_close(
+    params['cls'], tree()['cls'] - 0.1 / 16 * tree(1)['cls'], atol=1e-6
+  )
+
+
+def test_layer_decay_of_scanned_blocks_equals_unrolled():
+  def stack(params):
+    blocks = [params['Transformer'][f'encoderblock_{i}'] for i in range(3)]
+    rest = {
+      k: v
+      for k, v in params['Transformer'].items()
+      if not k.startswith('encoderblock')
+    }
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+    return {**params, 'Transformer': {**rest, 'encoderblock': stacked}}
+
+  fields = {
+    'layer_decay': 0.7,
+    'weight_decay': 0.1,
+    'groups': ((r'Transformer/encoderblock.*', {'lr': 0.5}),),
+  }
+  unrolled, _ = run(fields, tree(), 1, grads=tree(1))
+  scanned, _ = run(fields, stack(tree()), 1, grads=stack(tree(1)))
+  chex.assert_trees_all_close(stack(unrolled), scanned, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'paths',
+  [
+    # From the input to the head; equal positions are in one tuple.
+    [
+      ('root_block/conv_root/kernel',),
+      ('block1/unit01/conv1/kernel',),
+      ('block1/unit02/gn1/scale',),
+      ('block2/unit01/conv_proj/kernel',),
+      ('norm-pre-head/scale', 'head/kernel'),
+    ],
+    [
+      ('conv_root/kernel', 'gn_root/scale', 'embedding/kernel', 'cls'),
+      ('block1/unit1/conv1/kernel',),
+      ('block2/unit1/conv1/kernel',),
+      ('Transformer/encoderblock_0/LayerNorm_0/scale',),
+      ('Transformer/encoderblock_1/LayerNorm_0/scale',),
+      ('Transformer/encoder_norm/bias', 'pre_logits/kernel', 'head/bias'),
+    ],
+    [
+      ('stem/conv_0/kernel', 'pos_embedding', 'cls', 'downsample/kernel'),
+      ('outlooker_0/attn/v/kernel',),
+      ('outlooker_1/attn/v/kernel',),
+      ('block_0/LayerNorm_0/scale',),
+      ('block_10/LayerNorm_0/scale',),
+      ('cls_block_0/attn/query/kernel',),
+      ('cls_block_1/attn/query/kernel',),
+      ('encoder_norm/scale', 'head/kernel', 'aux_head/kernel'),
+    ],
+    [
+      ('stem/kernel',),
+      ('MixerBlock_2/LayerNorm_0/scale',),
+      ('MixerBlock_10/LayerNorm_0/scale',),
+      ('pre_head_layer_norm/scale', 'head/kernel'),
+    ],
+    [
+      ('i2t/conv/kernel', 'cls', 'dist_token', 'pos_embedding'),
+      ('block_0/leff/conv1/kernel',),
+      ('block_1/leff/bn1/scale',),
+      ('lca/attn/query/kernel', 'pos_layer_embedding', 'head_dist/kernel'),
+    ],
+  ],
+)
+def test_block_positions_of_every_family(paths):
+  nested = flax.traverse_util.unflatten_dict(
+    {p: jnp.zeros((2, 2)) for group in paths for p in group}, sep='/'
+  )
+  positions = optimizers.block_positions(nested)
+  for i, group in enumerate(paths):
+    assert {positions[p] for p in group} == {i}, group
+
+
+def test_layer_decay_needs_blocks():
+  with pytest.raises(ValueError, match='no stack of blocks.*head/kernel'):
+    optimizers.parameter_rates(
+      recipe({'layer_decay': 0.5}).optim,
+      {'head': {'kernel': jnp.zeros((2, 2))}},
+    )
+
+
+# ------------------------------------------------------ averages and safety
+
+
+def test_ema_closed_form():
+  values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+  ema = {'a': jnp.asarray(values[0])}
+  for v in values[1:]:
+    ema = ema_update(ema, {'a': jnp.asarray(v)}, 0.9)
+  weights = np.array([0.9**5] + [0.1 * 0.9 ** (5 - i) for i in range(1, 6)])
+  chex.assert_trees_all_close(ema['a'], weights @ values, atol=1e-6)
+
+
+def test_ema_ramp():
+  a, b = {'a': jnp.ones(3)}, {'a': jnp.zeros(3)}
+  for step, decay in ((0, 0.1), (8, 0.5), (10**6, 0.999)):
+    chex.assert_trees_all_close(
+      ema_update(a, b, 0.999, step)['a'], jnp.full(3, decay), rtol=1e-5
+    )
+
+
+def test_ema_of_unmoved_parameters_is_bit_equal():
+  params = tree()
+  chex.assert_trees_all_equal(ema_update(params, params, 0.9999, 17), params)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_skip_nonfinite_keeps_the_old_state(bad):
+  params = tree()
+  tx = optimizers.make_optimizer(
+    recipe({'clip': 1.0}).optim, lambda s: 0.1, params
+  )
+
+  @jax.jit
+  def step(params, state, grads):
+    updates, new_state = tx.update(grads, state, params)
+    new = (optax.apply_updates(params, updates), new_state)
+    return optimizers.skip_nonfinite(
+      optimizers.all_finite(grads), new, (params, state)
+    )
+
+  state = tx.init(params)
+  grads = tree(1)
+  broken = {**grads, 'cls': grads['cls'].at[0, 0, 1].set(bad)}
+  kept = step(params, state, broken)
+  chex.assert_trees_all_equal(kept, (params, state))
+  moved, _ = step(params, state, grads)
+  assert np.all(np.isfinite(moved['cls']))
+  assert np.all(moved['cls'] != params['cls'])

@@ -1,0 +1,209 @@
+"""Reads the text of a compiled program: collectives, cycles."""
+
+import collections
+import math
+import re
+
+# ---------------------------------------------------------------- the program
+
+_BYTES = {
+  'pred': 1,
+  's8': 1,
+  'u8': 1,
+  's16': 2,
+  'u16': 2,
+  'bf16': 2,
+  'f16': 2,
+  's32': 4,
+  'u32': 4,
+  'f32': 4,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
+}
+_COLLECTIVE = re.compile(
+  r'(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)'
+  r'(-start)?$'
+)
+_INSTRUCTION = re.compile(
+  r'\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][\w\-]*)\((.*)', re.DOTALL
+)
+# Parts of a model, by the names in the program's metadata; first match.
+_PARTS = (
+  ('attention', r'MultiHead\w+_\d+/(?!query|key|value|out)|attend'),
+  ('projections', r'MultiHead|/qkv|/proj'),
+  ('mlp', r'[Mm]lp|Dense_[01]|channel_mixing|token_mixing'),
+  ('norm', r'Norm|norm'),
+  ('head', r'/head|pre_logits'),
+  ('embedding', r'embedding|/cls|stem'),
+  ('other', r''),
+)
+
+
+def _sizes(type_text: str) -> list[int]:
+  """Bytes of each array in 'bf16[8,128]{1,0}' or '(f32[2], s32[])'."""
+  return [
+    math.prod(int(d) for d in dims.split(',') if d) * _BYTES[dtype]
+    for dtype, dims in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', type_text)
+    if dtype in _BYTES
+  ]
+
+
+class Program:
+  """The text of a compiled program: its instructions by computation."""
+
+  def __init__(self, text: str):
+    self._of = collections.defaultdict(list)  # computation: instructions
+    current = None
+    for line in text.splitlines():
+      header = re.match(r'(ENTRY )?%(\S+) \(.*\{$', line)
+      if header:
+        current = header[2]
+        if header[1]:
+          self._entry = current
+      elif current and line.startswith('  '):
+        match = _INSTRUCTION.match(line)
+        if match:
+          self._of[current].append(match.groups())
+
+  def _callees(self, rest: str, key: str) -> list[str]:
+    names = re.findall(rf'\b{key}=\{{?((?:%[\w.\-]+(?:, )?)+)', rest)
+    return re.findall(r'%([\w.\-]+)', names[0]) if names else []
+
+  def _trips(self, rest: str) -> int:
+    """The bound in a loop's condition; loops count from 0 by 1."""
+    found, names = [], self._callees(rest, 'condition')
+    while names:
+      for _, kind, op, arguments in self._of[names.pop()]:
+        if op == 'constant' and kind.startswith(('s32[]', 'u32[]')):
+          found.append(int(re.match(r'-?\d+', arguments)[0]))
+        names += self._callees(arguments, 'calls')
+    return max(found, default=1)
+
+  def walk(
+    self, computation: str | None = None, times: int = 1, inside: bool = False
+  ):
+    """Yields (times executed, inside a fusion, instruction) in all branches."""
+    for instruction in self._of[computation or self._entry]:
+      _, _, op, rest = instruction
+      yield times, inside, instruction
+      if op == 'while':
+        trips = self._trips(rest)
+        for name in self._callees(rest, 'body'):
+          yield from self.walk(name, times * trips, inside)
+      elif op in ('call', 'conditional'):
+        for key in (
+          'to_apply',
+          'branch_computations',
+          'true_computation',
+          'false_computation',
+        ):
+          for name in self._callees(rest, key):
+            yield from self.walk(name, times, inside)
+      else:
+        for name in self._callees(rest, 'calls'):
+          yield from self.walk(name, times, True)
+
+  def cycles(self) -> tuple[int, dict[str, int]]:
+    """Estimated cycles of one execution, and by part of the model."""
+    parts = collections.Counter()
+    for times, inside, (_, _, _, rest) in self.walk():
+      found = re.search(r'"estimated_cycles":"(\d+)"', rest)
+      if found and not inside:
+        name = re.search(r'op_name="([^"]*)"', rest)
+        name = name[1] if name else ''
+        part = next(p for p, pattern in _PARTS if re.search(pattern, name))
+        way = 'backward' if 'transpose(' in name else 'forward'
+        parts[part if part == 'other' else f'{part} {way}'] += times * int(
+          found[1]
+        )
+    return sum(parts.values()), dict(parts.most_common())
+
+  def collectives(self, mesh_shape: dict[str, int]) -> list[dict]:
+    """Kinds of collectives with executions, bytes and mesh axes.
+
+    Bytes are those of the whole array that is reduced, gathered or moved. TPUs
+    write a reduce-scatter as a fusion of an all-reduce and a slice.
+    """
+    scattered = {
+      name
+      for computation, instructions in self._of.items()
+      if computation.startswith('all-reduce-scatter')
+      for name, *_ in instructions
+    }
+    rows = collections.defaultdict(lambda: [0, 0, 0])
+    for times, _, (instruction, kind, op, rest) in self.walk():
+      match = _COLLECTIVE.match(op)
+      if not match:
+        continue
+      name, sizes = match[1], _sizes(kind)
+      if match[2] and name != 'all-reduce':
+        sizes = sizes[len(sizes) // 2 :]  # a start's type is (inputs, outputs)
+      axes, group = _axes(rest, mesh_shape)
+      size = sum(sizes) * (group if name == 'reduce-scatter' else 1)
+      if instruction in scattered:
+        name = 'reduce-scatter'
+      row = rows[name, axes]
+      row[0] += times
+      row[1] += times * size
+      row[2] = max(row[2], size)
+    return [
+      dict(kind=kind, axes=axes, executions=n, bytes=size, largest=most)
+      for (kind, axes), (n, size, most) in sorted(
+        rows.items(), key=lambda x: -x[1][1]
+      )
+    ]
+
+
+def _iota(dims: str, order: str | None):
+  """The device list that '[4,2]T(1,0)' stands for."""
+  import numpy as np
+
+  dims = [int(d) for d in dims.split(',')]
+  ids = np.arange(math.prod(dims)).reshape(dims)
+  return ids.transpose([int(d) for d in order.split(',')]) if order else ids
+
+
+def _first_group(rest: str) -> list[int] | None:
+  """The devices of the first replica group, in any of the three notations."""
+  # mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, or with device_ids=([2,4]T(1,0))
+  match = re.search(
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]'
+    r"(?:T\(([\d,]+)\))?\))? \{((?:'\w+'(?:, ?|,)?)+)\}",
+    rest,
+  )
+  if match:
+    sizes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", match[1])}
+    ids = _iota(match[2] or str(math.prod(sizes.values())), match[3])
+    ids = ids.reshape(list(sizes.values()))
+    chosen = re.findall(r"'(\w+)'", match[4])
+    index = tuple(slice(None) if k in chosen else 0 for k in sizes)
+    return ids[index].flatten().tolist()
+  # [groups,size]<=[dims]T(order)
+  match = re.search(
+    r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest
+  )
+  if match:
+    ids = _iota(match[3], match[4])
+    return ids.reshape(int(match[1]), int(match[2]))[0].tolist()
+  # {{0,1},{2,3}}
+  match = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
+  return [int(i) for i in match[1].split(',')] if match else None
+
+
+def _axes(rest: str, mesh_shape: dict[str, int]) -> tuple[str, int]:
+  """The mesh axes along which a collective's devices differ; group size."""
+  group, total = _first_group(rest), math.prod(mesh_shape.values())
+  if group is None:
+    pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', rest)
+    if not pairs:
+      return 'all', total
+    group = [int(pairs[1]), int(pairs[2])]
+  where = []
+  for i in group:
+    place = {}
+    for axis in reversed(mesh_shape):
+      i, place[axis] = divmod(i, mesh_shape[axis])
+    where.append(place)
+  axes = [a for a in mesh_shape if len({p[a] for p in where}) > 1]
+  return ' x '.join(axes) or 'none', len(group)

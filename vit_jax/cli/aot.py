@@ -1,0 +1,130 @@
+"""Compiles a recipe's train step for a TPU slice without one."""
+
+import argparse
+import ast
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import sys
+
+HELP = "compile a recipe's train step for a TPU without one"
+
+
+def load_config(source: str, overrides=()):
+  """The recipe of 'configs/X.py:ARG' with 'optim.lr=1e-3' overrides."""
+  from vit_jax.recipe.keys import ConfigError
+
+  path, _, arg = source.partition(':')
+  if not os.path.exists(path):
+    raise ConfigError(f'--config={source}: there is no file {path}')
+  root = str(pathlib.Path(path).resolve().parent.parent)
+  sys.path.insert(0, root)  # recipes import their neighbours
+  try:
+    spec = importlib.util.spec_from_file_location('recipe', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(arg) if arg else module.get_config()
+  finally:
+    sys.path.remove(root)
+  for override in overrides:
+    key, _, text = override.partition('=')
+    try:
+      value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      value = text
+    *sections, last = key.split('.')
+    section = config
+    for name in sections:
+      section = section[name]
+    with section.ignore_type():
+      section[last] = value
+  return config
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  parser.add_argument('--config', required=True, help='configs/X.py[:ARG]')
+  parser.add_argument(
+    '--topology',
+    required=True,
+    help='v3:8x8, v5e:8x8, v3-128, ...; several with commas',
+  )
+  parser.add_argument('--preset', help='mesh.preset; several with commas')
+  parser.add_argument('--batch', type=int, help='data.batch_size')
+  parser.add_argument('--remat', help='model.remat; several with commas')
+  parser.add_argument(
+    '--scan', action=argparse.BooleanOptionalAction, help='model.scan'
+  )
+  parser.add_argument(
+    '--sweep',
+    action='store_true',
+    help='all presets (or those given) x topologies: a table',
+  )
+  parser.add_argument(
+    '--effort',
+    choices=('full', 'fast'),
+    default='full',
+    help='fast: memory and collectives only',
+  )
+  parser.add_argument(
+    '--eval',
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help='also compile the eval step',
+  )
+  parser.add_argument('--num_classes', type=int)
+  parser.add_argument('--num_examples', type=int)
+  parser.add_argument('--json', action='store_true')
+  parser.add_argument('--hlo', help='file for the compiled program')
+
+
+def run(args):
+  from vit_jax.aot.chips import PRESETS
+  from vit_jax.aot.compile import estimate
+  from vit_jax.aot.report import describe, table
+
+  split = lambda text: text.split(',') if text else [None]
+  presets = split(args.preset)
+  if args.sweep and not args.preset:
+    presets = PRESETS
+  reports = []
+  try:
+    for topology, preset, remat in itertools.product(
+      args.topology.split(','), presets, split(args.remat)
+    ):
+      config = load_config(args.config, args.keys)
+      if preset is not None:
+        config.mesh.preset = preset
+        if args.sweep:
+          config.mesh.fsdp = config.mesh.tensor = -1
+      if args.batch is not None:
+        config.data.batch_size = args.batch
+      for field, value in (('remat', remat), ('scan', args.scan)):
+        if value is not None:
+          config.model[field] = value
+      print(f'compiling for {topology}, {config.mesh.preset}', file=sys.stderr)
+      reports.append(
+        estimate(
+          config,
+          topology,
+          effort=args.effort,
+          evaluation=args.eval,
+          num_classes=args.num_classes,
+          num_examples=args.num_examples,
+          hlo=args.hlo,
+        )
+      )
+      if not args.json and not args.sweep:
+        print(describe(reports[-1]))
+  except (ValueError, RuntimeError, KeyError, TypeError) as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 1
+  if args.json:
+    print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
+  elif args.sweep or len(reports) > 1:
+    print(table(reports))
+  if args.sweep:
+    return 0 if any(r['fits'] for r in reports) else 1
+  return 0 if all(r['fits'] for r in reports) else 1

@@ -1,0 +1,122 @@
+"""Fine-tunes a model on your own folder of images, by the published settings.
+
+  vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers
+
+The folder has one directory of images per class, or train/ and test/ with
+them; of a flat folder a part is held out for testing. A stopped run goes on
+when the same command is started again. For all settings use a recipe:
+python -m vit_jax.main --config=configs/finetune.py:MODEL,folder
+"""
+
+import os
+
+from vit_jax.cli import options
+
+HELP = 'train a model on your folder of images'
+
+
+def add_arguments(parser):
+  parser.add_argument(
+    '--model',
+    metavar='NAME',
+    help='model (vit-jax models); default: the one that the '
+    'weights say they are of',
+  )
+  parser.add_argument(
+    '--weights',
+    default='',
+    metavar='PATH',
+    help='.npz, .pth, .safetensors, workdir or hub name; '
+    'without it, or with none, random initialisation',
+  )
+  parser.add_argument(
+    '--data',
+    required=True,
+    metavar='DIR',
+    help='image folder, or what vit-jax pack wrote',
+  )
+  parser.add_argument(
+    '--workdir', metavar='DIR', help='default: runs/MODEL-DATA'
+  )
+  length = parser.add_mutually_exclusive_group()
+  length.add_argument(
+    '--steps',
+    type=int,
+    metavar='N',
+    help='default: 500, 10,000 or 20,000, by the number of images',
+  )
+  length.add_argument('--epochs', type=float, metavar='N')
+  parser.add_argument(
+    '--lr',
+    type=float,
+    metavar='RATE',
+    help='peak learning rate; default 0.03 for a batch of 512, in proportion',
+  )
+  parser.add_argument(
+    '--batch',
+    type=int,
+    metavar='N',
+    help='batch size, of all devices together; default 512, on a CPU 32',
+  )
+  parser.add_argument(
+    '--image-size',
+    type=int,
+    metavar='N',
+    help="default: the model's own; the papers use 384",
+  )
+  parser.add_argument(
+    '--head-only',
+    action='store_true',
+    help='a linear probe: only the head is trained',
+  )
+  parser.add_argument(
+    '--layer-decay',
+    type=float,
+    default=1.0,
+    metavar='X',
+    help='the learning rate falls by X, such as 0.75, from '
+    'block to block towards the input',
+  )
+  parser.add_argument(
+    '--holdout',
+    type=float,
+    default=0.1,
+    metavar='X',
+    help='fraction of a flat folder for testing (0.1)',
+  )
+  parser.add_argument('--seed', type=int, default=0)
+  options.add_set_argument(parser)
+
+
+def run(args):
+  from vit_jax.finetuning import finetune
+
+  weights = '' if args.weights.lower() == 'none' else args.weights
+  workdir = args.workdir or os.path.join(
+    'runs',
+    '-'.join(
+      os.path.basename(os.path.normpath(name)).split('.')[0]
+      for name in (args.model or weights or 'model', args.data)
+    ),
+  )
+  summary = finetune(
+    args.model,
+    weights,
+    args.data,
+    workdir,
+    steps=args.steps,
+    epochs=args.epochs,
+    lr=args.lr,
+    batch_size=args.batch,
+    image_size=args.image_size,
+    head_only=args.head_only,
+    layer_decay=args.layer_decay,
+    holdout=args.holdout,
+    seed=args.seed,
+    fields=options.fields(args.set),
+  )
+  result = summary['results']['test']
+  print(
+    f'\naccuracy: {result["top1"]:.2%} of {result["examples"]:.0f} test '
+    f'images\nuse it:   vit-jax predict {workdir} IMAGE...'
+  )

@@ -1,0 +1,81 @@
+"""Packs images into shards that are read fast and in any order.
+
+  vit-jax pack ILSVRC2012_train.tar packed/
+  vit-jax pack photos/ packed/ --short-side 256
+
+Inputs: a folder with class directories (or train/ and test/ with them), tar
+files of classes, or either with a labels file. Train with
+data.source='packed', or give the directory to `vit-jax finetune --data`.
+"""
+
+HELP = 'images into shards that are read fast'
+
+
+def add_arguments(parser):
+  parser.add_argument('inputs', nargs='+', help='folders or tar files')
+  parser.add_argument('out', help='directory to write')
+  parser.add_argument(
+    '--split', help='name of the split (train, or those of the folder)'
+  )
+  parser.add_argument(
+    '--labels', metavar='FILE', help='JSON or CSV: file name to label or labels'
+  )
+  parser.add_argument(
+    '--shards',
+    type=int,
+    metavar='N',
+    help='files per split; default one per 10,000 images',
+  )
+  parser.add_argument(
+    '--short-side',
+    type=int,
+    metavar='N',
+    help='shrink larger images to this shorter side',
+  )
+  parser.add_argument(
+    '--quality',
+    type=int,
+    default=95,
+    metavar='Q',
+    help='JPEG quality of what is shrunk (95)',
+  )
+  parser.add_argument(
+    '--no-shuffle', action='store_true', help='keep the order of the names'
+  )
+  parser.add_argument(
+    '--overwrite', action='store_true', help='replace a split that is there'
+  )
+
+
+def run(args):
+  import sys
+
+  from vit_jax.data.pack import pack
+
+  terminal = sys.stderr.isatty()
+
+  def progress(done, total):
+    if terminal and (done % 100 == 0 or done == total):
+      print(f'\r{done:,} of {total:,} images', end='', file=sys.stderr)
+
+  found = pack(
+    args.inputs,
+    args.out,
+    split=args.split,
+    shards=args.shards,
+    shuffle_seed=None if args.no_shuffle else 0,
+    short_side=args.short_side,
+    quality=args.quality,
+    labels_file=args.labels,
+    overwrite=args.overwrite,
+    progress=progress,
+  )
+  if terminal:
+    print(file=sys.stderr)
+  for split, meta in found.items():
+    print(
+      f'{args.out}: {split}, {meta["num_examples"]:,} images of '
+      f'{meta["num_classes"]:,} classes in {len(meta["shards"])} files'
+    )
+    for bad in meta['bad_examples']:
+      print(f'left out {bad["id"]}: {bad["reason"]}', file=sys.stderr)

@@ -1,0 +1,100 @@
+"""vit-jax: the command line. `vit-jax --help`, `vit-jax COMMAND --help`.
+
+Each command is a module of `vit_jax.cli` with HELP, `add_arguments` and
+`run`; heavy imports happen inside `run`, so that help is instant. Exit codes:
+0 done, 1 an error (one readable line last), 3 stopped by a preemption.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+COMMANDS = (
+  'models',
+  'info',
+  'finetune',
+  'predict',
+  'attention',
+  'fewshot',
+  'convert',
+  'export',
+  'pack',
+  'aot',
+  'pseudo-label',
+  'teacher-logits',
+  'token-labels',
+)
+TAKES_KEYS = ('aot',)  # commands with --config.KEY=VALUE
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+
+
+class Parser(argparse.ArgumentParser):
+  """Errors as everywhere in this project: one line, exit code 1."""
+
+  def error(self, message):
+    print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
+    sys.exit(1)
+
+
+def build_parser() -> argparse.ArgumentParser:
+  parser = Parser(
+    prog='vit-jax',
+    formatter_class=lambda prog: argparse.HelpFormatter(
+      prog, max_help_position=20
+    ),
+    description='The Vision Transformer family: look at models and weights, '
+    'fine-tune, predict, export. Training from recipes: python -m '
+    'vit_jax.main --config=configs/X.py --workdir=DIR',
+  )
+  commands = parser.add_subparsers(
+    dest='command', required=True, metavar='COMMAND', parser_class=Parser
+  )
+  for name in COMMANDS:
+    module = importlib.import_module(f'vit_jax.cli.{name.replace("-", "_")}')
+    sub = commands.add_parser(
+      name,
+      help=module.HELP,
+      description=module.__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(sub)
+    sub.set_defaults(run=module.run)
+  return parser
+
+
+def _run(argv) -> int:
+  # Keys of a recipe are no options of ours: the command reads them itself.
+  keys = [a for a in argv if a.startswith('--config.')]
+  parser = build_parser()
+  args = parser.parse_args([a for a in argv if a not in keys])
+  if keys and args.command not in TAKES_KEYS:
+    parser.error(f'{keys[0]}: {args.command} takes no keys of a recipe')
+  args.keys = [a.removeprefix('--config.') for a in keys]
+  from absl import logging
+
+  logging.set_verbosity(logging.WARNING)
+  return args.run(args) or 0
+
+
+def main(argv=None) -> int:
+  """Runs one command; returns its exit code."""
+  argv = sys.argv[1:] if argv is None else list(argv)
+  try:
+    return _run(argv)
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return 130
+  except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except Exception as e:
+    if type(e).__name__ == 'Preempted':
+      print(e, file=sys.stderr)
+      return 3
+    if os.environ.get('VIT_JAX_TRACEBACK') or not isinstance(e, EXPECTED):
+      import traceback
+
+      traceback.print_exc()
+    print(f'error: {e}', file=sys.stderr)
+    return 1

@@ -1,0 +1,60 @@
+"""Makes per-token labels with a teacher."""
+
+import argparse
+
+HELP = 'make per-token labels with a teacher'
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  from vit_jax.cli import options
+
+  parser.add_argument('weights', help='of the teacher: a workdir or file')
+  parser.add_argument('-o', '--output', required=True, metavar='DIR')
+  parser.add_argument(
+    '--source',
+    required=True,
+    help='data.source of the recipe: folder, tfds:NAME, ...',
+  )
+  parser.add_argument('--data-dir', default='', metavar='DIR')
+  parser.add_argument('--split', default='train')
+  parser.add_argument('--holdout', type=float, default=0.1, help='data.holdout')
+  parser.add_argument('--top-k', type=int, default=5)
+  parser.add_argument('--batch-size', type=int, default=64)
+  parser.add_argument('--threads', type=int, default=4)
+  options.add_model_arguments(parser)
+
+
+def run(args):
+  from vit_jax.cli import options
+  from vit_jax.data.sources.opening import open_source
+  from vit_jax.inference import classifier
+  from vit_jax.teachers.token_labels import make_token_labels
+
+  teacher = classifier.load_classifier(args.weights, **options.loading(args))
+  source = open_source(
+    args.source, split=args.split, data_dir=args.data_dir, holdout=args.holdout
+  )
+  if teacher.num_classes != source.num_classes:
+    raise ValueError(
+      f'the teacher {args.weights} has {teacher.num_classes} classes, '
+      f'{source.name} has {source.num_classes}'
+    )
+  meta = make_token_labels(
+    teacher.model,
+    teacher.variables,
+    source,
+    args.output,
+    image_size=teacher.image_size,
+    normalize=teacher.normalize,
+    interpolation=teacher.interpolation,
+    top_k=args.top_k,
+    batch_size=args.batch_size,
+    threads=args.threads,
+    teacher=teacher.name,
+    progress=lambda done: print(f'{done:,} of {len(source):,}', flush=True),
+  )
+  print(
+    f'wrote {meta["grid"][0]}x{meta["grid"][1]} maps of the '
+    f'{meta["top_k"]} best classes of {meta["examples"]:,} examples to '
+    f'{args.output}: give it as data.labels'
+  )

@@ -1,0 +1,98 @@
+"""Keeps a few batches ready on the device."""
+
+from collections.abc import Callable, Iterator
+import queue
+import threading
+import time
+from typing import Any
+
+
+def prefetch(
+  iterator: Iterator, put: Callable[[Any], Any] = lambda x: x, size: int = 2
+) -> 'Prefetch':
+  """Runs `put(next(iterator))` up to `size` items ahead in a thread.
+
+  Args:
+    iterator: closed with the result if it has `close()`.
+    put: what moves an item to the device; called in the thread.
+    size: items kept ready; 0 works in the caller's thread.
+  """
+  return Prefetch(iterator, put, size)
+
+
+class Prefetch:
+  """See `prefetch`. An exception of the iterator or of `put` is raised by
+  `next`, at its place in the sequence.
+
+  Attributes:
+    waited: seconds that `next` spent waiting; near zero when input keeps up.
+  """
+
+  _END, _ERROR, _ITEM = range(3)
+
+  def __init__(self, iterator, put, size):
+    self._iterator, self._put = iter(iterator), put
+    self._source = iterator
+    self._stop = threading.Event()
+    self._last = None  # how the sequence ended: (END | ERROR, exception)
+    self.waited = 0.0
+    self._thread = None
+    if size > 0:
+      self._queue = queue.Queue(size)
+      self._thread = threading.Thread(
+        target=self._run, name='prefetch', daemon=True
+      )
+      self._thread.start()
+
+  def __iter__(self):
+    return self
+
+  def _produce(self):
+    try:
+      return self._ITEM, self._put(next(self._iterator))
+    except StopIteration:
+      return self._END, None
+    except BaseException as e:  # handed to the caller of next
+      return self._ERROR, e
+
+  def _run(self):
+    kind = self._ITEM
+    while kind == self._ITEM and not self._stop.is_set():
+      kind, value = self._produce()
+      while not self._stop.is_set():
+        try:
+          self._queue.put((kind, value), timeout=0.1)
+          break
+        except queue.Full:
+          continue
+
+  def __next__(self):
+    if self._stop.is_set():
+      raise StopIteration
+    if self._last is None:
+      start = time.perf_counter()
+      kind, value = self._queue.get() if self._thread else self._produce()
+      self.waited += time.perf_counter() - start
+      if kind == self._ITEM:
+        return value
+      self._last = kind, value
+    if self._last[0] == self._ERROR:
+      raise self._last[1]
+    raise StopIteration
+
+  def close(self):
+    """Stops the thread, drops what is ready and closes the iterator."""
+    self._stop.set()
+    if self._thread:
+      self._thread.join()
+      while not self._queue.empty():
+        self._queue.get_nowait()
+    close = getattr(self._source, 'close', None)
+    if close:
+      close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.close()

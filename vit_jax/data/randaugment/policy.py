@@ -1,0 +1,57 @@
+"""Reads the names of RandAugment policies."""
+
+import math
+import re
+
+from vit_jax.data.randaugment.google import GoogleRandAugment
+from vit_jax.data.randaugment.timm import TimmRandAugment
+
+
+def parse(policy: str, *, fill=(128, 128, 128), interpolation='bicubic'):
+  """'' -> None, otherwise a callable (image, rng) -> (image, applied).
+
+  Args:
+    policy: 'google(LAYERS,MAGNITUDE)', or 'rand-' with timm's parts: m
+      (magnitude), mstd (its deviation; above 100: uniform), mmax (its limit),
+      n (operations), p (probability of each), inc (0 or 1).
+    fill: colour of the empty pixels of timm's geometric operations.
+    interpolation: of those operations, 'bilinear', 'bicubic' or 'random'.
+
+  Raises:
+    ValueError: the policy cannot be read.
+  """
+  if not policy:
+    return None
+  help_text = (
+    "data.randaugment takes '', 'google(LAYERS,MAGNITUDE)' such as "
+    "'google(2,15)', or timm's 'rand-m9-mstd0.5-inc1' (parts m, "
+    'mstd, mmax, n, p, inc)'
+  )
+  number = r'(\d+(?:\.\d+)?)'
+  google = re.fullmatch(rf'google\(\s*(\d+)\s*,\s*{number}\s*\)', policy)
+  if google:
+    return GoogleRandAugment(int(google[1]), float(google[2]))
+  head, *parts = policy.split('-')
+  if head != 'rand':
+    raise ValueError(f'cannot read {policy!r}: {help_text}')
+  keys = {
+    'm': 'magnitude',
+    'mstd': 'std',
+    'mmax': 'maximum',
+    'n': 'layers',
+    'p': 'probability',
+    'inc': 'increasing',
+  }
+  options = {}
+  for part in parts:
+    match = re.fullmatch(rf'([a-z]+){number}|(mstd)(inf)', part)
+    if not match or (match[1] or match[3]) not in keys:
+      raise ValueError(f'cannot read {part!r} in {policy!r}: {help_text}')
+    options[keys[match[1] or match[3]]] = float(match[2] or match[4])
+  if options.get('std', 0) > 100:
+    options['std'] = math.inf
+  if not 0 <= options.get('probability', 0.5) <= 1:
+    raise ValueError(f'p is a probability in {policy!r}: {help_text}')
+  options['layers'] = int(options.get('layers', 2))
+  options['increasing'] = bool(options.get('increasing', 0))
+  return TimmRandAugment(**options, fill=fill, interpolation=interpolation)

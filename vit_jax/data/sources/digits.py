@@ -1,0 +1,52 @@
+"""The embedded data set: scikit-learn's handwritten digits."""
+
+import numpy as np
+
+from vit_jax.data.sources.source import Source, _checked, fingerprint
+from vit_jax.data.splits import _unknown_split
+
+
+class Digits(Source):
+  """scikit-learn's handwritten digits: 8x8 grey, as uint8 RGB.
+
+  The split is stratified and fixed: a seeded permutation of the 1,797 images,
+  of which every fifth in the order of (class, permutation) is for testing.
+  """
+
+  image_shape = (8, 8)
+  in_memory = True
+  num_classes = 10
+
+  def __init__(self, split: str):
+    from sklearn import datasets  # takes a second: only when asked for
+
+    data = datasets.load_digits()
+    order = np.random.Generator(np.random.Philox(0)).permutation(
+      len(data.target)
+    )
+    held_out = order[np.argsort(data.target[order], kind='stable')[::5]]
+    is_test = np.zeros(len(order), bool)
+    is_test[held_out] = True
+    if split not in ('train', 'test'):
+      raise _unknown_split(split, ('train', 'test'), 'digits')
+    self._ids = order[is_test[order] == (split == 'test')]
+    grey = np.round(data.images[self._ids] * (255 / 16)).astype(np.uint8)
+    self._images = np.repeat(grey[..., None], 3, axis=-1)
+    self._labels = data.target[self._ids].astype(np.int32)
+    self.name = f'digits/{split}'
+    self.class_names = [str(i) for i in range(10)]
+    self.fingerprint = fingerprint('digits', split, self._ids.tolist())
+
+  def __len__(self):
+    return len(self._ids)
+
+  def __getitem__(self, i):
+    i = _checked(i, len(self))
+    return {
+      'image': self._images[i],
+      'label': int(self._labels[i]),
+      'id': f'digits/{self._ids[i]}',
+    }
+
+  def arrays(self):
+    return self._images, self._labels

@@ -1,0 +1,77 @@
+"""Opens a source by its name."""
+
+import difflib
+
+from vit_jax.data.sources.digits import Digits
+from vit_jax.data.sources.folder import Folder
+from vit_jax.data.sources.packed import Packed
+from vit_jax.data.sources.source import Concat, Source, Subset
+from vit_jax.data.sources.synthetic import Synthetic
+from vit_jax.data.sources.tfds import Tfds
+from vit_jax.data.splits import parse_split, split_bounds
+
+SOURCES = ('digits', 'folder', 'packed', 'synthetic', 'tfds:NAME')
+
+
+def open_source(
+  name: str,
+  *,
+  split: str,
+  data_dir: str = '',
+  holdout: float = 0.1,
+  num_classes: int | None = None,
+  num_examples: int | None = None,
+  image_size: int | tuple[int, int] | None = None,
+) -> Source:
+  """Opens a source of examples.
+
+  Args:
+    name: one of `SOURCES`.
+    split: a split or sub-split in TFDS's syntax, such as 'train[:98%]'.
+    data_dir: the directory of 'folder' or 'packed', the data_dir of TFDS.
+    holdout: fraction of a flat folder that is the split 'test'.
+    num_classes: of 'synthetic' (default 10).
+    num_examples: of 'synthetic' (default 1024).
+    image_size: of 'synthetic' (default 224).
+
+  Raises:
+    ValueError: what is wrong with the name, split or directory, and the fix.
+  """
+  if name == 'digits':
+    open_one = Digits
+  elif name == 'folder':
+    open_one = lambda s: Folder(s, data_dir, holdout)
+  elif name == 'packed':
+    open_one = lambda s: Packed(s, data_dir)
+  elif name == 'synthetic':
+    open_one = lambda s: Synthetic(
+      s, num_examples or 1024, num_classes or 10, image_size or 224
+    )
+  elif name.startswith('tfds:') and name != 'tfds:':
+    open_one = lambda s: Tfds(name.removeprefix('tfds:'), s, data_dir)
+  else:
+    near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.5)
+    raise ValueError(
+      f'unknown data source {name!r}'
+      + (f': did you mean {near[0]!r}?' if near else '')
+      + f' Sources: {", ".join(SOURCES)}'
+    )
+  opened, parts = {}, []
+  for part, start, stop in parse_split(split):
+    if part not in opened:
+      opened[part] = open_one(part)
+    source = opened[part]
+    if start or stop:
+      low, high = split_bounds(start, stop, len(source))
+      if low >= high:
+        raise ValueError(
+          f'split {split!r}: {part}[{start}:{stop}] is empty; {part} has '
+          f'{len(source)} examples'
+        )
+      source = Subset(source, low, high, f'{source.name}[{start}:{stop}]')
+    parts.append(source)
+  return (
+    parts[0]
+    if len(parts) == 1
+    else Concat(parts, ' + '.join(p.name for p in parts))
+  )

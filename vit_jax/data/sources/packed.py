@@ -1,0 +1,87 @@
+"""Packed shards, written by `vit-jax pack`."""
+
+import dataclasses
+import json
+
+from vit_jax.data import records
+from vit_jax.data.sources.source import Source, _checked, _directory
+from vit_jax.data.splits import _pick_split
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+  """What ArrayRecordDataSource must know of a file not to open it at once."""
+
+  filename: str
+  skip: int
+  take: int
+  examples_in_shard: int
+
+
+class Packed(Source):
+  """ArrayRecord shards with a metadata file, written by `vit-jax pack`."""
+
+  def __init__(self, split: str, data_dir: str):
+    root = _directory(data_dir, 'packed')
+    found = sorted(
+      p.name[: -len(records.META_SUFFIX)]
+      for p in root.iterdir()
+      if p.name.endswith(records.META_SUFFIX)
+    )
+    if not found:
+      raise ValueError(
+        f'{root} has no *{records.META_SUFFIX}: not a packed data set, or '
+        'one whose packing did not finish. Write it with `vit-jax pack`.'
+      )
+    chosen = _pick_split(split, found, f'packed data in {root}')
+    meta = json.loads((root / (chosen + records.META_SUFFIX)).read_text())
+    if meta.get('version') not in (records.VERSION, records.SOFT_VERSION):
+      raise ValueError(
+        f'{root}/{chosen}{records.META_SUFFIX} has version '
+        f'{meta.get("version")}, this reads {records.VERSION}: pack it again'
+      )
+    missing = [
+      s['file'] for s in meta['shards'] if not (root / s['file']).exists()
+    ]
+    if missing:
+      raise ValueError(
+        f'{root} lacks {len(missing)} of {len(meta["shards"])} shards '
+        f'({", ".join(missing[:3])}): copy them, or pack again'
+      )
+    self._shards = [
+      _Shard(str(root / s['file']), 0, s['count'], s['count'])
+      for s in meta['shards']
+      if s['count']
+    ]
+    self._records = None
+    self._length = meta['num_examples']
+    self.num_classes = meta['num_classes']
+    self.class_names = meta['class_names']
+    self.multi_label = meta['multi_label']
+    self.image_shape = (
+      tuple(meta['image_shape']) if meta['image_shape'] else None
+    )
+    self.name = f'packed {root} ({chosen})'
+    self.fingerprint = meta['fingerprint']
+
+  def __len__(self):
+    return self._length
+
+  def __getitem__(self, i):
+    if self._records is None:  # opened lazily: readers do not pickle
+      from array_record.python import array_record_data_source
+
+      self._records = array_record_data_source.ArrayRecordDataSource(
+        self._shards
+      )
+    image, labels, name = records.decode_record(
+      self._records[_checked(i, self._length)]
+    )
+    return {
+      'image': image,
+      'id': name,
+      'label': labels if self.multi_label else labels[0],
+    }
+
+  def __getstate__(self):
+    return {**self.__dict__, '_records': None}

@@ -1,0 +1,205 @@
+"""Where examples come from: random-access sources of (image, label, id).
+
+A source is a sequence: `source[i]` gives
+
+  image  encoded bytes (JPEG, PNG, WebP), or a uint8 array (H, W, 3)
+  label  an int; when the source is `multi_label` a list of ints, or a soft
+         label {class: probability}
+  id     a string that names the example (a path, a TFDS id, ...)
+
+`open_source(name, split=..., data_dir=...)` opens any of
+
+  digits      scikit-learn's 1,797 digits, 8x8, in its package; 1,437 / 360
+  folder      DIR/{train,val,test}/class/x.jpg, or DIR/class/x.jpg (held out)
+  packed      ArrayRecord shards written by `vit-jax pack` (see pack.py)
+  synthetic   any number of images, a pure function of the index
+  tfds:NAME   a TFDS data set prepared as array_record, read without TensorFlow
+
+Splits take TFDS's syntax everywhere: 'train', 'train[:98%]', 'train[-500:]',
+'train+validation'. The order of every split is fixed and does not follow the
+classes, so that a sub-split is a random sample.
+"""
+
+from collections.abc import Sequence
+import hashlib
+import json
+import logging
+
+from etils import epath
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+class Source(Sequence):
+  """A fixed sequence of examples (see the module docstring).
+
+  Attributes:
+    name: what it is, for messages.
+    num_classes: number of classes.
+    class_names: list of names, or None where the source has none.
+    multi_label: whether labels are lists of ints.
+    image_shape: (height, width) where all images share it, else None.
+    fingerprint: a stable string; changes if the examples or their order do.
+    in_memory: whether examples are arrays that need no reading or decoding.
+  """
+
+  name: str = ''
+  num_classes: int = 0
+  class_names: list[str] | None = None
+  multi_label: bool = False
+  image_shape: tuple[int, int] | None = None
+  fingerprint: str = ''
+  in_memory: bool = False
+
+  def describe(self, i: int) -> str:
+    """The id or path of example i, also where the example cannot be read."""
+    try:
+      return self[i]['id']
+    except Exception:  # this is for messages about broken examples
+      return f'{self.name} example {i}'
+
+  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+    """All examples in memory: uint8 (N, H, W, 3) and int32 (N,) or float
+    (N, C) multi-hot labels. Raises ValueError where image sizes differ."""
+    from vit_jax.data import transforms
+
+    images, labels = None, label_array(self, len(self))
+    for i in range(len(self)):
+      example = self[i]
+      try:
+        image = transforms.decode(example['image'])
+      except transforms.BadImage as e:
+        raise ValueError(
+          f'{example["id"]}: {e}. A data set that is held in memory must be '
+          'readable as a whole; remove the file, or set '
+          "data.device_cache='off' to have it skipped."
+        ) from e
+      if images is None:
+        images = np.empty((len(self), *image.shape), np.uint8)
+      if image.shape != images.shape[1:]:
+        raise ValueError(
+          f'{example["id"]} is {image.shape[:2]}, others are '
+          f'{images.shape[1:3]}: a data set held in memory needs images of '
+          "one size. Set data.device_cache='off'."
+        )
+      images[i] = image
+      set_label(labels, i, example['label'])
+    return images, labels
+
+
+def label_array(source: Source, n: int) -> np.ndarray:
+  """Zeros for n labels: int32 (n,), or float32 (n, C) for multi-label."""
+  if source.multi_label:
+    return np.zeros((n, source.num_classes), np.float32)
+  return np.zeros((n,), np.int32)
+
+
+def set_label(
+  labels: np.ndarray, i: int, label: int | Sequence[int] | dict[int, float]
+):
+  """Writes one label into `label_array`'s row i."""
+  if isinstance(label, dict):
+    labels[i, list(label)] = list(label.values())
+  elif labels.ndim == 2:
+    labels[i, np.asarray(label, np.int64)] = 1.0
+  else:
+    labels[i] = label
+
+
+def fingerprint(*parts) -> str:
+  """16 hexadecimal digits of the JSON of `parts`."""
+  text = json.dumps(parts, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Subset(Source):
+  """Examples [start, stop) of a source."""
+
+  def __init__(self, parent: Source, start: int, stop: int, name: str):
+    self._parent, self._start, self._length = parent, start, stop - start
+    self.name = name
+    self.num_classes, self.class_names = parent.num_classes, parent.class_names
+    self.multi_label, self.image_shape = parent.multi_label, parent.image_shape
+    self.in_memory = parent.in_memory
+    self.fingerprint = fingerprint(parent.fingerprint, start, stop)
+
+  def __len__(self):
+    return self._length
+
+  def __getitem__(self, i):
+    return self._parent[self._start + _checked(i, self._length)]
+
+  def describe(self, i):
+    return self._parent.describe(self._start + i)
+
+  def arrays(self):
+    images, labels = self._parent.arrays()
+    part = slice(self._start, self._start + self._length)
+    return images[part], labels[part]
+
+
+class Concat(Source):
+  """Several sources with the same classes, one after the other."""
+
+  def __init__(self, parts: Sequence[Source], name: str):
+    first = parts[0]
+    self._parts = list(parts)
+    self._ends = np.cumsum([len(p) for p in parts])
+    self.name = name
+    self.num_classes, self.class_names = first.num_classes, first.class_names
+    # Classes and soft labels side by side: the classes become one-hot.
+    self.multi_label = any(p.multi_label for p in parts)
+    self.in_memory = first.in_memory
+    same = {p.image_shape for p in parts}
+    self.image_shape = same.pop() if len(same) == 1 else None
+    self.fingerprint = fingerprint([p.fingerprint for p in parts])
+
+  def __len__(self):
+    return int(self._ends[-1])
+
+  def _find(self, i):
+    part = int(np.searchsorted(self._ends, i, side='right'))
+    return self._parts[part], i - (int(self._ends[part - 1]) if part else 0)
+
+  def __getitem__(self, i):
+    part, j = self._find(_checked(i, len(self)))
+    return part[j]
+
+  def describe(self, i):
+    part, j = self._find(i)
+    return part.describe(j)
+
+  def arrays(self):
+    images, labels = zip(*(p.arrays() for p in self._parts))
+    if self.multi_label:
+      labels = [
+        x if x.ndim == 2 else np.eye(self.num_classes, dtype=np.float32)[x]
+        for x in labels
+      ]
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _checked(i, length: int) -> int:
+  """A valid index as int; negative ones count from the end."""
+  i = int(i)
+  if not -length <= i < length:
+    raise IndexError(f'example {i} of a source of {length}')
+  return i % length
+
+
+def _directory(data_dir: str, source: str) -> epath.Path:
+  """An existing directory, or the error that says what is missing."""
+  if not data_dir:
+    raise ValueError(
+      f'data.source={source!r} needs data.dir: the directory with the images'
+      if source == 'folder'
+      else f'data.source={source!r} needs data.dir: the directory that '
+      '`vit-jax pack` wrote'
+    )
+  root = epath.Path(data_dir).expanduser()
+  if not root.exists():
+    raise ValueError(f'data.dir={data_dir!r} does not exist')
+  if not root.is_dir():
+    raise ValueError(f'data.dir={data_dir!r} is a file, not a directory')
+  return root

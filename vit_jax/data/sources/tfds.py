@@ -1,0 +1,169 @@
+"""TFDS data sets that were prepared as ArrayRecord."""
+
+import difflib
+import os
+import re
+
+from etils import epath
+
+from vit_jax.data.sources.source import Source, _checked, fingerprint
+from vit_jax.data.splits import _pick_split
+
+
+class Tfds(Source):
+  """A TFDS data set in array_record format; never imports TensorFlow.
+
+  `name` is 'cifar10', 'cifar10:3.0.2' or 'NAME/CONFIG'; without a version the
+  newest prepared one is read.
+  """
+
+  def __init__(self, name: str, split: str, data_dir: str):
+    self._directory = _tfds_directory(name, data_dir)
+    builder = _tfds_builder(self._directory)
+    self._split = _pick_split(
+      split, sorted(builder.info.splits), f'tfds:{name}'
+    )
+    features = builder.info.features
+    self._keys = _tfds_features(name, features)
+    self._data = None
+    self._length = builder.info.splits[self._split].num_examples
+    self.name = f'tfds:{name}/{self._split}'
+    label = features[self._keys['label']]
+    self.multi_label = type(label).__name__ != 'ClassLabel'
+    label = label.feature if self.multi_label else label
+    self.num_classes = label.num_classes
+    try:
+      self.class_names = list(label.names)
+    except ValueError:  # TFDS raises it where no names were given
+      self.class_names = None
+    shape = features[self._keys['image']].shape
+    self.image_shape = None if None in shape[:2] else tuple(shape[:2])
+    self.fingerprint = fingerprint(
+      'tfds', builder.info.full_name, self._split, self._length
+    )
+
+  def __len__(self):
+    return self._length
+
+  def __getitem__(self, i):
+    if self._data is None:  # opened lazily: readers do not pickle
+      import tensorflow_datasets as tfds
+
+      builder = _tfds_builder(self._directory)
+      images = [
+        k
+        for k, v in builder.info.features.items()
+        if type(v).__name__ == 'Image'
+      ]
+      self._data = builder.as_data_source(
+        split=self._split,
+        decoders={k: tfds.decode.SkipDecoding() for k in images},
+      )
+    i = _checked(i, self._length)
+    example = self._data[i]
+    name = example.get(self._keys.get('id'), f'{self.name}/{i}')
+    label = example[self._keys['label']]
+    return {
+      'image': example[self._keys['image']],
+      'label': [int(x) for x in label] if self.multi_label else int(label),
+      'id': name.decode() if isinstance(name, bytes) else str(name),
+    }
+
+  def __getstate__(self):
+    return {**self.__dict__, '_data': None}
+
+
+def _tfds_directory(name: str, data_dir: str) -> str:
+  """The directory of the newest (or the named) prepared version."""
+  root = epath.Path(
+    data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  ).expanduser()
+  path, _, version = name.partition(':')
+  base = root / path
+  prepare = (
+    f'prepare it once where TensorFlow is installed: `import '
+    f'tensorflow_datasets as tfds; tfds.builder({path!r}, data_dir='
+    f"'{root}', file_format='array_record').download_and_prepare()`"
+  )
+  if not base.is_dir():
+    there = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    near = difflib.get_close_matches(path, there, n=3)
+    raise ValueError(
+      f'tfds:{name}: {base} does not exist'
+      + (f'. Near names there: {", ".join(near)}' if near else '')
+      + f'. Give data.dir the TFDS data_dir, or {prepare}'
+    )
+  versions = sorted(
+    (
+      p.name
+      for p in base.iterdir()
+      if re.fullmatch(r'\d+\.\d+\.\d+', p.name)
+      and (p / 'dataset_info.json').exists()
+    ),
+    key=lambda v: [int(x) for x in v.split('.')],
+  )
+  if not versions:
+    configs = sorted(p.name for p in base.iterdir() if p.is_dir())
+    raise ValueError(
+      f'tfds:{name}: no prepared version in {base}'
+      + (
+        f' (configs: {", ".join(f"{path}/{c}" for c in configs)})'
+        if configs
+        else ''
+      )
+      + f'; {prepare}'
+    )
+  if version and version not in versions:
+    raise ValueError(
+      f'tfds:{name}: version {version} is not in {base}; there are '
+      f'{", ".join(versions)}'
+    )
+  return str(base / (version or versions[-1]))
+
+
+def _tfds_builder(directory: str):
+  """The read-only builder of a prepared directory."""
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError as e:
+    raise ImportError(
+      'TFDS data needs tensorflow-datasets (not TensorFlow): '
+      'pip install tensorflow-datasets'
+    ) from e
+  builder = tfds.builder_from_directory(directory)
+  kind = builder.info.file_format
+  if kind is None or kind.value != 'array_record':
+    raise ValueError(
+      f'{directory} is prepared as {kind and kind.value}, which only '
+      "TensorFlow reads. Prepare it again with file_format='array_record', "
+      'or convert it with `tfds convert_format --out_file_format='
+      'array_record`.'
+    )
+  return builder
+
+
+def _tfds_features(name: str, features) -> dict[str, str]:
+  """Which feature is the image, the label (or labels) and the id."""
+  kinds = {}
+  for key, feature in features.items():
+    kind = type(feature).__name__
+    if kind == 'Sequence' and type(feature.feature).__name__ == 'ClassLabel':
+      kind = 'ClassLabels'
+    kinds[key] = kind
+  images = [k for k, v in kinds.items() if v == 'Image']
+  labels = [k for k, v in kinds.items() if v in ('ClassLabel', 'ClassLabels')]
+  if not images or not labels:
+    raise ValueError(
+      f'tfds:{name} has features {kinds}: an Image and a ClassLabel (or a '
+      'Sequence of ClassLabel) are needed'
+    )
+  pick = lambda keys, *wanted: next((k for k in wanted if k in keys), keys[0])
+  chosen = {
+    'image': pick(images, 'image'),
+    'label': pick(labels, 'label', 'labels'),
+  }
+  for key in ('id', 'file_name', 'image/filename', 'filename'):
+    if kinds.get(key) in ('Text', 'Tensor', 'Scalar'):
+      chosen['id'] = key
+      break
+  return chosen

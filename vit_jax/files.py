@@ -1,0 +1,50 @@
+"""Files that appear only when they are complete."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+from typing import IO
+import uuid
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def open_atomically(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
+  """Opens a file for writing that appears under its name when it is complete.
+
+  A local file is written under a temporary name beside `path` and renamed at
+  the end, so a reader never sees half of it and a killed writer leaves the old
+  file as it was. An object store shows a file only after it was written
+  completely, so it needs no second name.
+
+  Args:
+    path: local or remote file; its directory must exist.
+    mode: 'w' for text (UTF-8), 'wb' for bytes.
+
+  Raises:
+    OSError: the file cannot be written. Nothing is left behind.
+  """
+  if mode not in ('w', 'wb'):
+    raise ValueError(f"mode={mode!r}; allowed: 'w', 'wb'")
+  path = epath.Path(path)
+  if '://' in str(path):
+    with path.open(mode) as file:
+      yield file
+    return
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
+  text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
+  try:
+    with open(temporary, mode, **text) as file:
+      yield file
+    os.replace(temporary, path)
+  except BaseException:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+    raise
+
+
+def write_atomically(path: str | os.PathLike, data: str | bytes) -> None:
+  """Writes text or bytes to a file that appears when it is complete."""
+  with open_atomically(path, 'wb' if isinstance(data, bytes) else 'w') as file:
+    file.write(data)

@@ -1,0 +1,79 @@
+"""Counts the work of a function: multiply-accumulates of its matrix products.
+
+Papers print multiply-accumulates of convolutions and matrix products,
+attention included, as "GFLOPs"; norms, softmax and activations are left out.
+"""
+
+import math
+
+import jax
+
+# Peak dense bfloat16 TFLOP/s of one JAX device; v2 and v3 devices are cores.
+PEAK_TFLOPS = {
+  'TPU v2': 22.5,
+  'TPU v3': 61.6,
+  'TPU v4': 275.0,
+  'TPU v5 lite': 197.0,
+  'TPU v5e': 197.0,
+  'TPU v5': 459.0,
+  'TPU v5p': 459.0,
+  'TPU v6 lite': 918.0,
+  'TPU v6e': 918.0,
+  'TPU7x': 1154.0,
+  'NVIDIA A100': 312.0,
+  'NVIDIA H100': 989.0,
+  'NVIDIA H200': 989.0,
+  'Tesla V100': 125.0,
+}
+
+
+def peak_flops(device) -> float | None:
+  """FLOP/s of a device, None if unknown (then no MFU is given)."""
+  kind = device.device_kind
+  names = [n for n in PEAK_TFLOPS if kind.startswith(n)]
+  return PEAK_TFLOPS[max(names, key=len)] * 1e12 if names else None
+
+
+def count_macs(fn, *args, **kwargs) -> int:
+  """Multiply-accumulates of `fn(*args)`, counted on its jaxpr, not run."""
+  return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
+
+
+def forward_macs(model, height: int, width: int) -> int:
+  """Multiply-accumulates of one image's forward pass."""
+  image = jax.ShapeDtypeStruct((1, height, width, 3), 'float32')
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), image
+  )
+  return count_macs(
+    lambda v, x: model.apply(v, x, train=False)[0], variables, image
+  )
+
+
+def _count(jaxpr) -> int:
+  total = 0
+  for eqn in jaxpr.eqns:
+    name = eqn.primitive.name
+    if name == 'dot_general':
+      (contract, _), _ = eqn.params['dimension_numbers']
+      lhs = eqn.invars[0].aval.shape
+      total += math.prod(eqn.outvars[0].aval.shape) * math.prod(
+        lhs[d] for d in contract
+      )
+    elif name == 'conv_general_dilated':
+      kernel = eqn.invars[1].aval.shape
+      out_feature = eqn.params['dimension_numbers'].rhs_spec[0]
+      per_output = math.prod(kernel) // kernel[out_feature]
+      total += math.prod(eqn.outvars[0].aval.shape) * per_output
+    elif name == 'cond':  # one of them runs; they may be one work, differently
+      total += max(_count(b.jaxpr) for b in eqn.params['branches'])
+    else:
+      repeat = eqn.params.get('length', 1) if name == 'scan' else 1
+      for inner in jax.tree.leaves(
+        list(eqn.params.values()),
+        is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'),
+      ):
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          total += repeat * _count(inner)
+  return total

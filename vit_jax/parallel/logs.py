@@ -1,0 +1,60 @@
+"""Where each process of a job writes its output."""
+
+import contextlib
+import os
+import sys
+
+from absl import logging
+from etils import epath
+
+from vit_jax.parallel import processes
+
+
+class _Tee:
+  """A stream that also writes to a file."""
+
+  def __init__(self, stream, file):
+    self._stream, self._file = stream, file
+
+  def write(self, text):
+    self._file.write(text)
+    return self._stream.write(text)
+
+  def flush(self):
+    self._file.flush()
+    self._stream.flush()
+
+  def __getattr__(self, name):
+    return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def log_to(workdir):
+  """Sends this process's output to its log; see `session`."""
+  if '://' in str(workdir):  # a bucket cannot append
+    yield
+    return
+  folder = epath.Path(workdir)
+  handler = logging.get_absl_handler().python_handler
+  process = processes.job_process()
+  if process:
+    folder = folder / 'logs'
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f'process_{process}.txt', 'a') as file:
+      # The descriptors, so that what C++ prints goes there too, to the end.
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os.dup2(file.fileno(), 1)
+      os.dup2(file.fileno(), 2)
+    yield
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  with open(folder / 'log.txt', 'a', buffering=1) as file:
+    old = sys.stdout, sys.stderr, handler.stream
+    sys.stdout, sys.stderr = _Tee(old[0], file), _Tee(old[1], file)
+    if handler.stream is old[1]:
+      handler.stream = sys.stderr
+    try:
+      yield
+    finally:
+      sys.stdout, sys.stderr, handler.stream = old

@@ -1,0 +1,329 @@
+"""Many processes, one job: start, agreement, and an end in bounded time.
+
+One process per host of a TPU slice, or per GPU. `initialize` joins them,
+`session` gives each its log and makes one's failure everybody's: a process
+that raises, dies, or makes no progress ends the job, and every log names it.
+On one process all of this does nothing.
+
+While a session lasts, each process writes a sign of life to the key-value
+store of JAX's coordination service, which process 0 hosts. Process 0 watches
+them all and writes a verdict; every process watches for the verdict.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import time
+import uuid
+
+from etils import epath
+import jax
+
+# Clusters whose processes JAX can find by itself, by the names JAX uses.
+CLUSTERS = ('slurm', 'ompi', 'gcetpu', 'gketpu')
+_PREFIX = 'vit_jax'
+
+
+@dataclasses.dataclass
+class _Job:
+  """This process's view of a job of several processes."""
+
+  process_id: int
+  hosts: list[str]  # by process
+  lost_after: float
+  stuck_after: float
+  step: int = -1  # of the last `tick`
+  calls: int = 0  # numbers barriers and broadcasts
+
+  @property
+  def client(self):
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+  def name(self, process_id: int) -> str:
+    return f'process {process_id} ({self.hosts[process_id]})'
+
+  def names(self, process_ids) -> str:
+    return ', '.join(map(self.name, process_ids))
+
+  def present(self, folder: str) -> set[int]:
+    """The processes that have written FOLDER/I."""
+    entries = self.client.key_value_dir_get(f'{_PREFIX}/{folder}')
+    return {int(key.rsplit('/', 1)[1]) for key, _ in entries}
+
+  def put(self, key: str, value: str) -> None:
+    self.client.key_value_set(f'{_PREFIX}/{key}', value, allow_overwrite=True)
+
+
+_job: _Job | None = None
+
+
+def current_job() -> _Job | None:
+  """The job that this process joined; None where there is one process."""
+  return _job
+
+
+def job_process() -> int:
+  """The number of this process in its job; 0 where there is one process."""
+  return _job.process_id if _job is not None else 0
+
+
+def detect(timeout: float = 300) -> tuple[str, int, int] | None:
+  """(coordinator, processes, process) of a TPU slice, GKE, SLURM or MPI job.
+
+  None on a plain machine, and for a job of one process.
+  """
+  from jax._src import clusters
+
+  for cluster in clusters.ClusterEnv._cluster_types:
+    if cluster.name in CLUSTERS and cluster.is_env_present():
+      count = cluster.get_process_count()
+      if count == 1:
+        return None
+      address = cluster.get_coordinator_address(
+        timeout_secs=int(timeout),
+        override_coordinator_port=os.environ.get('JAX_COORDINATOR_PORT'),
+      )
+      return address, count, cluster.get_process_id()
+  return None
+
+
+def initialize(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout: float = 300,
+  *,
+  lost_after: float = 60,
+  stuck_after: float = 1800,
+) -> None:
+  """Joins the processes of a job; call it before anything else of JAX.
+
+  The three settings come from the arguments, else from JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID, else from the cluster (TPU slice, GKE,
+  SLURM, MPI). On a plain machine without them it does nothing.
+
+  Args:
+    coordinator: host:port of process 0.
+    num_processes: how many there are.
+    process_id: this one's number, from 0.
+    timeout: seconds to wait for all to arrive.
+    lost_after: seconds without a sign of life after which a process is gone.
+    stuck_after: seconds without a `tick` anywhere after which the job ends.
+
+  Raises:
+    ValueError: only some of the settings are given, or they disagree.
+    TimeoutError: not all arrived; names those that are missing.
+  """
+  global _job
+  env = os.environ.get
+  if coordinator is None:
+    coordinator = env('JAX_COORDINATOR_ADDRESS')
+  if num_processes is None and env('JAX_NUM_PROCESSES'):
+    num_processes = int(env('JAX_NUM_PROCESSES'))
+  if process_id is None and env('JAX_PROCESS_ID'):
+    process_id = int(env('JAX_PROCESS_ID'))
+  settings = (coordinator, num_processes, process_id)
+  detected = settings == (None, None, None)
+  if detected:
+    settings = detect(timeout)
+    if settings is None:
+      return
+  if None in settings:
+    raise ValueError(
+      f'coordinator={coordinator!r}, num_processes={num_processes!r}, '
+      f'process_id={process_id!r}: give all three, or none to have them '
+      'detected'
+    )
+  coordinator, num_processes, process_id = settings
+  if not 0 <= process_id < num_processes:
+    raise ValueError(
+      f'process_id={process_id} is not among 0..'
+      f'{num_processes - 1} (num_processes={num_processes})'
+    )
+  if num_processes == 1:
+    return
+  hosts = _rendezvous(coordinator, num_processes, process_id, timeout)
+  # JAX's own detection still chooses the local devices (SLURM: one per task).
+  jax.distributed.initialize(
+    coordinator,
+    num_processes,
+    process_id,
+    cluster_detection_method=None if detected else 'deactivate',
+    initialization_timeout=int(timeout),
+    # Above lost_after: ours names the process, JAX's aborts.
+    heartbeat_timeout_seconds=max(100, int(2 * lost_after)),
+  )
+  _job = _Job(process_id, hosts, lost_after, stuck_after)
+
+
+def _rendezvous(
+  coordinator: str, count: int, process_id: int, timeout: float
+) -> list[str]:
+  """Waits until all processes have called; their host names, in order.
+
+  JAX's own start aborts the process when one is missing, and does not say
+  which. Process 0 listens on the coordinator's port before JAX does.
+  """
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdigit():
+    raise ValueError(f'coordinator={coordinator!r} is not host:port')
+  deadline = time.monotonic() + timeout
+  mine = socket.gethostname()
+  if process_id:
+    return _report(host, int(port), count, process_id, mine, deadline)
+  hosts, peers = {0: mine}, []
+  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+  with socket.create_server(
+    ('', int(port)),
+    family=family,
+    reuse_port=False,
+    dualstack_ipv6=family == socket.AF_INET6,
+    backlog=count,
+  ) as server:
+    problem = ''
+    while len(hosts) < count and not problem:
+      server.settimeout(max(0.01, deadline - time.monotonic()))
+      try:
+        peer, _ = server.accept()
+        peer.settimeout(10)
+        other, theirs, name = peer.makefile().readline().split()
+      except TimeoutError:
+        missing = [i for i in range(count) if i not in hosts]
+        problem = (
+          f'process {", ".join(map(str, missing))} of {count} did not start '
+          f'within {timeout:g} s; those that did: '
+          + ', '.join(f'{i} ({hosts[i]})' for i in sorted(hosts))
+        )
+        break
+      except (OSError, ValueError):
+        continue  # not one of us, such as a port scan
+      peers.append(peer)
+      if int(theirs) != count or int(other) in hosts:
+        problem = (
+          f'process {other} ({name}) says it is one of {theirs}, '
+          f'process 0 ({mine}) expects {count}'
+          if int(theirs) != count
+          else f'two processes say they are process {other}: '
+          f'{hosts[int(other)]} and {name}'
+        )
+      hosts[int(other)] = name
+    reply = {'problem': problem, 'hosts': [hosts.get(i) for i in range(count)]}
+    for peer in peers:
+      with peer, contextlib.suppress(OSError):
+        peer.sendall(json.dumps(reply).encode() + b'\n')
+        peer.recv(1)  # the other side closes first, and the port is free
+  if problem:
+    raise (
+      TimeoutError(problem)
+      if 'did not start' in problem
+      else (ValueError(problem))
+    )
+  return reply['hosts']
+
+
+def _report(host, port, count, process_id, mine, deadline) -> list[str]:
+  """The part of _rendezvous of all processes but 0."""
+  start = time.monotonic()
+  while True:
+    left = deadline - time.monotonic()
+    try:
+      with socket.create_connection((host, port), timeout=max(0.1, left)) as s:
+        s.sendall(f'{process_id} {count} {mine}\n'.encode())
+        s.settimeout(max(0.1, left) + 10)
+        reply = json.loads(s.makefile().readline())
+        break
+    except (OSError, ValueError) as e:
+      if left <= 0:
+        raise TimeoutError(
+          f'process 0 did not answer at {host}:{port} within '
+          f'{time.monotonic() - start:.0f} s: is it running, and is the port '
+          f'open? ({e})'
+        ) from e
+      time.sleep(min(0.3, max(0.0, left)))
+  if reply['problem']:
+    raise (
+      TimeoutError(reply['problem'])
+      if 'did not start' in (reply['problem'])
+      else ValueError(reply['problem'])
+    )
+  return reply['hosts']
+
+
+def is_main() -> bool:
+  """True in process 0, which writes what is written once."""
+  return jax.process_index() == 0
+
+
+def barrier(name: str, timeout: float = 600) -> None:
+  """Waits for all processes; TimeoutError names those that did not come."""
+  if _job is None:
+    return
+  _job.calls += 1
+  folder = f'barrier/{_job.calls}'
+  _job.put(f'{folder}/{_job.process_id}', name)
+  try:
+    _job.client.wait_at_barrier(f'{_PREFIX}/{folder}', int(1000 * timeout))
+  except jax.errors.JaxRuntimeError as e:
+    missing = set(range(len(_job.hosts))) - _job.present(folder)
+    if not missing:
+      raise
+    raise TimeoutError(
+      f'{_job.names(sorted(missing))} did not reach {name!r} '
+      f'within {timeout:g} s'
+    ) from e
+
+
+def broadcast_from_main(value, timeout: float = 600):
+  """Process 0's value, in every process; something that JSON can hold."""
+  if _job is None:
+    return value
+  _job.calls += 1
+  key = f'broadcast/{_job.calls}'
+  if _job.process_id == 0:
+    _job.put(key, json.dumps(value))
+    return value
+  try:
+    return json.loads(
+      _job.client.blocking_key_value_get(
+        f'{_PREFIX}/{key}', int(1000 * timeout)
+      )
+    )
+  except jax.errors.JaxRuntimeError as e:
+    raise TimeoutError(
+      f'{_job.name(0)} sent nothing within {timeout:g} s'
+    ) from e
+
+
+def check_shared_workdir(workdir) -> None:
+  """ValueError if a process does not see what process 0 writes in workdir."""
+  if _job is None:
+    return
+  folder = epath.Path(workdir)
+  token = broadcast_from_main(f'.shared_{uuid.uuid4().hex}')
+  if _job.process_id == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / token).write_text(token)
+  barrier(f'writing to {workdir}')
+  if not (folder / token).exists():
+    _job.put(f'unshared/{token}/{_job.process_id}', '')
+  barrier(f'reading from {workdir}')
+  blind = sorted(_job.present(f'unshared/{token}'))
+  barrier(f'the check of {workdir}')
+  if _job.process_id == 0:
+    (folder / token).unlink()
+  if blind:
+    raise ValueError(
+      f'workdir {str(workdir)!r} is not shared: {_job.names(blind)} cannot '
+      f'see what {_job.name(0)} writes there. Use a directory that all '
+      'processes share: a bucket (gs://...) or a network file system'
+    )
+
+
+def tick(step: int) -> None:
+  """Says that training has come to this step; see `stuck_after`."""
+  if _job is not None:
+    _job.step = step

@@ -1,0 +1,78 @@
+"""How images are fed to a model: size, crop, interpolation, normalization."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+# (mean, std) of pixels in [0, 255].
+NORMALIZATION = {
+  'half': ((127.5,) * 3, (127.5,) * 3),  # to [-1, 1]: all Google models
+  'imagenet': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+# 'bilinear' is OpenCV's, without antialiasing; 'bicubic' is Pillow's, with it.
+INTERPOLATIONS = ('bilinear', 'bicubic')
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """How an image on disk becomes the array that a model takes.
+
+  One value for the whole package: the registry says what a released model was
+  trained with, a recipe and a checkpoint say what a run uses, and a classifier
+  and an exported file apply it.
+
+  Attributes:
+    size: (height, width) in pixels of what the model takes.
+    crop: None resizes the image to `size` without regard to its aspect ratio.
+      A ratio c in (0, 1] resizes the shorter side to size / c, keeps the
+      aspect ratio, and takes the center.
+    interpolation: key of INTERPOLATIONS.
+    normalize: key of NORMALIZATION.
+  """
+
+  size: tuple[int, int] = (224, 224)
+  crop: float | None = None
+  interpolation: str = 'bilinear'
+  normalize: str = 'half'
+
+  def __post_init__(self):
+    object.__setattr__(self, 'size', as_size(self.size))
+    if self.crop is not None and not 0 < self.crop <= 1:
+      raise ValueError(
+        f'crop={self.crop}: a ratio in (0, 1], or None to resize without '
+        'regard to the aspect ratio'
+      )
+    for name, allowed in (
+      ('interpolation', INTERPOLATIONS),
+      ('normalize', NORMALIZATION),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f'{name}={getattr(self, name)!r}; allowed: {", ".join(allowed)}'
+        )
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain JSON values, which `from_json` reads back to an equal value."""
+    return {**dataclasses.asdict(self), 'size': list(self.size)}
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> 'Preprocessing':
+    """Reads what `to_json` wrote; ValueError names an unknown key."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - names)
+    if unknown:
+      raise ValueError(
+        f'unknown key {unknown[0]!r}; allowed: {", ".join(sorted(names))}'
+      )
+    return cls(**values)
+
+
+def as_size(value: int | Sequence[int]) -> tuple[int, int]:
+  """(height, width) of one number for a square, or of two; ValueError else."""
+  size = (value, value) if isinstance(value, int) else tuple(value)
+  if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+    raise ValueError(
+      f'image size {value!r}: give a positive number of pixels, or two as '
+      '(height, width)'
+    )
+  return size

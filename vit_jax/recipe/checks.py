@@ -1,0 +1,166 @@
+"""The recipe: every key a config may have, its default, and its checks.
+
+A recipe `configs/X.py` starts from `default_config()` and overrides. Sections,
+in order: run, data, model, loss, optim, schedule, mesh, eval, log. Every key
+here is read by something; a key that is not here is an error, except in
+`model`, which takes the fields of the model class. `check` runs before
+anything is compiled.
+"""
+
+import math
+
+from vit_jax.recipe.keys import (
+  ConfigError,
+  default_config,
+  get,
+  image_shape,
+  model_fields,
+)
+
+_CHOICES = {
+  'run.dtype': ('auto', 'float32', 'bfloat16'),
+  'run.nan': ('stop', 'skip'),
+  'data.crop': (
+    'inception',
+    'resize_crop',
+    'squash_crop',
+    'resize',
+    'pad_crop',
+    'none',
+  ),
+  'data.interpolation': ('bilinear', 'bicubic', 'random'),
+  'data.normalize': ('half', 'imagenet'),
+  'data.device_cache': ('auto', 'on', 'off'),
+  'data.mix_style': ('timm', 'google'),
+  'loss.name': ('softmax', 'sigmoid'),
+  'loss.distill': ('none', 'soft', 'hard'),
+  'loss.teacher_normalize': ('', 'half', 'imagenet'),
+  'optim.name': ('adamw', 'adam', 'sgd', 'adafactor'),
+  'optim.decay_style': ('lr', 'schedule'),
+  'optim.state_dtype': ('float32', 'bfloat16'),
+  'schedule.name': (
+    'constant',
+    'cosine',
+    'linear',
+    'rsqrt',
+    'polynomial',
+    'step',
+    'timm_cosine',
+  ),
+  'mesh.preset': ('data', 'zero', 'fsdp', 'fsdp_tensor'),
+  'eval.interpolation': ('bilinear', 'bicubic'),
+}
+_FRACTIONS = (
+  'data.flip',
+  'data.switch_prob',
+  'data.mix_prob',
+  'data.erasing',
+  'loss.label_smoothing',
+  'loss.distill_alpha',
+  'optim.ema',
+  'data.holdout',
+  'data.max_bad_fraction',
+)
+_POSITIVE = (
+  'data.batch_size',
+  'data.image_size',
+  'data.repeats',
+  'data.prefetch',
+  'optim.accumulate',
+  'log.every_steps',
+  'log.keep_latest',
+)
+
+
+def _one_of(config, section: str, keys, required: bool):
+  given = [k for k in keys if config[section][k] is not None]
+  if len(given) > 1 or (required and not given):
+    wanted = 'exactly one' if required else 'at most one'
+    raise ConfigError(
+      f'{section}: {wanted} of {", ".join(keys)} must be given; '
+      f'got {", ".join(f"{k}={config[section][k]}" for k in given) or "none"}'
+      f'. Set the others to None.'
+    )
+  return given[0] if given else None
+
+
+def check(config) -> None:
+  """Raises ConfigError for values that cannot work, before any work.
+
+  What needs the data or the devices (class counts, divisibility by the mesh)
+  is checked by `train.train_and_evaluate`, still before compilation.
+  """
+  default = default_config()
+  for section in config:
+    if section not in default:
+      raise ConfigError(
+        f'unknown section {section!r}; sections: {", ".join(default)}'
+      )
+    if section != 'model':
+      for key in config[section]:
+        if key not in default[section]:
+          raise ConfigError(
+            f'unknown key {section}.{key}; {section} has '
+            f'{", ".join(default[section])}'
+          )
+  for key, allowed in _CHOICES.items():
+    if get(config, key) not in allowed:
+      raise ConfigError(
+        f'{key}={get(config, key)!r}; allowed: {", ".join(map(repr, allowed))}'
+      )
+  for key in _FRACTIONS:
+    if not 0 <= get(config, key) <= 1:
+      raise ConfigError(f'{key}={get(config, key)}; must be in [0, 1]')
+  for key in _POSITIVE:
+    if get(config, key) < 1:
+      raise ConfigError(f'{key}={get(config, key)}; must be at least 1')
+  for key in (
+    'optim.lr',
+    'optim.weight_decay',
+    'optim.clip',
+    'data.mixup',
+    'data.cutmix',
+    'eval.crop',
+  ):
+    value = get(config, key)
+    if not math.isfinite(value) or value < 0:
+      raise ConfigError(f'{key}={value}; must be finite and not negative')
+  if not config.run.eval_only:
+    _one_of(config, 'run', ('steps', 'epochs', 'examples'), True)
+  _one_of(
+    config,
+    'schedule',
+    ('warmup_steps', 'warmup_epochs', 'warmup_examples'),
+    False,
+  )
+  _one_of(config, 'eval', ('every_steps', 'every_epochs'), False)
+  _one_of(config, 'log', ('checkpoint_steps', 'checkpoint_minutes'), False)
+  if config.data.batch_size % config.optim.accumulate:
+    raise ConfigError(
+      f'data.batch_size={config.data.batch_size} is not divisible by '
+      f'optim.accumulate={config.optim.accumulate}'
+    )
+  if config.loss.distill != 'none' and not config.loss.teacher_weights:
+    raise ConfigError(
+      f'loss.distill={config.loss.distill!r} needs loss.teacher_weights: a '
+      'workdir, a file (with the model name in loss.teacher), or stored '
+      'logits'
+    )
+  if config.loss.name == 'sigmoid' and config.loss.distill == 'hard':
+    raise ConfigError("loss.distill='hard' goes with loss.name='softmax'")
+
+  from vit_jax.models.registry import create_model
+
+  try:
+    model = create_model(config.model.name, **model_fields(config))
+  except ValueError as e:
+    raise ConfigError(f'model: {e}') from e
+  patch = getattr(model, 'patch_size', None)
+  if patch is not None and getattr(model, 'stem', None) is None:
+    ph, pw = (patch, patch) if isinstance(patch, int) else patch
+    height, width = image_shape(config)
+    if ph > height or pw > width:
+      raise ConfigError(
+        f'model.patch_size={patch} is larger than the image {height}x{width}'
+        ': raise data.image_size or take a smaller patch'
+      )

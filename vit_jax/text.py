@@ -1,0 +1,70 @@
+"""Numbers and tables as text for people."""
+
+from collections.abc import Iterable, Sequence
+import io
+
+
+def duration(seconds: float) -> str:
+  """'42s', '3m10s', '5h02m' or '3d04h'; negative times count as 0."""
+  seconds = max(0, int(round(seconds)))
+  if seconds < 60:
+    return f'{seconds}s'
+  minutes, seconds = divmod(seconds, 60)
+  if minutes < 60:
+    return f'{minutes}m{seconds:02d}s'
+  hours, minutes = divmod(minutes, 60)
+  if hours < 48:
+    return f'{hours}h{minutes:02d}m'
+  days, hours = divmod(hours, 24)
+  return f'{days}d{hours:02d}h'
+
+
+def shape(dimensions: Iterable[int]) -> str:
+  """'3x224x224' of (3, 224, 224); 'scalar' of ()."""
+  return 'x'.join(map(str, dimensions)) or 'scalar'
+
+
+def table(
+  rows: Iterable[Sequence[object]],
+  *,
+  header: Sequence[str] = (),
+  right: Sequence[int] = (),
+) -> str:
+  """Aligned columns of plain text, without borders or colors.
+
+  Args:
+    rows: cells of each row; they are converted by `str`.
+    header: titles of the columns; none for a table without a first line.
+    right: numbers of the columns that are aligned at their right.
+
+  Returns:
+    Lines without trailing spaces; '' if there is nothing to show.
+  """
+  import rich.box
+  import rich.console
+  import rich.table
+  import rich.text
+
+  rows = [[str(cell) for cell in row] for row in rows]
+  if not rows and not header:
+    return ''
+  columns = len(header) if header else len(rows[0])
+  result = rich.table.Table(
+    box=None, show_header=bool(header), padding=(0, 2, 0, 0), pad_edge=False
+  )
+  for i in range(columns):
+    result.add_column(
+      rich.text.Text(header[i]) if header else '',
+      justify='right' if i in right else 'left',
+      no_wrap=True,
+    )
+  for row in rows:
+    # Text, so that brackets in a cell are not read as rich markup.
+    result.add_row(*map(rich.text.Text, row))
+  # A width that no table reaches, so that rich neither wraps nor cuts cells.
+  console = rich.console.Console(
+    file=io.StringIO(), width=10_000, color_system=None
+  )
+  with console.capture() as capture:
+    console.print(result)
+  return '\n'.join(line.rstrip() for line in capture.get().splitlines())

@@ -1,0 +1,255 @@
+"""Training losses: classification, distillation, token labels, regulariser.
+
+Everything is computed in float32 whatever the dtype of the logits. Functions
+named after a loss return one value per example; `mean` averages them over the
+examples that a mask keeps. `total_loss` composes what a recipe's `loss` section
+asks for. B batch, C classes, N tokens.
+"""
+
+import jax
+import jax.numpy as jnp
+
+LOSSES = ('softmax', 'sigmoid')
+DISTILLATIONS = ('none', 'soft', 'hard')
+
+
+def mean(values, mask=None):
+  """Mean of per-example values (B,) over the examples where mask (B,) is 1."""
+  if mask is None:
+    return jnp.mean(values)
+  mask = mask.astype(values.dtype)
+  kept = jnp.where(mask > 0, values, 0)  # padding may hold anything, also nan
+  return jnp.sum(kept * mask) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def smooth(targets, smoothing: float):
+  """Label smoothing (arXiv:1512.00567, sec. 7): (1 - e) * targets + e / C.
+
+  On one-hot targets that is e / C off and 1 - e + e / C on, as in timm. It is
+  linear, so smoothing mixed targets equals mixing smoothed ones.
+  """
+  if not smoothing:
+    return targets
+  return targets * (1 - smoothing) + smoothing / targets.shape[-1]
+
+
+def softmax_xent(logits, targets):
+  """Cross-entropy with distributions: (..., C), (..., C) -> (...)."""
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return -jnp.sum(targets.astype(jnp.float32) * log_p, axis=-1)
+
+
+def sigmoid_xent(logits, targets):
+  """Multi-label cross-entropy, summed over the classes: (..., C) -> (...)."""
+  logits = logits.astype(jnp.float32)
+  targets = targets.astype(jnp.float32)
+  return -jnp.sum(
+    targets * jax.nn.log_sigmoid(logits)
+    + (1 - targets) * jax.nn.log_sigmoid(-logits),
+    axis=-1,
+  )
+
+
+def softmax_kl(logits, targets):
+  """KL(targets || softmax(logits)): cross-entropy less the targets' entropy."""
+  entropy = jnp.sum(
+    jax.scipy.special.entr(targets.astype(jnp.float32)), axis=-1
+  )
+  return softmax_xent(logits, targets) - entropy
+
+
+def soft_distillation(logits, teacher_logits, tau: float = 1.0):
+  """KL to the teacher at temperature tau, times tau^2 / C (arXiv:2012.12877).
+
+  The paper's eq. 2 has no 1 / C: it is what the released code divides by
+  (the number of elements, not of examples), and what its recipes mean.
+  """
+  teacher = jax.nn.softmax(teacher_logits.astype(jnp.float32) / tau)
+  kl = softmax_kl(logits.astype(jnp.float32) / tau, teacher)
+  return kl * tau**2 / logits.shape[-1]
+
+
+def hard_distillation(logits, teacher_logits):
+  """Cross-entropy with the teacher's argmax (arXiv:2012.12877, eq. 3)."""
+  best = jnp.argmax(teacher_logits, axis=-1)
+  return softmax_xent(logits, jax.nn.one_hot(best, logits.shape[-1]))
+
+
+def mix_class_targets(targets, box, num_tokens: int):
+  """Class targets of a MixToken batch (arXiv:2104.10858, sec. 3.3).
+
+  Args:
+    targets: (B, C).
+    box: (row1, column1, row2, column2) on the token grid, whose tokens came
+      from the reversed batch; an empty box means no mixing.
+    num_tokens: N, tokens of the grid.
+
+  Returns:
+    lam * targets + (1 - lam) * reversed targets, lam = 1 - area / N.
+  """
+  y1, x1, y2, x2 = box
+  area = jnp.maximum(y2 - y1, 0) * jnp.maximum(x2 - x1, 0)
+  lam = 1 - area / num_tokens
+  return lam * targets + (1 - lam) * targets[::-1]
+
+
+def add_ground_truth(token_cls, label):
+  """Teacher's class target blended with the label (VOLO's fine-tuning).
+
+  r * token_cls + (1 - r) * label with r = 0.5 where both name the same class,
+  else 0.9 (`--ground-truth` of the released code). Both (B, C).
+  """
+  agree = jnp.argmax(label, axis=-1) == jnp.argmax(token_cls, axis=-1)
+  r = jnp.where(agree, 0.5, 0.9)[:, None]
+  return r * token_cls + (1 - r) * label
+
+
+def token_label_loss(
+  logits,
+  token_logits,
+  cls_targets,
+  token_targets,
+  *,
+  box=None,
+  token_weight: float = 0.5,
+):
+  """Token labelling (arXiv:2104.10858, eq. 6): class plus mean token loss.
+
+  Args:
+    logits: (B, C) of the class token.
+    token_logits: (B, N, C), already unmixed: each token stands with the image
+      it came from.
+    cls_targets: (B, C), before MixToken.
+    token_targets: (B, N, C), or (B, C) for one target for all tokens.
+    box: of MixToken, see `mix_class_targets`; None for no mixing.
+    token_weight: of the token term; the class term has 1.
+
+  Returns:
+    (B,) losses and (B,) token terms (unweighted).
+  """
+  if token_targets.ndim == 2:
+    token_targets = token_targets[:, None]
+  if token_targets.shape[1] not in (1, token_logits.shape[1]):
+    raise ValueError(
+      f'token targets for {token_targets.shape[1]} tokens, the model has '
+      f'{token_logits.shape[1]}: make the label maps for this image size'
+    )
+  if box is not None:
+    cls_targets = mix_class_targets(cls_targets, box, token_logits.shape[1])
+  tokens = jnp.mean(softmax_xent(token_logits, token_targets), axis=-1)
+  return softmax_xent(logits, cls_targets) + token_weight * tokens, tokens
+
+
+def attention_similarity(attention, num_pairs: int):
+  """Cosine similarity of consecutive attention maps (arXiv:2103.11886).
+
+  Args:
+    attention: list of (B, H, T, T); the similarity is taken along the heads.
+    num_pairs: the first so many pairs count (at most all of them).
+
+  Returns:
+    (B,) means over pairs and positions.
+  """
+  pairs = list(zip(attention[:-1], attention[1:]))[:num_pairs]
+  if not pairs:
+    raise ValueError(
+      'the cosine regulariser needs at least two attention maps '
+      f'and one pair, got {len(attention)} maps and '
+      f'cosine_reg_blocks={num_pairs}'
+    )
+  norm = lambda a: jnp.sqrt(jnp.maximum(jnp.sum(a * a, axis=1), 1e-16))
+  total = 0.0
+  for a, b in pairs:
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    similarity = jnp.sum(a * b, axis=1) / (norm(a) * norm(b))
+    total += jnp.mean(similarity, axis=(1, 2))
+  return total / len(pairs)
+
+
+def _check(cfg):
+  if cfg.name not in LOSSES:
+    raise ValueError(f'loss.name={cfg.name!r}; allowed: {", ".join(LOSSES)}')
+  if cfg.distill not in DISTILLATIONS:
+    raise ValueError(
+      f'loss.distill={cfg.distill!r}; allowed: {", ".join(DISTILLATIONS)}'
+    )
+
+
+def total_loss(cfg, logits, out, targets, teacher_logits=None, mask=None):
+  """The training loss of a recipe.
+
+  (1 - alpha) * base + alpha * distillation + cosine_reg * similarity, where
+  base is the softmax or sigmoid loss of the class branch, with the token loss
+  added for a model that returns token logits.
+
+  Args:
+    cfg: the recipe's `loss` section.
+    logits: (B, C).
+    out: the model's intermediates. `logits_class` (class branch) and
+      `logits_distill` (distillation branch) take the place of `logits` where a
+      model has them; `logits_aux` (B, N, C) turns on the token loss, `mix_box`
+      tells where MixToken mixed; `attention` serves the cosine regulariser.
+    targets: dict with 'label' (B, C), one-hot or soft, not smoothed; for token
+      labels also 'token_labels' (B, N, C) and 'token_cls' (B, C).
+    teacher_logits: (B, C), for distillation.
+    mask: (B,), 0 for padding.
+
+  Returns:
+    The loss, a float32 scalar, and a dict of its unweighted parts.
+  """
+  _check(cfg)
+  class_logits = out.get('logits_class', logits)
+  label = smooth(targets['label'], cfg.label_smoothing)
+  parts = {}
+  if 'logits_aux' in out:
+    if cfg.name != 'softmax':
+      raise ValueError(
+        f'loss.name={cfg.name!r}: a model with token logits is '
+        'trained with softmax'
+      )
+    token_cls, token_labels = label, label
+    if 'token_labels' in targets:
+      token_labels = smooth(targets['token_labels'], cfg.label_smoothing)
+      token_cls = smooth(targets['token_cls'], cfg.label_smoothing)
+      if cfg.ground_truth:
+        token_cls = add_ground_truth(token_cls, label)
+    base, tokens = token_label_loss(
+      class_logits,
+      out['logits_aux'],
+      token_cls,
+      token_labels,
+      box=out.get('mix_box'),
+      token_weight=cfg.token_weight,
+    )
+    parts['tokens'] = mean(tokens, mask)
+  elif cfg.name == 'softmax':
+    base = softmax_xent(class_logits, label)
+  else:
+    base = sigmoid_xent(class_logits, label)
+  loss = parts['base'] = mean(base, mask)
+
+  if cfg.distill != 'none':
+    if teacher_logits is None:
+      raise ValueError(
+        f"loss.distill={cfg.distill!r} needs the teacher's "
+        'logits: set loss.teacher and loss.teacher_weights'
+      )
+    student = out.get('logits_distill', logits)
+    if cfg.distill == 'soft':
+      distill = soft_distillation(student, teacher_logits, cfg.distill_tau)
+    else:
+      distill = hard_distillation(student, teacher_logits)
+    parts['distill'] = mean(distill, mask)
+    alpha = cfg.distill_alpha
+    loss = (1 - alpha) * loss + alpha * parts['distill']
+
+  if cfg.cosine_reg:
+    if 'attention' not in out:
+      raise ValueError(
+        'loss.cosine_reg needs the attention maps: set '
+        'model.return_attention = True'
+      )
+    similarity = attention_similarity(out['attention'], cfg.cosine_reg_blocks)
+    parts['cosine'] = mean(similarity, mask)
+    loss = loss + cfg.cosine_reg * parts['cosine']
+  return loss, parts

@@ -1,0 +1,101 @@
+"""Reads the checkpoint steps that training wrote."""
+
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+
+FOLDER = 'checkpoints'
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that is missing, unreadable, or of another recipe."""
+
+
+def absolute(path) -> epath.Path:
+  """The path as Orbax wants it: absolute where it is local."""
+  if '://' in str(path):
+    return epath.Path(path)
+  return epath.Path(path).expanduser().resolve()
+
+
+def describe_mismatch(path, abstract) -> str:
+  """What differs between a stored tree and an expected one, '' if nothing."""
+  try:
+    stored = ocp.metadata(path).metadata
+    stored = {
+      jax.tree_util.keystr(p, simple=True, separator='/'): tuple(x.shape)
+      for p, x in jax.tree_util.tree_leaves_with_path(stored)
+    }
+  except Exception:  # not even the metadata can be read: torn, not mismatched
+    return ''
+  expected = {
+    jax.tree_util.keystr(p, simple=True, separator='/'): tuple(x.shape)
+    for p, x in jax.tree_util.tree_leaves_with_path(abstract)
+  }
+  lines = [f'missing {k} {v}' for k, v in expected.items() if k not in stored]
+  lines += [
+    f'left over {k} {v}' for k, v in stored.items() if k not in expected
+  ]
+  lines += [
+    f'{k} is {stored[k]}, expected {v}'
+    for k, v in expected.items()
+    if k in stored and stored[k] != v
+  ]
+  return '; '.join(lines[:5]) + (
+    f'; and {len(lines) - 5} more' if len(lines) > 5 else ''
+  )
+
+
+def find_step(path) -> epath.Path | None:
+  """The newest step of a workdir, or `path` itself if it is a step."""
+  path = absolute(path)
+  if not path.is_dir():
+    return None
+  if path.name.isdigit() and (path / '_CHECKPOINT_METADATA').exists():
+    return path
+  folder = path if path.name == FOLDER else path / FOLDER
+  if not folder.is_dir():
+    return None
+  steps = [p for p in folder.iterdir() if p.name.isdigit()]
+  return max(steps, key=lambda p: int(p.name)) if steps else None
+
+
+def load_tree(path, abstract=None):
+  """A workdir's newest step or a step: (tree, metadata, step path)."""
+  step = find_step(path)
+  if step is None:
+    raise CheckpointError(
+      f'{path} is neither a workdir with {FOLDER}/STEP nor a step'
+    )
+  try:
+    if abstract is None:  # plain numpy, whatever devices wrote it
+      stored = ocp.metadata(step).metadata
+      abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
+    tree = ocp.load(step, abstract)
+    metadata = ocp.metadata(step).custom_metadata or {}
+  except Exception as e:
+    mismatch = describe_mismatch(step, abstract) if abstract else ''
+    raise CheckpointError(f'{step} cannot be read: {mismatch or e}') from e
+  return tree, metadata, step
+
+
+def load_params(path, *, average: bool = False):
+  """Parameters and statistics of a workdir or step, for the weights loader.
+
+  Args:
+    path: workdir or step directory.
+    average: take the moving average where the step has one.
+
+  Returns:
+    flat dict {'params/...': array, 'batch_stats/...': array} and metadata.
+  """
+  tree, metadata, _ = load_tree(path)
+  params = tree['ema'] if average and tree.get('ema') else tree['params']
+  flat = {}
+  for name, part in (('params', params), ('batch_stats', tree['batch_stats'])):
+    for p, x in jax.tree_util.tree_leaves_with_path(part):
+      flat[name + '/' + jax.tree_util.keystr(p, simple=True, separator='/')] = (
+        np.asarray(x)
+      )
+  return flat, metadata
