@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 import dataclasses
+import math
+import numbers
+import operator
 from typing import Any
 
 # (mean, std) of pixels in [0, 255].
@@ -24,8 +27,9 @@ class Preprocessing:
   Attributes:
     size: (height, width) in pixels of what the model takes.
     crop: None resizes the image to `size` without regard to its aspect ratio.
-      A ratio c in (0, 1] resizes the shorter side to size / c, keeps the
-      aspect ratio, and takes the center.
+      A ratio c > 0 resizes the shorter side to size / c, keeps the aspect
+      ratio, and takes the center; above 1 (VOLO: 1.15) the resized image is
+      smaller than `size` and is padded with black.
     interpolation: key of INTERPOLATIONS.
     normalize: key of NORMALIZATION.
   """
@@ -37,11 +41,13 @@ class Preprocessing:
 
   def __post_init__(self):
     object.__setattr__(self, 'size', as_size(self.size))
-    if self.crop is not None and not 0 < self.crop <= 1:
-      raise ValueError(
-        f'crop={self.crop}: a ratio in (0, 1], or None to resize without '
-        'regard to the aspect ratio'
-      )
+    if self.crop is not None:
+      if isinstance(self.crop, str | bool) or not 0 < self.crop < math.inf:
+        raise ValueError(
+          f'crop={self.crop!r}: must be a positive ratio such as 0.875, or '
+          'None to resize without regard to the aspect ratio'
+        )
+      object.__setattr__(self, 'crop', float(self.crop))
     for name, allowed in (
       ('interpolation', INTERPOLATIONS),
       ('normalize', NORMALIZATION),
@@ -68,11 +74,21 @@ class Preprocessing:
 
 
 def as_size(value: int | Sequence[int]) -> tuple[int, int]:
-  """(height, width) of one number for a square, or of two; ValueError else."""
-  size = (value, value) if isinstance(value, int) else tuple(value)
-  if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+  """(height, width) in pixels of one number for a square, or of two numbers.
+
+  Raises:
+    ValueError: neither one nor two positive whole numbers.
+  """
+  try:
+    if isinstance(value, numbers.Integral):
+      height = width = operator.index(value)
+    else:
+      height, width = map(operator.index, value)
+  except (TypeError, ValueError):
+    height = width = 0
+  if height < 1 or width < 1:
     raise ValueError(
       f'image size {value!r}: give a positive number of pixels, or two as '
       '(height, width)'
     )
-  return size
+  return height, width
