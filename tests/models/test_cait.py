@@ -181,7 +181,7 @@ def test_weights_round_trip():
   for fields in ({}, {'scan': True}):
     model = tiny(**fields)
     loaded, report = from_state_dict(model, released, (16, 24))
-    assert len(report.loaded) == len(report.entries)
+    assert len(report.loaded) == len(report.records)
     want = {'params': stacked(variables['params'])} if fields else variables
     chex.assert_trees_all_equal(loaded, want)
     again = to_state_dict(loaded, model, 'official')

@@ -150,7 +150,7 @@ def test_weights_round_trip(scan):
   released = to_state_dict(variables, tiny(**fields), 'official')
   model = tiny(**fields, scan=scan)
   loaded, report = from_state_dict(model, released, (16, 24))
-  assert len(report.loaded) == len(report.entries)
+  assert len(report.loaded) == len(report.records)
   chex.assert_trees_all_equal(
     loaded, stacked(variables, 2) if scan else variables
   )

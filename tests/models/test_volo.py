@@ -164,7 +164,7 @@ def test_weights_round_trip():
     loaded, report = from_state_dict(
       model, {f'module.{k}': v for k, v in released.items()}, (16, 24)
     )
-    assert len(report.loaded) == len(report.entries)
+    assert len(report.loaded) == len(report.records)
     want = stacked(variables) if fields else variables
     chex.assert_trees_all_equal(loaded, want)
     again = to_state_dict(loaded, model, 'official')

@@ -99,7 +99,7 @@ def test_round_trip_is_exact(name, suffix, tmp_path):
   loaded, report = load_pretrained(model, path, size)
   assert_same(loaded, variables)
   assert report.class_names == ['a', 'b', 'c']
-  assert {e.action for e in report.entries} == {'loaded'}
+  assert {e.action for e in report.records} == {'loaded'}
 
   # File -> model -> file.
   again = tmp_path / f'y{suffix}'
@@ -541,8 +541,30 @@ def test_report_lists_every_tensor():
   model, size = vit(), (8, 8)
   arrays = to_state_dict(variables_of(model, size), model, 'npz')
   _, report = from_state_dict(vit(num_classes=4), arrays, (16, 16))
-  assert {e.name for e in report.entries} == set(arrays)
+  assert {e.name for e in report.records} == set(arrays)
   assert str(report).splitlines()[0] == (
     f'the state dict (npz): {len(arrays) - 3} loaded, 1 resized, 2 reset'
   )
   assert len(report.table().splitlines()) == len(arrays)
+
+
+def test_report_has_grids_and_class_counts_as_numbers():
+  model, old = vit(), (8, 24)
+  arrays = to_state_dict(variables_of(model, old), model, 'npz')
+  _, report = from_state_dict(
+    vit(num_classes=4), arrays, (16, 8), source_image_size=old
+  )
+  (table,) = report.resized
+  assert (table.file_grid, table.grid) == ((2, 6), (4, 2))
+  assert {(r.file_classes, r.classes) for r in report.reset} == {(3, 4)}
+  assert report.image_size == (16, 8)
+
+  model = vit(posemb='learn2d')
+  arrays = to_state_dict(variables_of(model, (12, 8)), model, 'flax')
+  del arrays['params/head/kernel'], arrays['params/head/bias']
+  _, report = from_state_dict(model, arrays, (8, 20))
+  assert [(r.file_grid, r.grid) for r in report.resized] == [
+    ((3, 1), (2, 1)),
+    ((1, 2), (1, 5)),
+  ]
+  assert {(r.file_classes, r.classes) for r in report.reset} == {(None, 3)}

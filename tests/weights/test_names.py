@@ -56,10 +56,10 @@ def test_produces_and_consumes_exactly(file):
   # Arrays that take no memory: one value, broadcast.
   arrays = {k: np.broadcast_to(np.float32(0), s) for k, s in want.items()}
   _, report = from_state_dict(model, arrays, 224)
-  assert {e.name for e in report.entries} == {
+  assert {e.name for e in report.records} == {
     k.removeprefix('params/') for k in want
   }
-  assert all(e.action == 'loaded' for e in report.entries), str(report)
+  assert all(e.action == 'loaded' for e in report.records), str(report)
 
 
 GOOGLE = ('npz', 'big_vision', 'timm', 'flax')
@@ -94,8 +94,8 @@ def test_every_format_is_found_by_its_names(name, fields, formats):
     shapes = released_shapes(model, 224, fmt)
     arrays = {k: np.broadcast_to(np.float32(0), s) for k, s in shapes.items()}
     _, report = from_state_dict(model, arrays, 224)
-    assert {e.action for e in report.entries} == {'loaded'}, (fmt, str(report))
-    assert {e.name for e in report.entries} == {
+    assert {e.action for e in report.records} == {'loaded'}, (fmt, str(report))
+    assert {e.name for e in report.records} == {
       k.removeprefix('params/') for k in shapes
     }
 

@@ -128,7 +128,7 @@ def from_state_dict(
   if 2 * sum(name in arrays for name in expected) < len(expected):
     raise WeightsError(_not_this_model(source, model, fmt, expected, arrays))
 
-  report = Report(source=str(source), format=fmt)
+  report = Report(str(source), fmt, naming.as_pair(image_size))
   for name, x in outside.items():
     report.add('dropped', name, '', x.shape, 'not of the model')
   loading = _Loading(
@@ -246,7 +246,15 @@ class _Loading:
       used.add(name)
       if path in heads:
         self.fresh.append(path)
-        self.report.add('reset', name, path, shape, heads[path])
+        self.report.add(
+          'reset',
+          name,
+          path,
+          shape,
+          heads[path],
+          file_classes=self._file_classes(path),
+          classes=shape[-1],
+        )
       elif name not in self.arrays:
         if strict:
           self.problems.append(
@@ -290,6 +298,11 @@ class _Loading:
       if HEAD.fullmatch(path) and path.rpartition('/')[0] in reasons
     }
 
+  def _file_classes(self, path) -> int | None:
+    """Number of classes of a head in the file, None if it has none."""
+    _, name = self.assigned[f'{path.rpartition("/")[0]}/bias']
+    return math.prod(self.arrays[name].shape) if name in self.arrays else None
+
   def _released(self, path) -> tuple[int, ...]:
     """Shape that the file should have for a parameter."""
     rule, name = self.assigned[path]
@@ -299,10 +312,12 @@ class _Loading:
     return (parts * shape[0], *shape[1:])
 
   def _load(self, rule, name, path, shape):
-    released, action, note = self.arrays[name], 'loaded', ''
+    released, action, note, grids = self.arrays[name], 'loaded', '', {}
     try:
       if TABLE.fullmatch(path):
-        released, action, note = self._fit_table(np.asarray(released), shape)
+        released, note, grids = self._fit_table(np.asarray(released), shape)
+        if grids and grids['file_grid'] != grids['grid']:
+          action = 'resized'
       value = rule.to_flax(released, shape)
     except ShapeMismatch as e:
       self.problems.append(
@@ -310,11 +325,11 @@ class _Loading:
         f'{self._released(path)}{f" ({e})" if str(e) else ""}'
       )
       return None
-    self.report.add(action, name, path, shape, note)
+    self.report.add(action, name, path, shape, note, **grids)
     return np.asarray(value, np.float32)
 
   def _fit_table(self, table, shape):
-    """A position table on the model's grid, what was done, and a note."""
+    """A position table on the model's grid, a note, both grids."""
     if table.ndim != len(shape) or table.shape[-1] != shape[-1]:
       raise ShapeMismatch
     google = self.fmt in LINEAR_FORMATS or (
@@ -322,13 +337,12 @@ class _Loading:
     )
     method = 'linear' if google else 'bicubic'
     if table.ndim == 4:
-      if table.shape == shape:
-        return table, 'loaded', ''
-      return (
-        resize_grid(table, shape[1:3], method),
-        'resized',
-        f'{_by(table.shape[1:3])} -> {_by(shape[1:3])}, {method}',
-      )
+      old, new = table.shape[1:3], shape[1:3]
+      grids = {'file_grid': tuple(old), 'grid': tuple(new)}
+      if old == new:
+        return table, '', grids
+      note = f'{_by(old)} -> {_by(new)}, {method}'
+      return resize_grid(table, new, method), note, grids
     rows, grid = shape[1], self.grid
     if grid is None or not 0 <= rows - math.prod(grid) <= 2:
       grid = _square(rows, range(3))
@@ -336,10 +350,9 @@ class _Loading:
         raise ShapeMismatch('the grid of the model is not known')
     prefix = rows - math.prod(grid)
     old, old_prefix = self._source_grid(table.shape[1], tuple(grid), prefix)
-    action, notes = 'loaded', []
+    notes = []
     if old != tuple(grid):
       table = resize_table(table, old, grid, method)
-      action = 'resized'
       notes.append(f'{_by(old)} -> {_by(grid)}, {method}')
     leading = table[:, : min(prefix, old_prefix)]
     if old_prefix < prefix:
@@ -352,7 +365,7 @@ class _Loading:
       notes.append(f'{old_prefix - prefix} leading rows left out')
     if old_prefix != prefix:
       table = np.concatenate([leading, table[:, old_prefix:]], axis=1)
-    return table, action, ', '.join(notes)
+    return table, ', '.join(notes), {'file_grid': old, 'grid': tuple(grid)}
 
   def _source_grid(self, rows, grid, prefix):
     """Grid and leading rows of a file's position table."""
