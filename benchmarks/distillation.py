@@ -18,12 +18,12 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-from configs import deit_i1k  # noqa: E402
+from configs import deit_i1k
 from vit_jax.parallel.mesh import make_mesh, put_batch
 from vit_jax.recipe.build import build
 from vit_jax.teachers import live
 from vit_jax.teachers.teacher import make_teacher
-from vit_jax.training import step as step_lib  # noqa: E402
+from vit_jax.training import step as step_lib
 
 CLASSES, EXAMPLES = 1000, 10_000
 

@@ -32,10 +32,10 @@ if '--topology' in sys.argv:  # before JAX starts
     TPU_MIN_LOG_LEVEL='3',
   )
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+import jax
+import jax.numpy as jnp
 
-from vit_jax.models.volo import outlook  # noqa: E402
+from vit_jax.models.volo import outlook
 
 CLOCK = {'v3': 0.94e9, 'v5e': 1.5e9}  # cycles a second
 

@@ -148,7 +148,7 @@ def test_mistakes_are_found_before_the_first_run(tmp_path, text, message):
 
 def test_a_list_of_overrides_names_itself():
   found = plan.variants(f'{ROOT}/configs/finetune.py:b16,cifar10')
-  assert list(found)[0] == 'optim.lr=0.001' and len(found) == 4
+  assert next(iter(found)) == 'optim.lr=0.001' and len(found) == 4
   assert plan.folder('a b/c, d=1e-3') == 'a_b_c_d=1e-3'
 
 

@@ -1,6 +1,7 @@
 """vit-jax end to end on a tiny folder of images, and on bad input."""
 
 import csv
+import itertools
 import json
 import pathlib
 import pickle
@@ -268,7 +269,7 @@ def test_conversions_are_exact(capsys, workdir, folder, tmp_path):
     tmp_path / 'x.npz',
     tmp_path / 'again',
   ]
-  for source, target in zip(chain, chain[1:]):
+  for source, target in itertools.pairwise(chain):
     code, out, error = run(capsys, 'convert', source, target)
     assert code == 0 and 'vit_ti16' in out, error
   first, last = (

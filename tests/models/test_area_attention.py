@@ -164,7 +164,7 @@ def check_equal(areas, args, g, tolerance=1e-5, **options):
       **options,
     )
     (out, weights), pullback = jax.vjp(fn, *args)
-    return (out, weights) + pullback((g, jnp.zeros_like(weights)))
+    return (out, weights, *pullback((g, jnp.zeros_like(weights))))
 
   results = jax.jit(
     lambda *x: [
@@ -179,7 +179,7 @@ def check_equal(areas, args, g, tolerance=1e-5, **options):
 
 def check_plain(areas, value_mode, scale, seed):
   args = inputs(areas, seed=seed, scale=scale)
-  g = jax.random.normal(jax.random.key(seed), args[0].shape[:3] + (5,))
+  g = jax.random.normal(jax.random.key(seed), (*args[0].shape[:3], 5))
   # Gradients of sharp softmaxes magnify the rounding of their logits.
   args[1] /= max(1.0, scale)
   check_equal(areas, args, g, value_mode=value_mode)
@@ -205,7 +205,7 @@ def check_options(areas, value_mode, masked, top_k, rate, seed):
       keep = jax.random.bernoulli(jax.random.key(seed), 1 - rate, probs.shape)
       return jnp.where(keep, probs / (1 - rate), 0.0)
 
-  g = jnp.asarray(rng.normal(size=args[0].shape[:3] + (5,)), jnp.float32)
+  g = jnp.asarray(rng.normal(size=(*args[0].shape[:3], 5)), jnp.float32)
   check_equal(
     areas,
     args,
@@ -272,7 +272,7 @@ def test_large_logits_stay_finite_and_right(areas):
     .set(jnp.broadcast_to(sign[None, :, None], k.shape[:3]) + 0.01 * k[..., 0])
   )
   q = jnp.zeros_like(q).at[..., 0].set(200.0)  # / sqrt(4): logits near +-100
-  g = jax.random.normal(jax.random.key(1), q.shape[:3] + (5,))
+  g = jax.random.normal(jax.random.key(1), (*q.shape[:3], 5))
   check_equal(areas, [q, k, v], g, tolerance=1e-4)
 
 
@@ -304,14 +304,14 @@ def test_without_areas_equals_the_form_with_their_probabilities(value_mode):
 def test_kernel_is_the_jnp_program(areas, value_mode):
   """The TPU kernel, interpreted: values and gradients."""
   args = inputs(areas, heads=3)
-  g = jax.random.normal(jax.random.key(1), args[0].shape[:3] + (5,))
+  g = jax.random.normal(jax.random.key(1), (*args[0].shape[:3], 5))
 
   @functools.partial(jax.jit, static_argnums=0)
   def both(program, args, g):
     out, pullback = jax.vjp(
       lambda *x: factored.factored(*x, areas, value_mode, program), *args
     )
-    return (out,) + pullback(g)
+    return (out, *pullback(g))
 
   for a, b in zip(both('jnp', args, g), both('kernel', args, g)):
     np.testing.assert_allclose(b, a, atol=2e-6)

@@ -174,7 +174,7 @@ def test_released_names(layout):
 
 
 def test_weights_round_trip():
-  images, variables = tiny_setup()
+  _images, variables = tiny_setup()
   released = to_state_dict(variables, tiny(), 'official')
   # The published files have a prefix; a scanned model stacks what it reads.
   released = {f'module.{name}': x for name, x in released.items()}

@@ -184,7 +184,7 @@ def test_released_names():
 
 
 def test_weights_round_trip():
-  images, variables = tiny_setup()
+  _images, variables = tiny_setup()
   released = to_state_dict(variables, tiny(), 'official')
   for fields in ({}, {'scan': True}):
     model = tiny(**fields)
@@ -274,7 +274,7 @@ def test_layerwise_attention_reads_every_block():
 
   def head_input(cls):  # the class token of one block, moved
     tokens = jnp.stack(cls, axis=1)
-    x, probs = ceit.LayerwiseClassAttention(3, 24).apply(
+    x, _probs = ceit.LayerwiseClassAttention(3, 24).apply(
       {'params': variables['params']['lca']}, tokens, False
     )
     return x
@@ -357,7 +357,7 @@ def test_scan_and_remat_change_nothing(fields):
 
 
 def test_bfloat16():
-  images, variables = tiny_setup()
+  _images, variables = tiny_setup()
   want, (reference, _) = reference_grads()
   got, (logits, stats) = grads(variables, tiny(dtype='bfloat16'), True)
   assert logits.dtype == jnp.float32

@@ -263,7 +263,7 @@ def test_drop_path_drops_whole_examples():
 
 def test_rectangular_patches_and_errors():
   model = ViT(**{**SMALL, 'patch_size': (16, 8)})
-  logits, out = model.apply(init(model), images(), train=False)
+  _logits, out = model.apply(init(model), images(), train=False)
   chex.assert_shape(out['stem'], (2, 2, 6, 32))
   with pytest.raises(ValueError, match='larger than the image'):
     init(ViT(**{**SMALL, 'patch_size': 64}))

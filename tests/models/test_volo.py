@@ -157,7 +157,7 @@ def test_released_names(layout):
 
 
 def test_weights_round_trip():
-  images, variables = tiny_setup()
+  _images, variables = tiny_setup()
   released = to_state_dict(variables, tiny(), 'official')
   for fields in ({}, {'scan': True}):
     model = tiny(**fields)
@@ -430,7 +430,7 @@ def test_scan_and_remat_change_nothing(fields):
 
 
 def test_bfloat16():
-  images, variables = tiny_setup()
+  _images, variables = tiny_setup()
   want, reference = reference_grads()
   got, logits = grads(variables, tiny(mix_token=False, dtype='bfloat16'))
   assert logits.dtype == jnp.float32

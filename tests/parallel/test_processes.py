@@ -321,7 +321,7 @@ def test_the_end_of_one_is_the_end_of_all(tmp_path, ending):
     if ending == 'stopped':
       p.send_signal(signal.SIGKILL)
   codes, outputs = job.finish(timeout=20)
-  assert code == 1 or ending == 'killed_0' and code != 0
+  assert code == 1 or (ending == 'killed_0' and code != 0)
   assert 0 not in codes
   assert re.search(says, outputs[survivor]), outputs[survivor]
   assert time.monotonic() - start < 45

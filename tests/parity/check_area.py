@@ -47,7 +47,7 @@ def check_area(case):
   multi = []
   for n, name in (('q', 'query'), ('k', 'key'), ('v', 'value')):
     x = _project(case.params, name, case.inputs[f'mha_{n}'])
-    multi.append(x.reshape(x.shape[:2] + (heads, -1)))
+    multi.append(x.reshape((*x.shape[:2], heads, -1)))
 
   for output in case.outputs:
     match = OUTPUT.fullmatch(output)
@@ -66,7 +66,7 @@ def check_area(case):
         max_area, grid, key_mode, value_mode, int(top_k), impl
       )
       y, _ = module.apply({'params': params}, q, k, v)
-      y = np.asarray(y).reshape(y.shape[:2] + (-1,))
+      y = np.asarray(y).reshape((*y.shape[:2], -1))
       if mha:
         y = _project(case.params, 'output', y)
       case.compare(output, y, tolerance)

@@ -1,5 +1,7 @@
 """Losses against closed forms and PyTorch."""
 
+import itertools
+
 import chex
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +69,7 @@ def test_against_torch():
   similarity = torch.stack(
     [
       functional.cosine_similarity(torch.tensor(a), torch.tensor(b), dim=1)
-      for a, b in zip(maps[:2], maps[1:3])
+      for a, b in itertools.pairwise(maps)
     ]
   ).mean()
   np.testing.assert_allclose(
@@ -234,7 +236,7 @@ def test_total_loss_adds_the_regulariser():
   )
   chex.assert_trees_all_close(loss, plain + 0.1 * parts['cosine'], rtol=1e-6)
   assert 0 < parts['cosine'] <= 1
-  same, parts = losses.total_loss(
+  _same, parts = losses.total_loss(
     config(cosine_reg=0.1),
     normal(1, B, C),
     {'attention': maps[:1] * 3},

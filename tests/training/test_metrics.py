@@ -35,7 +35,7 @@ def test_equals_counting(seed, real):
 
 
 def test_one_hot_smoothed_and_int_labels_agree():
-  logits, labels, losses = batch(0)
+  logits, labels, _losses = batch(0)
   one_hot = jax.nn.one_hot(labels, 9)
   expected = metrics.batch_metrics(logits, labels)
   for targets in (one_hot, one_hot * 0.9 + 0.1 / 9):

@@ -48,7 +48,7 @@ def table(found: Mapping[str, Any]) -> str:
     '| '
     + ' | '.join(
       c.ljust(w) if i == 0 else c.rjust(w)
-      for i, (c, w) in enumerate(zip(row, widths))
+      for i, (c, w) in enumerate(zip(row, widths, strict=True))
     )
     + ' |'
   )

@@ -99,7 +99,7 @@ def plot_rollout(images, maps, path, titles=None):
   figure = new_figure(8, 2.35 * n * height / width + 0.4)
   axes = figure.subplots(n, 3, squeeze=False)
   extent = (0, width, height, 0)
-  for i, (image, heat) in enumerate(zip(images, maps)):
+  for i, (image, heat) in enumerate(zip(images, maps, strict=False)):
     top = max(np.quantile(heat, 0.98), np.finfo(float).tiny)
     axes[i, 0].imshow(image, extent=extent)
     shown = axes[i, 1].imshow(
@@ -131,7 +131,9 @@ def plot_rollout(images, maps, path, titles=None):
     if titles:
       axes[i, 0].set_ylabel(titles[i], fontsize=9)
   for axis, title in zip(
-    axes[0], ('input', 'rollout (share per patch)', 'input shaded by rollout')
+    axes[0],
+    ('input', 'rollout (share per patch)', 'input shaded by rollout'),
+    strict=False,
   ):
     axis.set_title(title, fontsize=10)
   return save_figure(figure, path)

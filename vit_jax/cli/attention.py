@@ -152,7 +152,7 @@ def _distance(classifier, paths, output):
 
   # Pixels between patches: those of the image over those of the grid.
   pixels = lambda found: tuple(
-    n / g for n, g in zip(classifier.image_size, found.grid)
+    n / g for n, g in zip(classifier.image_size, found.grid, strict=True)
   )
   mean, found = _mean(
     classifier,

@@ -179,7 +179,7 @@ def _draw(key, height, width, size, cfg):
     )
     weights = []
     for k, old, mid, new in zip(
-      jax.random.split(crop_key), (height, width), between, size
+      jax.random.split(crop_key), (height, width), between, size, strict=True
     ):
       start = jax.random.randint(k, (), 0, mid - new + 1)
       scale = old / mid

@@ -234,12 +234,14 @@ def write_split(
   check = lambda item: _check(item, short_side, quality)
   try:
     with futures.ThreadPoolExecutor(threads) as pool:
-      for name, low, high in zip(names, bounds, bounds[1:]):
+      for name, low, high in zip(names, bounds, bounds[1:], strict=False):
         writer = _writer(out / (name + '.tmp'))
         written = 0
         try:
           for i, (image, shape, reason) in zip(
-            range(low, high), _ordered(pool, check, items[low:high])
+            range(low, high),
+            _ordered(pool, check, items[low:high]),
+            strict=False,
           ):
             done += 1
             if progress:
@@ -271,7 +273,9 @@ def write_split(
       'num_examples': sum(counts),
       **classes,
       'image_shape': list(shapes.pop()) if len(shapes) == 1 else None,
-      'shards': [{'file': n, 'count': c} for n, c in zip(names, counts)],
+      'shards': [
+        {'file': n, 'count': c} for n, c in zip(names, counts, strict=False)
+      ],
       'examples_per_class': per_class.tolist(),
       'bad': len(bad),
       'bad_examples': bad[:1000],
@@ -466,7 +470,7 @@ def _number(items, labels, given) -> tuple[list[list[int]], dict]:
       )
   else:
     found = [_find(labels, i.name) for i in items]
-    lost = [i.name for i, f in zip(items, found) if f is None]
+    lost = [i.name for i, f in zip(items, found, strict=False) if f is None]
     if lost:
       raise ValueError(
         f'{len(lost)} of {len(items)} images have no entry in the labels '

@@ -63,7 +63,9 @@ def decode_record(
   if soft:
     labels = dict(
       zip(
-        labels, struct.unpack_from(f'<{count}f', record, _HEAD.size + 4 * count)
+        labels,
+        struct.unpack_from(f'<{count}f', record, _HEAD.size + 4 * count),
+        strict=True,
       )
     )
   end = start + length

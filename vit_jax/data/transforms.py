@@ -262,7 +262,7 @@ def inception_box(
 def cut(image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
   """The (top, left, height, width) box; what lies outside the image is 0."""
   top, left, height, width = box
-  rows, columns = image.shape[:2]
+  _rows, _columns = image.shape[:2]
   inside = image[
     max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)
   ]
@@ -436,7 +436,7 @@ def eval_image(
   image = resize(image, between, interpolation)
   # torchvision pads to the size first, the odd pixel below and right.
   edge = lambda n, target: (
-    -((target - n) // 2) if n < target else int(round((n - target) / 2))
+    -((target - n) // 2) if n < target else round((n - target) / 2)
   )
   return cut(
     image, (edge(between[0], size[0]), edge(between[1], size[1]), *size)

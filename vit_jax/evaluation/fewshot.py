@@ -76,7 +76,8 @@ def extract_features(
       except transforms.BadImage as e:
         raise ValueError(f'{source.describe(i)}: {e}') from e
       batch[row] = transforms.cut(
-        image, (*((b - n) // 2 for b, n in zip(between, size)), *size)
+        image,
+        (*((b - n) // 2 for b, n in zip(between, size, strict=True)), *size),
       )
       labels.append(example['label'])
     features.append(

@@ -178,7 +178,7 @@ class Classifier:
                 'index': int(c),
                 'probability': float(p),
               }
-              for c, p in zip(classes[row], values[row])
+              for c, p in zip(classes[row], values[row], strict=True)
             ],
           }
           row += 1
@@ -309,14 +309,16 @@ def _fit(name, source, arrays, metadata, fields, size, fixed_size):
   if representation and 'representation_size' in options:
     fields.setdefault('representation_size', representation)
   load = lambda classes, size: (
-    from_state_dict(
-      net := create_model(name, classes, **fields),
-      arrays,
-      size,
-      source=source,
-      source_image_size=metadata.get('image_size'),
+    (
+      *from_state_dict(
+        (net := create_model(name, classes, **fields)),
+        arrays,
+        size,
+        source=source,
+        source_image_size=metadata.get('image_size'),
+      ),
+      net,
     )
-    + (net,)
   )
   known = metadata.get('num_classes')
   classes = fields.pop('num_classes', known if known is not None else 1000)

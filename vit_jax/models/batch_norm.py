@@ -60,7 +60,7 @@ class BatchNorm(nn.Module):
       var = jnp.mean(jnp.square(y), over, keepdims=True) - jnp.square(mean)
       var = jnp.maximum(var, 0)
       if not self.is_initializing():
-        for r, new in zip(running, (mean, var)):
+        for r, new in zip(running, (mean, var), strict=True):
           new = jnp.mean(new.reshape(self.groups, channels), axis=0)
           r.value = self.momentum * r.value + (1 - self.momentum) * new
       shape = [1, *shape]

@@ -328,7 +328,7 @@ class DeepViT(nn.Module):
 def _runs(plan) -> list[tuple[int, int]]:
   """(first, end) of each run of equal entries."""
   starts = [i for i in range(len(plan)) if i == 0 or plan[i] != plan[i - 1]]
-  return list(zip(starts, [*starts[1:], len(plan)]))
+  return list(zip(starts, [*starts[1:], len(plan)], strict=True))
 
 
 def _last(blocks: int, depth: int) -> tuple[bool, ...]:

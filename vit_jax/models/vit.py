@@ -278,7 +278,7 @@ class EncoderBlock(nn.Module):
       )
       offset = jnp.arange(tokens)[None] - jnp.arange(tokens)[:, None]
       index = jnp.broadcast_to(
-        (offset + tokens - 1)[None, None], logits.shape[:2] + (tokens, tokens)
+        (offset + tokens - 1)[None, None], (*logits.shape[:2], tokens, tokens)
       )
       bias = jnp.take_along_axis(logits, index, axis=-1)
       return attention.attend(q, k, v, bias=bias.astype(jnp.float32), **kwargs)
@@ -590,7 +590,9 @@ class ViT(nn.Module):
 
 
 def _fields(size: str) -> dict[str, int]:
-  return dict(zip(('width', 'depth', 'mlp_dim', 'num_heads'), SIZES[size]))
+  return dict(
+    zip(('width', 'depth', 'mlp_dim', 'num_heads'), SIZES[size], strict=True)
+  )
 
 
 _RELEASED = {

@@ -261,7 +261,7 @@ def mix_box(rng, grid: tuple[int, int]):
   lam_rng, *rngs = jax.random.split(rng, 3)
   side = jnp.sqrt(1 - jax.random.uniform(lam_rng))
   ends = []
-  for key, size in zip(rngs, grid):
+  for key, size in zip(rngs, grid, strict=True):
     half = (size * side).astype(jnp.int32) // 2
     centre = jax.random.randint(key, (), 0, size)
     ends.append(

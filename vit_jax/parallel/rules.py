@@ -112,7 +112,7 @@ def _spec(path: str, shape, rules, mesh: Mesh, lost: list[str]) -> P:
           % math.prod(mesh.shape[x] for x in ([a] if isinstance(a, str) else a))
           == 0
           else None
-          for a, d in zip(spec, shape)
+          for a, d in zip(spec, shape, strict=False)
         ]
       )
     split = any(
@@ -172,6 +172,7 @@ def state_shardings(state, mesh: Mesh, preset: str = 'data', rules=()):
         is_leaf=lambda x: isinstance(x, P),
       ),
       jax.tree.leaves(state.params),
+      strict=False,
     )
   }
 
@@ -212,7 +213,9 @@ def describe(tree, shardings) -> str:
   """A table: path, shape, entries, and how each parameter is split."""
   rows = [('parameter', 'shape', 'entries', 'split')]
   for (path, x), s in zip(
-    jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(shardings)
+    jax.tree_util.tree_leaves_with_path(tree),
+    jax.tree.leaves(shardings),
+    strict=False,
   ):
     rows.append(
       (
@@ -226,5 +229,6 @@ def describe(tree, shardings) -> str:
   rows.append(('total', '', f'{total:,}', ''))
   widths = [max(len(r[i]) for r in rows) for i in range(4)]
   return '\n'.join(
-    '  '.join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows
+    '  '.join(c.ljust(w) for c, w in zip(r, widths, strict=False)).rstrip()
+    for r in rows
   )

@@ -20,14 +20,16 @@ def check_classes(what, count: int, names, num_classes: int, class_names):
   if not names or not class_names:
     return
   own, theirs = list(class_names), list(names)
-  for i, (a, b) in enumerate(zip(own, theirs)):
+  for i, (a, b) in enumerate(zip(own, theirs, strict=False)):
     if a != b and (a in theirs or b in own):
       raise ConfigError(
         f'the teacher {what} has its classes in another order: class {i} is '
         f'{a!r} in the data, {b!r} for the teacher. Train the teacher on '
         'this data, or order the data as the teacher was trained'
       )
-  other = [f'{a!r} / {b!r}' for a, b in zip(own, theirs) if a != b]
+  other = [
+    f'{a!r} / {b!r}' for a, b in zip(own, theirs, strict=False) if a != b
+  ]
   if other:
     logging.warning(
       '%d classes have other names for the teacher than in the data; their '

@@ -185,7 +185,10 @@ def pseudo_label(
     if not soft:
       return [int(top[i, 0])]
     total = float(probability[i].sum())
-    return {int(c): float(p) / total for c, p in zip(top[i], probability[i])}
+    return {
+      int(c): float(p) / total
+      for c, p in zip(top[i], probability[i], strict=True)
+    }
 
   out.mkdir(parents=True, exist_ok=True)
   meta = pack.write_split(

@@ -6,6 +6,8 @@ examples that a mask keeps. `total_loss` composes what a recipe's `loss` section
 asks for. B batch, C classes, N tokens.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -150,7 +152,7 @@ def attention_similarity(attention, num_pairs: int):
   Returns:
     (B,) means over pairs and positions.
   """
-  pairs = list(zip(attention[:-1], attention[1:]))[:num_pairs]
+  pairs = list(itertools.pairwise(attention))[:num_pairs]
   if not pairs:
     raise ValueError(
       'the cosine regulariser needs at least two attention maps '

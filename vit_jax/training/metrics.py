@@ -79,7 +79,7 @@ def merge(*sums: dict) -> dict:
 
 def summarize(sums: dict) -> dict:
   """Means per example, as Python numbers; 'examples' stays a count."""
-  examples = int(round(float(sums['examples'])))
+  examples = round(float(sums['examples']))
   if not examples:
     raise ValueError(
       'no example was counted: the evaluation set is empty or wholly masked'

@@ -6,7 +6,7 @@ import time
 
 def duration(seconds: float) -> str:
   """'42s', '3m10s', '5h02m', '3d04h'."""
-  seconds = max(0, int(round(seconds)))
+  seconds = max(0, round(seconds))
   if seconds < 60:
     return f'{seconds}s'
   minutes, seconds = divmod(seconds, 60)

@@ -106,7 +106,7 @@ class _Tensor:
     if not math.prod(self.size):
       return np.zeros(self.size, np.float32)
     last = self.offset + sum(
-      (n - 1) * s for n, s in zip(self.size, self.stride)
+      (n - 1) * s for n, s in zip(self.size, self.stride, strict=True)
     )
     if last >= self.storage.numel:
       raise WeightsError('a tensor that reaches beyond its storage')

@@ -171,7 +171,7 @@ class Concat(Source):
     return part.describe(j)
 
   def arrays(self):
-    images, labels = zip(*(p.arrays() for p in self._parts))
+    images, labels = zip(*(p.arrays() for p in self._parts), strict=True)
     if self.multi_label:
       labels = [
         x if x.ndim == 2 else np.eye(self.num_classes, dtype=np.float32)[x]

@@ -82,20 +82,20 @@ class Areas:
       x, int(self.separate_first), self.items, axis=axis
     )
     before, after = x.shape[:axis], x.shape[axis + 1 :]
-    grid = grid.reshape(before + (rows, columns) + after)
+    grid = grid.reshape((*before, rows, columns, *after))
     parts = [fn([first])] if self.separate_first else []
     for h, w in self.shapes:
       items = []
       for i, j in np.ndindex(h, w):
         item = jax.lax.slice_in_dim(grid, i, rows - h + 1 + i, axis=axis)
         item = jax.lax.slice_in_dim(item, j, columns - w + 1 + j, axis=axis + 1)
-        items.append(item.reshape(before + (-1,) + after))
+        items.append(item.reshape((*before, -1, *after)))
       parts.append(fn(items))
     return jnp.concatenate(parts, axis=axis)
 
   def spread(self, x):
     """The adjoint of a sum: (..., A) -> (..., S), each item gets its areas'."""
-    items = jax.ShapeDtypeStruct(x.shape[:-1] + (self.items,), x.dtype)
+    items = jax.ShapeDtypeStruct((*x.shape[:-1], self.items), x.dtype)
     return jax.linear_transpose(lambda y: self.reduce(y, sum), items)(x)[0]
 
 

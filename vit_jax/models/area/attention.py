@@ -263,7 +263,7 @@ def area_attention(
       "impl='kernel' takes no top_k, dropout or mask; use impl='auto'"
     )
   if mask is not None:
-    mask = jnp.broadcast_to(mask, mask.shape[:-1] + (areas.items,))
+    mask = jnp.broadcast_to(mask, (*mask.shape[:-1], areas.items))
   if impl == 'explicit' or not factors:
     out, mixed = _explicit(
       q, k, v, areas, key_mode, value_mode, top_k, dropout, mask, params, noise

@@ -70,7 +70,7 @@ def kernel_group(heads: int) -> int:
 
 def _forward_kernel(q, k, v, bias, out, normaliser, *, areas, value_mode):
   for h in range(q.shape[1]):
-    head = lambda x: x[0, h].astype(jnp.float32)
+    head = lambda x, h=h: x[0, h].astype(jnp.float32)
     y, log = matrix.forward(
       head(q),
       matrix.strip(head(k), areas),
@@ -88,7 +88,7 @@ def _backward_kernel(
   q, k, v, bias, normaliser, g, dq, dk, dv, *, areas, value_mode
 ):
   for h in range(q.shape[1]):
-    head = lambda x: x[0, h].astype(jnp.float32)
+    head = lambda x, h=h: x[0, h].astype(jnp.float32)
     grads = matrix.backward(
       head(q),
       matrix.strip(head(k), areas),
@@ -116,7 +116,7 @@ def _pallas(kernel, args, outs, interpret):
   def spec(x):
     if x.ndim == 2:
       return pl.BlockSpec(x.shape, lambda i, j: (0, 0))
-    return pl.BlockSpec((1, group) + x.shape[2:], lambda i, j: (i, j, 0, 0))
+    return pl.BlockSpec((1, group, *x.shape[2:]), lambda i, j: (i, j, 0, 0))
 
   return pl.pallas_call(
     kernel,
@@ -139,7 +139,7 @@ def _kernel_forward(q, k, v, bias, *, areas, value_mode, interpret=False):
   q, k, v = [_tokens_last(x) for x in (q, k, v)]
   batch, heads, _, queries = q.shape
   outs = [
-    jax.ShapeDtypeStruct(v.shape[:3] + (queries,), v.dtype),
+    jax.ShapeDtypeStruct((*v.shape[:3], queries), v.dtype),
     jax.ShapeDtypeStruct((batch, heads, 1, queries), jnp.float32),
   ]
   kernel = functools.partial(

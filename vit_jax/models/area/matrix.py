@@ -48,9 +48,7 @@ def strip(x, areas, axis: int = 1):
   """Lays the S items of an axis on the strip: N entries, zeros in the gaps."""
   lead, ends = int(areas.separate_first), reach(areas)
   rows, columns = areas.memory_shape
-  gap = lambda n: jnp.zeros(
-    x.shape[:axis] + (n,) + x.shape[axis + 1 :], x.dtype
-  )
+  gap = lambda n: jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype)
   parts = [gap(ends)]
   if lead:
     parts += [_cut(x, 0, 1, axis), gap(ends)]

@@ -131,7 +131,8 @@ def _timm_pool() -> list[Rule]:
       Rule(f'{mlp}/Dense_0/{leaf}', f'attn_pool.mlp.fc1.{torch}', layout),
       Rule(f'{mlp}/Dense_1/{leaf}', f'attn_pool.mlp.fc2.{torch}', layout),
     ]
-  return rules + [
+  return [
+    *rules,
     Rule('params/MAPHead_0/LayerNorm_0/scale', 'attn_pool.norm.weight'),
     Rule('params/MAPHead_0/LayerNorm_0/bias', 'attn_pool.norm.bias'),
   ]

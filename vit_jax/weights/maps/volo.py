@@ -31,7 +31,8 @@ def _block(kind: str, flax: str, torch: str) -> list[Rule]:
       *_layer(f'{flax}/mlp/Dense_{i}', f'{torch}.mlp.fc{i + 1}'),
     ]
   if kind == 'outlooker':
-    return rules + [
+    return [
+      *rules,
       *_layer(f'{flax}/attn/v', f'{torch}.attn.v'),
       *_layer(f'{flax}/attn/attn', f'{torch}.attn.attn'),
     ]
