@@ -30,11 +30,18 @@ from vit_jax.parallel.mesh import (
   put_batch,
   put_replicated,
 )
-from vit_jax.recipe.build import Run, build, open_eval_sets, open_train_source
+from vit_jax.recipe.build import (
+  Run,
+  build,
+  host_shape,
+  open_eval_sets,
+  open_train_source,
+)
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import (
   image_shape,
   in_steps,
+  preprocessing,
   to_json,
 )
 from vit_jax.recipe.stored import check_workdir
@@ -238,7 +245,18 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
     )
     stack.callback(writer.close)
     writer.config(config_json)
-    evaluator = Evaluator(config, run.model, mesh, sets, num_classes)
+    evaluator = Evaluator(
+      run.model,
+      mesh,
+      sets,
+      num_classes=num_classes,
+      preprocessing=preprocessing(config),
+      host_size=host_shape(config),
+      loss=config.loss.name,
+      batch_size=config.eval.batch_size or config.data.batch_size,
+      threads=config.data.threads,
+      max_bad_fraction=config.data.max_bad_fraction,
+    )
     results = {}
 
     def evaluate():

@@ -12,17 +12,19 @@ from tests.helpers import saved_state, tiny_config
 from vit_jax import train
 from vit_jax.data import loader
 from vit_jax.data.sources.source import Source
+from vit_jax.evaluation import exact
 from vit_jax.evaluation.exact import Evaluator
 from vit_jax.models.registry import create_model
 from vit_jax.parallel.mesh import make_mesh
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe.build import open_eval_sets
-from vit_jax.recipe.keys import ConfigError, model_fields
+from vit_jax.recipe.keys import ConfigError, model_fields, preprocessing
 
 CLASSES = 7
 
 
-class Colour(nn.Module):
-  """Logits from an image's mean colour: compiles in no time."""
+class Color(nn.Module):
+  """Logits from an image's mean color: compiles in no time."""
 
   num_classes: int = CLASSES
   dtype: str = 'float32'
@@ -50,11 +52,19 @@ def recipe(examples=40, **sections):
   return config
 
 
-def evaluator(config, sets=None, devices=1, preset='data'):
-  mesh = make_mesh(preset, devices=jax.devices()[:devices])
+def evaluator(config, sets=None, devices=1, preset='data', classes=CLASSES):
   if sets is None:
-    sets = open_eval_sets(config, CLASSES)
-  return Evaluator(config, Colour(), mesh, sets, CLASSES)
+    sets = open_eval_sets(config, classes)
+  return Evaluator(
+    Color(classes),
+    make_mesh(preset, devices=jax.devices()[:devices]),
+    sets,
+    num_classes=classes,
+    preprocessing=preprocessing(config),
+    loss=config.loss.name,
+    batch_size=config.eval.batch_size or config.data.batch_size,
+    max_bad_fraction=config.data.max_bad_fraction,
+  )
 
 
 def by_hand(source, loss='softmax'):
@@ -76,7 +86,7 @@ def by_hand(source, loss='softmax'):
     'top1': np.mean(top1),
     'top5': np.mean(top5),
     'loss': np.mean(losses),
-    'examples': len(source),
+    'examples': len(losses),
   }
 
 
@@ -123,9 +133,16 @@ def test_padding_never_counts(monkeypatch):
   real = loader.eval_batches
 
   def poisoned(*args, **kwargs):
-    for batch in real(*args, **kwargs):
-      batch['label'] = np.where(batch['mask'] == 0, 10**6, batch['label'])
-      yield batch
+    batches = real(*args, **kwargs)
+    following = batches._iterator
+
+    def poison():
+      for batch in following:
+        batch['label'] = np.where(batch['mask'] == 0, 10**6, batch['label'])
+        yield batch
+
+    batches._iterator = poison()
+    return batches
 
   monkeypatch.setattr(loader, 'eval_batches', poisoned)
   config = recipe(5, eval=dict(batch_size=16))
@@ -149,6 +166,56 @@ def test_several_sets():
     assert_result(got[name], by_hand(source))
   assert [v['examples'] for v in got.values()] == [30, 9, 30]
   assert got['a']['loss'] != got['c']['loss']
+
+
+def test_no_more_than_two_batches_wait_for_the_device(monkeypatch):
+  """A third one is only added to take the result of the oldest."""
+  given = fetched = most = 0
+  put_batch, device_get = exact.put_batch, jax.device_get
+
+  def put(batch, mesh):
+    nonlocal given, most
+    given += 1
+    most = max(most, given - fetched)
+    return put_batch(batch, mesh)
+
+  def get(sums):
+    nonlocal fetched
+    fetched += len(sums) if isinstance(sums, list) else 1
+    return device_get(sums)
+
+  monkeypatch.setattr(exact, 'put_batch', put)
+  monkeypatch.setattr(jax, 'device_get', get)
+  config = recipe(40, eval=dict(batch_size=4))
+  sets = open_eval_sets(config, CLASSES)
+  got = evaluator(config, sets)(variables())
+  assert (given, fetched, most) == (10, 10, 3)
+  assert_result(got['test'], by_hand(sets['test']))
+
+
+def test_the_device_resizes_what_the_host_sends_smaller():
+  """The mean color of a constant image does not depend on its size."""
+
+  class Gray(Tagged):
+    multi_label = False
+
+    def __getitem__(self, i):
+      image = np.full((16, 16, 3), 10 * i, np.uint8)
+      return {'image': image, 'label': i % CLASSES, 'id': f'{i}'}
+
+  results = [
+    Evaluator(
+      Color(),
+      make_mesh(devices=jax.devices()[:1]),
+      {'gray': Gray()},
+      num_classes=CLASSES,
+      preprocessing=Preprocessing(24),
+      host_size=host_size,
+    )(variables())['gray']
+    for host_size in (None, (8, 8))
+  ]
+  assert_result(results[0], by_hand(Gray()[i] for i in range(19)))
+  assert_result(results[1], results[0])
 
 
 class Tagged(Source):
@@ -229,9 +296,7 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
   config = recipe(
     data=dict(source='folder', dir=str(data), max_bad_fraction=0.1)
   )
-  sets = open_eval_sets(config, 2)
-  mesh = make_mesh()
-  run = Evaluator(config, Colour(2), mesh, sets, 2)
+  run = evaluator(config, devices=8, classes=2)
   params = {
     'params': {
       'Dense_0': {'kernel': jnp.ones((3, 2)), 'bias': jnp.array([1.0, 0.0])}
@@ -243,7 +308,7 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
   assert str(broken) in caplog.text
   config.data.max_bad_fraction = 0.01
   with pytest.raises(ValueError, match='more than data.max_bad_fraction=0.01'):
-    Evaluator(config, Colour(2), mesh, sets, 2)(params)
+    evaluator(config, devices=8, classes=2)(params)
 
 
 def test_the_averaged_parameters_are_evaluated(tmp_path):

@@ -86,7 +86,7 @@ def _compile(request: dict) -> dict:
   from vit_jax.parallel.mesh import BATCH, batch_shards, make_mesh
   from vit_jax.recipe.build import build, host_shape
   from vit_jax.recipe.checks import check
-  from vit_jax.recipe.keys import image_shape
+  from vit_jax.recipe.keys import image_shape, preprocessing
   from vit_jax.training import step as step_lib
 
   config, chip, grid = request['config'], request['chip'], request['grid']
@@ -194,7 +194,14 @@ def _compile(request: dict) -> dict:
         'mask': array((), jnp.float32),
       }
       executable = compiled(
-        jax.jit(make_eval_step(config, run.model, num_classes)),
+        jax.jit(
+          make_eval_step(
+            run.model,
+            num_classes=num_classes,
+            preprocessing=preprocessing(config),
+            loss=config.loss.name,
+          )
+        ),
         {'params': state.params, 'batch_stats': state.batch_stats},
         eval_batch,
       )

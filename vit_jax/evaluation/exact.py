@@ -1,91 +1,157 @@
 """Exact evaluation: every example of every set counts once."""
 
+import collections
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from absl import logging
 import jax
 import jax.numpy as jnp
 
 from vit_jax.data import loader
+from vit_jax.data.sources.source import Source
 from vit_jax.parallel.mesh import (
   batch_shards,
   batch_slice,
   put_batch,
   replicated,
 )
-from vit_jax.recipe.build import host_shape
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment, losses, metrics
 from vit_jax.training.progress import progress_bar
 
+LOSSES = {'softmax': losses.softmax_xent, 'sigmoid': losses.sigmoid_xent}
+# Batches on their way to or on the devices, as in training: one is computed
+# while the next one is copied, and the memory does not grow with the set.
+_MOST_IN_FLIGHT = 2
 
-def make_eval_step(config, model, num_classes: int):
+
+def make_eval_step(
+  model: Any, *, num_classes: int, preprocessing: Preprocessing, loss: str
+) -> Callable:
   """Builds eval_step(variables, batch) -> sums over the real examples.
 
-  The batch has 'image' uint8, 'label' and 'mask' (B,), 0 for padding.
+  Args:
+    model: Linen module; its field `dtype` is the type of its input.
+    num_classes: of the head.
+    preprocessing: images of another size are resized to its size, bilinearly,
+      on the device; then they are normalized.
+    loss: key of LOSSES.
+
+  Returns:
+    A pure function. Its batch has 'image' (B, H, W, 3) of pixel values in
+    [0, 255], 'label' (B,) or (B, C), and 'mask' (B,), 0 for padding. Its result
+    is that of `metrics.batch_metrics`.
   """
   dtype = jnp.dtype(model.dtype)
 
   def eval_step(variables, batch):
-    images = augment.prepare_eval(batch['image'], config.data, dtype)
+    images = batch['image']
+    if images.shape[1:3] != preprocessing.size:
+      images = augment.resize(images, preprocessing.size)
+    images = augment.normalize(images, preprocessing.normalize, dtype)
     logits, _ = model.apply(variables, images, train=False)
     labels = batch['label']
     targets = (
       labels if labels.ndim > 1 else augment.one_hot(labels, num_classes)
     )
-    xent = {'softmax': losses.softmax_xent, 'sigmoid': losses.sigmoid_xent}
-    per_example = xent[config.loss.name](logits, targets)
+    per_example = LOSSES[loss](logits, targets)
     return metrics.batch_metrics(logits, labels, per_example, batch['mask'])
 
   return eval_step
 
 
 class Evaluator:
-  """Evaluates variables on all sets; compiled once.
+  """Evaluates variables on all sets; the evaluation step is compiled once.
 
   Args:
-    config: the recipe.
-    model: the Linen module.
-    mesh: of the run.
+    model: Linen module.
+    mesh: devices; variables and batches are split over it.
     sets: name -> source.
     num_classes: of the head.
+    preprocessing: how the model is fed.
+    host_size: (height, width) at which images leave the host, if the device
+      resizes them; None is the size of `preprocessing`.
+    loss: key of LOSSES.
+    batch_size: global; rounded down to a multiple of the devices that share a
+      batch, so that all get equally many examples.
+    threads: threads of each process that read and decode.
+    max_bad_fraction: of the images of a set that cannot be read; they are left
+      out and named in the log.
   """
 
-  def __init__(self, config, model, mesh, sets, num_classes: int):
-    self._config, self._mesh, self._sets = config, mesh, sets
+  def __init__(
+    self,
+    model: Any,
+    mesh: jax.sharding.Mesh,
+    sets: Mapping[str, Source],
+    *,
+    num_classes: int,
+    preprocessing: Preprocessing,
+    host_size: tuple[int, int] | None = None,
+    loss: str = 'softmax',
+    batch_size: int = 32,
+    threads: int = 4,
+    max_bad_fraction: float = 0.01,
+  ):
+    self._mesh, self._sets = mesh, sets
+    self._preprocessing = preprocessing
+    self._host_size = host_size or preprocessing.size
     shards = batch_shards(mesh)
-    wanted = config.eval.batch_size or config.data.batch_size
-    # Whole parts for every device; the mask takes care of the rest.
-    self._batch_size = max(1, wanted // shards) * shards
+    self._batch_size = max(1, batch_size // shards) * shards
+    self._threads, self._max_bad_fraction = threads, max_bad_fraction
     self._step = jax.jit(
-      make_eval_step(config, model, num_classes), out_shardings=replicated(mesh)
+      make_eval_step(
+        model,
+        num_classes=num_classes,
+        preprocessing=preprocessing,
+        loss=loss,
+      ),
+      out_shardings=replicated(mesh),
     )
 
-  def __call__(self, variables) -> dict[str, dict[str, float]]:
-    """{set: {'top1', 'top5', 'loss', 'examples'}}."""
-    results = {}
-    index, count = batch_slice(self._mesh)
-    for name, source in self._sets.items():
-      batches = loader.eval_batches(
-        source,
-        batch_size=self._batch_size,
-        image_size=host_shape(self._config),
-        crop=self._config.eval.crop or 'squash',
-        interpolation=self._config.eval.interpolation,
-        threads=self._config.data.threads,
-        process_index=index,
-        process_count=count,
-        max_bad_fraction=self._config.data.max_bad_fraction,
+  def __call__(self, variables: Any) -> dict[str, dict[str, float]]:
+    """{set: {'top1', 'top5', 'loss', 'examples'}}; means over the examples.
+
+    Raises:
+      TooManyBadImages: more than `max_bad_fraction` of a set's images cannot
+        be read.
+    """
+    return {
+      name: self._evaluate(name, source, variables)
+      for name, source in self._sets.items()
+    }
+
+  def _evaluate(self, name: str, source: Source, variables) -> dict[str, float]:
+    sums, in_flight = [], collections.deque()
+    with self._batches(source) as batches:
+      for batch in progress_bar(batches, len(batches), f'evaluating {name}'):
+        batch = {key: batch[key] for key in ('image', 'label', 'mask')}
+        in_flight.append(self._step(variables, put_batch(batch, self._mesh)))
+        if len(in_flight) > _MOST_IN_FLIGHT:
+          sums.append(jax.device_get(in_flight.popleft()))
+    sums += jax.device_get(list(in_flight))
+    result = metrics.summarize(metrics.merge(*sums))
+    left_out = len(source) - result['examples']
+    if left_out:  # the loader has named each of them in the log
+      logging.warning(
+        'eval set %s: %d of %d images are corrupt and were left out',
+        name,
+        left_out,
+        len(source),
       )
-      steps = -(-len(source) // self._batch_size)
-      sums = []
-      for batch in progress_bar(batches, steps, f'evaluating {name}'):
-        batch = {k: batch[k] for k in ('image', 'label', 'mask')}
-        sums.append(self._step(variables, put_batch(batch, self._mesh)))
-      results[name] = metrics.summarize(metrics.merge(*jax.device_get(sums)))
-      left_out = len(source) - results[name]['examples']
-      if left_out:  # corrupt images, which the pipeline has named in the log
-        logging.warning(
-          'eval set %s: %d of %d images are corrupt and were left out',
-          name,
-          left_out,
-          len(source),
-        )
-    return results
+    return result
+
+  def _batches(self, source: Source) -> loader.Batches:
+    index, count = batch_slice(self._mesh)
+    return loader.eval_batches(
+      source,
+      batch_size=self._batch_size,
+      image_size=self._host_size,
+      crop=self._preprocessing.crop or 'squash',
+      interpolation=self._preprocessing.interpolation,
+      threads=self._threads,
+      process_index=index,
+      process_count=count,
+      max_bad_fraction=self._max_bad_fraction,
+    )

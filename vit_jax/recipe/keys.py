@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from vit_jax.preprocessing import Preprocessing
+
 placeholder = config_dict.placeholder
 
 
@@ -216,6 +218,16 @@ def image_shape(config) -> tuple[int, int]:
   """(height, width) of the images that the model is given."""
   size = config.data.image_size
   return size, config.data.image_width or size
+
+
+def preprocessing(config) -> Preprocessing:
+  """How the model of a recipe is fed when it is evaluated."""
+  return Preprocessing(
+    size=image_shape(config),
+    crop=config.eval.crop or None,
+    interpolation=config.eval.interpolation,
+    normalize=config.data.normalize,
+  )
 
 
 def model_fields(config) -> dict[str, Any]:
