@@ -123,7 +123,7 @@ def base(model: str, dataset: str):
   patch = model_info(model).fields.get('patch_size', 1)
   # 378 for patches of 14; a Mixer keeps the number of patches it was made for.
   c.data.image_size = (
-    model_info(model).image_size
+    model_info(model).preprocessing.size[0]
     if model.startswith('mixer')
     else 384 // patch * patch
   )
@@ -134,7 +134,7 @@ def base(model: str, dataset: str):
   c.optim.accumulate = 8
   c.schedule.warmup_steps = warmup
   shared.feed_as_trained(c)
-  c.data.interpolation = model_info(model).interpolation
+  c.data.interpolation = model_info(model).preprocessing.interpolation
   c.eval.every_steps = max(100, steps // 10)
   c.log.checkpoint_steps = c.eval.every_steps
   return c

@@ -88,7 +88,10 @@ def stacked(params):
 def test_registered():
   assert list_models('cait') == sorted(f'cait_{s}' for s in COUNTS)
   info = model_info('cait_m48')
-  assert info.normalize == 'imagenet' and info.crop == 1.0
+  assert (
+    info.preprocessing.normalize == 'imagenet'
+    and info.preprocessing.crop == 1.0
+  )
   assert info.released == ('M48_448.pth', 'cait_m48_448.fb_dist_in1k')
   assert not model_info('cait_xs36').released
 

@@ -96,7 +96,10 @@ def count(tree):
 def test_registered():
   assert list_models('ceit') == ['ceit_b', 'ceit_s', 'ceit_t']
   info = model_info('ceit_s')
-  assert info.normalize == 'imagenet' and info.crop == 0.875
+  assert (
+    info.preprocessing.normalize == 'imagenet'
+    and info.preprocessing.crop == 0.875
+  )
 
 
 @pytest.mark.parametrize('size', COUNTS)

@@ -72,7 +72,9 @@ def stacked(variables, blocks=3):
 def test_registered():
   assert list_models('deepvit') == sorted({name for name, _ in COUNTS})
   info = model_info('deepvit_s')
-  assert info.normalize == 'half' and info.crop == 0.9
+  assert (
+    info.preprocessing.normalize == 'half' and info.preprocessing.crop == 0.9
+  )
 
 
 @pytest.mark.parametrize('name,image_size', COUNTS)

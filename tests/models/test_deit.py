@@ -11,6 +11,7 @@ from tests.released import tsv_shapes
 from vit_jax.models.deit import FUSIONS, DistilledViT
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.models.vit import ViT
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.weights import (
   from_state_dict,
   released_shapes,
@@ -79,12 +80,10 @@ def test_registered_as_released():
   ):
     entry = model_info(name)
     assert entry.module is (DistilledViT if 'distilled' in name else ViT)
-    assert (entry.normalize, entry.crop, entry.interpolation) == (
-      'imagenet',
-      0.875,
-      'bicubic',
+    size = 384 if name.endswith('384') else 224
+    assert entry.preprocessing == Preprocessing(
+      (size, size), crop=0.875, interpolation='bicubic', normalize='imagenet'
     )
-    assert entry.image_size == (384 if name.endswith('384') else 224)
     assert entry.fields['activation'] == 'gelu_erf'
     assert entry.fields['init_style'] == 'timm'
 

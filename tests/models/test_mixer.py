@@ -50,7 +50,7 @@ def test_counts(name, count):
     lambda: model.init(jax.random.key(0), images, train=False)
   )
   assert sum(x.size for x in jax.tree.leaves(shapes)) == count
-  assert model_info(name).normalize == 'half'
+  assert model_info(name).preprocessing.normalize == 'half'
 
 
 def test_outputs_jit_and_bfloat16(images):

@@ -84,10 +84,13 @@ def count(tree):
 def test_registered():
   assert list_models('volo') == [f'volo_{s}' for s in COUNTS]
   info = model_info('volo_d5')
-  assert info.normalize == 'imagenet' and info.crop == 1.15
+  assert (
+    info.preprocessing.normalize == 'imagenet'
+    and info.preprocessing.crop == 1.15
+  )
   assert 'd5_512_87.07.pth.tar' in info.released
   assert 'volo_d5_512.sail_in1k' in info.released
-  assert model_info('volo_d3').crop == 0.96
+  assert model_info('volo_d3').preprocessing.crop == 0.96
 
 
 @pytest.mark.parametrize('size', COUNTS)

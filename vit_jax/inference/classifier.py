@@ -244,8 +244,8 @@ def load_classifier(
     **(_tuples(stored) if name == stored_name else {}),
     **(fields or {}),
   }
-  info = model_info(name)
-  size = image_size or metadata.get('image_size') or info.image_size
+  info = model_info(name).preprocessing
+  size = image_size or metadata.get('image_size') or info.size
   found = _fit(
     name,
     source,
@@ -269,7 +269,7 @@ def load_classifier(
     variables=variables,
     image_size=size,
     normalize=config.get('data', {}).get('normalize', info.normalize),
-    crop=info.crop if crop is None else crop or 'squash',
+    crop=(info.crop if crop is None else crop) or 'squash',
     interpolation=config.get('eval', {}).get(
       'interpolation', info.interpolation
     ),

@@ -57,12 +57,12 @@ def models(pattern: str = '*'):
   """
   for name in list_models(pattern):
     entry = model_info(name)
-    parameters, macs = measure(create_model(name), (entry.image_size,) * 2)
+    parameters, macs = measure(create_model(name), entry.preprocessing.size)
     yield {
       'name': name,
       'parameters': parameters,
       'gmacs': macs / 1e9,
-      'image_size': entry.image_size,
+      'image_size': entry.preprocessing.size[0],
       'released': list(entry.released),
     }
 
@@ -90,7 +90,7 @@ def describe_model(
   """
   entry = model_info(name)
   model = create_model(name, num_classes, **(fields or {}))
-  size = entry.image_size if image_size is None else image_size
+  size = entry.preprocessing.size if image_size is None else image_size
   size = (size, size) if np.ndim(size) == 0 else tuple(size)
   variables, out, macs = _trace(model, size)
   count = lambda part: sum(
@@ -104,9 +104,9 @@ def describe_model(
     'parameters': count('params/'),
     'gmacs': macs / 1e9,
     'statistics': count('batch_stats/'),
-    'normalize': entry.normalize,
-    'crop': entry.crop,
-    'interpolation': entry.interpolation,
+    'normalize': entry.preprocessing.normalize,
+    'crop': entry.preprocessing.crop or 'squash',
+    'interpolation': entry.preprocessing.interpolation,
     'released': list(entry.released),
     'areas': _areas(model, out),
     'layers': [
@@ -186,7 +186,10 @@ def _check(name: str, source, arrays):
     if path.endswith('pre_logits/bias'):
       fields['representation_size'] = x.shape[-1]
   from_state_dict(
-    create_model(name, **fields), arrays, entry.image_size, source=source
+    create_model(name, **fields),
+    arrays,
+    entry.preprocessing.size,
+    source=source,
   )
 
 

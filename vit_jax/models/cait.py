@@ -34,6 +34,7 @@ from vit_jax.models.patches import (
   torch_conv_kernel,
 )
 from vit_jax.models.registry import register
+from vit_jax.preprocessing import Preprocessing
 
 # name: (width, depth, LayerScale of the code; None: no code, the paper's rule).
 # Heads are always 48 wide. The code has 1e-5 for XXS-36, the paper's rule 1e-6.
@@ -276,10 +277,9 @@ for _size, (_width, _depth, _scale) in SIZES.items():
   register(
     f'cait_{_size}',
     CaiT,
-    image_size=224,
-    normalize='imagenet',
-    crop=1.0,
-    interpolation='bicubic',
+    preprocessing=Preprocessing(
+      crop=1.0, interpolation='bicubic', normalize='imagenet'
+    ),
     released=tuple(
       name
       for size in _RELEASED.get(_size, ())

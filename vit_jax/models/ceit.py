@@ -37,6 +37,7 @@ from vit_jax.models.patches import (
   torch_conv_kernel,
 )
 from vit_jax.models.registry import register
+from vit_jax.preprocessing import Preprocessing
 
 # name: (width, heads); all have 12 blocks.
 SIZES = {'t': (192, 3), 's': (384, 6), 'b': (768, 12)}
@@ -422,10 +423,9 @@ for _size, (_width, _heads) in SIZES.items():
   register(
     f'ceit_{_size}',
     CeiT,
-    image_size=224,
-    normalize='imagenet',
-    crop=0.875,
-    interpolation='bicubic',
+    preprocessing=Preprocessing(
+      crop=0.875, interpolation='bicubic', normalize='imagenet'
+    ),
     width=_width,
     num_heads=_heads,
     mlp_dim=4 * _width,

@@ -32,6 +32,7 @@ from vit_jax.models.patches import (
   torch_conv_kernel,
 )
 from vit_jax.models.registry import register
+from vit_jax.preprocessing import Preprocessing
 
 
 def re_attention(
@@ -336,7 +337,9 @@ def _last(blocks: int, depth: int) -> tuple[bool, ...]:
 
 
 _register = functools.partial(
-  register, module=DeepViT, normalize='half', crop=0.9, interpolation='bicubic'
+  register,
+  module=DeepViT,
+  preprocessing=Preprocessing(crop=0.9, interpolation='bicubic'),
 )
 for _depth in (16, 24, 32):
   _register(f'deepvit_{_depth}', width=384, depth=_depth)

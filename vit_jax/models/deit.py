@@ -16,6 +16,7 @@ from vit_jax.models import vit
 from vit_jax.models.mlp import GELU
 from vit_jax.models.patches import check_patches, conv_patches
 from vit_jax.models.registry import register
+from vit_jax.preprocessing import Preprocessing
 
 
 def _mean_of_probabilities(a, b):
@@ -163,10 +164,12 @@ for _name, _file in _RELEASED.items():
   register(
     _name,
     DistilledViT if _distilled else vit.ViT,
-    image_size=384 if _name.endswith('384') else 224,
-    normalize='imagenet',
-    crop=0.875,
-    interpolation='bicubic',
+    preprocessing=Preprocessing(
+      (384, 384) if _name.endswith('384') else (224, 224),
+      crop=0.875,
+      interpolation='bicubic',
+      normalize='imagenet',
+    ),
     released=(_file, _file.rsplit('-', 1)[0]),
     patch_size=16,
     width=_width,

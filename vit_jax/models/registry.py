@@ -1,99 +1,192 @@
 """Names of models: `register`, `create_model`, `list_models`, `model_info`.
 
-A registered name is a Flax module class plus the fields that make the variant,
-and what one must know to feed it as its authors did (image size, normalisation,
-test crop). Every file of this folder is a family and registers its names on
-import; they are imported the first time a name is asked for, so
-`import vit_jax` stays light.
+A registered name is a Flax module class, the fields that make the variant, and
+how its authors feed it with images. Every file of this folder is a family and
+registers its names on import. The files are imported the first time that a
+name is needed, so `import vit_jax` stays light.
+
+A file of your own adds models in the same way. It has to be importable (in the
+current directory, say), and `load_module` imports it:
+
+    # my_models.py
+    from flax import linen as nn
+    from vit_jax.models.registry import register
+
+    class MyModel(nn.Module):
+      num_classes: int = 1000
+      width: int = 64
+
+      @nn.compact
+      def __call__(self, images, *, train):
+        x = nn.relu(nn.Dense(self.width, name='embedding')(images))
+        x = x.mean(axis=(1, 2))
+        out = {'pre_logits': x}
+        if self.num_classes:
+          x = nn.Dense(self.num_classes, name='head')(x)
+        return x, out
+
+    register('my_model', MyModel, width=128)
+
+`load_module` states what such a class must have.
 """
 
+from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
 import fnmatch
 import functools
 import importlib
+import os
 import pkgutil
+import sys
+import types
 from typing import Any
+
+from flax import linen as nn
+
+from vit_jax.preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-  """A named variant: the module class, its fields, and how to feed it."""
+class ModelInfo:
+  """A named variant.
+
+  Attributes:
+    name: the registered name.
+    module: the Linen module class.
+    fields: fields of `module` that make the variant.
+    preprocessing: how the authors feed images in evaluation, and at which size.
+    released: names of published weights: files (a shell pattern where there
+      are several) and timm models.
+  """
 
   name: str
-  module: type
-  fields: dict[str, Any]
-  image_size: int = 224
-  normalize: str = 'half'  # key of NORMALIZATION
-  # Test-time geometry: 'squash' (resize to R x R), or the crop ratio c
-  # (shorter side to R / c, then centre crop R).
-  crop: str | float = 'squash'
-  interpolation: str = 'bilinear'  # 'bilinear' (no antialias) or 'bicubic'
-  released: tuple[str, ...] = ()  # known names of published files
+  module: type[nn.Module]
+  fields: Mapping[str, Any]
+  preprocessing: Preprocessing = Preprocessing()
+  released: tuple[str, ...] = ()
 
 
-_ENTRIES: dict[str, Entry] = {}
+_MODELS: dict[str, ModelInfo] = {}
 
 
 def register(
   name: str,
-  module: type,
+  module: type[nn.Module],
   *,
-  image_size=224,
-  normalize='half',
-  crop='squash',
-  interpolation='bilinear',
-  released=(),
-  **fields,
-):
-  """Registers `name` as `module(**fields)`; model files end with it."""
-  if name in _ENTRIES:
-    raise ValueError(f'model {name!r} is registered twice')
-  _ENTRIES[name] = Entry(
-    name,
-    module,
-    fields,
-    image_size,
-    normalize,
-    crop,
-    interpolation,
-    tuple(released),
+  preprocessing: Preprocessing = Preprocessing(),
+  released: Iterable[str] = (),
+  **fields: Any,
+) -> None:
+  """Registers `name` as `module(**fields)`; model files end with calls of it.
+
+  See `ModelInfo` for the arguments. Raises ValueError if the name is taken, or
+  if `module` has no such field.
+  """
+  if name in _MODELS:
+    raise ValueError(
+      f'model {name!r} is registered already, as '
+      f'{_MODELS[name].module.__name__}: choose another name'
+    )
+  _check_fields(name, module, fields)
+  _MODELS[name] = ModelInfo(
+    name, module, fields, preprocessing, tuple(released)
   )
 
 
+def load_module(name: str) -> types.ModuleType:
+  """Imports a module by name, so that the models in it are registered.
+
+  The module is looked for where Python looks for modules, and last in the
+  current directory. It calls `register(NAME, CLASS, ...)` for each model.
+  CLASS is a `flax.linen.Module` with
+
+  - a field `num_classes: int`; with 0, the logits are the features;
+  - `__call__(self, images, *, train: bool)`, which takes float images
+    (B, H, W, 3), normalized, and returns the float32 logits (B, num_classes)
+    and a dict of intermediates with 'pre_logits' (B, D), the features before
+    the head. The last layer should be called 'head': fine-tuning then resets
+    it when the number of classes differs;
+  - parameters in the collection 'params' and, if there are running statistics,
+    those in 'batch_stats'. Random numbers in training come from
+    `self.make_rng('dropout')`.
+
+  Further fields are optional. Training sets `dtype` where there is such a
+  field. The recipe keys `model.remat`, `model.scan`, `model.dropout` and the
+  others reach the field of the same name.
+
+  Args:
+    name: dotted name, such as 'my_models' for the file my_models.py.
+
+  Returns:
+    The module.
+
+  Raises:
+    ValueError: there is no such module. Errors inside of the module are not
+      caught.
+  """
+  if os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())
+  try:
+    return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    if error.name != name and not name.startswith(f'{error.name}.'):
+      raise  # the module exists, and imports another one that does not
+    raise ValueError(
+      f'module {name!r} cannot be imported: give the name of a Python file in '
+      f'{os.getcwd()} or on PYTHONPATH, without .py'
+    ) from error
+
+
 @functools.cache
-def _load_families():
+def _load_families() -> None:
   import vit_jax.models as package
 
   for family in pkgutil.iter_modules(package.__path__):
     importlib.import_module(f'vit_jax.models.{family.name}')
 
 
-def _nearest(word: str, words) -> str:
+def _nearest(word: str, words: Iterable[str]) -> str:
   near = difflib.get_close_matches(word, list(words), n=5, cutoff=0.5)
   return f' Did you mean {", ".join(near)}?' if near else ''
 
 
+def _check_fields(name: str, module: type, fields: Iterable[str]) -> None:
+  allowed = [
+    f.name
+    for f in dataclasses.fields(module)
+    if f.name not in ('parent', 'name')
+  ]
+  for field in fields:
+    if field not in allowed:
+      raise ValueError(
+        f'{name} ({module.__name__}) has no field {field!r}.'
+        f'{_nearest(field, allowed)} Fields: {", ".join(allowed)}.'
+      )
+
+
 def list_models(pattern: str = '*') -> list[str]:
-  """Registered names that match a shell pattern, sorted; 'vit' = 'vit*'."""
+  """Registered names that match a shell pattern, sorted; 'vit' is 'vit*'."""
   _load_families()
   if not any(c in pattern for c in '*?['):
     pattern = f'{pattern}*'
-  return sorted(n for n in _ENTRIES if fnmatch.fnmatch(n, pattern))
+  return sorted(n for n in _MODELS if fnmatch.fnmatchcase(n, pattern))
 
 
-def model_info(name: str) -> Entry:
-  """The registry entry of `name`; ValueError with the nearest names if none."""
+def model_info(name: str) -> ModelInfo:
+  """What is registered as `name`; ValueError with the nearest names if none."""
   _load_families()
-  if name not in _ENTRIES:
+  if name not in _MODELS:
     raise ValueError(
-      f'unknown model {name!r}.{_nearest(name, _ENTRIES)} '
+      f'unknown model {name!r}.{_nearest(name, _MODELS)} '
       'All names: vit-jax models, or vit_jax.list_models().'
     )
-  return _ENTRIES[name]
+  return _MODELS[name]
 
 
-def create_model(name: str, num_classes: int = 1000, **fields):
+def create_model(
+  name: str, num_classes: int = 1000, **fields: Any
+) -> nn.Module:
   """Builds a Linen module by name.
 
   Args:
@@ -104,21 +197,11 @@ def create_model(name: str, num_classes: int = 1000, **fields):
   Returns:
     A Linen module: `variables = model.init(key, images, train=False)`,
     `logits, out = model.apply(variables, images, train=False)`, with images
-    float (B, H, W, 3), normalised.
+    float (B, H, W, 3), normalized.
 
   Raises:
     ValueError: unknown name or field, with the nearest ones.
   """
-  entry = model_info(name)
-  allowed = [
-    f.name
-    for f in dataclasses.fields(entry.module)
-    if f.name not in ('parent', 'name')
-  ]
-  for field in fields:
-    if field not in allowed:
-      raise ValueError(
-        f'{name} ({entry.module.__name__}) has no field {field!r}.'
-        f'{_nearest(field, allowed)} Fields: {", ".join(allowed)}.'
-      )
-  return entry.module(**{**entry.fields, 'num_classes': num_classes, **fields})
+  info = model_info(name)
+  _check_fields(name, info.module, fields)
+  return info.module(**{**info.fields, 'num_classes': num_classes, **fields})

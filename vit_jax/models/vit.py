@@ -30,6 +30,7 @@ from vit_jax.models.patches import (
 )
 from vit_jax.models.registry import register
 from vit_jax.models.resnet import hybrid_stem
+from vit_jax.preprocessing import Preprocessing
 
 # name: (width, depth, mlp_dim, num_heads); papers and big_vision.
 SIZES = {
@@ -653,9 +654,9 @@ for _size in ('ti', 's', 'b'):
   register(
     f'aa_vit_{_size}16',
     ViT,
-    normalize='imagenet',
-    crop=0.875,
-    interpolation='bicubic',
+    preprocessing=Preprocessing(
+      crop=0.875, interpolation='bicubic', normalize='imagenet'
+    ),
     patch_size=16,
     area_sizes=((1, 2), (1, 2)),
     norm_eps=1e-5,
@@ -670,10 +671,9 @@ for _size, _word in (('s', 'small'), ('b', 'base'), ('l', 'large')):
   register(
     f'vit_{_size}14_dinov2',
     ViT,
-    image_size=518,
-    normalize='imagenet',
-    crop=1.0,
-    interpolation='bicubic',
+    preprocessing=Preprocessing(
+      (518, 518), crop=1.0, interpolation='bicubic', normalize='imagenet'
+    ),
     patch_size=14,
     layer_scale=1e-5,
     activation='gelu_erf',

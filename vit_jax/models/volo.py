@@ -30,6 +30,7 @@ from vit_jax.models.patches import (
   torch_conv_kernel,
 )
 from vit_jax.models.registry import register
+from vit_jax.preprocessing import Preprocessing
 
 EPSILON = 1e-5  # of LayerNorm
 
@@ -527,10 +528,11 @@ for _size, (_layers, _widths, _heads, _ratio, _stem) in SIZES.items():
   register(
     f'volo_{_size}',
     VOLO,
-    image_size=224,
-    normalize='imagenet',
-    crop=1.15 if _size in ('d4', 'd5') else 0.96,
-    interpolation='bicubic',
+    preprocessing=Preprocessing(
+      crop=1.15 if _size in ('d4', 'd5') else 0.96,
+      interpolation='bicubic',
+      normalize='imagenet',
+    ),
     released=tuple(
       name
       for file in _RELEASED[_size]

@@ -71,7 +71,7 @@ def recipe(
       'for: name it with --model (vit-jax models lists them, vit-jax info '
       'FILE says which fit)'
     )
-  info = model_info(model)
+  preprocessing = model_info(model).preprocessing
   source = source_of(data)
   train = open_source(source, split='train', data_dir=data, holdout=holdout)
   if batch_size is None:
@@ -92,12 +92,14 @@ def recipe(
   c.run.pretrained = str(weights)
   c.data.source, c.data.dir, c.data.holdout = source, str(data), holdout
   c.data.batch_size = batch_size
-  c.data.image_size = image_size or info.image_size
+  c.data.image_size = image_size or preprocessing.size[0]
   c.data.normalize = (
-    metadata.get('config', {}).get('data', {}).get('normalize', info.normalize)
+    metadata.get('config', {})
+    .get('data', {})
+    .get('normalize', preprocessing.normalize)
   )
-  c.data.interpolation = c.eval.interpolation = info.interpolation
-  c.eval.crop = 0.0 if info.crop == 'squash' else float(info.crop)
+  c.data.interpolation = c.eval.interpolation = preprocessing.interpolation
+  c.eval.crop = float(preprocessing.crop or 0.0)
   c.model.name = model
   if model == stored_name:
     c.model.update(stored)

@@ -84,10 +84,10 @@ def augreg(config, model: str, switches, level: str):
 
 def feed_as_trained(config):
   """Sets normalisation and test crop to those of the model's authors."""
-  info = model_info(config.model.name)
-  config.data.normalize = info.normalize
-  config.eval.crop = 0.0 if info.crop == 'squash' else float(info.crop)
-  config.eval.interpolation = info.interpolation
+  preprocessing = model_info(config.model.name).preprocessing
+  config.data.normalize = preprocessing.normalize
+  config.eval.crop = float(preprocessing.crop or 0.0)
+  config.eval.interpolation = preprocessing.interpolation
   return config
 
 

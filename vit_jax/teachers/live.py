@@ -48,7 +48,7 @@ def _live(config, mesh, num_classes, class_names):
   size = (size, size) if isinstance(size, int) else size
   if loss.teacher_weights == RANDOM:
     model, variables = _fresh(loss.teacher, num_classes, size)
-    normalize, classes = model_info(loss.teacher).normalize, None
+    normalize, classes = model_info(loss.teacher).preprocessing.normalize, None
   else:
     found = classifier.load_classifier(
       loss.teacher_weights, model=loss.teacher or None, image_size=size
