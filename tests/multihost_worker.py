@@ -12,8 +12,6 @@ import signal
 import sys
 import time
 
-from absl import app
-
 LOST_AFTER = 5.0
 
 
@@ -37,7 +35,7 @@ def main():
         time.sleep(0.3)
 
     processes.tick = tick_and_more
-  app.run(vit_main.main)
+  vit_main.main()
 
 
 if __name__ == '__main__':

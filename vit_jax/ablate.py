@@ -8,106 +8,93 @@ A recipe has variants if it has a function `sweep(arg)` that returns
 
 Keys are those of the recipe ('optim.lr'), and these of the variant itself:
 
-    'arg'     another argument for the recipe
-    'config'  another recipe: 'configs/Y.py:ARG'
-    'seeds'   so many seeds instead of --seeds
+    'arg'        another argument for the recipe
+    'config'     another recipe: 'configs/Y.py:ARG'
+    'seeds'      the number of seeds of this variant, instead of --seeds
+    'published'  the published top-1 in per cent, or {'top-1': 91.44, 'top-5':
+                 99.6, 'loss': 0.408}, to be shown beside the results
 
-In text values '{workdir}' is --workdir and '{seed}' the number of the seed,
-so that a variant can use what an earlier one made: the run of seed k is in
-WORKDIR/NAME/seedK, characters of NAME that do not suit a path as '_', with
-run.seed = that of the recipe + k. Keys given on the command line
-(--config.data.dir=DIR) hold for all variants.
+In text values '{workdir}' is replaced by --workdir and '{seed}' by the number
+of the seed, so that a variant can use what an earlier one made. The run of
+seed k is in WORKDIR/NAME/seedK, with '_' for characters of NAME that do not
+suit a path, and has run.seed = that of the recipe + k. Keys given on the
+command line (--config.data.dir=DIR) hold for all variants.
 
-Started again, finished runs are skipped and an interrupted one goes on. The
-table (mean and sample standard deviation over the seeds) is printed, and kept
-in WORKDIR/ablation.md and, with every run, ablation.json.
+When the command is started again, finished runs are skipped and an interrupted
+one continues. The table (mean and sample standard deviation over the seeds) is
+printed and kept in WORKDIR/ablation.md, and every run in WORKDIR/ablation.json.
 
 --jobs=2 runs two at a time on a CPU, each in a process of its own on half of
-the cores, its output in WORKDIR/NAME/seedK/log.txt: small models leave cores
-idle, and two of them on one core each are faster than one after the other.
+the cores, with its output in WORKDIR/NAME/seedK/log.txt. Small models leave
+cores idle, so two of them on one core each are faster than one after the other.
 """
 
 import os
 import subprocess
 import sys
 
-from absl import app, flags, logging
-from etils import epath
+from absl import flags
 
-from vit_jax import train
-from vit_jax.ablation.plan import folder, make_plan
-from vit_jax.ablation.runner import DIVERGED, _say, run
-from vit_jax.ablation.table import table
+from vit_jax.recipe.command_line import run_program
 
 
-def _main(argv) -> None:
-  from ml_collections import config_flags
+def run(values, overrides) -> int:
+  """Runs the ablation, or one of its runs; returns the exit code."""
+  from vit_jax.parallel import processes
+  from vit_jax.parallel.watchdog import session
 
-  values = flags.FLAGS
-  try:
-    if len(argv) > 1:
-      raise ValueError(
-        f'unexpected argument {argv[1]!r}; all settings are '
-        'flags: --config=configs/X.py --workdir=DIR --seeds=3'
-      )
-    if values.config is None or values.workdir is None:
-      raise ValueError('--config=configs/X.py and --workdir=DIR are required')
-    values.config.run  # noqa: B018  a recipe that failed to load shows here
-    logging.set_verbosity(logging.WARNING)
-    recipe = config_flags.get_config_filename(values['config'])
-    common = config_flags.get_override_values(values['config'])
-    if values.run is not None:
-      name, k, config = make_plan(recipe, values.workdir, values.seeds, common)[
-        values.run
-      ]
-      train.train_and_evaluate(
-        config, epath.Path(values.workdir) / folder(name) / f'seed{k}'
-      )
-      return
-    from vit_jax.parallel import processes
-    from vit_jax.parallel.watchdog import session
-
+  if values.run is None:
     processes.initialize()
-    with session(values.workdir, orderly=(train.Preempted,)):
-      found = run(
+  from vit_jax import train
+  from vit_jax.ablation.plan import make_plan
+  from vit_jax.ablation.processes import DIVERGED, PREEMPTED
+  from vit_jax.ablation.runner import checked_plan, run_variants, say
+  from vit_jax.ablation.table import table
+
+  recipe, workdir = values.config, values.workdir
+  try:
+    if values.run is not None:
+      plan = make_plan(recipe, workdir, values.seeds, overrides)
+      one = plan[values.run]
+      train.train_and_evaluate(one.config, one.directory)
+      return 0
+    # Before the session, which opens a log in the workdir.
+    checked_plan(recipe, workdir, values.seeds, overrides, values.variants)
+    with session(workdir, orderly=(train.Preempted,)):
+      results = run_variants(
         recipe,
-        values.workdir,
+        workdir,
         seeds=values.seeds,
         only=values.variants,
-        common=common,
+        overrides=overrides,
         jobs=values.jobs,
         start=_start,
       )
-      _say('\n' + table(found))
+      say('\n' + table(results))
   except train.NonFinite as e:
     print(f'error: {e}', file=sys.stderr)
-    sys.exit(DIVERGED)
+    return DIVERGED
   except train.Preempted as e:
     print(e, file=sys.stderr)
-    sys.exit(3)
-  except (ValueError, OSError, RuntimeError, AttributeError, TypeError) as e:
-    logging.debug('failed', exc_info=True)
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(1)
+    return PREEMPTED
+  return 0
 
 
-def _start(number: int, cores, log) -> subprocess.Popen:
-  """This command again, for one run of its plan."""
+def _start(number: int, cores: list[int] | None, log) -> subprocess.Popen:
+  """Starts this same command for one run of its plan."""
   process = subprocess.Popen(
     [sys.executable, '-m', 'vit_jax.ablate', *sys.argv[1:], f'--run={number}'],
     stdout=log,
     stderr=subprocess.STDOUT,
   )
-  if cores:  # before it has any threads
+  if cores:  # set at once, before the process has started any threads
     os.sched_setaffinity(process.pid, cores)
   return process
 
 
 def main() -> None:
   """The command line of `python -m vit_jax.ablate`."""
-  from ml_collections import config_flags
-
-  config_flags.DEFINE_config_file(
+  flags.DEFINE_string(
     'config',
     None,
     'Recipe with a sweep: configs/X.py, with an argument after a colon.',
@@ -118,10 +105,12 @@ def main() -> None:
   flags.DEFINE_integer(
     'run',
     None,
-    'Do this run of the plan alone, without a table (what --jobs starts).',
+    'Do only this run of the plan, without a table (--jobs starts these).',
   )
-  flags.DEFINE_list('variants', None, 'Run only these (names, by commas).')
-  app.run(_main)
+  flags.DEFINE_list(
+    'variants', None, 'Run only these variants: names, separated by commas.'
+  )
+  run_program(run, '--config=configs/X.py --workdir=DIR --seeds=3')
 
 
 if __name__ == '__main__':

@@ -13,10 +13,11 @@ from vit_jax.aot import compile
 from vit_jax.aot import report as report_lib
 from vit_jax.aot.chips import parse_topology
 from vit_jax.aot.hlo import Program
-from vit_jax.cli import aot, parser
+from vit_jax.cli import parser
 from vit_jax.parallel.mesh import BATCH, make_mesh
 from vit_jax.recipe.build import build
 from vit_jax.recipe.keys import default_config
+from vit_jax.recipe.overrides import load_config
 from vit_jax.training import step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -239,9 +240,13 @@ def test_advice(changes, says):
 
 
 def test_overrides_reach_the_recipe():
-  config = aot.load_config(
+  config = load_config(
     str(ROOT / 'configs/vit_b16_i21k.py') + ':short',
-    ['optim.lr=3e-4', 'model.remat=full', 'data.area=(0.1, 1.0)'],
+    {
+      'optim.lr': '3e-4',
+      'model.remat': 'full',
+      'data.area': '(0.1, 1.0)',
+    },
   )
   assert config.optim.lr == 3e-4 and config.model.remat == 'full'
   assert config.run.epochs == 30.0 and config.data.area == (0.1, 1.0)
@@ -302,15 +307,15 @@ def test_a_step_for_a_v3_8(capsys, tmp_path):
 @pytest.mark.slow
 def test_collectives_on_a_v3_8():
   """FSDP gathers and scatters kernels one at a time, on the fsdp axis only."""
-  config = aot.load_config(
+  config = load_config(
     f'{ROOT}/configs/vit_b16_i21k.py',
-    [
-      'model.name=vit_ti16',
-      'model.depth=2',
-      'data.batch_size=64',
-      'mesh.preset=fsdp',
-      'mesh.fsdp=4',
-    ],
+    {
+      'model.name': 'vit_ti16',
+      'model.depth': '2',
+      'data.batch_size': '64',
+      'mesh.preset': 'fsdp',
+      'mesh.fsdp': '4',
+    },
   )
   r = compile.estimate(
     config, 'v3:2x2', effort='fast', evaluation=False, num_classes=100

@@ -1,17 +1,48 @@
-"""The runs of an ablation: variants and seeds of a recipe."""
+"""The runs of an ablation: variants of a recipe times seeds."""
 
 from collections.abc import Mapping
+import dataclasses
 import re
 from typing import Any
 
-from vit_jax.recipe.keys import ConfigError
-from vit_jax.recipe.overrides import load_recipe, set_key
+from etils import epath
+from ml_collections import ConfigDict
 
-OWN = ('arg', 'config', 'seeds')  # keys of a variant, not of the recipe
+from vit_jax.recipe.keys import ConfigError
+from vit_jax.recipe.overrides import (
+  call_recipe,
+  load_config,
+  load_recipe,
+  override,
+)
+
+# Keys of a variant itself; all others are keys of the recipe.
+VARIANT_KEYS = ('arg', 'config', 'seeds', 'published')
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+  """One run: a variant with one seed.
+
+  Attributes:
+    variant: its name.
+    seed: number of the seed, from 0.
+    directory: workdir of the run.
+    config: its recipe, not yet checked.
+  """
+
+  variant: str
+  seed: int
+  directory: epath.Path
+  config: ConfigDict
+
+  @property
+  def title(self) -> str:
+    return f'{self.variant}, seed {self.seed}'
 
 
 def variants(recipe: str) -> dict[str, dict[str, Any]]:
-  """The variants of 'configs/X.py:ARG', by name.
+  """The variants of 'configs/X.py:ARG': {name: {key: value}}.
 
   Raises:
     ConfigError: the recipe has no `sweep`, or two names give one directory.
@@ -23,52 +54,63 @@ def variants(recipe: str) -> dict[str, dict[str, Any]]:
       f'{path} has no variants: give it a function sweep(arg) that returns '
       "{name: {'optim.lr': 1e-3, ...}, ...}"
     )
-  found = module.sweep(arg or None)
-  if not isinstance(found, Mapping):
-    found = {', '.join(f'{k}={v}' for k, v in x.items()): x for x in found}
-  folders = [folder(name) for name in found]
+  sweep = call_recipe(module, 'sweep', arg or None)
+  if not isinstance(sweep, Mapping):
+    sweep = {', '.join(f'{k}={v}' for k, v in x.items()): x for x in sweep}
+  folders = [folder(name) for name in sweep]
   if len(set(folders)) < len(folders) or not folders:
     raise ConfigError(
       f'{path}: sweep() must give variants of different names; '
       f'got {", ".join(folders) or "none"}'
     )
-  return {name: dict(overrides) for name, overrides in found.items()}
+  return {name: dict(values) for name, values in sweep.items()}
 
 
 def folder(name: str) -> str:
-  """A variant's name as that of its directory."""
+  """The directory of a variant: its name with '_' for what suits no path."""
   return re.sub(r'[^\w.=+-]+', '_', name)
 
 
 def variant_config(
   recipe: str,
-  overrides: Mapping[str, Any],
-  workdir,
+  variant: Mapping[str, Any],
+  workdir: str | epath.Path,
   seed: int,
-  common: Mapping[str, Any],
-):
-  """The config of one run: recipe, then variant, then the command line."""
-  path, _, arg = str(overrides.get('config', recipe)).partition(':')
-  arg = overrides.get('arg', arg)
-  config = load_recipe(path).get_config(arg or None)
+  overrides: Mapping[str, Any],
+) -> ConfigDict:
+  """The config of one run: the recipe, then the variant, then the overrides."""
+  path, _, arg = str(variant.get('config', recipe)).partition(':')
+  arg = variant.get('arg', arg)
+  config = load_config(f'{path}:{arg}')
   config.run.seed += seed
-  for key, value in [*overrides.items(), *common.items()]:
-    if key in OWN:
-      continue
-    if isinstance(value, str):
-      value = value.replace('{workdir}', str(workdir)).replace(
-        '{seed}', str(seed)
-      )
-    set_key(config, key, value)
+
+  def fill(value):
+    if not isinstance(value, str):
+      return value
+    value = value.replace('{workdir}', str(workdir))
+    return value.replace('{seed}', str(seed))
+
+  for values in (variant, overrides):
+    override(
+      config, {k: fill(v) for k, v in values.items() if k not in VARIANT_KEYS}
+    )
   return config
 
 
 def make_plan(
-  recipe: str, workdir, seeds: int, common: Mapping[str, Any]
-) -> list[tuple[str, int, Any]]:
-  """(variant, seed, config) of all runs, in order."""
+  recipe: str,
+  workdir: str | epath.Path,
+  seeds: int,
+  overrides: Mapping[str, Any],
+) -> list[PlannedRun]:
+  """All runs in order, variant by variant."""
   return [
-    (name, k, variant_config(recipe, overrides, workdir, k, common))
-    for name, overrides in variants(recipe).items()
-    for k in range(overrides.get('seeds', seeds))
+    PlannedRun(
+      name,
+      seed,
+      epath.Path(workdir) / folder(name) / f'seed{seed}',
+      variant_config(recipe, variant, workdir, seed, overrides),
+    )
+    for name, variant in variants(recipe).items()
+    for seed in range(variant.get('seeds', seeds))
   ]

@@ -1,63 +1,121 @@
 """The results of an ablation as a Markdown table."""
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 
-def table(found: Mapping[str, Any]) -> str:
-  """Markdown: a row a variant; mean and spread in per cent, runs, costs.
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A column of the table: key of the results, and how a value is shown."""
 
-  GFLOPs are multiply-adds of a forward pass, as papers count them; img/s are
-  of training.
+  key: str
+  scale: float
+  digits: int
+
+
+# top-1 is always shown; the others where a variant has a published value.
+METRICS = {
+  'top-1': Metric('top1', 100.0, 2),
+  'top-5': Metric('top5', 100.0, 2),
+  'loss': Metric('loss', 1.0, 3),
+}
+_COSTS = {  # title: key and format
+  'parameters': ('parameters', ',.0f'),
+  'GFLOPs': ('gmacs', '.3g'),
+  'img/s': ('img_per_sec', ',.0f'),
+}
+
+
+def table(variants: Mapping[str, Any]) -> str:
+  """Markdown with a row for each variant.
+
+  Columns: mean and spread over the seeds (accuracies in per cent), the
+  published values where the sweep gives them ('published'), the number of
+  runs, and the costs. GFLOPs are multiply-adds of a forward pass, as papers
+  count them; img/s are of training.
+
+  Args:
+    variants: `Results.variants`.
   """
-  columns = list(
-    dict.fromkeys(c for v in found.values() for c in v.get('mean', ()))
+  published = {
+    name: published_values(variant.get('overrides', {}))
+    for name, variant in variants.items()
+  }
+  shown = [m for m in METRICS if m == 'top-1' or _any_has(published, m)]
+  columns = dict.fromkeys(
+    column
+    for variant in variants.values()
+    for column in variant.get('mean', ())
+    if column.rpartition(' ')[2] in shown
   )
+  beside = [metric for metric in shown if _any_has(published, metric)]
   costs = {
-    'parameters': ('parameters', ',.0f'),
-    'GFLOPs': ('gmacs', '.3g'),
-    'img/s': ('img_per_sec', ',.0f'),
+    title: (key, form)
+    for title, (key, form) in _COSTS.items()
+    if any(key in variant for variant in variants.values())
   }
-  costs = {
-    k: v for k, v in costs.items() if any(v[0] in x for x in found.values())
-  }
-  rows = [['variant', *columns, 'runs', *costs]]
-  for name, variant in found.items():
-    cells = []
-    for column in columns:
-      mean = variant.get('mean', {}).get(column)
-      std = variant.get('std', {}).get(column)
-      cells.append(
-        ''
-        if mean is None
-        else f'{100 * mean:.2f}'
-        + ('' if std is None else f' ± {100 * std:.2f}')
-      )
-    failed = sum('error' in r for r in variant['runs'])
-    cells.append(
-      str(len(variant['runs']) - failed)
-      + f' ({failed} diverged)' * bool(failed)
-    )
-    cells += [
-      format(variant[key], form) if key in variant else ''
-      for key, form in costs.values()
+  header = ['variant', *columns, *(f'published {m}' for m in beside)]
+  rows = [[*header, 'runs', *costs]]
+  for name, variant in variants.items():
+    row = [name, *(_score(variant, column) for column in columns)]
+    for metric in beside:
+      value = published[name].get(metric)
+      row.append('' if value is None else str(value))
+    row.append(_runs(variant))
+    for key, form in costs.values():
+      row.append(format(variant[key], form) if key in variant else '')
+    rows.append(row)
+  return markdown(rows)
+
+
+def published_values(variant: Mapping[str, Any]) -> dict[str, Any]:
+  """{metric: published value} of a variant; a single value is top-1.
+
+  Accuracies are in per cent; a text stands for a value with its error.
+  """
+  value = variant.get('published')
+  if value is None:
+    return {}
+  return dict(value) if isinstance(value, Mapping) else {'top-1': value}
+
+
+def _any_has(published, metric: str) -> bool:
+  return any(metric in values for values in published.values())
+
+
+def _score(variant: Mapping[str, Any], column: str) -> str:
+  mean = variant.get('mean', {}).get(column)
+  std = variant.get('std', {}).get(column)
+  if mean is None:
+    return ''
+  metric = METRICS[column.rpartition(' ')[2]]
+  text = f'{metric.scale * mean:.{metric.digits}f}'
+  if std is not None:
+    text += f' ± {metric.scale * std:.{metric.digits}f}'
+  return text
+
+
+def _runs(variant: Mapping[str, Any]) -> str:
+  failed = sum('error' in run for run in variant['runs'])
+  text = str(len(variant['runs']) - failed)
+  return f'{text} ({failed} diverged)' if failed else text
+
+
+def markdown(rows: list[list[str]]) -> str:
+  """A Markdown table of a header and rows, its columns aligned in the text."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+  def line(row):
+    cells = [
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
-    rows.append([name, *cells])
-  widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-  line = lambda row: (
-    '| '
-    + ' | '.join(
-      c.ljust(w) if i == 0 else c.rjust(w)
-      for i, (c, w) in enumerate(zip(row, widths, strict=True))
-    )
-    + ' |'
-  )
-  rule = (
-    '|'
-    + '|'.join(
-      '-' * (w + 2) if i == 0 else '-' * (w + 1) + ':'
-      for i, w in enumerate(widths)
-    )
-    + '|'
-  )
+    return f'| {" | ".join(cells)} |'
+
+  marks = [
+    '-' * (width + 2) if i == 0 else '-' * (width + 1) + ':'
+    for i, width in enumerate(widths)
+  ]
+  rule = f'|{"|".join(marks)}|'
   return '\n'.join([line(rows[0]), rule, *map(line, rows[1:])])

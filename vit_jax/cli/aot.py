@@ -1,47 +1,11 @@
 """Compiles a recipe's train step for a TPU slice without one."""
 
 import argparse
-import ast
-import importlib.metadata
-import importlib.util
 import itertools
 import json
-import os
-import pathlib
 import sys
 
 HELP = "compile a recipe's train step for a TPU without one"
-
-
-def load_config(source: str, overrides=()):
-  """The recipe of 'configs/X.py:ARG' with 'optim.lr=1e-3' overrides."""
-  from vit_jax.recipe.keys import ConfigError
-
-  path, _, arg = source.partition(':')
-  if not os.path.exists(path):
-    raise ConfigError(f'--config={source}: there is no file {path}')
-  root = str(pathlib.Path(path).resolve().parent.parent)
-  sys.path.insert(0, root)  # recipes import their neighbours
-  try:
-    spec = importlib.util.spec_from_file_location('recipe', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(arg) if arg else module.get_config()
-  finally:
-    sys.path.remove(root)
-  for override in overrides:
-    key, _, text = override.partition('=')
-    try:
-      value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      value = text
-    *sections, last = key.split('.')
-    section = config
-    for name in sections:
-      section = section[name]
-    with section.ignore_type():
-      section[last] = value
-  return config
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -84,6 +48,7 @@ def run(args):
   from vit_jax.aot.chips import PRESETS
   from vit_jax.aot.compile import estimate
   from vit_jax.aot.report import describe, table
+  from vit_jax.recipe.overrides import load_config
 
   split = lambda text: text.split(',') if text else [None]
   presets = split(args.preset)

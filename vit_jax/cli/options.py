@@ -1,6 +1,5 @@
 """What several commands share: arguments, values, tables, output files."""
 
-import ast
 import contextlib
 import os
 import sys
@@ -44,16 +43,17 @@ def size(text: str):
 
 def fields(assignments) -> dict:
   """['pool=gap', 'depth=4'] -> {'pool': 'gap', 'depth': 4}."""
-  found = {}
+  if not assignments:
+    return {}
+  from vit_jax.recipe.values import literal
+
+  result = {}
   for text in assignments:
     key, equals, value = text.partition('=')
     if not equals or not key:
       raise ValueError(f'--set {text}: the form is FIELD=VALUE')
-    try:
-      found[key] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      found[key] = value  # a plain word
-  return found
+    result[key] = literal(value)
+  return result
 
 
 def loading(args) -> dict:

@@ -64,13 +64,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _run(argv) -> int:
-  # Keys of a recipe are no options of ours: the command reads them itself.
-  keys = [a for a in argv if a.startswith('--config.')]
+  keys = {}
+  if any(word.lstrip('-').startswith('config.') for word in argv):
+    from vit_jax.recipe.overrides import split_flags
+
+    argv, keys = split_flags(argv)
   parser = build_parser()
-  args = parser.parse_args([a for a in argv if a not in keys])
+  args = parser.parse_args(argv)
   if keys and args.command not in TAKES_KEYS:
-    parser.error(f'{keys[0]}: {args.command} takes no keys of a recipe')
-  args.keys = [a.removeprefix('--config.') for a in keys]
+    parser.error(
+      f'--config.{next(iter(keys))}: {args.command} takes no keys of a recipe'
+    )
+  args.keys = keys
   from absl import logging
 
   logging.set_verbosity(logging.WARNING)

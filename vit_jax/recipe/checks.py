@@ -10,6 +10,7 @@ anything is compiled.
 import math
 
 from vit_jax.recipe.keys import (
+  DURATIONS,
   ConfigError,
   default_config,
   get,
@@ -72,16 +73,22 @@ _POSITIVE = (
 )
 
 
-def _one_of(config, section: str, keys, required: bool):
-  given = [k for k in keys if config[section][k] is not None]
-  if len(given) > 1 or (required and not given):
-    wanted = 'exactly one' if required else 'at most one'
-    raise ConfigError(
-      f'{section}: {wanted} of {", ".join(keys)} must be given; '
-      f'got {", ".join(f"{k}={config[section][k]}" for k in given) or "none"}'
-      f'. Set the others to None.'
-    )
-  return given[0] if given else None
+def _check_durations(config) -> None:
+  """At most one unit of every length; a training run must have one."""
+  for group in DURATIONS:
+    given = [key for key in group if get(config, key)]
+    required = group[0] == 'run.steps' and not config.run.eval_only
+    if len(given) > 1:
+      values = ' and '.join(f'{key}={get(config, key)}' for key in given)
+      raise ConfigError(
+        f'{values} both set the same length: keep one of them, and set the '
+        'others to None (on the command line, giving one unsets the others)'
+      )
+    if required and not given:
+      raise ConfigError(
+        'the length of the run is missing: set run.steps, run.epochs or '
+        'run.examples'
+      )
 
 
 def check(config) -> None:
@@ -125,16 +132,7 @@ def check(config) -> None:
     value = get(config, key)
     if not math.isfinite(value) or value < 0:
       raise ConfigError(f'{key}={value}; must be finite and not negative')
-  if not config.run.eval_only:
-    _one_of(config, 'run', ('steps', 'epochs', 'examples'), True)
-  _one_of(
-    config,
-    'schedule',
-    ('warmup_steps', 'warmup_epochs', 'warmup_examples'),
-    False,
-  )
-  _one_of(config, 'eval', ('every_steps', 'every_epochs'), False)
-  _one_of(config, 'log', ('checkpoint_steps', 'checkpoint_minutes'), False)
+  _check_durations(config)
   if config.data.batch_size % config.optim.accumulate:
     raise ConfigError(
       f'data.batch_size={config.data.batch_size} is not divisible by '

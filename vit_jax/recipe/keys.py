@@ -207,6 +207,21 @@ class ConfigError(ValueError):
   """A recipe that cannot work; says the value, what is allowed, the fix."""
 
 
+# Lengths that can be given in several units: at most one key of a group is set,
+# and setting one unsets the others (`vit_jax.recipe.overrides`).
+DURATIONS = (
+  ('run.steps', 'run.epochs', 'run.examples'),
+  (
+    'schedule.warmup_steps',
+    'schedule.warmup_epochs',
+    'schedule.warmup_examples',
+  ),
+  ('schedule.cooldown_steps', 'schedule.cooldown_epochs'),
+  ('eval.every_steps', 'eval.every_epochs'),
+  ('log.checkpoint_steps', 'log.checkpoint_minutes'),
+)
+
+
 def get(config, key: str):
   """config.optim.lr of 'optim.lr'."""
   for part in key.split('.'):

@@ -1,0 +1,144 @@
+"""Reads the values of keys from text, in the type of the key's default."""
+
+import ast
+from collections.abc import Iterable
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.recipe.keys import ConfigError, default_config
+
+NONE = ('', 'none', 'null')  # texts that unset a key, in any case
+TRUE, FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
+
+
+def convert(key: str, value: Any) -> Any:
+  """`value` in the type of a key of the recipe (not of a model's field).
+
+  Args:
+    key: such as 'optim.lr'.
+    value: a text, or a Python value of the type.
+
+  Raises:
+    ConfigError: no such key, or another type; names the type and the default.
+  """
+  section, _, name = key.partition('.')
+  defaults = default_config()
+  if section not in defaults or name not in defaults[section]:
+    raise ConfigError(f'{key}={value}: {_no_such_key(key)}')
+  default, kind = defaults[section][name], defaults[section].get_type(name)
+  if default is None and (value is None or is_text(value, NONE)):
+    return None
+  try:
+    return _read(value, kind)
+  except (ValueError, SyntaxError, TypeError, OverflowError) as e:
+    raise ConfigError(
+      f'{key}={value}: must be {_describe(kind, default)}'
+    ) from e
+
+
+def literal(value: Any) -> Any:
+  """The Python value that a text writes, or the text itself: 4, (1, 2), gap."""
+  if not isinstance(value, str):
+    return value
+  try:
+    return ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return {'true': True, 'false': False}.get(value.lower(), value)
+
+
+def is_text(value: Any, words: Iterable[str]) -> bool:
+  return isinstance(value, str) and value.strip().lower() in words
+
+
+def _read(value: Any, kind: type) -> Any:
+  """`value` as `kind`; ValueError, SyntaxError or TypeError if it is not."""
+  text = value.strip() if isinstance(value, str) else None
+  if kind is str and isinstance(value, str):
+    return value
+  if kind is bool:
+    if isinstance(value, bool):
+      return value
+    if is_text(value, TRUE + FALSE):
+      return is_text(value, TRUE)
+  elif kind is float and not isinstance(value, bool):
+    return float(value)
+  elif kind is int and not isinstance(value, bool):
+    number = float(value)
+    if number == int(number):  # 1e4 is a whole number too
+      return int(value) if text is None or text.isdigit() else int(number)
+  elif kind in (tuple, list):
+    value = value if text is None else ast.literal_eval(text)
+    if isinstance(value, (tuple, list)):
+      return tuple(value)
+  elif kind is ConfigDict:
+    value = value if text is None else ast.literal_eval(text)
+    return ConfigDict(value)
+  raise TypeError(f'{value!r} is not {kind}')
+
+
+_TYPES = {
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a text',
+  bool: 'true or false',
+  tuple: 'a tuple such as (1, 2)',
+  ConfigDict: 'a dictionary',
+}
+
+
+def _describe(kind: type | None, default: Any) -> str:
+  """'a number (float); the default is 0.001'."""
+  words = _TYPES.get(kind, 'a value')
+  name = f' ({kind.__name__})' if kind in (int, float, str, bool) else ''
+  none = ' or None' if default is None else ''
+  if isinstance(default, ConfigDict):
+    default = default.to_dict()
+  return f'{words}{none}{name}; the default is {default!r}'
+
+
+def default_of(key: str) -> Any:
+  section, _, name = key.partition('.')
+  defaults = default_config()
+  known = section in defaults and name in defaults[section]
+  return defaults[section][name] if known else None
+
+
+def nearest_word(word: str, words: Iterable[str]) -> str:
+  """The word most like `word`; initials count: lr for learning_rate."""
+  initials = lambda text: ''.join(w[0] for w in text.split('_') if w)
+
+  def likeness(other: str) -> float:
+    if other in (initials(word), word) or initials(other) == word:
+      return 1.0
+    return difflib.SequenceMatcher(None, word, other).ratio()
+
+  return max(words, key=likeness)
+
+
+def _no_such_key(key: str) -> str:
+  """What to say of an unknown key: the nearest, its type and default."""
+  defaults = default_config()
+  section, _, name = key.partition('.')
+  if section not in defaults:
+    section = nearest_word(section, defaults)
+  keys = defaults[section]
+  nearest = nearest_word(name or section, keys)
+  if section == 'model':
+    return (
+      f'there is no such key; the nearest section is model, with the name of '
+      f'the model (model.name, a text, by default {keys.name!r}) and fields of '
+      'its class'
+    )
+  described = _describe(keys.get_type(nearest), keys[nearest])
+  return (
+    f'there is no such key; the nearest is {section}.{nearest}, {described}'
+  )
+
+
+def type_name(annotation: Any) -> str:
+  """A type as it is written in the source: 'int | None'."""
+  if isinstance(annotation, type) and not hasattr(annotation, '__args__'):
+    return annotation.__name__
+  return str(annotation).replace('typing.', '')
