@@ -3,7 +3,7 @@
 Importing it starts no backend and loads no TensorFlow, torch or plots.
 """
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 _PUBLIC = {
   'create_model': 'vit_jax.models.registry',
