@@ -1,0 +1,192 @@
+"""What version 0.1.0 wrote goes on, predicts and converts to the same bits.
+
+The fixtures are workdirs of interrupted runs, an exported program and
+converted files; tests/fixtures/earlier/make.py says how they were made.
+
+On the machine that made them, with the same packages, every float must be the
+same to the last bit. Elsewhere XLA chooses other vector instructions and other
+block sizes, so that sums are rounded in another order; then floats are
+compared with a tolerance. What involves no arithmetic (names of tensors,
+converted weights, class names) is compared exactly everywhere.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests import earlier
+from tests.helpers import saved_state
+from vit_jax.weights import read
+
+EXPECTED = json.loads((earlier.FIXTURES / 'expected.json').read_text())
+SAME_MACHINE = EXPECTED['machine'] == earlier.machine()
+# Measured between the instruction sets of one CPU (--xla_cpu_max_isa), after
+# the second half of a run: 5e-6 of a metric, 1e-6 of all else.
+TOLERANCE = 3e-5
+# Adafactor divides a gradient by its own size. This one is zero but for
+# rounding (the layer norm that follows removes a constant of all channels), so
+# on another machine the bias is another one, and changes no output.
+NOISE = 'MixerBlock/token_mixing/Dense_1/bias'
+
+
+def assert_equal(found, expected, what, tolerance=TOLERANCE):
+  """To the last bit on the machine of the fixtures, else nearly."""
+  if SAME_MACHINE or np.asarray(expected).dtype.kind != 'f':
+    np.testing.assert_array_equal(found, expected, err_msg=what)
+  elif NOISE not in what:
+    np.testing.assert_allclose(
+      found, expected, err_msg=what, rtol=tolerance, atol=TOLERANCE
+    )
+
+
+def assert_same_numbers(found, expected, what):
+  """Dicts, lists and numbers as JSON has them."""
+  if isinstance(expected, dict):
+    assert found.keys() == expected.keys(), what
+    for key, value in expected.items():
+      assert_same_numbers(found[key], value, f'{what}: {key}')
+  elif isinstance(expected, list):
+    assert len(found) == len(expected), what
+    for i, (x, y) in enumerate(zip(found, expected, strict=True)):
+      assert_same_numbers(x, y, f'{what}[{i}]')
+  elif isinstance(expected, float):
+    assert_equal(found, expected, what)
+  else:
+    assert found == expected, what
+
+
+@pytest.fixture(scope='module', params=earlier.RUNS)
+def resumed(request, tmp_path_factory):
+  """An interrupted run that went on to its end: (name, workdir, output)."""
+  run = request.param
+  path = tmp_path_factory.mktemp(run)
+  workdir = earlier.unpack(run, path)
+  if run == 'flowers':
+    earlier.unpack('vit', path)  # the weights that it started from
+  return run, workdir, earlier.train(run, path)
+
+
+def test_resume(resumed):
+  """The second half of an interrupted run is that of an uninterrupted one."""
+  run, workdir, out = resumed
+  step = EXPECTED['stopped_at'][run]
+  assert f'resumed step {step} of {workdir.resolve()}' in out
+  state = saved_state(workdir)
+  found = earlier.plain(state)
+  with np.load(earlier.FIXTURES / f'{run}_end.npz') as expected:
+    assert found.keys() == set(expected.files)
+    for name in expected.files:
+      # The last bit of a momentum in bfloat16 is 2 ** -8 of its value.
+      exact = state[name].dtype == found[name].dtype
+      tolerance = TOLERANCE if exact else 2**-7
+      assert found[name].dtype == expected[name].dtype, name
+      assert_equal(found[name], expected[name], name, tolerance)
+  assert_same_numbers(
+    earlier.metrics(workdir), EXPECTED['metrics'][run], 'metrics.jsonl'
+  )
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert_same_numbers(
+    summary['results'], EXPECTED['results'][run], 'summary.json'
+  )
+
+
+@pytest.mark.skipif(
+  not SAME_MACHINE,
+  reason='another CPU, or other packages, than those of the fixtures: '
+  'the other tests of this file compare floats with a tolerance',
+)
+def test_resume_to_the_last_bit(resumed):
+  run, workdir, _ = resumed
+  found = earlier.plain(saved_state(workdir))
+  with np.load(earlier.FIXTURES / f'{run}_end.npz') as expected:
+    for name in expected.files:
+      assert found[name].tobytes() == expected[name].tobytes(), name
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """All weights of version 0.1.0, predictions of them, and conversions."""
+  path = tmp_path_factory.mktemp('earlier')
+  for run in earlier.RUNS:
+    earlier.unpack(run, path)
+  earlier.vit_jax(
+    [
+      *(
+        earlier.predict_command(
+          x if x in earlier.RUNS else str(earlier.FIXTURES / x),
+          f'{x}.predictions',
+        )
+        for x in EXPECTED['predictions']
+      ),
+      *(['convert', x.split('.')[0], x] for x in earlier.CONVERSIONS),
+      ['export', 'flowers', 'again.stablehlo'],
+      earlier.predict_command('again.stablehlo', 'again.predictions'),
+    ],
+    path,
+  )
+  return path
+
+
+def read_predictions(path):
+  """By image: the classes in order, {class: probability}."""
+  found = json.loads(path.read_text())
+  return {
+    x['image']: (
+      [(p['class'], p['index']) for p in x['predictions']],
+      {p['class']: p['probability'] for p in x['predictions']},
+    )
+    for x in found
+  }
+
+
+def assert_same_predictions(found, expected):
+  assert found.keys() == expected.keys()
+  for image, (order, probabilities) in expected.items():
+    assert_same_numbers(found[image][1], probabilities, image)
+    if SAME_MACHINE:  # else neighbors may change places
+      assert found[image][0] == order
+    else:
+      assert sorted(found[image][0]) == sorted(order)
+
+
+@pytest.mark.parametrize('weights', EXPECTED['predictions'])
+def test_predict(weights, folder, tmp_path):
+  """Workdirs, converted files and an exported program give what they gave."""
+  expected = tmp_path / 'expected.json'
+  expected.write_text(json.dumps(EXPECTED['predictions'][weights]))
+  assert_same_predictions(
+    read_predictions(folder / f'{weights}.predictions'),
+    read_predictions(expected),
+  )
+
+
+def test_export_again(folder, tmp_path):
+  """An earlier workdir, exported by today's code."""
+  expected = tmp_path / 'expected.json'
+  expected.write_text(json.dumps(EXPECTED['predictions'][earlier.EXPORTED]))
+  assert_same_predictions(
+    read_predictions(folder / 'again.predictions'), read_predictions(expected)
+  )
+
+
+@pytest.mark.parametrize('name', earlier.CONVERSIONS)
+def test_convert(name, folder):
+  """Names, shapes and bytes of all tensors; no arithmetic is involved."""
+  assert earlier.digest(folder / name) == EXPECTED['converted'][name]
+
+
+@pytest.mark.parametrize('suffix', ['npz', 'safetensors'])
+def test_what_a_converted_file_says(suffix, folder):
+  """What version 0.1.0 wrote about the weights, is still read and written."""
+  _, expected = read(earlier.FIXTURES / f'flowers.{suffix}')
+  _, found = read(folder / f'flowers.{suffix}')
+  assert expected['classes'] == ['aster', 'bluebell', 'crocus']
+  for key in ('classes', 'num_classes', 'image_size'):
+    assert found[key] == expected[key]
+
+
+def test_the_fixtures_are_small():
+  files = [p for p in pathlib.Path(earlier.FIXTURES).rglob('*') if p.is_file()]
+  assert sum(p.stat().st_size for p in files) < 1_500_000
