@@ -563,8 +563,8 @@ def test_report_has_grids_and_class_counts_as_numbers():
   arrays = to_state_dict(variables_of(model, (12, 8)), model, 'flax')
   del arrays['params/head/kernel'], arrays['params/head/bias']
   _, report = from_state_dict(model, arrays, (8, 20))
-  assert [(r.file_grid, r.grid) for r in report.resized] == [
+  assert {(r.file_grid, r.grid) for r in report.resized} == {
     ((3, 1), (2, 1)),
     ((1, 2), (1, 5)),
-  ]
+  }
   assert {(r.file_classes, r.classes) for r in report.reset} == {(None, 3)}
