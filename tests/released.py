@@ -7,7 +7,10 @@ NAMES = pathlib.Path(__file__).parent / 'fixtures' / 'names'
 
 
 def tsv_shapes(name: str, ignored=()) -> dict[str, tuple[int, ...]]:
-  """Shapes by name of a recorded file, without the ignored names."""
+  """Shapes by name of a recorded file, without the ignored names.
+
+  `num_batches_tracked`, PyTorch's counter in a BatchNorm, is always ignored.
+  """
   lines = (NAMES / f'{name}.tsv').read_text().splitlines()[1:]
   shapes = {}
   for line in lines:
@@ -18,5 +21,7 @@ def tsv_shapes(name: str, ignored=()) -> dict[str, tuple[int, ...]]:
   return {
     key: shape
     for key, shape in shapes.items()
-    if not any(re.fullmatch(r, key) for r in ignored)
+    if not any(
+      re.fullmatch(r, key) for r in (r'.*num_batches_tracked', *ignored)
+    )
   }

@@ -17,7 +17,6 @@ from vit_jax.models.attention import MixHeads, attend
 from vit_jax.models.flops import forward_macs
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
-from vit_jax.weights.maps.deepvit import IGNORED
 
 # (name, image size): parameters counted from the official code.
 COUNTS = {
@@ -142,7 +141,7 @@ def test_stage_plan(name, depth, last, heads, width, cnn):
 )
 def test_released_names(name, model):
   got = released_shapes(create_model(model), 224, 'official')
-  assert got == tsv_shapes(name, IGNORED)
+  assert got == tsv_shapes(name)
 
 
 @pytest.mark.parametrize('scan', [False, True])

@@ -8,11 +8,14 @@ import pytest
 
 from tests.random_variables import random_variables
 from vit_jax.models.mixer import Mixer
+from vit_jax.models.registry import create_model
 from vit_jax.models.resnet import BiT
 from vit_jax.models.vit import ViT
 from vit_jax.weights import (
+  FileContents,
   WeightsError,
   from_state_dict,
+  inspect,
   load_pretrained,
   read,
   resize_table,
@@ -568,3 +571,66 @@ def test_report_has_grids_and_class_counts_as_numbers():
     ((1, 2), (1, 5)),
   }
   assert {(r.file_classes, r.classes) for r in report.reset} == {(None, 3)}
+
+
+# ------------------------------------------------- the size that a file is for
+
+
+@pytest.mark.parametrize(
+  'model,size',
+  [
+    (vit(), (8, 8)),
+    (vit(scan=True, num_classes=5), (12, 12)),
+    (vit(posemb='learn2d'), (8, 20)),
+    (vit(stem=(1,), stem_width=0.5, patch_size=2), (32, 32)),
+  ],
+)
+def test_the_size_of_a_file_is_that_of_its_table(model, size):
+  arrays = to_state_dict(variables_of(model, size), model, 'flax')
+  contents = inspect(model, arrays)
+  assert contents.image_size == size
+  assert contents.num_classes == model.num_classes
+  loaded, report = from_state_dict(model, arrays)
+  assert report.image_size == size
+  assert_same(to_state_dict(loaded, model, 'flax'), arrays)
+
+
+def test_a_file_says_what_it_has():
+  size = (8, 8)
+  full = vit(representation_size=5)
+  arrays = to_state_dict(variables_of(full, size), full, 'npz')
+  contents = inspect(vit(num_classes=0), arrays)
+  assert contents == FileContents('npz', 3, 5, size)
+  del arrays['head/kernel'], arrays['head/bias']
+  arrays['Transformer/posembed_input/pos_embedding'] = np.zeros((1, 7, 8))
+  assert inspect(vit(), arrays) == FileContents('npz', 0, 5, None)
+
+
+def test_files_and_workdirs_load_without_more_arguments(tmp_path):
+  from vit_jax.training.checkpoint import Checkpoints
+
+  model, size = vit(), (8, 12)  # 2 x 3 patches: the table alone cannot tell
+  variables = variables_of(model, size)
+  save_weights(variables, model, tmp_path / 'x.npz', {'image_size': size})
+  loaded, report = load_pretrained(model, tmp_path / 'x.npz')
+  assert_same(loaded, variables)
+  assert report.image_size == size
+
+  checkpoints = Checkpoints(tmp_path / 'run')
+  state = {'params': variables['params'], 'batch_stats': {}}
+  checkpoints.save(1, state, {'image_size': list(size)})
+  checkpoints.close()
+  loaded, report = load_pretrained(model, tmp_path / 'run')
+  assert_same(loaded, variables)
+  assert report.image_size == size
+
+
+def test_without_a_table_the_registry_knows_the_size():
+  model = create_model('bit_r50x1', num_layers=(1,), width_factor=0.5)
+  arrays = to_state_dict(variables_of(model, (32, 32)), model, 'npz')
+  _, report = from_state_dict(model, arrays)
+  assert report.image_size == (224, 224)
+  model, size = MODELS['mixer']
+  arrays = to_state_dict(variables_of(model, size), model, 'npz')
+  with pytest.raises(WeightsError, match='at image size 224x224'):
+    from_state_dict(model, arrays)

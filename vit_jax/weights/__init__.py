@@ -1,26 +1,65 @@
 """Released formats (.npz, .pth, .safetensors, our steps) <-> variables."""
 
-_PUBLIC = {
-  'load_pretrained': 'engine',
-  'from_state_dict': 'engine',
-  'save_weights': 'save',
-  'to_state_dict': 'save',
-  'released_shapes': 'save',
-  'known_formats': 'naming',
-  'read': 'formats',
-  'stack_blocks': 'blocks',
-  'unstack_blocks': 'blocks',
-  'resize_table': 'resize',
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from vit_jax.weights.blocks import stack_blocks, unstack_blocks
+  from vit_jax.weights.contents import FileContents, inspect
+  from vit_jax.weights.engine import from_state_dict, load_pretrained
+  from vit_jax.weights.errors import WeightsError
+  from vit_jax.weights.formats import read
+  from vit_jax.weights.naming import known_formats
+  from vit_jax.weights.report import Report, TensorRecord
+  from vit_jax.weights.resize import resize_table
+  from vit_jax.weights.save import (
+    released_shapes,
+    save_weights,
+    to_state_dict,
+  )
+
+_MODULES = {
+  'FileContents': 'contents',
   'Report': 'report',
+  'TensorRecord': 'report',
   'WeightsError': 'errors',
+  'from_state_dict': 'engine',
+  'inspect': 'contents',
+  'known_formats': 'naming',
+  'load_pretrained': 'engine',
+  'read': 'formats',
+  'released_shapes': 'save',
+  'resize_table': 'resize',
+  'save_weights': 'save',
+  'stack_blocks': 'blocks',
+  'to_state_dict': 'save',
+  'unstack_blocks': 'blocks',
 }
-__all__ = sorted(_PUBLIC)
+__all__ = [
+  'FileContents',
+  'Report',
+  'TensorRecord',
+  'WeightsError',
+  'from_state_dict',
+  'inspect',
+  'known_formats',
+  'load_pretrained',
+  'read',
+  'released_shapes',
+  'resize_table',
+  'save_weights',
+  'stack_blocks',
+  'to_state_dict',
+  'unstack_blocks',
+]
 
 
-def __getattr__(name):
-  if name in _PUBLIC:
-    import importlib
-
-    module = importlib.import_module(f'{__name__}.{_PUBLIC[name]}')
+def __getattr__(name: str):
+  if name in _MODULES:
+    module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
     return getattr(module, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

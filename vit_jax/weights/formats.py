@@ -1,10 +1,13 @@
 """Reads weight files: .npz, .pth, .safetensors, our own steps, hub names.
 
-What a file is, is decided by its first bytes, not by its name. Nothing here
+The first bytes of a file decide how it is read, not its name. Nothing here
 runs code from a file.
 """
 
+from collections.abc import Callable
 import json
+import os
+from typing import IO, Any, cast
 import zipfile
 
 from etils import epath
@@ -14,7 +17,10 @@ import numpy as np
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.torch_reader import read_torch
 
-METADATA = 'vit_jax'  # our metadata, as JSON, in .npz and .safetensors
+# Name of our own metadata, as JSON, in .npz and .safetensors files.
+METADATA = 'vit_jax'
+
+Contents = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 _SAFETENSORS_DTYPES = {
   'F64': 'f8',
@@ -31,7 +37,8 @@ _SAFETENSORS_DTYPES = {
   'U8': 'u1',
   'BOOL': '?',
 }
-# First bytes of files that are taken for weights by mistake.
+# First bytes of files that are often given in place of weights, and what to
+# say about them.
 _FOREIGN = (
   (
     b'version https://git-lfs',
@@ -49,7 +56,7 @@ _FOREIGN = (
 )
 
 
-def read(path, *, average: bool = False) -> tuple[dict[str, np.ndarray], dict]:
+def read(path: str | os.PathLike, *, average: bool = False) -> Contents:
   """Reads all tensors of a weight file.
 
   Args:
@@ -62,7 +69,7 @@ def read(path, *, average: bool = False) -> tuple[dict[str, np.ndarray], dict]:
     'kind' ('npz', 'torch', 'safetensors', 'step') added.
 
   Raises:
-    WeightsError: no such file, truncated, of another kind, in need of running
+    WeightsError: no such file, truncated, of another kind, loading would run
       code, hub not reachable. The message names the file.
   """
   if str(path).startswith('hf:'):
@@ -86,10 +93,12 @@ def read(path, *, average: bool = False) -> tuple[dict[str, np.ndarray], dict]:
     ) from e
 
 
-def _reader(head: bytes):
+def _reader(head: bytes) -> Callable[[IO[bytes]], Contents]:
+  """The function that reads a file with these first bytes."""
   if not head:
     raise WeightsError('the file is empty')
-  if head[4:9] == b'\0\0\0\0{':  # the length of the JSON header, the header
+  # Eight bytes for the length of the header (below 4 GiB), then JSON.
+  if head[4:9] == b'\0\0\0\0{':
     return _read_safetensors
   if head.startswith(b'PK'):
     return _read_zip
@@ -107,7 +116,7 @@ def _reader(head: bytes):
   )
 
 
-def _read_zip(file):
+def _read_zip(file: IO[bytes]) -> Contents:
   """A numpy or a PyTorch archive."""
   try:
     with zipfile.ZipFile(file) as archive:
@@ -133,7 +142,7 @@ def _read_zip(file):
       except Exception as e:
         if 'allow_pickle' in str(e):
           raise WeightsError(
-            f'{name} wants to run code: it holds Python objects'
+            f'{name} needs code to be run: it holds Python objects'
           ) from e
         raise WeightsError(f'{name} is damaged ({e})') from e
   metadata = {}
@@ -142,7 +151,7 @@ def _read_zip(file):
   return arrays, {**metadata, 'kind': 'npz'}
 
 
-def _read_safetensors(file):
+def _read_safetensors(file: IO[bytes]) -> Contents:
   import safetensors
 
   data = file.read()
@@ -169,17 +178,15 @@ def _read_safetensors(file):
   return arrays, {**metadata, 'kind': 'safetensors'}
 
 
-def _read_step(path, average: bool):
+def _read_step(path: epath.Path, average: bool) -> Contents:
   from vit_jax.weights.steps import CheckpointError, load_params
 
   try:
     arrays, metadata = load_params(path, average=average)
   except CheckpointError as e:
     raise WeightsError(str(e)) from e
-  return (
-    {name: _float32(x) for name, x in arrays.items()},
-    {**metadata, 'kind': 'step'},
-  )
+  arrays = {name: _float32(x) for name, x in arrays.items()}
+  return arrays, {**cast(dict[str, Any], metadata), 'kind': 'step'}
 
 
 def _float32(x: np.ndarray) -> np.ndarray:
@@ -201,7 +208,7 @@ def _download(name: str) -> str:
       'such as hf:timm/vit_base_patch16_224.augreg_in21k'
     )
   try:
-    import huggingface_hub
+    import huggingface_hub  # pyright: ignore[reportMissingImports]
   except ImportError as e:
     raise WeightsError(
       f'{name} needs huggingface_hub: pip install '

@@ -1,24 +1,40 @@
 """Which formats a model has, and the names and shapes of its parameters."""
 
+from collections.abc import Callable, Iterable
 import functools
 import importlib
-import math
 import pkgutil
+import types
 
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.preprocessing import as_size
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.rules import Rule
 
-# Every model has its own tree as a format.
+Shape = tuple[int, ...]
+Rules = list[Rule] | Callable[[nn.Module], list[Rule]]
+# Flax path -> the rule that names it, and its released name.
+Assignment = dict[str, tuple[Rule, str]]
+
+# The format 'flax', which every model has: the names of its own tree.
 FLAX = [Rule('params/(.*)', r'\1'), Rule('(batch_stats/.*)', r'\1')]
+
+# Parameters that a file may have and a model may lack: a difference that is
+# noted in the report, and no error.
+OPTIONAL = tuple(
+  f'params/{module}/{leaf}'
+  for module in ('head', 'head_dist', 'aux_head', 'pre_logits')
+  for leaf in ('kernel', 'bias')
+)
 
 
 @functools.cache
-def _modules():
+def _modules() -> list[types.ModuleType]:
   from vit_jax.weights import maps
 
   return [
@@ -27,12 +43,14 @@ def _modules():
   ]
 
 
-def map_module(model):
+def map_module(model: nn.Module) -> types.ModuleType | None:
   """The module of `maps` for a model's class (or a base of it), or None."""
-  return _find(model)[0]
+  return _maps_of(model)[0]
 
 
-def _find(model):
+def _maps_of(
+  model: nn.Module,
+) -> tuple[types.ModuleType | None, dict[str, Rules]]:
   for cls in type(model).__mro__:
     for module in _modules():
       if cls.__name__ in module.MAPS:
@@ -40,23 +58,24 @@ def _find(model):
   return None, {}
 
 
-def known_formats(model) -> dict[str, list[Rule]]:
+def known_formats(model: nn.Module) -> dict[str, list[Rule]]:
   """The formats a model loads from and saves to: {name: ordered rules}.
 
-  'npz' are the published Google files; 'big_vision', 'timm' and 'official'
-  (the authors' PyTorch code) speak for themselves; 'flax' is the model's own
-  tree.
+  'npz' is the naming of the published Google files; 'big_vision', 'timm' and
+  'official' (the authors' PyTorch code) are those of the code bases; 'flax' is
+  the model's own tree.
   """
   return {
     **{
       fmt: rules(model) if callable(rules) else rules
-      for fmt, rules in _find(model)[1].items()
+      for fmt, rules in _maps_of(model)[1].items()
     },
     'flax': FLAX,
   }
 
 
-def rules_of(model, fmt: str) -> list[Rule]:
+def rules_of(model: nn.Module, fmt: str) -> list[Rule]:
+  """The rules of one format; WeightsError names the known ones."""
   known = known_formats(model)
   if fmt not in known:
     raise WeightsError(
@@ -66,8 +85,8 @@ def rules_of(model, fmt: str) -> list[Rule]:
   return known[fmt]
 
 
-def assign(rules, paths) -> dict[str, tuple[Rule, str]]:
-  """Flax path -> its first matching rule and released name."""
+def assign(rules: list[Rule], paths: Iterable[str]) -> Assignment:
+  """The first matching rule of each path; paths without one are left out."""
   assigned = {}
   for path in paths:
     for rule in rules:
@@ -78,28 +97,30 @@ def assign(rules, paths) -> dict[str, tuple[Rule, str]]:
   return assigned
 
 
-def as_pair(image_size) -> tuple[int, int]:
-  if np.ndim(image_size) == 0:
-    return int(image_size), int(image_size)
-  height, width = image_size
-  return int(height), int(width)
+def model_shapes(
+  model: nn.Module, image_size: tuple[int, int]
+) -> tuple[dict[str, Shape], tuple[int, int] | None]:
+  """Shapes of a model's variables, by `jax.eval_shape`: nothing is computed.
 
+  Args:
+    model: a Linen module of this project.
+    image_size: (height, width).
 
-def model_shapes(model, image_size):
-  """Flat {path: shape} of a model's variables and the (h, w) of its patches.
-
-  By `jax.eval_shape`: nothing is computed. The grid is None for a model
-  without an intermediate 'stem' (B, h, w, D).
+  Returns:
+    {path: shape}, and the (height, width) of the patches, which is None for a
+    model without an intermediate 'stem' (B, h, w, D).
   """
   try:
     hash(model)
   except TypeError:  # a field such as a list
-    return _trace.__wrapped__(model, as_pair(image_size))
-  return _trace(model, as_pair(image_size))
+    return _trace.__wrapped__(model, image_size)
+  return _trace(model, image_size)
 
 
 @functools.lru_cache(maxsize=8)
-def _trace(model, image_size):
+def _trace(
+  model: nn.Module, image_size: tuple[int, int]
+) -> tuple[dict[str, Shape], tuple[int, int] | None]:
   (_, out), variables = jax.eval_shape(
     functools.partial(model.init_with_output, train=False),
     jax.random.key(0),
@@ -107,23 +128,30 @@ def _trace(model, image_size):
   )
   stem = out.get('stem')
   grid = stem.shape[1:3] if stem is not None and stem.ndim == 4 else None
-  return {
-    path: tuple(x.shape) for path, x in flatten_dict(variables, sep='/').items()
-  }, grid
+  shapes = {
+    path: tuple(x.shape)  # pyright: ignore[reportAttributeAccessIssue]
+    for path, x in flatten_dict(variables, sep='/').items()
+  }
+  return shapes, grid
 
 
-def unrolled(model):
+def unrolled(model: nn.Module) -> nn.Module:
   """The same model with its blocks one by one."""
   return model.clone(scan=False) if getattr(model, 'scan', False) else model
 
 
-def any_image_size(model) -> tuple[int, int]:
-  """A size that fits the model's patches, where only names matter."""
-  return tuple(
-    math.lcm(32 * p, 224) for p in as_pair(getattr(model, 'patch_size', 16))
+def any_image_size(model: nn.Module) -> tuple[int, int]:
+  """An image size that the model accepts, for uses where any size will do.
+
+  224 where the patches divide it, else 32 patches.
+  """
+  height, width = (
+    224 if 224 % p == 0 else 32 * p
+    for p in as_size(getattr(model, 'patch_size', 16))
   )
+  return height, width
 
 
-def abstract(shape) -> np.ndarray:
+def abstract(shape: Shape) -> np.ndarray:
   """An array of this shape without memory of its own."""
   return np.broadcast_to(np.float32(0), shape)

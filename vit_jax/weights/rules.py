@@ -1,13 +1,18 @@
-"""One rule says where a parameter lives in a released file, in both ways."""
+"""One rule says where a parameter is stored in a released file.
+
+The same rule is used for reading and for writing.
+"""
 
 from collections.abc import Callable
 import dataclasses
 import math
 import re
 
+import numpy as np
+
 
 class ShapeMismatch(ValueError):
-  """A released array that cannot be the parameter it is mapped to."""
+  """A released array whose shape does not fit the parameter of its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +28,14 @@ class Rule:
       'dense': (O, I) or (O, I, 1, 1) -> transpose -> reshape; 'conv':
       (O, I, h, w) -> (h, w, I, O); 'nd4': reshape, and written with leading
       axes of 1 up to four (GroupNorm and 1x1 kernels of Google's files).
-    part: (j, n): the j-th of n equal slices along axis 0 of the released
-      array (fused query, key, value).
+    chunk: (j, n) for the j-th of n equal slices along axis 0 of the released
+      array (fused query, key and value).
   """
 
   pattern: str
-  name: str | Callable[[re.Match], str]
+  name: str | Callable[[re.Match[str]], str]
   layout: str = 'same'
-  part: tuple[int, int] | None = None
+  chunk: tuple[int, int] | None = None
 
   def match(self, path: str) -> str | None:
     """The released name of a Flax path, None if the rule is not for it."""
@@ -39,14 +44,15 @@ class Rule:
       return None
     return self.name(m) if callable(self.name) else m.expand(self.name)
 
-  def to_flax(self, released, shape: tuple[int, ...]):
+  def to_flax(self, released: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The released array as a parameter of `shape`; a view where possible.
 
-    Raises ShapeMismatch if the array cannot have come from such a parameter.
+    Raises:
+      ShapeMismatch: no parameter of this shape is written as such an array.
     """
     x = released
-    if self.part is not None:
-      j, n = self.part
+    if self.chunk is not None:
+      j, n = self.chunk
       if not x.ndim or x.shape[0] % n:
         raise ShapeMismatch
       step = x.shape[0] // n
@@ -63,30 +69,31 @@ class Rule:
     elif self.layout == 'dense':
       if x.ndim < 2 or math.prod(x.shape[2:]) != 1:
         raise ShapeMismatch
-      x = x.reshape(x.shape[:2]).T
+      x = x.reshape(x.shape[0], x.shape[1]).T
       fits = x.shape[0] in (shape[0], math.prod(shape[:-1]))
-    else:  # a flat vector stands for a bias (H, K)
+    else:  # biases (H, K) of attention are flat vectors in PyTorch files
       fits = x.ndim == 1 or _squeeze(x.shape) == _squeeze(shape)
     if not fits:
       raise ShapeMismatch
     return x.reshape(shape)
 
-  def to_released(self, value, path: str, name: str):
-    """The parameter at `path` as its file has it (this part of it)."""
+  def to_released(self, value: np.ndarray, path: str, name: str) -> np.ndarray:
+    """The parameter at `path` as its file has it: this rule's chunk of it."""
     shape = value.shape
     ones = (1,) * (4 - len(shape))
     if self.layout == 'conv':
       return value.reshape(ones + shape).transpose(3, 2, 0, 1)
     if self.layout == 'dense':
-      # (D, H, K) has D inputs; (H, K, D) and patches (h, w, C, D) all but D.
+      # The output kernel of attention, (H, K, D), and patch kernels,
+      # (h, w, C, D), have D outputs; query, key and value, (D, H, K), D inputs.
       heads_last = len(shape) == 3 and not path.endswith('/out/kernel')
       inputs = shape[0] if heads_last else math.prod(shape[:-1])
       return value.reshape(inputs, -1).T
     if self.layout == 'nd4':
       return value.reshape(ones + shape)
-    # PyTorch has biases (H, K) flat.
+    # PyTorch files have the biases (H, K) of attention as flat vectors.
     return value.reshape(-1) if name.endswith('.bias') else value
 
 
-def _squeeze(shape) -> tuple[int, ...]:
-  return tuple(d for d in shape if d != 1)
+def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return tuple(n for n in shape if n != 1)

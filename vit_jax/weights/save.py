@@ -1,17 +1,23 @@
 """A model's variables -> released names, arrays and files."""
 
+from collections.abc import Mapping, Sequence
 import json
+import os
+from typing import Any
 
 from etils import epath
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 import numpy as np
 
+from vit_jax import files
+from vit_jax.preprocessing import as_size
 from vit_jax.weights import naming
 from vit_jax.weights.blocks import unstack_blocks
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.formats import METADATA
 
-# Formats to try for a file, first to last; 'flax' always works.
+# Formats to try for each kind of file, in this order; 'flax' always works.
 _PREFERRED = {
   '.npz': ('npz', 'flax'),
   '.safetensors': ('timm', 'official', 'flax'),
@@ -21,10 +27,10 @@ _WITH_COLLECTION = ('flax', 'big_vision')
 
 
 def save_weights(
-  variables,
-  model,
-  path,
-  metadata: dict | None = None,
+  variables: Mapping[str, Any],
+  model: nn.Module,
+  path: str | os.PathLike,
+  metadata: dict[str, Any] | None = None,
   *,
   fmt: str | None = None,
 ) -> str:
@@ -39,8 +45,9 @@ def save_weights(
     model: the module they belong to.
     path: .npz (published Google names where the model has them, else the
       names of its own tree) or .safetensors (timm's names, or the official
-      ones, or those of its own tree); local or remote. Appears when complete.
-    metadata: travels with the file, as JSON; 'classes' are class names,
+      ones, or those of its own tree); local or remote. The file appears under
+      its name when it is complete.
+    metadata: stored in the file as JSON; 'classes' are class names,
       'image_size' tells the grid of a position table that is not square.
     fmt: another format of `known_formats(model)`.
 
@@ -60,41 +67,44 @@ def save_weights(
     arrays, fmt = _first_complete(variables, model, _PREFERRED[path.suffix])
   else:
     arrays = to_state_dict(variables, model, fmt)
-  partial = path.parent / f'{path.name}.partial'
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.suffix == '.npz':
     if metadata:
       arrays[METADATA] = np.array(json.dumps(metadata))
-    with partial.open('wb') as file:
-      np.savez(file, **arrays)
+    with files.open_atomically(path, 'wb') as file:
+      np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
   else:
     from safetensors.numpy import save
 
     header = {'format': 'pt'}
     if metadata:
       header[METADATA] = json.dumps(metadata)
-    partial.write_bytes(save(arrays, header))
-  partial.replace(path)
+    files.write_atomically(path, save(arrays, header))
   return fmt
 
 
-def _first_complete(variables, model, candidates):
+def _first_complete(
+  variables: Mapping[str, Any], model: nn.Module, candidates: Sequence[str]
+) -> tuple[dict[str, np.ndarray], str]:
+  """The arrays in the first format that names every parameter."""
   known = naming.known_formats(model)
-  candidates = [fmt for fmt in candidates if fmt in known]
-  for fmt in candidates:
+  *first, last = [fmt for fmt in candidates if fmt in known]
+  for fmt in first:
     try:
       return to_state_dict(variables, model, fmt), fmt
     except WeightsError:
-      if fmt == candidates[-1]:
-        raise
+      continue
+  return to_state_dict(variables, model, last), last
 
 
-def to_state_dict(variables, model, fmt: str) -> dict[str, np.ndarray]:
+def to_state_dict(
+  variables: Mapping[str, Any], model: nn.Module, fmt: str
+) -> dict[str, np.ndarray]:
   """A model's variables as {released name: array} of a format.
 
   Args:
-    variables: {'params': ..., 'batch_stats': ...}.
-    model: the module they belong to; stacked blocks are taken apart.
+    variables: {'params': ..., 'batch_stats': ...}; stacked blocks are split.
+    model: the module they belong to.
     fmt: a key of `known_formats(model)`.
 
   Raises:
@@ -110,26 +120,36 @@ def to_state_dict(variables, model, fmt: str) -> dict[str, np.ndarray]:
     flat = unstack_blocks(flat, naming.model_shapes(plain, size)[0])
   return {
     name: np.ascontiguousarray(
-      np.concatenate(parts) if len(parts) > 1 else parts[0]
+      np.concatenate(chunks) if len(chunks) > 1 else chunks[0]
     )
-    for name, parts in _pieces(flat, plain, fmt).items()
+    for name, chunks in _chunks(flat, plain, fmt).items()
   }
 
 
-def released_shapes(model, image_size, fmt: str) -> dict[str, tuple]:
-  """{released name: shape} of a model's file in a format, without arrays."""
+def released_shapes(
+  model: nn.Module, image_size: int | Sequence[int], fmt: str
+) -> dict[str, tuple[int, ...]]:
+  """{released name: shape} of a model's file in a format, without arrays.
+
+  Args:
+    model: a Linen module of this project.
+    image_size: int or (height, width).
+    fmt: a key of `known_formats(model)`.
+  """
   plain = naming.unrolled(model)
-  flat = {
-    path: naming.abstract(shape)
-    for path, shape in naming.model_shapes(plain, image_size)[0].items()
-  }
+  shapes, _ = naming.model_shapes(plain, as_size(image_size))
+  flat = {path: naming.abstract(shape) for path, shape in shapes.items()}
   return {
-    name: (sum(x.shape[0] for x in parts), *parts[0].shape[1:])
-    for name, parts in _pieces(flat, plain, fmt).items()
+    name: (sum(x.shape[0] for x in chunks), *chunks[0].shape[1:])
+    if len(chunks) > 1
+    else chunks[0].shape
+    for name, chunks in _chunks(flat, plain, fmt).items()
   }
 
 
-def _pieces(flat, model, fmt) -> dict[str, list[np.ndarray]]:
+def _chunks(
+  flat: dict[str, np.ndarray], model: nn.Module, fmt: str
+) -> dict[str, list[np.ndarray]]:
   """Released name -> the arrays that are concatenated under it."""
   if fmt == 'big_vision':
     flat = _fold_class_row(flat)
@@ -141,25 +161,30 @@ def _pieces(flat, model, fmt) -> dict[str, list[np.ndarray]]:
       f'{", ".join(lost[:5])}{" and others" if len(lost) > 5 else ""}. Save '
       "as flat Flax names instead (fmt='flax')"
     )
-  pieces = {}
+  numbered: dict[str, dict[int, np.ndarray]] = {}
   for path, (rule, name) in assigned.items():
-    part, _ = rule.part or (0, 1)
+    number, _ = rule.chunk or (0, 1)
     if fmt in _WITH_COLLECTION and not name.startswith('batch_stats/'):
       name = f'params/{name}'
-    parts = pieces.setdefault(name, {})
-    if part in parts:
+    chunks = numbered.setdefault(name, {})
+    if number in chunks:
       raise WeightsError(
         f'format {fmt} of {type(model).__name__} gives two '
         f'parameters the name {name}'
       )
-    parts[part] = rule.to_released(flat[path], path, name)
+    chunks[number] = rule.to_released(flat[path], path, name)
   return {
-    name: [parts[j] for j in sorted(parts)] for name, parts in pieces.items()
+    name: [chunks[j] for j in sorted(chunks)]
+    for name, chunks in numbered.items()
   }
 
 
-def _fold_class_row(flat: dict) -> dict:
-  """big_vision adds its table before the class token: row 0 goes into it."""
+def _fold_class_row(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Adds row 0 of the position table to the class token.
+
+  big_vision adds its table to the patches before it prepends the class token,
+  so its table has no row for the token.
+  """
   table = 'params/Transformer/posembed_input/pos_embedding'
   if 'params/cls' not in flat or table not in flat:
     return flat

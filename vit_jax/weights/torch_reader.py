@@ -1,9 +1,9 @@
 """Reads PyTorch checkpoints without PyTorch and without running their code.
 
-A checkpoint is a pickle, and a pickle is a program. The unpickler here knows
-the handful of names that tensors and plain containers need and refuses any
-other, by name. Both layouts are read: the zip archive (since PyTorch 1.6) and
-the stream of pickles before it.
+A checkpoint is a pickle, and unpickling can run any function. The unpickler
+here knows the few names that tensors and plain containers need, and refuses
+every other one with a message that names it. Both layouts are read: the zip
+archive (since PyTorch 1.6) and the older stream of pickles.
 """
 
 import collections
@@ -11,6 +11,7 @@ import dataclasses
 import io
 import math
 import pickle
+from typing import IO, Any
 import zipfile
 
 import numpy as np
@@ -30,8 +31,8 @@ _DTYPES = {
   'ByteStorage': 'u1',
   'BoolStorage': '?',
 }
-# What training scripts put beside the weights. Never built: a value of such a
-# type becomes an empty placeholder.
+# Types that training scripts store beside the weights. They are never built: a
+# value of such a type becomes an empty placeholder.
 _INERT = {
   ('argparse', 'Namespace'),
   ('pathlib', 'PosixPath'),
@@ -47,7 +48,7 @@ _INERT = {
 
 
 class _Inert:
-  """Takes any arguments and state, and keeps none."""
+  """Placeholder that accepts any arguments and state, and keeps none."""
 
   def __new__(cls, *args, **kwargs):
     return object.__new__(cls)
@@ -68,8 +69,9 @@ class _Storage:
   numel: int
   data: np.ndarray | None = None
 
-  def fill(self, raw, byteorder: str):
-    dtype = np.dtype(_DTYPES[self.kind]).newbyteorder(byteorder)
+  def fill(self, raw: bytes, byteorder: str) -> None:
+    """Reads the values; `byteorder` is '<' or '>'."""
+    dtype = np.dtype(f'{byteorder}{np.dtype(_DTYPES[self.kind]).str[1:]}')
     if len(raw) < self.numel * dtype.itemsize:
       raise WeightsError(
         f'a storage of {self.numel} {self.kind} values has '
@@ -110,6 +112,8 @@ class _Tensor:
     )
     if last >= self.storage.numel:
       raise WeightsError('a tensor that reaches beyond its storage')
+    if self.storage.data is None:
+      raise WeightsError('a tensor whose storage is missing')
     data = self.storage.data[self.offset :]
     return np.lib.stride_tricks.as_strided(
       data, self.size, [s * data.itemsize for s in self.stride], writeable=False
@@ -147,13 +151,13 @@ class _Unpickler(pickle.Unpickler):
     if (module, name) in _ALLOWED:
       return _ALLOWED[module, name]
     if module in ('torch', 'torch.storage') and name in _DTYPES:
-      return name  # storages are only ever named in persistent ids
+      return name  # a storage's type is only used as a key of _DTYPES
     if (module, name) in _INERT:
       return _Inert
     raise WeightsError(
-      f'it wants to run code: its pickle asks for {module}.{name}. Only '
+      f'it needs code to be run: its pickle calls {module}.{name}. Only '
       'tensors and plain containers are read. If you trust the file, save '
-      'its state dict as .safetensors with the program it came from'
+      'its state dict as .safetensors with the program that wrote it'
     )
 
   def persistent_load(self, pid):
@@ -179,7 +183,8 @@ def _unpickle(file, load_storage=None):
     raise WeightsError(f'its pickle is damaged or truncated ({e})') from e
 
 
-def _read_zip(file):
+def _read_zip(file: IO[bytes]) -> Any:
+  """The unpickled tree of a zip archive."""
   with zipfile.ZipFile(file) as archive:
     names = set(archive.namelist())
     pickles = [n for n in names if n.endswith('/data.pkl')]
@@ -208,7 +213,8 @@ def _read_zip(file):
     return _unpickle(io.BytesIO(archive.read(pickles[0])), load_storage)
 
 
-def _read_legacy(file):
+def _read_legacy(file: IO[bytes]) -> Any:
+  """The unpickled tree of a stream of pickles (before PyTorch 1.6)."""
   if _unpickle(file) != _LEGACY_MAGIC:
     raise WeightsError('it is a pickle, but not of a PyTorch checkpoint')
   _unpickle(file)  # protocol version
@@ -244,7 +250,7 @@ def _read_legacy(file):
   return tree
 
 
-def _state_dict(tree) -> dict:
+def _state_dict(tree: Any) -> dict[str, Any]:
   """The weights inside a training checkpoint."""
   for _ in range(3):
     if not isinstance(tree, dict):
@@ -265,14 +271,15 @@ def _state_dict(tree) -> dict:
   raise WeightsError('it holds no dictionary of tensors')
 
 
-def read_torch(file) -> dict[str, np.ndarray]:
+def read_torch(file: IO[bytes]) -> dict[str, np.ndarray]:
   """The tensors of a checkpoint open in binary mode, by name.
 
-  The dictionary under 'model' or 'state_dict' is taken where there is one
-  (averages beside it are not), and half precision becomes float32.
+  The dictionary under 'model' or 'state_dict' is read where there is one (a
+  moving average that is stored beside it is not), and half precision becomes
+  float32.
 
   Raises:
-    WeightsError: truncated, not a checkpoint, or in need of running code.
+    WeightsError: truncated, not a checkpoint, or loading it would run code.
   """
   legacy = file.read(2) != b'PK'
   file.seek(0)

@@ -1,49 +1,13 @@
 """Names of CeiT files: the released ones and those of a reimplementation.
 
 'official' is coeusguo/ceit, whose files keep the state under `model`;
-'rishikksh20' is rishikksh20/CeiT-pytorch. Not in timm.
+'rishikksh20' is rishikksh20/CeiT-pytorch. timm has no CeiT.
 """
 
 from vit_jax.weights.rules import Rule
+from vit_jax.weights.torch_rules import attention, batch_norm, layer, mlp, norm
 
-_BLOCK = r'params/block_(\d+)'
-_BN = (
-  ('params', 'scale', 'weight'),
-  ('params', 'bias', 'bias'),
-  ('batch_stats', 'mean', 'running_mean'),
-  ('batch_stats', 'var', 'running_var'),
-)
-
-
-def _norm(flax: str, torch: str) -> list[Rule]:
-  return [
-    Rule(f'{flax}/scale', f'{torch}.weight'),
-    Rule(f'{flax}/bias', f'{torch}.bias'),
-  ]
-
-
-def _batch_norm(flax: str, torch: str) -> list[Rule]:
-  return [
-    Rule(f'{collection}/{flax}/{ours}', f'{torch}.{theirs}')
-    for collection, ours, theirs in _BN
-  ]
-
-
-def _layer(flax: str, torch: str, layout: str = 'dense') -> list[Rule]:
-  return [
-    Rule(f'{flax}/kernel', f'{torch}.weight', layout),
-    Rule(f'{flax}/bias', f'{torch}.bias'),
-  ]
-
-
-def _attention(flax: str, qkv: str, out: str) -> list[Rule]:
-  rules = _layer(f'{flax}/out', out)
-  for j, which in enumerate(('query', 'key', 'value')):
-    rules += [
-      Rule(f'{flax}/{which}/kernel', f'{qkv}.weight', 'dense', (j, 3)),
-      Rule(f'{flax}/{which}/bias', f'{qkv}.bias', 'same', (j, 3)),
-    ]
-  return rules
+_BLOCK = r'block_(\d+)'
 
 
 def _official() -> list[Rule]:
@@ -51,68 +15,65 @@ def _official() -> list[Rule]:
     Rule('params/cls', 'cls_token'),
     Rule('params/pos_embedding', 'pos_embed'),
     Rule('params/pos_layer_embedding', 'pos_layer_embed'),
-    *_layer('params/i2t/conv', 'i2t.backbone.conv', 'conv'),
-    *_batch_norm('i2t/bn', 'i2t.backbone.bn'),
-    *_layer('params/i2t/proj', 'i2t.proj', 'conv'),
-    *_norm('params/encoder_norm', 'norm'),
-    *_layer('params/head', 'head'),
+    *layer('i2t/conv', 'i2t.backbone.conv', 'conv'),
+    *batch_norm('i2t/bn', 'i2t.backbone.bn'),
+    *layer('i2t/proj', 'i2t.proj', 'conv'),
+    *norm('encoder_norm', 'norm'),
+    *layer('head', 'head'),
+    *mlp('lca/mlp', 'lca.feedforward'),
   ]
-  for flax, torch in ((_BLOCK, r'blocks.\1'), ('params/lca', 'lca')):
+  for flax, torch in ((_BLOCK, r'blocks.\1'), ('lca', 'lca')):
     rules += [
-      *_norm(f'{flax}/LayerNorm_0', f'{torch}.norm1'),
-      *_norm(f'{flax}/LayerNorm_1', f'{torch}.norm2'),
-      *_attention(f'{flax}/attn', f'{torch}.attn.qkv', f'{torch}.attn.proj'),
+      *norm(f'{flax}/LayerNorm_0', f'{torch}.norm1'),
+      *norm(f'{flax}/LayerNorm_1', f'{torch}.norm2'),
+      *attention(f'{flax}/attn', f'{torch}.attn.qkv', f'{torch}.attn.proj'),
     ]
   for i in (1, 2, 3):
-    rules += _layer(
-      f'{_BLOCK}/leff/conv{i}', rf'blocks.\1.leff.conv{i}', 'conv'
-    )
-    rules += _batch_norm(rf'block_(\d+)/leff/bn{i}', rf'blocks.\1.leff.bn{i}')
-  for i in (0, 1):
-    rules += _layer(f'params/lca/mlp/Dense_{i}', f'lca.feedforward.fc{i + 1}')
+    leff = r'blocks.\1.leff'
+    rules += [
+      *layer(f'{_BLOCK}/leff/conv{i}', f'{leff}.conv{i}', 'conv'),
+      *batch_norm(f'{_BLOCK}/leff/bn{i}', f'{leff}.bn{i}'),
+    ]
   return rules
 
 
 def _rishikksh20() -> list[Rule]:
-  layer = r'transformer.layers.\1'
+  torch = r'transformer.layers.\1'
+  lca = 'LCA.layers.0'
   rules = [
     Rule('params/cls', 'cls_token'),
     Rule('params/pos_embedding', 'pos_embedding'),
-    *_layer('params/i2t/conv', 'conv.0', 'conv'),
-    *_batch_norm('i2t/bn', 'conv.1'),
-    # A linear map of patches that are cut out as (row, column, channel).
-    *_layer('params/i2t/proj', 'to_patch_embedding.1'),
-    *_norm(f'{_BLOCK}/LayerNorm_0', f'{layer}.0.fn.norm'),
-    *_attention(
-      f'{_BLOCK}/attn', f'{layer}.0.fn.fn.to_qkv', f'{layer}.0.fn.fn.to_out.0'
+    *layer('i2t/conv', 'conv.0', 'conv'),
+    *batch_norm('i2t/bn', 'conv.1'),
+    # A dense layer on patches that are flattened as (row, column, channel).
+    *layer('i2t/proj', 'to_patch_embedding.1'),
+    *norm(f'{_BLOCK}/LayerNorm_0', f'{torch}.0.fn.norm'),
+    *attention(
+      f'{_BLOCK}/attn', f'{torch}.0.fn.fn.to_qkv', f'{torch}.0.fn.fn.to_out.0'
     ),
-    *_norm(f'{_BLOCK}/LayerNorm_1', f'{layer}.1.fn.norm'),
-    *_norm('params/lca/LayerNorm_0', 'LCA.layers.0.0.norm'),
-    *_attention(
-      'params/lca/attn',
-      'LCA.layers.0.0.fn.to_qkv',
-      'LCA.layers.0.0.fn.to_out.0',
-    ),
-    *_norm('params/lca/LayerNorm_1', 'LCA.layers.0.1.norm'),
-    *_layer('params/lca/mlp/Dense_0', 'LCA.layers.0.1.fn.net.0'),
-    *_layer('params/lca/mlp/Dense_1', 'LCA.layers.0.1.fn.net.3'),
-    *_norm('params/encoder_norm', 'mlp_head.0'),
-    *_layer('params/head', 'mlp_head.1'),
+    *norm(f'{_BLOCK}/LayerNorm_1', f'{torch}.1.fn.norm'),
+    *norm('lca/LayerNorm_0', f'{lca}.0.norm'),
+    *attention('lca/attn', f'{lca}.0.fn.to_qkv', f'{lca}.0.fn.to_out.0'),
+    *norm('lca/LayerNorm_1', f'{lca}.1.norm'),
+    *layer('lca/mlp/Dense_0', f'{lca}.1.fn.net.0'),
+    *layer('lca/mlp/Dense_1', f'{lca}.1.fn.net.3'),
+    *norm('encoder_norm', 'mlp_head.0'),
+    *layer('head', 'mlp_head.1'),
   ]
-  for i, (linear, norm, layout) in enumerate(
+  for i, (convolution, layout, normalization) in enumerate(
     (
-      ('up_proj.0', 'up_proj.2', 'dense'),
-      ('depth_conv.0', 'depth_conv.1', 'conv'),
-      ('down_proj.0', 'down_proj.2', 'dense'),
+      ('up_proj.0', 'dense', 'up_proj.2'),
+      ('depth_conv.0', 'conv', 'depth_conv.1'),
+      ('down_proj.0', 'dense', 'down_proj.2'),
     ),
     start=1,
   ):
-    rules += _layer(
-      f'{_BLOCK}/leff/conv{i}', f'{layer}.1.fn.fn.{linear}', layout
-    )
-    rules += _batch_norm(rf'block_(\d+)/leff/bn{i}', f'{layer}.1.fn.fn.{norm}')
+    leff = f'{torch}.1.fn.fn'
+    rules += [
+      *layer(f'{_BLOCK}/leff/conv{i}', f'{leff}.{convolution}', layout),
+      *batch_norm(f'{_BLOCK}/leff/bn{i}', f'{leff}.{normalization}'),
+    ]
   return rules
 
 
 MAPS = {'CeiT': {'official': _official(), 'rishikksh20': _rishikksh20()}}
-IGNORED = [r'.*\.num_batches_tracked']

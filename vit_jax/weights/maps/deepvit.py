@@ -1,82 +1,33 @@
-"""Names of the released DeepViT files (not in timm)."""
+"""Names of the released DeepViT files. timm has no DeepViT."""
 
 from vit_jax.weights.rules import Rule
+from vit_jax.weights.torch_rules import attention, batch_norm, layer, mlp, norm
 
-_BLOCK = r'params/block_(\d+)'
-_BN = (
-  ('params', 'scale', 'weight'),
-  ('params', 'bias', 'bias'),
-  ('batch_stats', 'mean', 'running_mean'),
-  ('batch_stats', 'var', 'running_var'),
-)
+_BLOCK, _TORCH = r'block_(\d+)', r'blocks.\1'
 
 
 def _rules() -> list[Rule]:
   rules = [
     Rule('params/cls', 'cls_token'),
     Rule('params/pos_embedding', 'pos_embed'),
-    # One convolution, or the last of the convolutional embedding.
-    Rule(
-      'params/(embedding|patch_embed/proj)/kernel',
-      'patch_embed.proj.weight',
-      'conv',
-    ),
-    Rule('params/(embedding|patch_embed/proj)/bias', 'patch_embed.proj.bias'),
-    Rule(
-      f'{_BLOCK}/attn/reattn/kernel',
-      r'blocks.\1.attn.reatten_matrix.weight',
-      'conv',
-    ),  # 1x1
-    Rule(f'{_BLOCK}/attn/reattn/bias', r'blocks.\1.attn.reatten_matrix.bias'),
-    Rule(f'{_BLOCK}/attn/out/kernel', r'blocks.\1.attn.proj.weight', 'dense'),
-    Rule(f'{_BLOCK}/attn/out/bias', r'blocks.\1.attn.proj.bias'),
-    Rule('params/encoder_norm/scale', 'norm.weight'),
-    Rule('params/encoder_norm/bias', 'norm.bias'),
-    Rule('params/head/kernel', 'head.weight', 'dense'),
-    Rule('params/head/bias', 'head.bias'),
+    # The patch embedding, or the last layer of the convolutional one.
+    *layer('(?:embedding|patch_embed/proj)', 'patch_embed.proj', 'conv'),
+    *attention(f'{_BLOCK}/attn', f'{_TORCH}.attn.qkv', f'{_TORCH}.attn.proj'),
+    # A matrix over the heads here, a 1x1 convolution in the file.
+    *layer(f'{_BLOCK}/attn/reattn', f'{_TORCH}.attn.reatten_matrix', 'conv'),
+    *batch_norm(f'{_BLOCK}/attn/reattn_norm', f'{_TORCH}.attn.var_norm'),
+    *norm(f'{_BLOCK}/LayerNorm_0', f'{_TORCH}.norm1'),
+    *norm(f'{_BLOCK}/LayerNorm_1', f'{_TORCH}.norm2'),
+    *mlp(f'{_BLOCK}/mlp', f'{_TORCH}.mlp'),
+    *norm('encoder_norm', 'norm'),
+    *layer('head', 'head'),
   ]
-  for j, which in enumerate(('query', 'key', 'value')):
-    rules += [
-      Rule(
-        f'{_BLOCK}/attn/{which}/kernel',
-        r'blocks.\1.attn.qkv.weight',
-        'dense',
-        (j, 3),
-      ),
-      Rule(
-        f'{_BLOCK}/attn/{which}/bias',
-        r'blocks.\1.attn.qkv.bias',
-        'same',
-        (j, 3),
-      ),
-    ]
   for i in (0, 1):
     rules += [
-      Rule(
-        f'params/patch_embed/conv_{i}/kernel',
-        f'patch_embed.conv{i + 1}.weight',
-        'conv',
-      ),
-      Rule(f'{_BLOCK}/LayerNorm_{i}/scale', rf'blocks.\1.norm{i + 1}.weight'),
-      Rule(f'{_BLOCK}/LayerNorm_{i}/bias', rf'blocks.\1.norm{i + 1}.bias'),
-      Rule(
-        f'{_BLOCK}/mlp/Dense_{i}/kernel',
-        rf'blocks.\1.mlp.fc{i + 1}.weight',
-        'dense',
-      ),
-      Rule(f'{_BLOCK}/mlp/Dense_{i}/bias', rf'blocks.\1.mlp.fc{i + 1}.bias'),
-    ]
-  for collection, flax, torch in _BN:
-    rules += [
-      Rule(
-        rf'{collection}/block_(\d+)/attn/reattn_norm/{flax}',
-        rf'blocks.\1.attn.var_norm.{torch}',
-      ),
-      Rule(f'{collection}/patch_embed/bn_0/{flax}', f'patch_embed.bn1.{torch}'),
-      Rule(f'{collection}/patch_embed/bn_1/{flax}', f'patch_embed.bn2.{torch}'),
+      *layer(f'patch_embed/conv_{i}', f'patch_embed.conv{i + 1}', 'conv'),
+      *batch_norm(f'patch_embed/bn_{i}', f'patch_embed.bn{i + 1}'),
     ]
   return rules
 
 
 MAPS = {'DeepViT': {'official': _rules()}}
-IGNORED = [r'.*\.num_batches_tracked']

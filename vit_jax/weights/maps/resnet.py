@@ -1,8 +1,8 @@
 """Names of released BiT (ResNet-V2) files.
 
-'npz': the published Google files, TensorFlow scopes (some number their
-convolutions). 'official': big_transfer's PyTorch model. 'timm': timm's
-`resnetv2_*_bit`. The V1 net has Linen names only.
+'npz': the published Google files with the scopes of TensorFlow. 'official':
+big_transfer's PyTorch model. 'timm': timm's `resnetv2_*_bit`. There are no
+released files of the V1 net, which has the format 'flax' alone.
 """
 
 from vit_jax.weights.rules import Rule
@@ -51,7 +51,8 @@ def _official() -> list[Rule]:
 
 
 def _timm() -> list[Rule]:
-  def unit(rest):  # numbered from 0
+  def unit(rest: str):
+    """A name inside a unit; timm numbers stages and units from 0."""
     return lambda m: (
       f'stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.'
       + rest.format(*m.groups()[2:])
@@ -73,5 +74,5 @@ def _timm() -> list[Rule]:
 
 
 MAPS = {'BiT': {'npz': _npz(), 'official': _official(), 'timm': _timm()}}
-IGNORED: list[str] = []
+# Some files number their convolutions and norms: 'standardized_conv2d_17'.
 ALIASES = [(r'(standardized_conv2d|group_norm|conv2d)_\d+', r'\1')]

@@ -1,17 +1,20 @@
 """Names of released ViT files, hybrids and area attention included.
 
-'npz': the published Google files, written before Linen: sub-modules are
-numbered by position, across classes. 'big_vision': Linen names, and the
-position table, without a class-token row, at the top. 'timm': timm, DeiT and
-DINOv2. 'official' (of models with area attention): the area-attention project.
-Linen names as they are need no map.
+'npz': the published Google files, written before Linen, which number the
+sub-modules of a block by their position whatever their class. 'big_vision':
+Linen names, but the position table is at the top level and has no row for the
+class token. 'timm': timm, DeiT and DINOv2. 'official': the area-attention
+project. Files with plain Linen names are in the format 'flax'.
 """
 
+from vit_jax.models.vit import ViT
 from vit_jax.weights.rules import Rule
+from vit_jax.weights.torch_rules import attention, fused, layer, mlp, norm
 
-_QKV = ('query', 'key', 'value')
-_BLOCK = r'params/Transformer/encoderblock_(\d+)'
-_STEM = r'params/block(\d+)/unit(\d+)'
+_BLOCK = r'Transformer/encoderblock_(\d+)'
+_TIMM_BLOCK = r'blocks.\1'
+_ATTENTION = 'MultiHeadDotProductAttention_0'
+_STEM = r'block(\d+)/unit(\d+)'
 _GROUP_NORM = r'params/((?:.*/)?gn(?:\d|_root|_proj)/(?:scale|bias))'
 
 
@@ -41,7 +44,8 @@ def _timm_stem(root_only: bool) -> list[Rule]:
   backbone = 'patch_embed.backbone'
   root = backbone if root_only else f'{backbone}.stem'
 
-  def unit(rest):  # numbered from 0
+  def unit(rest: str):
+    """A name inside a unit; timm numbers stages and units from 0."""
     return lambda m: (
       f'{backbone}.stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.'
       + rest.format(*m.groups()[2:])
@@ -49,168 +53,103 @@ def _timm_stem(root_only: bool) -> list[Rule]:
 
   rules = [
     Rule('params/conv_root/kernel', f'{root}.conv.weight', 'conv'),
-    Rule(rf'{_STEM}/conv(\d)/kernel', unit('conv{}.weight'), 'conv'),
-    Rule(f'{_STEM}/conv_proj/kernel', unit('downsample.conv.weight'), 'conv'),
+    *norm('gn_root', f'{root}.norm'),
+    Rule(rf'params/{_STEM}/conv(\d)/kernel', unit('conv{}.weight'), 'conv'),
+    Rule(
+      f'params/{_STEM}/conv_proj/kernel',
+      unit('downsample.conv.weight'),
+      'conv',
+    ),
   ]
   for flax, torch in (('scale', 'weight'), ('bias', 'bias')):
     rules += [
-      Rule(f'params/gn_root/{flax}', f'{root}.norm.{torch}'),
-      Rule(rf'{_STEM}/gn(\d)/{flax}', unit(f'norm{{}}.{torch}')),
-      Rule(f'{_STEM}/gn_proj/{flax}', unit(f'downsample.norm.{torch}')),
+      Rule(rf'params/{_STEM}/gn(\d)/{flax}', unit(f'norm{{}}.{torch}')),
+      Rule(f'params/{_STEM}/gn_proj/{flax}', unit(f'downsample.norm.{torch}')),
     ]
   return rules
 
 
 def encoder_rules() -> list[Rule]:
   """timm names of the tokens, blocks and heads; DeiT has the same."""
-  rules = [
+  return [
     Rule('params/cls', 'cls_token'),
     Rule('params/Transformer/posembed_input/pos_embedding', 'pos_embed'),
-    Rule('params/embedding/kernel', 'patch_embed.proj.weight', 'conv'),
-    Rule('params/embedding/bias', 'patch_embed.proj.bias'),
-    Rule(rf'{_BLOCK}/gamma_(\d)', r'blocks.\1.ls\2.gamma'),
-    Rule(
-      f'{_BLOCK}/MultiHeadDotProductAttention_0/out/kernel',
-      r'blocks.\1.attn.proj.weight',
-      'dense',
+    *layer('embedding', 'patch_embed.proj', 'conv'),
+    Rule(rf'params/{_BLOCK}/gamma_(\d)', rf'{_TIMM_BLOCK}.ls\2.gamma'),
+    *attention(
+      f'{_BLOCK}/{_ATTENTION}',
+      f'{_TIMM_BLOCK}.attn.qkv',
+      f'{_TIMM_BLOCK}.attn.proj',
     ),
-    Rule(
-      f'{_BLOCK}/MultiHeadDotProductAttention_0/out/bias',
-      r'blocks.\1.attn.proj.bias',
-    ),
-    Rule(r'params/(head\w*)/kernel', r'\1.weight', 'dense'),
-    Rule(r'params/(head\w*)/bias', r'\1.bias'),
-    Rule('params/pre_logits/kernel', 'pre_logits.fc.weight', 'dense'),
-    Rule('params/pre_logits/bias', 'pre_logits.fc.bias'),
+    *mlp(f'{_BLOCK}/MlpBlock_0', f'{_TIMM_BLOCK}.mlp'),
+    *norm(f'{_BLOCK}/LayerNorm_0', f'{_TIMM_BLOCK}.norm1'),
+    *norm(f'{_BLOCK}/LayerNorm_1', f'{_TIMM_BLOCK}.norm2'),
+    *norm('Transformer/encoder_norm', 'norm'),
+    *norm('fc_norm', 'fc_norm'),
+    *layer('pre_logits', 'pre_logits.fc'),
+    *layer(r'(head\w*)', r'\1'),
   ]
-  for j, which in enumerate(_QKV):
-    attention = f'{_BLOCK}/MultiHeadDotProductAttention_0/{which}'
-    rules += [
-      Rule(
-        f'{attention}/kernel', r'blocks.\1.attn.qkv.weight', 'dense', (j, 3)
-      ),
-      Rule(f'{attention}/bias', r'blocks.\1.attn.qkv.bias', 'same', (j, 3)),
-    ]
-  for i in (0, 1):
-    rules += [
-      Rule(
-        f'{_BLOCK}/MlpBlock_0/Dense_{i}/kernel',
-        rf'blocks.\1.mlp.fc{i + 1}.weight',
-        'dense',
-      ),
-      Rule(
-        f'{_BLOCK}/MlpBlock_0/Dense_{i}/bias', rf'blocks.\1.mlp.fc{i + 1}.bias'
-      ),
-    ]
-  for flax, torch in (('scale', 'weight'), ('bias', 'bias')):
-    rules += [
-      Rule(f'{_BLOCK}/LayerNorm_0/{flax}', rf'blocks.\1.norm1.{torch}'),
-      Rule(f'{_BLOCK}/LayerNorm_1/{flax}', rf'blocks.\1.norm2.{torch}'),
-      Rule(f'params/Transformer/encoder_norm/{flax}', f'norm.{torch}'),
-      Rule(f'params/fc_norm/{flax}', f'fc_norm.{torch}'),
-    ]
-  return rules
 
 
 def _timm_pool() -> list[Rule]:
   """timm's attention pooling (SigLIP), big_vision's MAP head."""
-  attention = 'params/MAPHead_0/MultiHeadDotProductAttention_0'
-  rules = [Rule('params/MAPHead_0/probe', 'attn_pool.latent')]
-  for leaf, torch, layout in (
-    ('kernel', 'weight', 'dense'),
-    ('bias', 'bias', 'same'),
-  ):
-    mlp = 'params/MAPHead_0/MlpBlock_0'
-    rules += [
-      Rule(f'{attention}/query/{leaf}', f'attn_pool.q.{torch}', layout),
-      Rule(f'{attention}/key/{leaf}', f'attn_pool.kv.{torch}', layout, (0, 2)),
-      Rule(
-        f'{attention}/value/{leaf}', f'attn_pool.kv.{torch}', layout, (1, 2)
-      ),
-      Rule(f'{attention}/out/{leaf}', f'attn_pool.proj.{torch}', layout),
-      Rule(f'{mlp}/Dense_0/{leaf}', f'attn_pool.mlp.fc1.{torch}', layout),
-      Rule(f'{mlp}/Dense_1/{leaf}', f'attn_pool.mlp.fc2.{torch}', layout),
-    ]
+  flax, torch = f'MAPHead_0/{_ATTENTION}', 'attn_pool'
   return [
-    *rules,
-    Rule('params/MAPHead_0/LayerNorm_0/scale', 'attn_pool.norm.weight'),
-    Rule('params/MAPHead_0/LayerNorm_0/bias', 'attn_pool.norm.bias'),
+    Rule('params/MAPHead_0/probe', f'{torch}.latent'),
+    *layer(f'{flax}/query', f'{torch}.q'),
+    *fused(flax, f'{torch}.kv', ('key', 'value')),
+    *layer(f'{flax}/out', f'{torch}.proj'),
+    *norm('MAPHead_0/LayerNorm_0', f'{torch}.norm'),
+    *mlp('MAPHead_0/MlpBlock_0', f'{torch}.mlp'),
   ]
 
 
-def _timm(model) -> list[Rule]:
+def _timm(model: ViT) -> list[Rule]:
   stem = model.stem
-  return (
-    encoder_rules()
-    + _timm_pool()
-    + ([] if stem is None else _timm_stem(root_only=not stem))
-  )
+  return [
+    *encoder_rules(),
+    *_timm_pool(),
+    *([] if stem is None else _timm_stem(root_only=not stem)),
+  ]
 
 
-def _area(model) -> list[Rule]:
-  """The area-attention project's names: two kinds of attention block."""
-  count = len(model.area_sizes)
-  layer = r'transformer.layers.\1'
-  area = '|'.join(str(i) for i in range(count)) or '(?!)'
+def _area(model: ViT) -> list[Rule]:
+  """The area-attention project's names.
+
+  Blocks with area attention have separate projections, the others a fused one,
+  so the first rules are for the numbers of the area blocks only.
+  """
+  torch = r'transformer.layers.\1'
+  numbers = '|'.join(str(i) for i in range(len(model.area_sizes)))
+  area = f'Transformer/encoderblock_({numbers or "(?!)"})/{_ATTENTION}'
+  module = f'{torch}.0.fn.fn.multihead_area_attention'
   rules = [
-    Rule('params/embedding/kernel', 'patch_to_embedding.weight', 'dense'),
-    Rule('params/embedding/bias', 'patch_to_embedding.bias'),
+    layer(f'{area}/{projection}', f'{module}.{projection}_projection')
+    for projection in ('query', 'key', 'value')
+  ]
+  rules += [
+    layer(f'{area}/out', f'{module}.output_projection'),
+    attention(
+      f'{_BLOCK}/{_ATTENTION}',
+      f'{torch}.0.fn.fn.to_qkv',
+      f'{torch}.0.fn.fn.to_out.0',
+    ),
+    layer(f'{_BLOCK}/MlpBlock_0/Dense_0', f'{torch}.1.fn.fn.net.0'),
+    layer(f'{_BLOCK}/MlpBlock_0/Dense_1', f'{torch}.1.fn.fn.net.3'),
+    norm(f'{_BLOCK}/LayerNorm_0', f'{torch}.0.fn.norm'),
+    norm(f'{_BLOCK}/LayerNorm_1', f'{torch}.1.fn.norm'),
+    norm('Transformer/encoder_norm', 'mlp_head.0'),
+    layer('embedding', 'patch_to_embedding'),
+    layer('head', 'mlp_head.1'),
+  ]
+  return [
     Rule('params/cls', 'cls_token'),
     Rule('params/Transformer/posembed_input/pos_embedding', 'pos_embedding'),
-    Rule('params/head/kernel', 'mlp_head.1.weight', 'dense'),
-    Rule('params/head/bias', 'mlp_head.1.bias'),
+    *(rule for group in rules for rule in group),
   ]
-  attention = 'MultiHeadDotProductAttention_0'
-  for leaf, torch, layout in (
-    ('kernel', 'weight', 'dense'),
-    ('bias', 'bias', 'same'),
-  ):
-    in_area = rf'params/Transformer/encoderblock_({area})/{attention}'
-    module = f'{layer}.0.fn.fn.multihead_area_attention'
-    for j, which in enumerate(_QKV):
-      rules += [
-        Rule(
-          f'{in_area}/{which}/{leaf}',
-          f'{module}.{which}_projection.{torch}',
-          layout,
-        ),
-        Rule(
-          f'{_BLOCK}/{attention}/{which}/{leaf}',
-          f'{layer}.0.fn.fn.to_qkv.{torch}',
-          layout,
-          (j, 3),
-        ),
-      ]
-    rules += [
-      Rule(
-        f'{in_area}/out/{leaf}', f'{module}.output_projection.{torch}', layout
-      ),
-      Rule(
-        f'{_BLOCK}/{attention}/out/{leaf}',
-        f'{layer}.0.fn.fn.to_out.0.{torch}',
-        layout,
-      ),
-      Rule(
-        f'{_BLOCK}/MlpBlock_0/Dense_0/{leaf}',
-        f'{layer}.1.fn.fn.net.0.{torch}',
-        layout,
-      ),
-      Rule(
-        f'{_BLOCK}/MlpBlock_0/Dense_1/{leaf}',
-        f'{layer}.1.fn.fn.net.3.{torch}',
-        layout,
-      ),
-    ]
-  for flax, torch in (('scale', 'weight'), ('bias', 'bias')):
-    rules += [
-      Rule(f'{_BLOCK}/LayerNorm_0/{flax}', f'{layer}.0.fn.norm.{torch}'),
-      Rule(f'{_BLOCK}/LayerNorm_1/{flax}', f'{layer}.1.fn.norm.{torch}'),
-      Rule(f'params/Transformer/encoder_norm/{flax}', f'mlp_head.0.{torch}'),
-    ]
-  return rules
 
 
-# A value may be a function of the model that gives the rules.
+# A value is a list of rules, or a function that gives them for a model.
 MAPS = {
   'ViT': {
     'npz': _npz(),
@@ -219,4 +158,5 @@ MAPS = {
     'official': _area,
   }
 }
-IGNORED = ['mask_token']  # DINOv2's, of pre-training only
+# DINOv2's files have a token that only pre-training uses.
+IGNORED = ['mask_token']

@@ -1,0 +1,136 @@
+"""Which format the names of a file are in."""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import re
+from typing import Any
+
+from flax import linen as nn
+import numpy as np
+
+from vit_jax.weights import naming
+from vit_jax.weights.blocks import unstack_blocks
+
+Arrays = dict[str, np.ndarray]
+
+# Prefixes that training programs put before the names of the parameters.
+_WRAPPERS = ('opt/target/', 'optimizer/target/', 'params/')
+_TORCH_WRAPPERS = ('module.', '_orig_mod.', 'model.')
+
+
+@dataclasses.dataclass
+class Detected:
+  """The arrays of a file under the names of the format that fits them best.
+
+  Attributes:
+    fmt: key of `known_formats`.
+    assigned: rule and released name of every path that the format can name.
+    arrays: {released name: array}, without wrappers, blocks one by one.
+    outside: what stood beside the parameters, such as optimizer state.
+  """
+
+  fmt: str
+  assigned: naming.Assignment
+  arrays: Arrays
+  outside: Arrays
+
+  @property
+  def expected(self) -> set[str]:
+    """Released names of the model's parameters."""
+    return {name for _, name in self.assigned.values()}
+
+  def fits(self) -> bool:
+    """Whether at least half of the expected names are in the file."""
+    names = [name for _, name in self.assigned.values()]
+    return 2 * sum(name in self.arrays for name in names) >= len(names)
+
+
+def detect(
+  model: nn.Module,
+  paths: Iterable[str],
+  arrays: Mapping[str, np.ndarray],
+  fmt: str | None = None,
+) -> Detected:
+  """Finds the format that explains most names of a file.
+
+  Args:
+    model: a Linen module with its blocks one by one.
+    paths: Flax paths of its variables.
+    arrays: {name in the file: array}.
+    fmt: the format, where it is known.
+
+  Raises:
+    WeightsError: `fmt` is not a format of this model.
+  """
+  inside, outside = _unwrap(dict(arrays))
+  module = naming.map_module(model)
+  candidates = (
+    naming.known_formats(model)
+    if fmt is None
+    else {fmt: naming.rules_of(model, fmt)}
+  )
+  paths = list(paths)
+  results = []
+  for name, rules in candidates.items():
+    assigned = naming.assign(rules, paths)
+    expected = {released for _, released in assigned.values()}
+    renamed = _rename(inside, expected, module)
+    explained = len(expected & renamed.keys())
+    unexplained = len(renamed.keys() - expected)
+    results.append(
+      ((explained, -unexplained), Detected(name, assigned, renamed, outside))
+    )
+  return max(results, key=lambda result: result[0])[1]
+
+
+def _unwrap(arrays: Arrays) -> tuple[Arrays, Arrays]:
+  """Removes wrappers from names; the second result is what has none."""
+  outside = {}
+  for prefix in _WRAPPERS:
+    if any(name.startswith(prefix) for name in arrays):
+      inside = {}
+      for name, x in arrays.items():
+        if name.startswith(prefix) or name.startswith('batch_stats/'):
+          inside[name.removeprefix(prefix)] = x
+        else:
+          outside[name] = x
+      arrays = inside
+  for prefix in _TORCH_WRAPPERS:
+    if arrays and all(name.startswith(prefix) for name in arrays):
+      arrays = {name.removeprefix(prefix): x for name, x in arrays.items()}
+  return arrays, outside
+
+
+def _rename(arrays: Arrays, expected: set[str], module: Any) -> Arrays:
+  """Applies the ALIASES of a map to unexpected names, and splits stacks."""
+  for pattern, name in getattr(module, 'ALIASES', ()):
+    renamed = {}
+    for old, x in arrays.items():
+      new = old if old in expected else re.sub(pattern, name, old)
+      renamed[new if new not in arrays else old] = x
+    arrays = renamed
+  return unstack_blocks(arrays, expected)
+
+
+def other_architecture(
+  source: str, model: nn.Module, detected: Detected
+) -> str:
+  """The message for a file whose names are mostly not those of the model."""
+  arrays, expected = detected.arrays, detected.expected
+  total = len(detected.assigned)
+  known = sum(name in arrays for _, name in detected.assigned.values())
+
+  def sample(names: set[str]) -> str:
+    return ', '.join(
+      f'{name} {tuple(arrays[name].shape)}' if name in arrays else name
+      for name in sorted(names)[:3]
+    )
+
+  return (
+    f'{source} is not a file of {type(model).__name__}: it has {known} '
+    f'of the {total} tensors of the nearest known naming '
+    f'({detected.fmt}).\n  in the file: '
+    f'{sample(arrays.keys() - expected) or "nothing else"}\n'
+    f'  expected: {sample(expected - arrays.keys())}\n'
+    'Name the model that the file is for (vit-jax models).'
+  )

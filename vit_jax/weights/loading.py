@@ -1,0 +1,175 @@
+"""Takes every parameter of a model from a file, or says why it cannot."""
+
+import math
+import re
+
+from flax import linen as nn
+import numpy as np
+
+from vit_jax.weights import naming
+from vit_jax.weights.detection import Detected
+from vit_jax.weights.report import Report
+from vit_jax.weights.rules import Rule, ShapeMismatch
+from vit_jax.weights.tables import TABLE, Grid, Tables
+
+HEAD = re.compile(r'params/\w*head\w*/(kernel|bias)')
+
+
+class Loader:
+  """One pass over the expected parameters, see `engine.from_state_dict`.
+
+  Attributes:
+    problems: what does not fit, one line each; empty after success.
+    fresh: paths of the parameters that keep their initial values.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    detected: Detected,
+    shapes: dict[str, naming.Shape],
+    grid: Grid | None,
+    report: Report,
+    source_image_size: tuple[int, int] | None,
+  ):
+    self.problems: list[str] = []
+    self.fresh: list[str] = []
+    self._model, self._report = model, report
+    self._shapes, self._grid = shapes, grid
+    self._fmt, self._assigned = detected.fmt, detected.assigned
+    self._arrays = detected.arrays
+    self._tables = Tables(
+      model, detected.fmt, detected.arrays, source_image_size
+    )
+
+  def run(self, strict: bool) -> dict[str, np.ndarray]:
+    """{path: float32 array} of what the file has; fills `report` as well."""
+    optional = naming.assign(
+      naming.rules_of(self._model, self._fmt),
+      [path for path in naming.OPTIONAL if path not in self._shapes],
+    )
+    lacking = {name: path for path, (_, name) in optional.items()}
+    heads = self._heads_to_reset(lacking)
+    flat, used = {}, set()
+    for path, shape in self._shapes.items():
+      if path not in self._assigned:
+        self.problems.append(f'{path} has no name in format {self._fmt}')
+        continue
+      rule, name = self._assigned[path]
+      used.add(name)
+      if path in heads:
+        self.fresh.append(path)
+        self._report.add(
+          'reset',
+          name,
+          path,
+          shape,
+          heads[path],
+          file_classes=self._file_classes(path),
+          classes=shape[-1],
+        )
+      elif name in self._arrays:
+        value = self._load(rule, name, path, shape)
+        if value is not None:
+          flat[path] = value
+      elif strict:
+        self.problems.append(f'missing {name}, expected {self._released(path)}')
+      else:
+        self.fresh.append(path)
+        self._report.add('reset', name, path, shape, 'not in the file')
+    self._record_left_over(used, lacking, strict)
+    return flat
+
+  def _heads_to_reset(self, lacking: dict[str, str]) -> dict[str, str]:
+    """Paths of heads that cannot be kept, with the reason."""
+    file_has_pre_logits = any(
+      name in self._arrays
+      for name, path in lacking.items()
+      if '/pre_logits/' in path
+    )
+    heads = [
+      path
+      for path in self._shapes
+      if HEAD.fullmatch(path) and path in self._assigned
+    ]
+    reasons: dict[str, str] = {}
+    for path in heads:
+      module = path.rpartition('/')[0]
+      classes = self._shapes[path][-1]
+      if self._assigned[path][1] not in self._arrays:
+        reasons.setdefault(module, 'the file has no head')
+      elif (
+        path.endswith('/bias')
+        and (in_file := self._file_classes(path)) != classes
+      ):
+        reasons[module] = f'{in_file} classes in the file, {classes} here'
+      elif file_has_pre_logits:
+        reasons.setdefault(
+          module, "the file's head is on top of its pre_logits"
+        )
+    return {
+      path: reasons[path.rpartition('/')[0]]
+      for path in heads
+      if path.rpartition('/')[0] in reasons
+    }
+
+  def _file_classes(self, path: str) -> int | None:
+    """Number of classes of a head in the file, None if it has no such head."""
+    _, name = self._assigned[f'{path.rpartition("/")[0]}/bias']
+    return math.prod(self._arrays[name].shape) if name in self._arrays else None
+
+  def _released(self, path: str) -> naming.Shape:
+    """Shape that the file should have for a parameter."""
+    rule, name = self._assigned[path]
+    like = naming.abstract(self._shapes[path])
+    shape = rule.to_released(like, path, name).shape
+    chunks = rule.chunk[1] if rule.chunk else 1
+    return (chunks * shape[0], *shape[1:])
+
+  def _load(
+    self, rule: Rule, name: str, path: str, shape: naming.Shape
+  ) -> np.ndarray | None:
+    """One parameter; None, and a line in `problems`, if it does not fit."""
+    released = self._arrays[name]
+    action, note, grids = 'loaded', '', {}
+    try:
+      if TABLE.fullmatch(path):
+        fit = self._tables.compare(tuple(released.shape), shape, self._grid)
+        released, note = self._tables.fit(np.asarray(released), fit)
+        grids = {'file_grid': fit.file_grid, 'grid': fit.grid}
+        if fit.file_grid != fit.grid:
+          action = 'resized'
+      value = rule.to_flax(released, shape)
+    except ShapeMismatch as e:
+      self.problems.append(
+        f'{name} is {tuple(self._arrays[name].shape)}, expected '
+        f'{self._released(path)}{f" ({e})" if str(e) else ""}'
+      )
+      return None
+    self._report.add(action, name, path, shape, note, **grids)
+    return np.asarray(value, np.float32)
+
+  def _record_left_over(
+    self, used: set[str], lacking: dict[str, str], strict: bool
+  ) -> None:
+    """Records the tensors of the file that no parameter takes."""
+    module = naming.map_module(self._model)
+    ignored = [*getattr(module, 'IGNORED', ()), r'.*num_batches_tracked']
+    has_head = any(HEAD.fullmatch(path) for path in self._shapes)
+    for name, x in self._arrays.items():
+      if name in used:
+        continue
+      path, shape = lacking.get(name, ''), tuple(x.shape)
+      if any(re.fullmatch(pattern, name) for pattern in ignored):
+        reason = 'used in training only'
+      elif '/pre_logits/' in path:
+        reason = 'the model has no representation layer'
+      elif path and not has_head:
+        reason = 'the model has no head'
+      elif strict:
+        self.problems.append(f'left over {name} {shape}')
+        continue
+      else:
+        self._report.add('left_over', name, '', shape)
+        continue
+      self._report.add('dropped', name, '', shape, reason)
