@@ -52,7 +52,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from vit_jax.models import attention, vit  # noqa: E402
+from vit_jax.models import attention, encoder, vit  # noqa: E402
 from vit_jax.models.area.areas import num_areas  # noqa: E402
 from vit_jax.models.area.attention import area_attend  # noqa: E402
 from vit_jax.parallel.mesh import make_mesh, replicated  # noqa: E402
@@ -90,7 +90,7 @@ def program(
     args = ({}, qkv, qkv[0])
   else:
 
-    class Block(vit.EncoderBlock):
+    class Block(encoder.EncoderBlock):
       def _attend_fn(self, width):
         return attend
 

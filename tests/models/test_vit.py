@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models.registry import create_model, list_models
-from vit_jax.models.vit import POOLS, POSEMBS, ViT, sincos2d
+from vit_jax.models.position import POSEMBS, sincos2d
+from vit_jax.models.registry import create_model
+from vit_jax.models.vit import POOLS, ViT
 
 SMALL = dict(
   num_classes=5, patch_size=8, width=32, depth=3, num_heads=4, mlp_dim=48
@@ -231,8 +232,26 @@ def test_jit_equals_eager_and_bfloat16_is_close():
   jitted, _ = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
   chex.assert_trees_all_close(eager, jitted, atol=2e-6)
   half, out = model.clone(dtype='bfloat16').apply(variables, x, train=False)
-  assert out['tokens'].dtype == jnp.bfloat16 and half.dtype == jnp.float32
+  assert out['block_02'].dtype == jnp.bfloat16 and half.dtype == jnp.float32
   chex.assert_trees_all_close(half, eager, atol=0.1)
+
+
+@pytest.mark.parametrize('pool', POOLS)
+def test_final_norm_and_head_are_float32_with_bfloat16_compute(pool):
+  """As in big_vision: with a bias of -10, bfloat16 has steps of 0.0625."""
+  model = ViT(**SMALL, pool=pool, head_bias=-10.0, dtype='bfloat16')
+  variables = init(model)
+  head = variables['params']['head']
+  assert set(np.unique(head['bias'])) == {-10.0}
+  head['kernel'] = 0.02 * jax.random.normal(jax.random.key(1), (32, 5))
+  logits, out = model.apply(variables, images(), train=False)
+  assert out['block_02'].dtype == jnp.bfloat16
+  for name in ('encoded', 'head_input', 'pre_logits'):
+    assert out[name].dtype == jnp.float32
+  features = np.asarray(out['pre_logits'], np.float64)
+  want = features @ np.asarray(head['kernel'], np.float64) - 10
+  np.testing.assert_allclose(logits, want, rtol=1e-6)
+  assert np.any(logits != logits.astype(jnp.bfloat16))
 
 
 def test_attention_only_when_asked():
@@ -271,15 +290,6 @@ def test_rectangular_patches_and_errors():
     init(ViT(**SMALL, pool='max'))
   with pytest.raises(ValueError, match='not divisible by num_heads'):
     init(ViT(**{**SMALL, 'num_heads': 5}))
-
-
-def test_unknown_names_and_fields_name_the_nearest():
-  with pytest.raises(ValueError, match='vit_b16'):
-    create_model('vit_b_16')
-  with pytest.raises(ValueError, match='patch_size'):
-    create_model('vit_b16', patchsize=8)
-  assert 'vit_b16' in list_models('vit_b*')
-  assert list_models('r50') == ['r50_vit_b16', 'r50_vit_l32']
 
 
 def test_no_head():

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from vit_jax.models.vit import ViT, sincos2d
+from vit_jax.models.position import sincos2d
+from vit_jax.models.vit import ViT
 from vit_jax.weights import from_state_dict
 
 

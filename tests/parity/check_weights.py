@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.parity.check_vit import vit_jax_model
 from tests.parity.harness import kind
-from vit_jax.models.vit import sincos2d
+from vit_jax.models.position import sincos2d
 from vit_jax.weights import from_state_dict, resize_table
 
 

@@ -1,7 +1,7 @@
-"""Parts that several papers share: attention, MLP, drop path, block stacks.
+"""Multi-head attention, and maps that are mixed across heads.
 
-Shapes: B batch, T tokens, D width, H heads, K = D / H head width. Parameters
-are float32; activations take the `dtype` of a module; softmax and norm
+Shapes: B batch, T queries, S keys, D width, H heads, K = D / H head width.
+Parameters are float32; activations take the `dtype` of a module; softmax
 statistics are float32.
 """
 
@@ -10,29 +10,24 @@ import functools
 from typing import Any
 
 from flax import linen as nn
+from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
 
 from vit_jax.models.dropout import Dropout
-from vit_jax.models.tpu_layout import (
-  _with_gradient,
-  lay_out,
-  product,
-  split_batch,
-)
-
-# Initialisers of PyTorch code (timm): Linear weights are N(0, 0.02), because
-# torch's trunc_normal_ cuts at +-2 absolute; convolutions keep torch's own
-# default, uniform in +-1/sqrt(fan_in), for weight and bias.
-normal02 = nn.initializers.normal(0.02)
+from vit_jax.models.initializers import normal02
+from vit_jax.models.tpu_layout import dot_general, lay_out, split_batch
 
 
-_with_gradient.defvjp(
-  lambda x, change: (x, None), lambda change, _, g: (change(g),)
-)
-
-
-def attend(q, k, v, *, bias=None, mask=None, dropout: Callable | None = None):
+def attend(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  bias: jax.Array | None = None,
+  mask: jax.Array | None = None,
+  dropout: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
   """Scaled dot-product attention (arXiv:1706.03762, eq. 1).
 
   Args:
@@ -59,24 +54,49 @@ class MultiHeadDotProductAttention(nn.Module):
   """Multi-head attention with separate query, key, value and out kernels.
 
   Parameters `{query,key,value}/kernel` (D, H, K), `bias` (H, K) and
-  `out/kernel` (H, K, D), `bias` (D), as in the released Google files. The
-  rule that mixes values, `attend_fn`, can be replaced (relative positions,
-  areas): it has the signature of `attend`.
+  `out/kernel` (H, K, D), `bias` (D), as in the released Google files.
+
+  Attributes:
+    num_heads: H.
+    dropout: rate on the attention probabilities, in training.
+    qkv_bias: whether query, key and value have a bias.
+    dtype: of the activations.
+    kernel_init, bias_init: of all four layers.
+    attend_fn: how queries, keys and values become outputs: a function like
+      `attend`, or a Linen module called in the same way. Relative positions
+      and areas replace it.
+    head_width: K; None means D / H.
+    before_dropout: whether a dropout follows; see `tpu_layout.dot_general`.
   """
 
   num_heads: int
   dropout: float = 0.0
   qkv_bias: bool = True
   dtype: Any = jnp.float32
-  kernel_init: Callable = nn.initializers.xavier_uniform()
-  bias_init: Callable = nn.initializers.zeros
-  attend_fn: Callable = attend
-  head_width: int | None = None  # K; None: D / H
-  before_dropout: bool = False  # the output goes into a dropout: see product
+  kernel_init: Initializer = nn.initializers.xavier_uniform()
+  bias_init: Initializer = nn.initializers.zeros
+  attend_fn: Callable[..., Any] = attend
+  head_width: int | None = None
+  before_dropout: bool = False
 
   @nn.compact
-  def __call__(self, x_q, x_kv, train: bool):
-    """(B, T, D), (B, S, D) -> (B, T, D), probabilities (B, H, T, S)."""
+  def __call__(
+    self, x_q: jax.Array, x_kv: jax.Array, train: bool
+  ) -> tuple[jax.Array, Any]:
+    """Attends from x_q to x_kv.
+
+    Args:
+      x_q: (B, T, D).
+      x_kv: (B, S, D).
+      train: turns dropout on (rng stream 'dropout').
+
+    Returns:
+      (B, T, D), and the second result of `attend_fn`: for `attend`, the
+      probabilities (B, H, T, S).
+
+    Raises:
+      ValueError: the heads do not divide the width.
+    """
     width = x_q.shape[-1]
     if self.head_width is None and width % self.num_heads:
       raise ValueError(
@@ -90,15 +110,12 @@ class MultiHeadDotProductAttention(nn.Module):
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       bias_init=self.bias_init,
-      dot_general=product,
+      dot_general=dot_general,
     )
-    # Tokens last, as the products over tokens want them; but a single query
-    # (a class token) would fill one lane of 128.
-    tokens_last = lambda x: lay_out(x, (0, 2, 3, 1)) if x.shape[1] > 1 else x
     x_q, x_kv = split_batch(x_q), split_batch(x_kv)
-    q = tokens_last(project(name='query')(x_q))
-    k = tokens_last(project(name='key')(x_kv))
-    v = tokens_last(project(name='value')(x_kv))
+    q = _tokens_last(project(name='query')(x_q))
+    k = _tokens_last(project(name='key')(x_kv))
+    v = _tokens_last(project(name='value')(x_kv))
     dropout = None
     if train and self.dropout:
       dropout = Dropout(self.dropout, deterministic=False)
@@ -110,11 +127,20 @@ class MultiHeadDotProductAttention(nn.Module):
       kernel_init=self.kernel_init,
       bias_init=self.bias_init,
       dot_general=functools.partial(
-        product, before_dropout=self.before_dropout
+        dot_general, before_dropout=self.before_dropout
       ),
       name='out',
-    )(tokens_last(y))
+    )(_tokens_last(y))
     return y, probs
+
+
+def _tokens_last(x: jax.Array) -> jax.Array:
+  """Lays out (B, T, H, K) for the products over tokens on a TPU.
+
+  They read the tokens along the 128 lanes. A single query, such as a class
+  token, would fill one lane, so its layout is left to the compiler.
+  """
+  return lay_out(x, (0, 2, 3, 1)) if x.shape[1] > 1 else x
 
 
 class MixHeads(nn.Module):
@@ -127,15 +153,16 @@ class MixHeads(nn.Module):
   features: int
   use_bias: bool = True
   dtype: Any = jnp.float32
-  kernel_init: Callable = normal02
-  bias_init: Callable = nn.initializers.zeros
+  kernel_init: Initializer = normal02
+  bias_init: Initializer = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, maps, offset: float = 0.0):
-    """Maps plus offset, (B, H, T, S), to (B, G, T, S), float32.
+  def __call__(self, maps: jax.Array, offset: float = 0.0) -> jax.Array:
+    """Mixes the maps plus an offset, (B, H, T, S), to (B, G, T, S), float32.
 
-    An offset (a softmax's mean, say) is not rounded to `dtype`, and the maps
-    without it lose less by rounding.
+    The sum `maps + offset` is not formed before the product, because rounding
+    it to bfloat16 would lose the small differences between maps that are all
+    close to the offset (the mean of a softmax, for example).
     """
     kernel = self.param(
       'kernel', self.kernel_init, (maps.shape[1], self.features)

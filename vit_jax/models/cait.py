@@ -22,17 +22,16 @@ from vit_jax.models import tpu_layout
 from vit_jax.models.attention import (
   MixHeads,
   MultiHeadDotProductAttention,
-  normal02,
 )
 from vit_jax.models.blocks import run_blocks
 from vit_jax.models.dropout import Dropout, DropPath
-from vit_jax.models.mlp import MlpBlock
-from vit_jax.models.patches import (
-  check_patches,
-  conv_patches,
+from vit_jax.models.initializers import (
+  normal02,
   torch_conv_bias,
   torch_conv_kernel,
 )
+from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.patches import check_patches, conv_patches
 from vit_jax.models.registry import register
 from vit_jax.preprocessing import Preprocessing
 
@@ -206,7 +205,7 @@ class CaiT(nn.Module):
     table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
     x = Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = tpu_layout.pin(x)
+    x = out['with_posemb'] = tpu_layout.constrain(x)
 
     mlp_dim = self.mlp_dim or 4 * self.width
     scale = self.layer_scale

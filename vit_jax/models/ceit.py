@@ -25,17 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models import tpu_layout
-from vit_jax.models.attention import MultiHeadDotProductAttention, normal02
+from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import run_blocks
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
-from vit_jax.models.mlp import GELU, MlpBlock
-from vit_jax.models.patches import (
-  check_patches,
-  conv_patches,
+from vit_jax.models.initializers import (
+  normal02,
   torch_conv_bias,
   torch_conv_kernel,
 )
+from vit_jax.models.mlp import GELU, MlpBlock
+from vit_jax.models.patches import check_patches, conv_patches
 from vit_jax.models.registry import register
 from vit_jax.preprocessing import Preprocessing
 
@@ -335,7 +335,7 @@ class CeiT(nn.Module):
     table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
     x = Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = tpu_layout.pin(x)
+    x = out['with_posemb'] = tpu_layout.constrain(x)
 
     shared = dict(
       qkv_bias=self.qkv_bias,

@@ -19,18 +19,17 @@ from vit_jax.models import attention, tpu_layout
 from vit_jax.models.attention import (
   MixHeads,
   MultiHeadDotProductAttention,
-  normal02,
 )
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import run_blocks
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
-from vit_jax.models.mlp import MlpBlock
-from vit_jax.models.patches import (
-  check_patches,
-  conv_patches,
+from vit_jax.models.initializers import (
+  normal02,
   torch_conv_bias,
   torch_conv_kernel,
 )
+from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.patches import check_patches, conv_patches
 from vit_jax.models.registry import register
 from vit_jax.preprocessing import Preprocessing
 
@@ -277,7 +276,7 @@ class DeepViT(nn.Module):
     table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
     x = x + table.astype(dtype)
     x = Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = tpu_layout.pin(x)
+    x = out['with_posemb'] = tpu_layout.constrain(x)
 
     block = functools.partial(
       Block,

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import vit
+from vit_jax.models.encoder import Encoder
+from vit_jax.models.initializers import INITIALIZERS
 from vit_jax.models.mlp import GELU
 from vit_jax.models.patches import check_patches, conv_patches
 from vit_jax.models.registry import register
@@ -53,7 +55,7 @@ class DistilledViT(nn.Module):
   drop_path: float = 0.0  # of the last block; linear from 0 at the first
   activation: str = 'gelu_erf'
   norm_eps: float = 1e-6
-  init_style: str = 'timm'  # vit.INITS
+  init_style: str = 'timm'  # INITIALIZERS
   dtype: Any = jnp.float32
   remat: str = 'none'
   scan: bool = False
@@ -77,7 +79,7 @@ class DistilledViT(nn.Module):
     """
     for field, allowed in (
       ('fusion', FUSIONS),
-      ('init_style', vit.INITS),
+      ('init_style', INITIALIZERS),
       ('activation', GELU),
     ):
       if getattr(self, field) not in allowed:
@@ -85,7 +87,7 @@ class DistilledViT(nn.Module):
           f'{field}={getattr(self, field)!r}; allowed: {", ".join(allowed)}'
         )
     check_patches(*images.shape[1:3], self.patch_size)
-    init, dtype = vit.INITS[self.init_style], jnp.dtype(self.dtype)
+    init, dtype = INITIALIZERS[self.init_style], jnp.dtype(self.dtype)
     patch = conv_patches(self.width, self.patch_size).kernel_size
     x = conv_patches(
       self.width,
@@ -118,7 +120,7 @@ class DistilledViT(nn.Module):
       dtype=dtype,
       return_attention=self.return_attention,
     )
-    x, out = vit.Encoder(
+    x, out = Encoder(
       self.depth,
       block,
       drop_path=self.drop_path,

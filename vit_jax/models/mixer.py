@@ -99,7 +99,7 @@ class Mixer(nn.Module):
       self.width, self.patch_size, dtype=self.dtype, name='stem'
     )(images)
     out = {'stem': x}
-    x = tpu_layout.pin(x.reshape(x.shape[0], -1, self.width))
+    x = tpu_layout.constrain(x.reshape(x.shape[0], -1, self.width))
     block = functools.partial(
       MixerBlock,
       tokens_mlp_dim=self.tokens_mlp_dim,

@@ -1,15 +1,18 @@
-"""The MLP block of a transformer, and activations."""
+"""The MLP of a transformer block, and its activations."""
 
-from collections.abc import Callable
 import functools
 from typing import Any
 
 from flax import linen as nn
+from flax.typing import Initializer
+import jax
 import jax.numpy as jnp
 
 from vit_jax.models.dropout import Dropout
-from vit_jax.models.tpu_layout import product
+from vit_jax.models.tpu_layout import dot_general
 
+# The allowed values of `activation`. Google's code uses the tanh approximation,
+# PyTorch's the exact function.
 GELU = {
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
   'gelu_erf': functools.partial(nn.gelu, approximate=False),
@@ -17,18 +20,29 @@ GELU = {
 
 
 class MlpBlock(nn.Module):
-  """Dense -> GELU -> Dense (`Dense_0`, `Dense_1`), dropout after each."""
+  """Dense -> GELU -> Dense, dropout after each.
+
+  Parameters `Dense_0` (D, mlp_dim) and `Dense_1` (mlp_dim, D).
+
+  Attributes:
+    mlp_dim: width of the hidden layer.
+    dropout: rate, in training.
+    activation: key of GELU.
+    dtype: of the activations.
+    kernel_init, bias_init: of both layers.
+    bias_init_out: of the bias of `Dense_1`; None means `bias_init`.
+  """
 
   mlp_dim: int
   dropout: float = 0.0
-  activation: str = 'gelu_tanh'  # key of GELU
+  activation: str = 'gelu_tanh'
   dtype: Any = jnp.float32
-  kernel_init: Callable = nn.initializers.xavier_uniform()
-  bias_init: Callable = nn.initializers.normal(1e-6)
-  bias_init_out: Callable | None = None  # of Dense_1; None: as bias_init
+  kernel_init: Initializer = nn.initializers.xavier_uniform()
+  bias_init: Initializer = nn.initializers.normal(1e-6)
+  bias_init_out: Initializer | None = None
 
   @nn.compact
-  def __call__(self, x, train: bool):
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(..., D) -> (..., D)."""
     dense = functools.partial(
       nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init
@@ -40,7 +54,7 @@ class MlpBlock(nn.Module):
       x.shape[-1],
       bias_init=self.bias_init_out or self.bias_init,
       dot_general=functools.partial(
-        product, before_dropout=train and self.dropout > 0
+        dot_general, before_dropout=train and self.dropout > 0
       ),
     )(y)
     return Dropout(self.dropout, deterministic=not train)(y)

@@ -1,31 +1,80 @@
-"""Patch embeddings by convolution."""
+"""Patch embeddings: images or feature maps become maps of tokens."""
+
+from collections.abc import Sequence
+import math
+from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
-torch_conv_kernel = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+from vit_jax.models.initializers import GOOGLE, Initializers
+
+PatchSize = int | Sequence[int]  # one number of pixels, or (height, width)
 
 
-def torch_conv_bias(fan_in: int):
-  """Initialiser U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of PyTorch's biases."""
-  bound = fan_in**-0.5
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-    key, shape, dtype, -bound, bound
-  )
+def patch_shape(patch_size: PatchSize) -> tuple[int, int]:
+  """(height, width) of a patch."""
+  if isinstance(patch_size, int):
+    return patch_size, patch_size
+  height, width = patch_size
+  return int(height), int(width)
+
+
+def embed_patches(
+  x: jax.Array,
+  width: int,
+  patch_size: PatchSize,
+  *,
+  init: Initializers = GOOGLE,
+  dtype: Any = 'float32',
+  name: str = 'embedding',
+) -> jax.Array:
+  """One linear map of every patch, a convolution whose stride is its kernel.
+
+  Called inside the compact method of a module, which gets the parameters
+  `{name}/kernel` (patch height, patch width, C, width) and `{name}/bias`.
+  Rows and columns that do not fill a patch are cut off, below and right.
+
+  Args:
+    x: images or a feature map, (B, H, W, C).
+    width: channels of the result.
+    patch_size: int or (height, width).
+    init: gives the initializers of the kernel and of the bias.
+    dtype: of the convolution and of the result.
+    name: of the convolution.
+
+  Returns:
+    (B, H / patch height, W / patch width, width).
+
+  Raises:
+    ValueError: not even one patch fits into `x`.
+  """
+  shape = patch_shape(patch_size)
+  check_patches(*x.shape[1:3], shape)
+  return nn.Conv(
+    width,
+    shape,
+    strides=shape,
+    padding='VALID',
+    dtype=dtype,
+    kernel_init=init.patch_kernel,
+    bias_init=init.patch_bias(math.prod(shape) * x.shape[-1]),
+    name=name,
+  )(x)
+
+
+def check_patches(height: int, width: int, patch_size: PatchSize) -> None:
+  """ValueError if not even one patch fits into an image of height x width."""
+  patch_height, patch_width = patch_shape(patch_size)
+  if height < patch_height or width < patch_width:
+    raise ValueError(
+      f'patch_size {patch_height}x{patch_width} is larger than the image or '
+      f'feature map {height}x{width}: use a larger image_size or a smaller '
+      'patch_size'
+    )
 
 
 def conv_patches(features: int, patch_size, **kwargs) -> nn.Conv:
   """A patch embedding: convolution with stride = kernel, VALID."""
-  size = (patch_size,) * 2 if isinstance(patch_size, int) else tuple(patch_size)
+  size = patch_shape(patch_size)
   return nn.Conv(features, size, strides=size, padding='VALID', **kwargs)
-
-
-def check_patches(height: int, width: int, patch_size) -> None:
-  """ValueError if not even one patch fits into an image."""
-  ph, pw = (patch_size,) * 2 if isinstance(patch_size, int) else patch_size
-  if height < ph or width < pw:
-    raise ValueError(
-      f'patch_size {ph}x{pw} is larger than the image or feature map '
-      f'{height}x{width}: use a larger image_size or a smaller patch_size'
-    )

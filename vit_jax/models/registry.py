@@ -46,6 +46,9 @@ from flax import linen as nn
 
 from vit_jax.preprocessing import Preprocessing
 
+# 224 px, resized without regard to the aspect ratio, pixels in [-1, 1].
+GOOGLE = Preprocessing()
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
@@ -63,7 +66,7 @@ class ModelInfo:
   name: str
   module: type[nn.Module]
   fields: Mapping[str, Any]
-  preprocessing: Preprocessing = Preprocessing()
+  preprocessing: Preprocessing = GOOGLE
   released: tuple[str, ...] = ()
 
 
@@ -74,7 +77,7 @@ def register(
   name: str,
   module: type[nn.Module],
   *,
-  preprocessing: Preprocessing = Preprocessing(),
+  preprocessing: Preprocessing = GOOGLE,
   released: Iterable[str] = (),
   **fields: Any,
 ) -> None:

@@ -143,7 +143,7 @@ class Stage(nn.Module):
     for i in range(self.num_units):
       name = self.unit_name.format(i + 1)
       stride = self.stride if i == 0 else 1
-      x = tpu_layout.pin(self.unit(self.features, stride, name=name)(x))
+      x = tpu_layout.constrain(self.unit(self.features, stride, name=name)(x))
       out[name] = x
     return x, out
 

@@ -1,10 +1,16 @@
-"""How arrays are laid out on a TPU, and split over devices."""
+"""How activations are split over devices, and laid out in a TPU's memory.
 
-from collections.abc import Callable
+Everything here leaves values and gradients as they are. Without a mesh
+(`jax.set_mesh`) with the axes of `vit_jax.parallel.mesh` nothing is done, so
+models need to know nothing of training.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
 import functools
 import math
+from typing import Any
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -14,10 +20,11 @@ _PORTABLE = contextvars.ContextVar('portable', default=False)
 
 
 @contextlib.contextmanager
-def portable():
-  """Within it, models are traced without kernels for one kind of device.
+def portable() -> Iterator[None]:
+  """In this context, models are traced without kernels of one platform.
 
-  For programs that are lowered for several platforms at once (`jax.export`).
+  `jax.export` lowers a program for several platforms at once, and a Pallas
+  kernel for TPUs cannot be lowered for the others.
   """
   token = _PORTABLE.set(True)
   try:
@@ -27,16 +34,16 @@ def portable():
 
 
 def is_portable() -> bool:
+  """Whether the caller runs inside of `portable()`."""
   return _PORTABLE.get()
 
 
 def split_batch(x: jax.Array) -> jax.Array:
   """Splits the batch axis of an activation along the mesh axes for data.
 
-  Left alone, the partitioner may follow sharded weights and replicate the
-  batch (hundreds of GiB for FSDP). It holds for the gradient as well. Without
-  a mesh (`jax.set_mesh`) with these axes it is the identity, so models need to
-  know nothing of training.
+  The constraint holds for the gradient too. Without it the partitioner may
+  follow sharded weights and replicate the batch, which costs hundreds of GiB
+  with FSDP.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
@@ -45,18 +52,22 @@ def split_batch(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, P(axes))
 
 
-def pin(x: jax.Array) -> jax.Array:
-  """`split_batch`, and on a TPU its axes in order: the state between blocks."""
+def constrain(x: jax.Array) -> jax.Array:
+  """Fixes sharding and layout of the activation that enters a block.
+
+  The batch is split over the devices, and on a TPU the axes lie in memory in
+  their logical order.
+  """
   return lay_out(split_batch(x), range(x.ndim))
 
 
-def lay_out(x: jax.Array, order) -> jax.Array:
-  """Fixes the memory order of an activation's axes on a TPU, major first.
+def lay_out(x: jax.Array, order: Sequence[int]) -> jax.Array:
+  """Fixes the order of an activation's axes in a TPU's memory, major first.
 
-  Left alone with 128 images a core, the compiler keeps the batch innermost
-  between blocks and the tokens innermost within attention, and copies q, k, v,
-  the output and their gradients to and fro: a fifth of a block of S/16. Off
-  a TPU mesh it is the identity.
+  With 128 images per core, the compiler by itself puts the batch innermost
+  between blocks and the tokens innermost inside attention. It then transposes
+  q, k, v, the output and their gradients in every block, which takes a fifth
+  of the time of a block of S/16. Off a TPU mesh this is the identity.
   """
   if not _for_tpu():
     return x
@@ -69,29 +80,45 @@ def _for_tpu() -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _with_gradient(x, change: Callable):
-  """x, whose gradient is `change(gradient)`."""
+def with_gradient(
+  x: jax.Array, change: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+  """Returns x. In the backward pass its gradient g becomes `change(g)`."""
   return x
 
 
-def product(
-  x, kernel, dims, precision=None, *, before_dropout: bool = False, **kwargs
-):
-  """`lax.dot_general` for Dense layers; on a TPU, says how gradients lie.
+with_gradient.defvjp(
+  lambda x, change: (x, None), lambda change, _, g: (change(g),)
+)
+
+
+def dot_general(
+  x: jax.Array,
+  kernel: jax.Array,
+  dims: Any,
+  precision: Any = None,
+  *,
+  before_dropout: bool = False,
+  **kwargs: Any,
+) -> jax.Array:
+  """`lax.dot_general` for Dense layers, with gradients laid out for a TPU.
 
   The gradient of a kernel with heads, (D, H, K) or (H, K, D), is written with
-  D innermost: left alone, K is, and a head width of 64 fills half of the
-  lanes (L/16: 0.58 ms instead of 0.30). Before a dropout, the gradient of the
-  product is kept in memory: left alone, the mask is computed again in each
-  product of the backward pass (0.3 ms more in the MLP). The bias is not yet
-  in the product, so that its gradient is summed where the mask is computed.
+  D innermost. The compiler by itself chooses K, and a head width of 64 fills
+  half of the 128 lanes (L/16: 0.58 ms per block instead of 0.30).
+
+  The gradient of the product is kept in memory if a dropout follows
+  (`before_dropout`). Otherwise the compiler evaluates the dropout mask again
+  in each of the two products of the backward pass (0.3 ms more in the MLP).
+  The layer adds its bias after this product, so the sum for the bias gradient
+  is still computed together with the mask.
   """
   if not _for_tpu():
     return jax.lax.dot_general(x, kernel, dims, precision, **kwargs)
   if kernel.ndim == 3:
     order = (1, 2, 0) if len(dims[0][1]) == 1 else (0, 1, 2)
-    kernel = _with_gradient(kernel, functools.partial(lay_out, order=order))
+    kernel = with_gradient(kernel, functools.partial(lay_out, order=order))
   y = jax.lax.dot_general(x, kernel, dims, precision, **kwargs)
   if before_dropout:
-    y = _with_gradient(y, jax.lax.optimization_barrier)
+    y = with_gradient(y, jax.lax.optimization_barrier)
   return y

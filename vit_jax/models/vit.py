@@ -3,33 +3,29 @@
 One module covers the paper: every size, pooling and position embedding
 (table D.3), the hybrid with a ResNet stem, and, by fields, the near relatives
 that share its blocks: big_vision's ViT (arXiv:2205.01580), DeiT, DINOv2-style
-layer scale, and area attention in the leading blocks (arXiv:1810.10126).
+layer scale, and area attention in the leading blocks (arXiv:1810.10126). The
+blocks are in `encoder`.
 
 Parameters have the names of the released Google files, so that a file and a
-tree can be compared by eye. B batch, T tokens, N patches, D width, H heads.
+tree can be compared by eye. B batch, T tokens, D width, H heads.
 """
 
-from collections.abc import Callable
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import attention, tpu_layout
-from vit_jax.models.attention import MultiHeadDotProductAttention, normal02
-from vit_jax.models.blocks import run_blocks
-from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
-from vit_jax.models.mlp import GELU, MlpBlock
-from vit_jax.models.patches import (
-  check_patches,
-  conv_patches,
-  torch_conv_bias,
-  torch_conv_kernel,
-)
+from vit_jax.models.blocks import check_field
+from vit_jax.models.encoder import Encoder
+from vit_jax.models.heads import MAPHead, classify
+from vit_jax.models.initializers import INITIALIZERS
+from vit_jax.models.mlp import GELU
+from vit_jax.models.patches import PatchSize, embed_patches
+from vit_jax.models.position import POSEMB_PLACES, POSEMBS
 from vit_jax.models.registry import register
 from vit_jax.models.resnet import hybrid_stem
+from vit_jax.models.tokens import prepend_tokens
 from vit_jax.preprocessing import Preprocessing
 
 # name: (width, depth, mlp_dim, num_heads); papers and big_vision.
@@ -49,412 +45,191 @@ SIZES = {
   'e': (1792, 56, 15360, 16),
 }
 POOLS = ('token', 'gap', 'map', 'none')
-POSEMBS = ('learn1d', 'learn2d', 'relative', 'sincos2d', 'none')
-POSEMB_PLACES = ('stem', 'every_layer', 'every_layer_shared')
-
-
-class Init(NamedTuple):
-  """Initialisers of one code base; biases are functions of the fan-in."""
-
-  kernel: Callable
-  bias: Callable[[int], Callable]
-  mlp_bias: Callable[[int], Callable]
-  patch_kernel: Callable
-  patch_bias: Callable[[int], Callable]
-  table: Callable[[int], Callable]  # of the width
-  token: Callable
-  head: Callable
-
-
-_zeros = lambda fan_in: nn.initializers.zeros
-INITS = {
-  'google': Init(
-    nn.initializers.xavier_uniform(),
-    _zeros,
-    lambda fan_in: nn.initializers.normal(1e-6),
-    nn.initializers.lecun_normal(),
-    _zeros,
-    lambda width: nn.initializers.normal(0.02),
-    nn.initializers.zeros,
-    nn.initializers.zeros,
-  ),
-  'big_vision': Init(
-    nn.initializers.xavier_uniform(),
-    _zeros,
-    lambda fan_in: nn.initializers.normal(1e-6),
-    nn.initializers.lecun_normal(),
-    _zeros,
-    lambda width: nn.initializers.normal(width**-0.5),
-    nn.initializers.zeros,
-    nn.initializers.zeros,
-  ),
-  'timm': Init(
-    normal02,
-    _zeros,
-    _zeros,
-    torch_conv_kernel,
-    torch_conv_bias,
-    lambda width: normal02,
-    normal02,
-    normal02,
-  ),
-  # PyTorch's own defaults (the area-attention project): N(0, 1) tables.
-  'torch': Init(
-    torch_conv_kernel,
-    torch_conv_bias,
-    torch_conv_bias,
-    torch_conv_kernel,
-    torch_conv_bias,
-    lambda width: nn.initializers.normal(1.0),
-    nn.initializers.normal(1.0),
-    torch_conv_kernel,
-  ),
-}
-
-
-def sincos2d(
-  height: int, width: int, dim: int, temperature: float = 10_000.0
-) -> jax.Array:
-  """Fixed sine-cosine table (1, height * width, dim), rows first.
-
-  Follows big_vision's form of arXiv:2104.02057: the last frequency is exactly
-  1 / temperature. Raises ValueError if dim is not a multiple of 4.
-  """
-  if dim % 4 or dim < 8:
-    raise ValueError(
-      f'posemb sincos2d needs a width divisible by 4, at least 8; got {dim}'
-    )
-  y, x = jnp.mgrid[:height, :width]
-  omega = jnp.arange(dim // 4, dtype=jnp.float32) / (dim // 4 - 1)
-  omega = temperature**-omega
-  y = jnp.einsum('n,d->nd', y.flatten().astype(jnp.float32), omega)
-  x = jnp.einsum('n,d->nd', x.flatten().astype(jnp.float32), omega)
-  return jnp.concatenate(
-    [jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1
-  )[None]
-
-
-class PositionEmbedding(nn.Module):
-  """The table (1, prefix + N, D) of one position scheme, table D.3.
-
-  `learn1d`: one row per token. `learn2d`: rows and columns of width D/2 each,
-  concatenated; the prefix tokens have rows of their own. `sincos2d`: fixed,
-  zero for the prefix.
-  """
-
-  scheme: str
-  grid: tuple[int, int]
-  prefix: int  # tokens before the patches
-  table_init: Callable
-
-  @nn.compact
-  def __call__(self, width: int):
-    height, columns = self.grid
-    if self.scheme == 'learn1d':
-      shape = (1, self.prefix + height * columns, width)
-      return self.param('pos_embedding', self.table_init, shape)
-    if self.scheme == 'learn2d':
-      if width % 2:
-        raise ValueError(f'posemb learn2d needs an even width, got {width}')
-      rows = self.param(
-        'row_embedding', self.table_init, (1, height, 1, width // 2)
-      )
-      cols = self.param(
-        'col_embedding', self.table_init, (1, 1, columns, width // 2)
-      )
-      full = (1, height, columns, width // 2)
-      table = jnp.concatenate(
-        [jnp.broadcast_to(rows, full), jnp.broadcast_to(cols, full)], -1
-      )
-      table = table.reshape(1, height * columns, width)
-      if self.prefix:
-        own = self.param(
-          'prefix_embedding', self.table_init, (1, self.prefix, width)
-        )
-        table = jnp.concatenate([own, table], axis=1)
-      return table
-    table = sincos2d(height, columns, width)
-    return jnp.pad(table, ((0, 0), (self.prefix, 0), (0, 0)))
-
-
-class EncoderBlock(nn.Module):
-  """Pre-norm block: x + attention(LN(x)), then x + MLP(LN(x))."""
-
-  num_heads: int
-  mlp_dim: int
-  grid: tuple[int, int]
-  prefix: int = 0
-  posemb: str | None = None  # a table of this block's own: learn1d, learn2d
-  relative: bool = False
-  area: tuple[int, int] | None = None  # largest area (height, width)
-  dropout: float = 0.0
-  attention_dropout: float = 0.0
-  layer_scale: float | None = None
-  activation: str = 'gelu_tanh'
-  norm_eps: float = 1e-6
-  init_style: str = 'google'
-  dtype: Any = jnp.float32
-  return_attention: bool = False
-  keep: int | None = None  # only the first tokens go on from here
-
-  @nn.compact
-  def __call__(self, x, rate, train: bool, table=None):
-    """(B, T, D) -> (B, T, D) and aux: tokens and, if asked, attention."""
-    width = x.shape[-1]
-    init = INITS[self.init_style]
-    norm = functools.partial(
-      nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype
-    )
-    if self.posemb:
-      table = PositionEmbedding(
-        self.posemb, self.grid, self.prefix, init.table(width), name='posembed'
-      )(width)
-    if table is not None:
-      x = x + table.astype(x.dtype)
-
-    y = norm(name='LayerNorm_0')(x)
-    y, probs = MultiHeadDotProductAttention(
-      self.num_heads,
-      self.attention_dropout,
-      dtype=self.dtype,
-      kernel_init=init.kernel,
-      bias_init=init.bias(width),
-      attend_fn=self._attend_fn(width),
-      before_dropout=train and self.dropout > 0,
-      name='MultiHeadDotProductAttention_0',
-    )(y[:, : self.keep], y, train)
-    x = x[:, : self.keep]
-    y = Dropout(self.dropout, deterministic=not train)(y)
-    x = x + DropPath()(self._scale('gamma_1', y), rate, train)
-
-    y = norm(name='LayerNorm_1')(x)
-    y = MlpBlock(
-      self.mlp_dim,
-      self.dropout,
-      self.activation,
-      self.dtype,
-      init.kernel,
-      init.mlp_bias(width),
-      init.mlp_bias(self.mlp_dim),
-      name='MlpBlock_0',
-    )(y, train)
-    x = x + DropPath()(self._scale('gamma_2', y), rate, train)
-
-    aux = {'tokens': x}
-    if self.return_attention:
-      aux['attention'] = probs
-    return x, aux
-
-  def _scale(self, name, y):
-    if self.layer_scale is None:
-      return y
-    gamma = self.param(
-      name, nn.initializers.constant(self.layer_scale), (y.shape[-1],)
-    )
-    return y * gamma.astype(y.dtype)[None, None]
-
-  def _attend_fn(self, width):
-    if self.area is not None:
-      from vit_jax.models.area.attention import area_attend
-
-      two_d = self.area[0] > 1
-      return area_attend(
-        self.area, self.grid if two_d else None, weights=self.return_attention
-      )
-    if not self.relative:
-      return attention.attend
-    # One embedding per 1-D offset, shared by the heads; the original query
-    # attends to it (table D.3: relative embeddings have no place but the
-    # attention itself).
-    tokens = self.prefix + self.grid[0] * self.grid[1]
-    embedding = self.param(
-      'relative_embedding',
-      INITS[self.init_style].table(width),
-      (2 * tokens - 1, width // self.num_heads),
-    )
-
-    def attend(q, k, v, **kwargs):
-      logits = jnp.einsum(
-        'bthk,rk->bhtr', q * (q.shape[-1] ** -0.5), embedding.astype(q.dtype)
-      )
-      offset = jnp.arange(tokens)[None] - jnp.arange(tokens)[:, None]
-      index = jnp.broadcast_to(
-        (offset + tokens - 1)[None, None], (*logits.shape[:2], tokens, tokens)
-      )
-      bias = jnp.take_along_axis(logits, index, axis=-1)
-      return attention.attend(q, k, v, bias=bias.astype(jnp.float32), **kwargs)
-
-    return attend
-
-
-class Encoder(nn.Module):
-  """Position embedding, blocks and final norm; named `Transformer`."""
-
-  depth: int
-  block: dict[str, Any]  # fields of EncoderBlock
-  posemb: str = 'learn1d'
-  posemb_at: str = 'stem'
-  area_sizes: tuple = ()
-  drop_path: float = 0.0
-  final_norm: bool = True
-  remat: str = 'none'
-  scan: bool = False
-  class_token_only: bool = False
-
-  @nn.compact
-  def __call__(self, x, train: bool):
-    """(B, T, D) -> (B, T, D) after the final norm, dict of intermediates."""
-    width, block = x.shape[-1], dict(self.block)
-    block['relative'] = self.posemb == 'relative'
-    table = None
-    if self.posemb in ('learn1d', 'learn2d', 'sincos2d'):
-      if self.posemb_at == 'every_layer' and self.posemb != 'sincos2d':
-        block['posemb'] = self.posemb
-      else:
-        table = PositionEmbedding(
-          self.posemb,
-          block['grid'],
-          block['prefix'],
-          INITS[block['init_style']].table(width),
-          name='posembed_input',
-        )(width)
-    every = table is not None and self.posemb_at != 'stem'
-    if table is not None and not every:
-      x = x + table.astype(x.dtype)
-    x = Dropout(block['dropout'], deterministic=not train)(x)
-    x = tpu_layout.pin(x)
-    out = {'with_posemb': x}
-
-    rates = drop_path_rates(self.drop_path, self.depth)
-    extra = (table,) if every else ()
-    auxes = []
-    for i, area in enumerate(self.area_sizes):
-      x, aux = run_blocks(
-        functools.partial(EncoderBlock, **block, area=tuple(area)),
-        x,
-        rates[i : i + 1],
-        train,
-        name='encoderblock',
-        remat=self.remat,
-        first=i,
-        extra=extra,
-      )
-      auxes += aux
-    first = len(self.area_sizes)
-    last = self.depth - (train and self.class_token_only)
-    x, aux = run_blocks(
-      functools.partial(EncoderBlock, **block),
-      x,
-      rates[first:last],
-      train,
-      name='encoderblock',
-      remat=self.remat,
-      scan=self.scan,
-      first=first,
-      extra=extra,
-    )
-    auxes += aux
-    if last < self.depth:
-      x, aux = run_blocks(
-        functools.partial(EncoderBlock, **block, keep=1),
-        x,
-        rates[last:],
-        train,
-        name='encoderblock',
-        remat=self.remat,
-        first=last,
-        extra=extra,
-      )
-      auxes += aux
-    for i, aux in enumerate(auxes):
-      out[f'block_{i:02d}'] = aux['tokens']
-    if block['return_attention']:
-      out['attention'] = [aux['attention'] for aux in auxes]
-    if self.final_norm:
-      x = nn.LayerNorm(
-        epsilon=block['norm_eps'], dtype=block['dtype'], name='encoder_norm'
-      )(x)
-    return x, out
-
-
-class MAPHead(nn.Module):
-  """Multi-head attention pooling with one learned query (arXiv:2106.04560)."""
-
-  num_heads: int
-  mlp_dim: int
-  activation: str
-  norm_eps: float
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x, train: bool):
-    """(B, T, D) -> (B, D)."""
-    probe = self.param(
-      'probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1])
-    ).astype(x.dtype)
-    probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
-    x, _ = MultiHeadDotProductAttention(
-      self.num_heads, dtype=self.dtype, name='MultiHeadDotProductAttention_0'
-    )(probe, x, train)
-    y = nn.LayerNorm(
-      epsilon=self.norm_eps, dtype=self.dtype, name='LayerNorm_0'
-    )(x)
-    x = x + MlpBlock(
-      self.mlp_dim,
-      activation=self.activation,
-      dtype=self.dtype,
-      name='MlpBlock_0',
-    )(y, train)
-    return x[:, 0]
 
 
 class ViT(nn.Module):
-  """The Vision Transformer; see the module docstring."""
+  """The Vision Transformer.
 
-  num_classes: int = 1000  # 0: no head, logits are pre_logits
-  patch_size: Any = 16  # int or (height, width)
+  Attributes:
+    num_classes: size of the head; 0 for no head (logits are pre_logits).
+    patch_size: int or (height, width), in pixels, or in positions of the stem's
+      feature map.
+    width: D.
+    depth: number of blocks.
+    num_heads: H.
+    mlp_dim: width of the MLPs' hidden layer.
+    pool: how tokens become features: 'token' takes the class token, 'gap' the
+      mean of the patches, 'map' attends with a learned query
+      (arXiv:2106.04560), 'none' applies the head to every token.
+    class_token: whether there is a class token; None means for pool 'token'
+      only.
+    representation_size: width of a tanh layer before the head; None for no
+      such layer.
+    posemb: one of POSEMBS.
+    posemb_at: one of POSEMB_PLACES.
+    area_sizes: one (height, width) per leading block, the largest area of its
+      area attention.
+    stem: units per stage of a ResNet in front of the patches; () is the root
+      alone, None no ResNet.
+    stem_width: factor on the stem's channels.
+    dropout: rate, of the embedded tokens and in the blocks.
+    attention_dropout: rate on the attention probabilities.
+    drop_path: rate of the last block; linear from 0 at the first.
+    layer_scale: initial factor of the branches' channels (CaiT, DINOv2); None
+      for no factors.
+    norm_after_pool: timm's `fc_norm` after pooling, in place of `encoder_norm`.
+    activation: 'gelu_tanh', or 'gelu_erf' for PyTorch weights.
+    norm_eps: of LayerNorm.
+    init_style: key of INITIALIZERS.
+    head_bias: initial; -10 or -6.9 with a sigmoid loss.
+    dtype: of the activations; the final norm and what follows are float32.
+    remat: key of `blocks.REMAT`.
+    scan: compiles the blocks once; their parameters are stacked.
+    return_attention: adds the attention probabilities to the intermediates.
+    class_token_only: in training, the last block computes only the class
+      token, which is all that the head reads. Logits and gradients stay the
+      same, the work falls by 2 to 5 %, and `tokens` has one token.
+  """
+
+  num_classes: int = 1000
+  patch_size: PatchSize = 16
   width: int = 768
   depth: int = 12
   num_heads: int = 12
   mlp_dim: int = 3072
-  pool: str = 'token'  # POOLS; 'none' applies the head to every token
-  class_token: bool | None = None  # None: only for pool 'token'
-  representation_size: int | None = None  # tanh layer before the head
-  posemb: str = 'learn1d'  # POSEMBS
-  posemb_at: str = 'stem'  # POSEMB_PLACES
-  area_sizes: tuple = ()  # one (height, width) per leading area block
-  stem: tuple | None = None  # units per ResNet stage; () is the root alone
+  pool: str = 'token'
+  class_token: bool | None = None
+  representation_size: int | None = None
+  posemb: str = 'learn1d'
+  posemb_at: str = 'stem'
+  area_sizes: tuple = ()
+  stem: tuple | None = None
   stem_width: float = 1.0
   dropout: float = 0.0
   attention_dropout: float = 0.0
-  drop_path: float = 0.0  # of the last block; linear from 0 at the first
-  layer_scale: float | None = None  # initial value (CaiT, DINOv2)
-  norm_after_pool: bool = False  # timm's fc_norm instead of encoder_norm
-  activation: str = 'gelu_tanh'  # or 'gelu_erf' (PyTorch weights)
+  drop_path: float = 0.0
+  layer_scale: float | None = None
+  norm_after_pool: bool = False
+  activation: str = 'gelu_tanh'
   norm_eps: float = 1e-6
-  init_style: str = 'google'  # INITS
-  head_bias: float = 0.0  # -10 or -6.9 with a sigmoid loss
+  init_style: str = 'google'
+  head_bias: float = 0.0
   dtype: Any = jnp.float32
   remat: str = 'none'
   scan: bool = False
   return_attention: bool = False
-  # In training the last block computes only what the head reads, the class
-  # token: the same logits and gradients for 2 to 5 % less work; `tokens` and
-  # `encoded` then have one token.
   class_token_only: bool = False
 
-  def _check(self):
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Classifies images.
+
+    Args:
+      images: (B, height, width, 3), normalized.
+      train: turns dropout and drop path on (rng stream 'dropout').
+
+    Returns:
+      logits (B, num_classes), float32, per token for pool 'none'; and a dict
+      of intermediates: stem (B, h, w, D), with_posemb and block_00 ...
+      (B, T, D), encoded = tokens (B, T, D), head_input and pre_logits (B, D),
+      and attention, one (B, H, T, T) per block, with `return_attention`.
+
+    Raises:
+      ValueError: a field has a value that is not allowed, fields exclude each
+        other, or no patch fits into the image.
+    """
+    self._check()
+    init, dtype = INITIALIZERS[self.init_style], jnp.dtype(self.dtype)
+    x, out = images.astype(dtype), {}
+    if self.stem is not None:
+      x, features = hybrid_stem(
+        x, tuple(self.stem), self.stem_width, dtype, self.remat
+      )
+      out.update(features)
+    x = embed_patches(x, self.width, self.patch_size, init=init, dtype=dtype)
+    out['stem'] = x
+    batch, height, width, _ = x.shape
+    x = x.reshape(batch, height * width, self.width)
+    prefix = int(self._has_class_token())
+    if prefix:
+      x = prepend_tokens(self, ('cls',), x, init.token)
+
+    x, features = Encoder(
+      depth=self.depth,
+      block=dict(
+        num_heads=self.num_heads,
+        mlp_dim=self.mlp_dim,
+        grid=(height, width),
+        prefix=prefix,
+        dropout=self.dropout,
+        attention_dropout=self.attention_dropout,
+        layer_scale=self.layer_scale,
+        activation=self.activation,
+        norm_eps=self.norm_eps,
+        init_style=self.init_style,
+        dtype=dtype,
+        return_attention=self.return_attention,
+      ),
+      posemb=self.posemb,
+      posemb_at=self.posemb_at,
+      area_sizes=self.area_sizes,
+      drop_path=self.drop_path,
+      final_norm=not self.norm_after_pool,
+      remat=self.remat,
+      scan=self.scan,
+      class_token_only=self.class_token_only,
+      name='Transformer',
+    )(x, train)
+    out.update(features)
+    out['encoded'] = out['tokens'] = x
+
+    x = self._pool(x, prefix, train)
+    if self.norm_after_pool:
+      x = nn.LayerNorm(epsilon=self.norm_eps, name='fc_norm')(x)
+    out['head_input'] = x
+    if self.representation_size:
+      x = jnp.tanh(nn.Dense(self.representation_size, name='pre_logits')(x))
+    out['pre_logits'] = x
+    logits = classify(
+      x, self.num_classes, kernel_init=init.head, bias=self.head_bias
+    )
+    return logits, out
+
+  def _has_class_token(self) -> bool:
+    return (
+      self.pool == 'token' if self.class_token is None else self.class_token
+    )
+
+  def _pool(self, x: jax.Array, prefix: int, train: bool) -> jax.Array:
+    """Tokens (B, T, D) -> features (B, D), or (B, T, D) for 'none'; float32."""
+    x = x.astype(jnp.float32)
+    if self.pool == 'token':
+      return x[:, 0]
+    if self.pool == 'gap':
+      return x[:, prefix:].mean(axis=1)
+    if self.pool == 'map':
+      return MAPHead(
+        self.num_heads,
+        self.mlp_dim,
+        self.activation,
+        self.norm_eps,
+        name='MAPHead_0',
+      )(x, train)
+    return x
+
+  def _check(self) -> None:
     for field, allowed in (
       ('pool', POOLS),
       ('posemb', POSEMBS),
       ('posemb_at', POSEMB_PLACES),
-      ('init_style', INITS),
-      ('activation', GELU),
+      ('init_style', tuple(INITIALIZERS)),
+      ('activation', tuple(GELU)),
     ):
-      if getattr(self, field) not in allowed:
-        raise ValueError(
-          f'{field}={getattr(self, field)!r}; allowed: {", ".join(allowed)}'
-        )
+      check_field(field, getattr(self, field), allowed)
+    if self.pool == 'token' and not self._has_class_token():
+      raise ValueError("pool='token' needs class_token=True (or None)")
     if self.posemb in ('relative', 'none') and self.posemb_at != 'stem':
       raise ValueError(
         f'posemb={self.posemb!r} has no table to add at '
@@ -474,120 +249,9 @@ class ViT(nn.Module):
       or len(self.area_sizes) == self.depth
     ):
       raise ValueError(
-        "class_token_only=True goes with pool='token' and unrolled blocks, "
-        'without return_attention, relative positions, or areas in the last '
-        'block'
+        "class_token_only=True needs pool='token' and unrolled blocks, without "
+        'return_attention, relative positions, and areas in the last block'
       )
-
-  @nn.compact
-  def __call__(self, images, *, train: bool):
-    """Classifies images.
-
-    Args:
-      images: (B, height, width, 3), normalised.
-      train: turns dropout and drop path on (rng stream 'dropout').
-
-    Returns:
-      logits (B, num_classes), float32, per token for pool 'none'; and a dict
-      of intermediates: stem (B, h, w, D), with_posemb, block_00 ..., encoded =
-      tokens (B, T, D), head_input, pre_logits, and attention if asked.
-    """
-    self._check()
-    init, dtype = INITS[self.init_style], jnp.dtype(self.dtype)
-    x, out = images.astype(dtype), {}
-    if self.stem is not None:
-      x, features = hybrid_stem(
-        x, tuple(self.stem), self.stem_width, dtype, self.remat
-      )
-      out.update(features)
-    check_patches(*x.shape[1:3], self.patch_size)
-    patch = conv_patches(self.width, self.patch_size)
-    x = conv_patches(
-      self.width,
-      self.patch_size,
-      dtype=dtype,
-      kernel_init=init.patch_kernel,
-      bias_init=init.patch_bias(
-        patch.kernel_size[0] * patch.kernel_size[1] * x.shape[-1]
-      ),
-      name='embedding',
-    )(x)
-    out['stem'] = x
-    batch, height, width, _ = x.shape
-    x = x.reshape(batch, height * width, self.width)
-
-    has_class = (
-      self.pool == 'token' if self.class_token is None else (self.class_token)
-    )
-    if self.pool == 'token' and not has_class:
-      raise ValueError("pool='token' needs class_token=True (or None)")
-    if has_class:
-      cls = self.param('cls', init.token, (1, 1, self.width)).astype(dtype)
-      x = jnp.concatenate(
-        [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1
-      )
-    prefix = int(has_class)
-
-    block = dict(
-      num_heads=self.num_heads,
-      mlp_dim=self.mlp_dim,
-      grid=(height, width),
-      prefix=prefix,
-      dropout=self.dropout,
-      attention_dropout=self.attention_dropout,
-      layer_scale=self.layer_scale,
-      activation=self.activation,
-      norm_eps=self.norm_eps,
-      init_style=self.init_style,
-      dtype=dtype,
-      return_attention=self.return_attention,
-    )
-    x, features = Encoder(
-      self.depth,
-      block,
-      self.posemb,
-      self.posemb_at,
-      self.area_sizes,
-      self.drop_path,
-      not self.norm_after_pool,
-      self.remat,
-      self.scan,
-      self.class_token_only,
-      name='Transformer',
-    )(x, train)
-    out.update(features)
-    out['encoded'] = out['tokens'] = x
-
-    if self.pool == 'token':
-      x = x[:, 0]
-    elif self.pool == 'gap':
-      x = x[:, prefix:].mean(axis=1)
-    elif self.pool == 'map':
-      x = MAPHead(
-        self.num_heads,
-        self.mlp_dim,
-        self.activation,
-        self.norm_eps,
-        dtype,
-        name='MAPHead_0',
-      )(x, train)
-    if self.norm_after_pool:
-      x = nn.LayerNorm(epsilon=self.norm_eps, dtype=dtype, name='fc_norm')(x)
-    out['head_input'] = x
-    if self.representation_size:
-      x = jnp.tanh(
-        nn.Dense(self.representation_size, dtype=dtype, name='pre_logits')(x)
-      )
-    out['pre_logits'] = x
-    if self.num_classes:
-      x = nn.Dense(
-        self.num_classes,
-        dtype=dtype,
-        kernel_init=init.head,
-        bias_init=nn.initializers.constant(self.head_bias),
-        name='head',
-      )(x)
-    return x.astype(jnp.float32), out
 
 
 def _fields(size: str) -> dict[str, int]:

@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import tpu_layout
-from vit_jax.models.attention import MultiHeadDotProductAttention, normal02
+from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import run_blocks
 from vit_jax.models.dropout import Dropout, DropPath
-from vit_jax.models.mlp import MlpBlock
-from vit_jax.models.patches import (
-  check_patches,
-  conv_patches,
+from vit_jax.models.initializers import (
+  normal02,
   torch_conv_bias,
   torch_conv_kernel,
 )
+from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.patches import check_patches, conv_patches
 from vit_jax.models.registry import register
 from vit_jax.preprocessing import Preprocessing
 
@@ -410,7 +410,7 @@ class VOLO(nn.Module):
         x = x + table.astype(dtype)
         x = Dropout(self.dropout, deterministic=not train)(x)
         out['with_posemb'] = x
-      x = tpu_layout.pin(x)
+      x = tpu_layout.constrain(x)
       first = counts[segment.kind]
       if segment.kind == 'downsample':
         name = f'downsample_{first}' if first else 'downsample'

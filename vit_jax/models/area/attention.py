@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.area import factored
 from vit_jax.models.area.areas import Areas
-from vit_jax.models.patches import torch_conv_bias, torch_conv_kernel
+from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
 
 KEY_MODES = (
   'mean',

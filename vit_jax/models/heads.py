@@ -1,0 +1,73 @@
+"""What follows the last block: pooling by attention, classification."""
+
+from flax import linen as nn
+from flax.typing import Initializer
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.mlp import MlpBlock
+
+
+def classify(
+  features: jax.Array,
+  num_classes: int,
+  *,
+  kernel_init: Initializer = nn.initializers.zeros,
+  bias: float = 0.0,
+  name: str = 'head',
+) -> jax.Array:
+  """The linear classification head, computed in float32.
+
+  Called inside the compact method of a model, which gets the parameters
+  `{name}/kernel` (D, num_classes) and `{name}/bias`. With a bias of -10, as
+  for a sigmoid loss, bfloat16 logits would be multiples of 0.0625; big_vision
+  computes its head in float32 as well.
+
+  Args:
+    features: (..., D), any float dtype.
+    num_classes: 0 for no head; the features are then returned.
+    kernel_init: of the kernel.
+    bias: initial value of the bias.
+    name: of the layer.
+
+  Returns:
+    Logits (..., num_classes), or features (..., D); float32.
+  """
+  features = features.astype(jnp.float32)
+  if not num_classes:
+    return features
+  return nn.Dense(
+    num_classes,
+    kernel_init=kernel_init,
+    bias_init=nn.initializers.constant(bias),
+    name=name,
+  )(features)
+
+
+class MAPHead(nn.Module):
+  """Multi-head attention pooling with one learned query (arXiv:2106.04560).
+
+  Computed in float32, as in big_vision. The fields are those of a block.
+  """
+
+  num_heads: int
+  mlp_dim: int
+  activation: str = 'gelu_tanh'
+  norm_eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """(B, T, D) -> (B, D)."""
+    probe = self.param(
+      'probe', nn.initializers.xavier_uniform(), (1, 1, x.shape[-1])
+    )
+    probe = jnp.broadcast_to(probe, (x.shape[0], 1, x.shape[-1]))
+    x, _ = MultiHeadDotProductAttention(
+      self.num_heads, name='MultiHeadDotProductAttention_0'
+    )(probe, x, train)
+    y = nn.LayerNorm(epsilon=self.norm_eps, name='LayerNorm_0')(x)
+    x = x + MlpBlock(
+      self.mlp_dim, activation=self.activation, name='MlpBlock_0'
+    )(y, train)
+    return x[:, 0]
