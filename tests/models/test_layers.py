@@ -81,7 +81,7 @@ def test_keep_mask_of_related_keys():
 
 
 def test_what_a_tpu_is_told_changes_no_number(monkeypatch):
-  """`dot_general` and `lay_out` as on a TPU: values and gradients are the same."""
+  """`dot_general` and `lay_out` as on a TPU leave values and gradients."""
   module = MultiHeadDotProductAttention(2, before_dropout=True)
   x = jax.random.normal(jax.random.key(0), (2, 5, 8))
   variables = module.init(jax.random.key(1), x, x, False)
