@@ -1,16 +1,28 @@
-"""Mean attention distance (arXiv:2010.11929, figure 7): the receptive field."""
+"""Mean attention distance (arXiv:2010.11929, figure 7), in pixels.
+
+It says over how large a part of the image each head gathers information, as
+the receptive field does for a convolution.
+"""
+
+from collections.abc import Sequence
+import os
+import pathlib
 
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
 
 
-def patch_distances(grid, patch_size) -> np.ndarray:
-  """Distances between patch centres in pixels, (N, N), rows first.
+def patch_distances(
+  grid: tuple[int, int], patch_size: float | tuple[float, float]
+) -> np.ndarray:
+  """Distances between the centers of patches in pixels, (N, N).
+
+  Patches are numbered row by row.
 
   Args:
     grid: (h, w), N = h * w.
-    patch_size: pixels between centres, an int or (vertical, horizontal).
+    patch_size: pixels between centers, one number or (vertical, horizontal).
   """
   ph, pw = np.broadcast_to(patch_size, 2)
   y, x = np.meshgrid(
@@ -21,19 +33,26 @@ def patch_distances(grid, patch_size) -> np.ndarray:
 
 
 def mean_attention_distance(
-  attentions, grid, patch_size, num_prefix: int = 0
+  attentions: Sequence[np.ndarray],
+  grid: tuple[int, int],
+  patch_size: float | tuple[float, float],
+  num_prefix: int = 0,
 ) -> np.ndarray:
-  """Distance from a query patch to what it attends to, averaged.
+  """Mean distance from a query patch to the patches that it attends to.
 
   Args:
     attentions: one (B, H, T, T) per layer.
     grid: (h, w) of the patches.
-    patch_size: int or (vertical, horizontal), pixels.
-    num_prefix: tokens before the patches. They have no place: as queries and
-      as keys they are left out, and the rest of a row is scaled to sum to one.
+    patch_size: pixels, one number or (vertical, horizontal).
+    num_prefix: tokens before the patches. They have no position on the image,
+      so they are left out as queries and as keys, and the rest of each row is
+      scaled to sum to one.
 
   Returns:
     (L, H), pixels: mean over images and query patches.
+
+  Raises:
+    ValueError: the maps do not have as many patches as the grid.
   """
   pixels = patch_distances(grid, patch_size)
   result = []
@@ -53,21 +72,27 @@ def mean_attention_distance(
   return np.stack(result)
 
 
-def uniform_distance(grid, patch_size) -> float:
+def uniform_distance(
+  grid: tuple[int, int], patch_size: float | tuple[float, float]
+) -> float:
   """Mean attention distance of uniform attention, for comparison."""
   return float(patch_distances(grid, patch_size).mean())
 
 
 def plot_distance(
-  distances, path, *, uniform: float | None = None, title: str = ''
-):
-  """Draws one point per head over the depth, and the mean of each layer.
+  distances: np.ndarray,
+  path: str | os.PathLike,
+  *,
+  uniform: float | None = None,
+  title: str = '',
+) -> pathlib.Path:
+  """Draws a point for each head of each layer, and the mean of each layer.
 
   Args:
     distances: (L, H), of `mean_attention_distance`.
     path: PNG file to write.
     uniform: distance of uniform attention, drawn as a line.
-    title: such as the model's name.
+    title: of the plot, such as the model's name.
 
   Returns:
     The path.

@@ -1,12 +1,17 @@
 """Principal components of the patch embedding (arXiv:2010.11929, figure 7)."""
 
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
 from flax.traverse_util import flatten_dict
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
 
 
-def find_kernel(variables) -> np.ndarray:
+def find_kernel(variables: Mapping[str, Any]) -> np.ndarray:
   """The convolution kernel (h, w, 3, D) that a model applies to the image.
 
   Raises ValueError if no kernel has three input channels.
@@ -19,12 +24,14 @@ def find_kernel(variables) -> np.ndarray:
   raise ValueError('the model has no convolution of RGB images')
 
 
-def filter_components(kernel, count: int = 28):
-  """Principal components of embedding filters.
+def filter_components(
+  kernel: np.ndarray, count: int = 28
+) -> tuple[np.ndarray, np.ndarray]:
+  """Principal components of the filters of a patch embedding.
 
   Args:
     kernel: (h, w, C, D), D filters.
-    count: components wanted; there are at most min(D, h * w * C).
+    count: number of components, at most min(D, h * w * C).
 
   Returns:
     components (count, h, w, C), orthonormal, the largest first; and their
@@ -39,22 +46,28 @@ def filter_components(kernel, count: int = 28):
   return (components[:count].reshape(-1, h, w, channels), shares[:count])
 
 
-def to_rgb(components) -> np.ndarray:
-  """Scales each component (n, h, w, 3) to [0, 1], zero at mid-grey."""
+def to_rgb(components: np.ndarray) -> np.ndarray:
+  """Scales each component (n, h, w, 3) to [0, 1], with 0 at 0.5 (gray)."""
   components = np.asarray(components)
   largest = np.abs(components).max(axis=(1, 2, 3), keepdims=True)
   largest = np.where(largest > 0, largest, 1)
   return 0.5 + 0.5 * components / largest
 
 
-def plot_filters(components, path, *, shares=None, title: str = ''):
+def plot_filters(
+  components: np.ndarray,
+  path: str | os.PathLike,
+  *,
+  shares: np.ndarray | None = None,
+  title: str = '',
+) -> pathlib.Path:
   """Draws components as RGB tiles with their shares of the variance.
 
   Args:
     components: (n, h, w, 3), of `filter_components`.
     path: PNG file to write.
     shares: (n,), printed under the tiles in percent.
-    title: such as the model's name.
+    title: of the plot, such as the model's name.
 
   Returns:
     The path.

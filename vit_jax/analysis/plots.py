@@ -1,9 +1,14 @@
-"""What the plots share: a headless figure, saving."""
+"""Figures that need no display, and saving them as PNG."""
 
+import os
 import pathlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> 'Figure':
   """A figure of the given size in inches, without pyplot's global state."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -13,8 +18,8 @@ def new_figure(width: float, height: float):
   return figure
 
 
-def save_figure(figure, path) -> pathlib.Path:
-  """Writes a PNG, making its directory."""
+def save_figure(figure: 'Figure', path: str | os.PathLike) -> pathlib.Path:
+  """Writes a PNG and returns its path; its directory is made."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=150, facecolor='white')

@@ -1,12 +1,17 @@
 """Similarity of position embeddings (arXiv:2010.11929, figure 7)."""
 
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
 from flax.traverse_util import flatten_dict
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
 
 
-def find_table(variables) -> np.ndarray:
+def find_table(variables: Mapping[str, Any]) -> np.ndarray:
   """The first learned position table of a model, (T, D) in token order.
 
   Raises ValueError if it has none (sine-cosine, relative or no position
@@ -20,7 +25,9 @@ def find_table(variables) -> np.ndarray:
   raise ValueError('the model has no learned position table (pos_embedding)')
 
 
-def position_similarity(table, grid, num_prefix: int = 0) -> np.ndarray:
+def position_similarity(
+  table: np.ndarray, grid: tuple[int, int], num_prefix: int = 0
+) -> np.ndarray:
   """Cosine similarity of every pair of patch positions.
 
   Args:
@@ -30,6 +37,9 @@ def position_similarity(table, grid, num_prefix: int = 0) -> np.ndarray:
 
   Returns:
     (h, w, h, w): [i, j] is the map of similarities to patch (i, j).
+
+  Raises:
+    ValueError: the table does not have as many rows as the grid.
   """
   table = np.asarray(table, np.float64).reshape(-1, np.shape(table)[-1])
   patches = table[num_prefix:]
@@ -43,14 +53,21 @@ def position_similarity(table, grid, num_prefix: int = 0) -> np.ndarray:
   return (patches @ patches.T).reshape(*grid, *grid)
 
 
-def plot_similarity(similarity, path, *, most: int = 16, title: str = ''):
-  """Draws a map per patch position, laid out as the patches are.
+def plot_similarity(
+  similarity: np.ndarray,
+  path: str | os.PathLike,
+  *,
+  most: int = 16,
+  title: str = '',
+) -> pathlib.Path:
+  """Draws a map for each patch, in the arrangement of the patches.
 
   Args:
     similarity: (h, w, h, w), of `position_similarity`.
     path: PNG file to write.
-    most: at most so many rows and columns of maps; a larger grid is thinned.
-    title: such as the model's name.
+    most: largest number of rows and of columns of maps. Of a larger grid,
+      every second patch is drawn, or every third, and so on.
+    title: of the plot, such as the model's name.
 
   Returns:
     The path.
@@ -67,7 +84,8 @@ def plot_similarity(similarity, path, *, most: int = 16, title: str = ''):
       tiles[y : y + h, x : x + w] = similarity[i, j]
   figure = new_figure(7, 6.2 * len(rows) / len(columns))
   axis = figure.subplots()
-  # A position is always like itself: leave that one out of the colours.
+  # The similarity of a position to itself is 1 and says nothing, so the range
+  # of colors is chosen for the others.
   others = similarity.reshape(h * w, h * w)[~np.eye(h * w, dtype=bool)]
   low, high = np.quantile(others, [0.001, 0.999]) if others.size else (-1, 1)
   shown = axis.imshow(

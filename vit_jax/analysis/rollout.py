@@ -1,48 +1,61 @@
-"""Attention rollout (arXiv:2005.00928): what reaches a token, layer by layer.
+"""Attention rollout (arXiv:2005.00928): how much patches add to a token.
 
-A layer passes on half of what it attends to and half of its own input, the
-residual branch; products of these matrices trace the top back to the patches.
+Each layer is described by a matrix, half attention and half identity, which
+stands for the residual branch. The product of the matrices of all layers gives
+the share of each input token in each output token.
 """
+
+from collections.abc import Sequence
+import os
+import pathlib
 
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
 
 
-def rollout(attentions, *, residual: float = 0.5) -> np.ndarray:
+def rollout(
+  attentions: Sequence[np.ndarray], *, residual: float = 0.5
+) -> np.ndarray:
   """Product over the layers of (1 - r) A + r I, A the mean over the heads.
 
   Args:
-    attentions: one (B, H, T, T) per layer, the first layer first;
-      probabilities (of CaiT and DeepViT the softmax, not the mixed maps, which
-      may be negative).
+    attentions: one (B, H, T, T) per layer, the first layer first. They are
+      probabilities: of CaiT and DeepViT the softmax, not the mixed maps, which
+      may be negative.
     residual: r, the share of the residual branch.
 
   Returns:
-    (B, T, T): row i says what token i of the last layer is made of. Rows are
-    renormalised in each layer and sum to one.
+    (B, T, T): row i holds the shares of the input tokens in token i of the last
+    layer. Rows are renormalized in each layer and sum to one.
+
+  Raises:
+    ValueError: there is no layer.
   """
-  product = None
+  shares = None
   for a in attentions:
     a = np.asarray(a, np.float64).mean(axis=1)
     a = (1 - residual) * a + residual * np.eye(a.shape[-1])[None]
     a /= a.sum(axis=-1, keepdims=True)
-    product = a if product is None else a @ product
-  if product is None:
+    shares = a if shares is None else a @ shares
+  if shares is None:
     raise ValueError('rollout needs the attention of at least one layer')
-  return product
+  return shares
 
 
-def join_class_layers(attentions, class_attentions) -> list[np.ndarray]:
-  """Layers among patches, then layers where the class token alone asks.
+def join_class_layers(
+  attentions: Sequence[np.ndarray], class_attentions: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+  """Joins layers of patches with layers whose only query is the class token.
 
   Args:
     attentions: (B, H, N, N) per layer of the first kind.
     class_attentions: (B, H, 1, 1 + N) per layer of the second (CaiT, VOLO).
 
   Returns:
-    One (B, 1, 1 + N, 1 + N) per layer, heads averaged, where every token that
-    is not updated attends to itself; for `rollout` with one prefix token.
+    One (B, 1, 1 + N, 1 + N) per layer, the mean over heads. A token that a
+    layer does not update attends to itself. For `rollout_maps` with
+    num_prefix=1.
   """
   layers = []
   for a in [*attentions, *class_attentions]:
@@ -58,38 +71,47 @@ def join_class_layers(attentions, class_attentions) -> list[np.ndarray]:
 
 
 def rollout_maps(
-  attentions, grid, num_prefix: int, *, residual: float = 0.5
+  attentions: Sequence[np.ndarray],
+  grid: tuple[int, int],
+  num_prefix: int,
+  *,
+  residual: float = 0.5,
 ) -> np.ndarray:
-  """Rollout from the class token to the patches.
+  """The share of each patch in the class token.
 
   Args:
     attentions: one (B, H, T, T) per layer.
     grid: (h, w) of the patches.
     num_prefix: tokens before the patches; the first is the class token. With
-      none, the mean over all patches takes its place.
+      0, the mean over all patches is used instead of the class token.
     residual: as in `rollout`.
 
   Returns:
     (B, h, w), which sums to one over the patches.
   """
-  product = rollout(attentions, residual=residual)
-  rows = product[:, 0] if num_prefix else product.mean(axis=1)
+  shares = rollout(attentions, residual=residual)
+  rows = shares[:, 0] if num_prefix else shares.mean(axis=1)
   maps = rows[:, num_prefix:]
   maps = maps / maps.sum(axis=-1, keepdims=True)
   return maps.reshape(-1, *grid)
 
 
-def plot_rollout(images, maps, path, titles=None):
+def plot_rollout(
+  images: np.ndarray,
+  maps: np.ndarray,
+  path: str | os.PathLike,
+  titles: Sequence[str] | None = None,
+) -> pathlib.Path:
   """Draws images, their maps and both together, one row per image.
 
-  Colours end at the 98 % quantile of a map: single patches without content
-  collect much attention in large models and would hide the rest.
+  The range of colors ends at the 98 % quantile of a map: in large models a few
+  patches without content get much attention, and the others would look equal.
 
   Args:
     images: (B, H, W, 3), values in [0, 1].
     maps: (B, h, w), of `rollout_maps`.
     path: PNG file to write.
-    titles: a line per image, such as the predicted class.
+    titles: one for each image, such as the predicted class.
 
   Returns:
     The path.

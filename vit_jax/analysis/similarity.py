@@ -1,23 +1,28 @@
-"""Attention collapse: do layers attend alike? (DeepViT, arXiv:2103.11886).
+"""Similarity of the attention of layers (DeepViT, arXiv:2103.11886).
 
-Equation 3 compares two layers p and q by the contribution of each token t to
-all outputs, a column of the attention map: M[p, q][h, t] is the cosine of
-A_p[h, :, t] and A_q[h, :, t]. In deep ViTs it approaches one.
+A column of an attention map holds the weights that all queries give to one
+token t. Equation 3 compares two layers p and q by the cosine of these columns,
+M[p, q][h, t] = cos(A_p[h, :, t], A_q[h, :, t]). In deep ViTs it approaches one,
+which the paper calls attention collapse.
 """
+
+from collections.abc import Callable, Mapping, Sequence
+import os
+import pathlib
 
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
 
 
-def _columns(attention) -> np.ndarray:
+def _columns(attention: np.ndarray) -> np.ndarray:
   """(B, H, T, T) with every column (one key, all queries) of length one."""
   a = np.asarray(attention, np.float64)
   norm = np.linalg.norm(a, axis=2, keepdims=True)
   return np.divide(a, norm, where=norm > 0, out=np.zeros_like(a))
 
 
-def token_similarity(p, q) -> np.ndarray:
+def token_similarity(p: np.ndarray, q: np.ndarray) -> np.ndarray:
   """M of equation 3 for two layers' maps (B, H, T, T): (B, H, T)."""
   if np.shape(p) != np.shape(q):
     raise ValueError(
@@ -27,7 +32,7 @@ def token_similarity(p, q) -> np.ndarray:
   return (_columns(p) * _columns(q)).sum(axis=2)
 
 
-def layer_similarity(attentions) -> np.ndarray:
+def layer_similarity(attentions: Sequence[np.ndarray]) -> np.ndarray:
   """Mean of M over images, heads and tokens for every pair of layers, (L, L).
 
   Args:
@@ -36,12 +41,17 @@ def layer_similarity(attentions) -> np.ndarray:
   return _pairs(attentions, np.mean)
 
 
-def similar_ratio(attentions, threshold: float = 0.5) -> np.ndarray:
-  """Share of (image, head, token) with M > threshold per layer pair, (L, L)."""
+def similar_ratio(
+  attentions: Sequence[np.ndarray], threshold: float = 0.5
+) -> np.ndarray:
+  """Share of (image, head, token) with M > threshold, (L, L)."""
   return _pairs(attentions, lambda m: np.mean(m > threshold))
 
 
-def _pairs(attentions, reduce) -> np.ndarray:
+def _pairs(
+  attentions: Sequence[np.ndarray], reduce: Callable[[np.ndarray], float]
+) -> np.ndarray:
+  """`reduce(M)` for every pair of layers, (L, L)."""
   count = len(attentions)
   result = np.empty((count, count))
   columns = [_columns(a).astype(np.float32) for a in attentions]
@@ -57,13 +67,13 @@ def _pairs(attentions, reduce) -> np.ndarray:
   return result
 
 
-def adjacent_similarity(similarity) -> np.ndarray:
+def adjacent_similarity(similarity: np.ndarray) -> np.ndarray:
   """Similarity of each layer to the one before it, (L - 1,), of (L, L)."""
   return np.diagonal(np.asarray(similarity), offset=1).copy()
 
 
-def similar_blocks(similarity, threshold: float = 0.9) -> float:
-  """Share of the blocks that attend as the block before does (figure 3b).
+def similar_blocks(similarity: np.ndarray, threshold: float = 0.9) -> float:
+  """Share of the blocks that are similar to the block before (figure 3b).
 
   Args:
     similarity: (L, L), of `layer_similarity` or `similar_ratio`.
@@ -75,8 +85,8 @@ def similar_blocks(similarity, threshold: float = 0.9) -> float:
   )
 
 
-def head_similarity(attentions) -> np.ndarray:
-  """Mean cosine between different heads of a layer (figure 3c), (L,).
+def head_similarity(attentions: Sequence[np.ndarray]) -> np.ndarray:
+  """Mean cosine of different heads of a layer (figure 3c), (L,).
 
   NaN for a layer with one head.
   """
@@ -91,7 +101,9 @@ def head_similarity(attentions) -> np.ndarray:
   return np.asarray(result)
 
 
-def plot_layers(similarity, path, *, title: str = ''):
+def plot_layers(
+  similarity: np.ndarray, path: str | os.PathLike, *, title: str = ''
+) -> pathlib.Path:
   """Draws the (L, L) similarity of every pair of layers; returns the path."""
   similarity = np.asarray(similarity)
   figure = new_figure(5.2, 4.4)
@@ -116,17 +128,18 @@ def plot_layers(similarity, path, *, title: str = ''):
 
 
 def plot_curves(
-  curves,
-  path,
+  curves: Mapping[str, Sequence[float] | np.ndarray],
+  path: str | os.PathLike,
   *,
-  ylabel='cosine similarity to the block before',
-  title='Attention similarity of consecutive blocks',
-):
+  ylabel: str = 'cosine similarity to the block before',
+  title: str = 'Attention similarity of consecutive blocks',
+) -> pathlib.Path:
   """Draws several models' curves on one plot.
 
   Args:
     curves: {name: (L - 1,)}, of `adjacent_similarity`; the first value
-      belongs to block 2. A (L, L) matrix is taken by its off-diagonal.
+      belongs to block 2. An (L, L) matrix stands for its
+      `adjacent_similarity`.
     path: PNG file to write.
     ylabel, title: of the plot.
 
