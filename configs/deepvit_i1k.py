@@ -2,48 +2,53 @@
 
     python -m vit_jax.main --config=configs/deepvit_i1k.py:s \
         --config.data.dir=TFDS_DIR --workdir=runs/deepvit_s
-    ... :l,ft384 --config.run.pretrained=runs/deepvit_l     30 epochs at 384
+    ... :16,plain                       a plain ViT of that depth and width
+    ... :l,ft384 --config.run.pretrained=runs/deepvit_l     30 epochs at 384 px
 
-No training time was published; G multiply-accumulates an image, parameters,
-and expected top-1:
+    python -m vit_jax.ablate --config=configs/deepvit_i1k.py \
+        --config.data.dir=TFDS_DIR --workdir=runs/deepvit_table
+        ViT and DeepViT with 16, 24 and 32 blocks, with the published numbers
 
-    16      5.3 G   24.4 M   79.10   (plain ViT of that depth: 78.88)
-    24      7.9     36.3     79.99   (79.35)
-    32     10.5     48.1     80.90   (79.27), cosine regulariser
+No training time was published; G multiply-accumulates an image, parameters in
+millions, and expected top-1 (README of zhoudaquan/dvit_repo):
+
+    16      5.3 G   24.4 M   79.10   (plain 78.88)
+    24      7.9     36.3     79.99   (plain 79.35)
+    32     10.5     48.1     80.90   (plain 79.27), cosine regularizer
     s       6.4     27.3     82.3    convolutional patches, 16 blocks
     l      13.1     58.9     83.1    convolutional patches, 32 blocks
-    l408   12.5     55.6             the paper's size of L
+    l408   12.5     55.6             the size that the paper gives for L
     l,ft384  44.8   59.0     84.25
 
 The rate of 5e-4 is the published one and does not follow the batch size; 32
-images a process were published, the number of processes was not: 256 here is
-8 of them. Settings of 16 and 24 are those of s. Those of the fine-tuning were
-not published: they are DeiT's.
+images a process were published, the number of processes was not: 256 here is 8
+of them. Settings of 16, 24 and the plain models are those of s. Those of the
+fine-tuning were not published: they are DeiT's.
 """
 
 from vit_jax.recipe import shared
 from vit_jax.recipe.keys import default_config
 
 SIZES = ('16', '24', '32', 's', 'l', 'l408')
-SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
+OPTIONS = ('plain', 'ft384')
+PUBLISHED = {  # plain ViT, DeepViT
+  '16': (78.88, 79.10),
+  '24': (79.35, 79.99),
+  '32': (79.27, 80.90),
+}
 
 
 def get_config(arg=None):
-  size, switches = shared.parse_arg(arg, model='s', options=('ft384',))
-  if size not in SIZES:
-    raise ValueError(f'unknown size {size!r}; allowed: {", ".join(SIZES)}')
+  size, switches = shared.parse_arg(arg, model='s', options=OPTIONS)
+  shared.check_size(size, SIZES)
   c = default_config()
   c.run.name = f'DeepViT-{size.upper()} on ImageNet'
   c.run.epochs = 310.0
 
-  c.data.source = 'tfds:imagenet2012'
+  shared.imagenet_full(c)
   c.data.batch_size = 256
-  c.data.area = (0.08, 1.0)
   c.data.interpolation = 'random'
-  c.data.randaugment = 'rand-m9-mstd0.5-inc1'
-  c.data.mixup, c.data.cutmix = 0.8, 1.0
-  c.data.erasing = 0.25
-  c.loss.label_smoothing = 0.1
+  shared.timm_augmentation(c)
 
   c.model.name = f'deepvit_{size}'
   c.model.drop_path = 0.2
@@ -51,29 +56,44 @@ def get_config(arg=None):
 
   c.optim.lr = 5e-4
   c.optim.weight_decay = 0.05
-  c.schedule.name, c.schedule.by_epoch = 'timm_cosine', True
-  c.schedule.epoch_lag = 0
-  c.schedule.warmup_epochs, c.schedule.warmup_init = 5.0, 1e-6
+  shared.timm_schedule(c, epoch_lag=0)
   c.schedule.cooldown_epochs = 10.0
-  c.schedule.end = 1e-5
+  shared.set_preprocessing(c)
 
-  c.eval.sets = {'val': {'split': 'validation'}}
-  c.eval.every_epochs = 10.0
-  c.log.checkpoint_minutes = 20.0
-  shared.feed_as_trained(c)
-
-  if size == '32':
+  if 'plain' in switches:
+    shared.check_size(size, PUBLISHED)
+    c.run.name = f'plain ViT with {size} blocks on ImageNet'
+    c.model.reattn = (False,) * int(size)
+  elif size == '32':
     c.data.mixup, c.data.cutmix = 0.1, 0.0
     c.loss.cosine_reg, c.loss.cosine_reg_blocks = 0.1, 12
   if 'ft384' in switches:
-    c.run.epochs, c.schedule.cooldown_epochs = 30.0, None
-    c.data.image_size = 384
-    c.optim.lr = c.schedule.end = 5e-6
-    c.optim.weight_decay = 1e-8
-  if 'smoke' in switches:
-    shared.smoke(c, **SMOKE)
+    batch_size = c.data.batch_size
+    shared.deit_finetuning(c, 384)
+    c.data.batch_size, c.model.drop_path = batch_size, 0.2
     c.schedule.cooldown_epochs = None
+  if 'smoke' in switches:
+    shared.smoke(c)
     c.loss.cosine_reg_blocks = 1
-    if size in ('s', 'l', 'l408'):
+    if 'plain' in switches:
+      c.model.reattn = (False, False)
+    elif size in ('s', 'l', 'l408'):
       c.model.reattn = (False, True)
   return c
+
+
+def sweep(arg=None):
+  """The plain and the re-attention rows of 16, 24 and 32 blocks."""
+  _, switches = shared.parse_arg(arg, model='16', options=OPTIONS)
+  smoke = ['smoke'] if 'smoke' in switches else []
+  variants = {}
+  for size, (plain, deep) in PUBLISHED.items():
+    variants[f'ViT-{size}'] = {
+      'arg': ','.join([size, 'plain', *smoke]),
+      'published': plain,
+    }
+    variants[f'DeepViT-{size}'] = {
+      'arg': ','.join([size, *smoke]),
+      'published': deep,
+    }
+  return variants

@@ -4,14 +4,16 @@
     ... --config.model.name=vit_s16 --config.data.image_size=96 \
         --config.model.patch_size=8 --config.data.batch_size=32
 
-PATH has train/CLASS/x.jpg and test/CLASS/x.jpg (or val, validation), or
-CLASS/x.jpg, of which a tenth is held out (`data.holdout`). The plain baseline's
-settings (configs/vit_s16_i1k.py), scaled to a small set: ViT-Ti/16, mean
-pooling, fixed positions, RandAugment, mixup, 100 epochs, batch 64.
+PATH has train/CLASS/x.jpg and test/CLASS/x.jpg (or val, validation), or only
+CLASS/x.jpg, of which a tenth is held out (`data.holdout`). The settings are
+those of the plain baseline (configs/vit_s16_i1k.py), scaled to a small data
+set: ViT-Ti/16, mean pooling, fixed positions, RandAugment, mixup, 100 epochs,
+batch 64.
 
-From scratch a ViT needs many images: with less than about 10,000 start from
-released weights instead, `vit-jax finetune --data PATH`. 1,800 EuroSAT tiles
-of 10 classes at 64 px, patch 8: see the README's results.
+From scratch a ViT needs many images. With fewer than about 10,000, start from
+released weights instead: `vit-jax finetune --data PATH`. The README has the
+cost and the result for 1,800 EuroSAT tiles of 10 classes at 64 px with patches
+of 8.
 """
 
 from vit_jax.recipe import shared
@@ -42,5 +44,5 @@ def get_config(arg=None):
   c.log.every_steps = 20
   c.log.checkpoint_minutes = 10.0
   if smoke:
-    shared.smoke(c, **shared.VIT_SMOKE)
+    shared.smoke(c)
   return c

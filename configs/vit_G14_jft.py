@@ -1,7 +1,9 @@
-"""ViT-G/14 on a JFT-like set: configs/vit_jft.py with the model chosen.
+"""ViT-G/14 on JFT: configs/vit_jft.py with the model chosen.
 
     python -m vit_jax.main --config=configs/vit_G14_jft.py \
         --config.data.dir=gs://BUCKET/jft --workdir=gs://BUCKET/G14
+
+Settings, cost and expected numbers: see configs/vit_jft.py.
 """
 
 from configs import vit_jft

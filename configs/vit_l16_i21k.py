@@ -2,6 +2,8 @@
 
     python -m vit_jax.main --config=configs/vit_l16_i21k.py \
         --config.data.dir=gs://BUCKET/imagenet21k --workdir=gs://BUCKET/l16
+
+Settings, cost and expected numbers: see configs/vit_i21k.py.
 """
 
 from configs import vit_i21k

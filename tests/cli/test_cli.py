@@ -547,9 +547,8 @@ def test_fewshot(capsys, folder, workdir):
 def test_pack_and_finetune_on_it(capsys, folder, tmp_path):
   code, out, error = run(capsys, 'pack', folder, tmp_path / 'packed')
   assert code == 0 and 'train, 24 images of 3 classes' in out, error
-  from vit_jax.recipe.finetuning import recipe, source_of
+  from vit_jax.recipe.finetuning import folder_config
 
-  assert source_of(str(tmp_path / 'packed')) == 'packed'
-  config = recipe('vit_ti16', '', str(tmp_path / 'packed'))
+  config = folder_config('vit_ti16', '', str(tmp_path / 'packed'))
   assert config.data.source == 'packed'
   assert config.data.batch_size == 16  # what 24 images and 8 devices allow

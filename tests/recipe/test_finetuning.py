@@ -7,7 +7,7 @@ import pytest
 from configs import augreg_finetune, bit_hyperrule, bit_i1k, bit_i21k, mixer_i1k
 from configs import finetune as recipes
 from vit_jax.recipe.checks import check
-from vit_jax.recipe.finetuning import recipe
+from vit_jax.recipe.finetuning import folder_config
 from vit_jax.recipe.keys import ConfigError
 
 
@@ -108,13 +108,13 @@ def flat(tmp_path_factory):
 
 def test_defaults_of_the_command(flat):
   """54 training images on 8 CPU devices: batch 32, and 500 steps."""
-  c = recipe('deit_s16', '', flat)
+  c = folder_config('deit_s16', '', flat)
   assert (c.data.source, c.data.batch_size, c.run.steps) == ('folder', 32, 500)
   assert c.optim.lr == pytest.approx(0.03 * 32 / 512)
   assert c.schedule.warmup_steps == 100
   assert (c.data.normalize, c.eval.crop) == ('imagenet', 0.875)
   assert c.data.interpolation == c.eval.interpolation == 'bicubic'
-  c = recipe(
+  c = folder_config(
     'vit_b16',
     '',
     flat,
@@ -134,6 +134,6 @@ def test_defaults_of_the_command(flat):
 
 def test_wrong_arguments(flat, tmp_path):
   with pytest.raises(ConfigError, match='--model'):
-    recipe(None, '', flat)
-  with pytest.raises(ConfigError, match='no directory'):
-    recipe('vit_b16', '', str(tmp_path / 'gone'))
+    folder_config(None, '', flat)
+  with pytest.raises(ValueError, match='no directory'):
+    folder_config('vit_b16', '', str(tmp_path / 'gone'))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
@@ -81,6 +82,9 @@ def variant_config(
   """The config of one run: the recipe, then the variant, then the overrides."""
   path, _, arg = str(variant.get('config', recipe)).partition(':')
   arg = variant.get('arg', arg)
+  if not pathlib.Path(path).exists():  # 'configs/Y.py' of another directory
+    beside = pathlib.Path(recipe.partition(':')[0]).parent / path.split('/')[-1]
+    path = str(beside) if beside.exists() else path
   config = load_config(f'{path}:{arg}')
   config.run.seed += seed
 

@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from vit_jax.data import transforms
-from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.opening import directory_source, open_source
 from vit_jax.data.sources.source import Source
 from vit_jax.inference.classifier import Classifier, load_classifier
-from vit_jax.recipe.finetuning import source_of
 from vit_jax.training.progress import progress_bar
 
 SHOTS = (1, 5, 10, 25)
@@ -114,7 +113,7 @@ def fewshot(
     ValueError: no number of shots is possible.
   """
   classifier = load_classifier(weights, **options)
-  kind = source_of(data)
+  kind = directory_source(data)
   train, test = (
     open_source(kind, split=split, data_dir=data, holdout=holdout)
     for split in ('train', 'test')

@@ -1,26 +1,54 @@
-"""Published fine-tuning settings, as a recipe."""
+"""The published fine-tuning settings, each in one place.
+
+The Vision Transformer's (arXiv:2010.11929, appendix B.1.1 and table 4; the same
+values in the code released with it) and BiT-HyperRule (arXiv:1912.11370,
+section 3.3). `configs/finetune.py`, `configs/augreg_finetune.py` and
+`configs/bit_hyperrule.py` apply them to the published data sets,
+`folder_config` applies them to a folder of images.
+"""
 
 import dataclasses
 import pathlib
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
-from vit_jax.data import records
-from vit_jax.data.sources.opening import open_source
-from vit_jax.models.registry import model_info
+from vit_jax.data.sources.opening import directory_source, open_source
+from vit_jax.models.registry import ModelInfo, model_info
+from vit_jax.preprocessing import as_size
 from vit_jax.recipe.keys import ConfigError, default_config
+from vit_jax.recipe.shared import set_preprocessing
+
+# The rate is published for this batch size; it follows the batch in proportion.
+RATE, BATCH_SIZE = 0.03, 512
+# The grids from which the rate was chosen on held-out images, for small data
+# sets and for ImageNet.
+SMALL_GRID = (0.001, 0.003, 0.01, 0.03)
+IMAGENET_GRID = (0.003, 0.01, 0.03, 0.06)
+LAYER_DECAY = 0.75  # of the recipes' switch 'layerdecay'
+# Rate 0 for every parameter that is not of a head: a linear probe.
+HEAD_ONLY = ((r'(?!\w*head\w*/).*', {'lr': 0.0}),)
 
 
 @dataclasses.dataclass(frozen=True)
 class HyperRule:
-  """What BiT-HyperRule sets for a data set (arXiv:1912.11370, sec. 3.3)."""
+  """What BiT-HyperRule sets for a data set (arXiv:1912.11370, sec. 3.3).
 
-  resize: int  # of both sides, before the crop
+  Attributes:
+    resize: both sides in pixels, before the crop.
+    crop: both sides in pixels of what the model is given.
+    steps: length of the run.
+    warmup_steps: length of the warm-up.
+    boundaries: steps at which a 'step' schedule multiplies the rate by 0.1.
+    mixup: alpha of the Beta distribution, 0 for none.
+  """
+
+  resize: int
   crop: int
   steps: int
   warmup_steps: int
-  boundaries: tuple[int, ...]  # of a 'step' schedule with factor 0.1
+  boundaries: tuple[int, ...]
   mixup: float
 
 
@@ -28,22 +56,49 @@ def hyperrule(num_examples: int, width: int, height: int) -> HyperRule:
   """BiT-HyperRule for `num_examples` training images of a typical size."""
   resize, crop = (160, 128) if width * height < 96 * 96 else (512, 480)
   if num_examples < 20_000:
-    steps, warmup, drops = 500, 100, (200, 300, 400)
+    steps, drops = 500, (200, 300, 400)
   elif num_examples < 500_000:
-    steps, warmup, drops = 10_000, 500, (3_000, 6_000, 9_000)
+    steps, drops = 10_000, (3_000, 6_000, 9_000)
   else:
-    steps, warmup, drops = 20_000, 500, (6_000, 12_000, 18_000)
-  # The official rate falls strictly after a boundary, a 'step' schedule at it.
-  boundaries = tuple(d + 1 for d in drops)
-  mixup = 0.1 if num_examples >= 20_000 else 0.0
-  return HyperRule(resize, crop, steps, warmup, boundaries, mixup)
+    steps, drops = 20_000, (6_000, 12_000, 18_000)
+  return HyperRule(
+    resize,
+    crop,
+    steps,
+    warmup_steps=100 if steps == 500 else 500,
+    # The official rate drops one step after each boundary, a 'step' schedule
+    # drops at its boundaries.
+    boundaries=tuple(d + 1 for d in drops),
+    mixup=0.1 if num_examples >= 20_000 else 0.0,
+  )
 
 
-LR, BATCH = 0.03, 512  # published together; the rate follows the batch
-HEAD_ONLY = ((r'(?!\w*head\w*/).*', {'lr': 0.0}),)  # freezes all but heads
+def set_length(config: ConfigDict, num_examples: int) -> None:
+  """Steps and warm-up for a data set of `num_examples` training images.
+
+  The ViT's lengths equal BiT-HyperRule's: 500 steps below 20,000 images, 10,000
+  below 500,000, and 20,000 from there on.
+  """
+  rule = hyperrule(num_examples, 224, 224)
+  config.run.steps, config.schedule.warmup_steps = rule.steps, rule.warmup_steps
 
 
-def recipe(
+def set_optimizer(config: ConfigDict, rate: float | None = None) -> None:
+  """The ViT's: SGD with momentum 0.9 in bfloat16, clip 1, no weight decay.
+
+  Args:
+    config: changed in place. The schedule stays a recipe's default, the cosine
+      to 0 after a linear warm-up.
+    rate: peak learning rate; by default 0.03 for a batch of 512, in proportion
+      to the batch size.
+  """
+  if rate is None:
+    rate = RATE * config.data.batch_size / BATCH_SIZE
+  config.optim.name, config.optim.state_dtype = 'sgd', 'bfloat16'
+  config.optim.lr, config.optim.clip = rate, 1.0
+
+
+def folder_config(
   model: str | None,
   weights: str,
   data: str,
@@ -52,83 +107,96 @@ def recipe(
   epochs: float | None = None,
   lr: float | None = None,
   batch_size: int | None = None,
-  image_size: int | None = None,
+  image_size: int | tuple[int, int] | None = None,
   head_only: bool = False,
   layer_decay: float = 1.0,
   holdout: float = 0.1,
   seed: int = 0,
   fields: dict[str, Any] | None = None,
-):
-  """The config of a fine-tuning run; see `finetune` for the arguments."""
+) -> ConfigDict:
+  """The recipe for fine-tuning on a folder of images.
 
-  metadata = _metadata(weights) if weights else {}
-  stored = dict(metadata.get('config', {}).get('model', {}))
-  stored_name = stored.pop('name', None)
-  model = model or stored_name
+  See `vit_jax.finetuning.finetune` for the arguments.
+
+  Raises:
+    ConfigError: neither the arguments nor the weights name a model.
+    ValueError: `data` is no directory of images.
+  """
+  name, stored_fields, stored_normalize = _stored_model(weights)
+  model = model or name
   if not model:
     raise ConfigError(
-      f'{weights or "random initialisation"} does not say which model it is '
+      f'{weights or "random initialization"} does not say which model it is '
       'for: name it with --model (vit-jax models lists them, vit-jax info '
       'FILE says which fit)'
     )
-  preprocessing = model_info(model).preprocessing
-  source = source_of(data)
+  info = model_info(model)
+  source = directory_source(data)
   train = open_source(source, split='train', data_dir=data, holdout=holdout)
   if batch_size is None:
-    batch_size = BATCH if jax.default_backend() != 'cpu' else 32
-    devices = jax.device_count()
-    while batch_size > len(train):
-      batch_size //= 2
-    batch_size = max(1, batch_size // devices) * devices
-  rule = hyperrule(len(train), 224, 224)
-  if steps is None and epochs is None:
-    steps = rule.steps
-  per_epoch = max(1, len(train) // batch_size)
-  total = steps if steps is not None else max(1, round(epochs * per_epoch))
+    batch_size = _default_batch_size(len(train))
 
   c = default_config()
   c.run.name = f'{model} on {pathlib.Path(data).name}'
-  c.run.steps, c.run.epochs, c.run.seed = steps, epochs, seed
+  c.run.seed = seed
   c.run.pretrained = str(weights)
   c.data.source, c.data.dir, c.data.holdout = source, str(data), holdout
   c.data.batch_size = batch_size
-  c.data.image_size = image_size or preprocessing.size[0]
-  c.data.normalize = (
-    metadata.get('config', {})
-    .get('data', {})
-    .get('normalize', preprocessing.normalize)
-  )
-  c.data.interpolation = c.eval.interpolation = preprocessing.interpolation
-  c.eval.crop = float(preprocessing.crop or 0.0)
   c.model.name = model
-  if model == stored_name:
-    c.model.update(stored)
+  if model == name:
+    c.model.update(stored_fields)
   c.model.update(fields or {})
-  c.optim.name, c.optim.state_dtype, c.optim.clip = 'sgd', 'bfloat16', 1.0
-  c.optim.lr = lr if lr is not None else LR * batch_size / BATCH
+  _set_sizes(c, info, image_size)
+  if stored_normalize:
+    c.data.normalize = stored_normalize
+  set_optimizer(c, lr)
   c.optim.layer_decay = layer_decay
   if head_only:
     c.optim.groups = HEAD_ONLY
-  c.schedule.warmup_steps = min(rule.warmup_steps, total // 5)
+  set_length(c, len(train))
+  if epochs is not None:
+    c.run.steps, c.run.epochs = None, epochs
+    total = max(1, round(epochs * max(1, len(train) // batch_size)))
+  else:
+    total = c.run.steps = steps if steps is not None else c.run.steps
+  c.schedule.warmup_steps = min(c.schedule.warmup_steps, total // 5)
   c.eval.every_steps = c.log.checkpoint_steps = -(-total // 5)
   c.log.every_steps = max(1, total // 50)
   return c
 
 
-def source_of(data: str) -> str:
-  """'packed' for a directory that `vit-jax pack` wrote, else 'folder'."""
-  folder = pathlib.Path(data).expanduser()
-  if not folder.is_dir():
-    raise ConfigError(
-      f'{data} is no directory. Give a folder with one directory of images '
-      'per class (or train/ and test/ with them), or a packed data set'
-    )
-  packed = any(p.name.endswith(records.META_SUFFIX) for p in folder.iterdir())
-  return 'packed' if packed else 'folder'
+def _set_sizes(
+  config: ConfigDict,
+  info: ModelInfo,
+  image_size: int | tuple[int, int] | None,
+) -> None:
+  """Image size and how images are fed, as the model's authors do."""
+  set_preprocessing(config)
+  config.data.interpolation = info.preprocessing.interpolation
+  height, width = as_size(image_size or info.preprocessing.size)
+  config.data.image_size = height
+  config.data.image_width = width if width != height else None
 
 
-def _metadata(weights: str) -> dict[str, Any]:
-  """What our own files and workdirs say of themselves, {} of others."""
+def _default_batch_size(num_examples: int) -> int:
+  """512, or 32 on a CPU; halved to fit the data, a multiple of the devices."""
+  batch_size = BATCH_SIZE if jax.default_backend() != 'cpu' else 32
+  while batch_size > num_examples:
+    batch_size //= 2
+  devices = jax.device_count()
+  return max(1, batch_size // devices) * devices
+
+
+def _stored_model(weights: str) -> tuple[str | None, dict[str, Any], str]:
+  """Name, fields and normalization that weights of ours were trained with."""
+  if not weights:
+    return None, {}, ''
   from vit_jax.weights import read
 
-  return read(weights)[1]
+  recipe = read(weights)[1].get('config', {})
+  fields = dict(recipe.get('model', {}))
+  return (
+    fields.pop('name', None),
+    fields,
+    recipe.get('data', {}).get('normalize', ''),
+  )

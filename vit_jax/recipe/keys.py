@@ -103,6 +103,8 @@ def default_config() -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.name = 'softmax'  # 'softmax', 'sigmoid'
   c.loss.label_smoothing = 0.0
+  # (off, on): the targets of absent and present classes, before smoothing.
+  c.loss.label_range = (0.0, 1.0)
   c.loss.distill = 'none'  # 'none', 'soft', 'hard'
   c.loss.distill_alpha = 0.5  # weight of the distillation term
   c.loss.distill_tau = 1.0

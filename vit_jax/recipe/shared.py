@@ -1,9 +1,43 @@
 """What recipes share: their argument, common settings, the smoke variant."""
 
-from vit_jax.models.registry import model_info
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.models.registry import list_models, model_info
+
+# Small sizes for each family of models, which the smoke variants use: the
+# longest prefix of the model's name counts.
+_VIT = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
+_SMALL: dict[str, dict[str, Any]] = {
+  'vit': _VIT,
+  'aa_vit': _VIT,
+  'deit': _VIT,
+  'cait': _VIT,
+  'ceit': dict(_VIT, stem_width=16),
+  'deepvit': _VIT,
+  # Two stages before the patches, which then are single positions.
+  'r': dict(_VIT, patch_size=1, stem=(1, 1)),
+  'bit': dict(num_layers=(1, 1), width_factor=0.5),
+  'mixer': dict(patch_size=8, width=32, depth=2, tokens_mlp_dim=16, mlp_dim=64),
+  'volo': dict(
+    patch_size=4,
+    layers=(1, 1, 1),
+    embed_dims=(16, 32, 32),
+    num_heads=(2, 2, 2),
+    mlp_ratios=(2, 2, 2),
+    stem_hidden_dim=8,
+    outlook_attention=(True, False, False),
+    downsamples=(True, False, False),
+    post_layers=('ca',),
+  ),
+}
 
 
-def parse_arg(arg: str | None, *, model: str = '', options=()):
+def parse_arg(
+  arg: str | None, *, model: str = '', options: Iterable[str] = ()
+) -> tuple[str, set[str]]:
   """Splits 'b16,ft384,smoke' into a model and switches.
 
   Args:
@@ -12,27 +46,61 @@ def parse_arg(arg: str | None, *, model: str = '', options=()):
     options: the switches that the recipe knows, besides 'smoke'.
 
   Returns:
-    model, set of switches given.
+    The model and the set of switches given.
 
   Raises:
     ValueError: a word that is no switch where no model is expected.
   """
   words = [w for w in (arg or '').split(',') if w]
   known = {*options, 'smoke'}
-  given = {w for w in words if w in known}
-  rest = [w for w in words if w not in known]
-  if rest and model:
-    model = rest.pop(0)
-  if rest:
+  switches = {w for w in words if w in known}
+  others = [w for w in words if w not in known]
+  if others and model:
+    model = others.pop(0)
+  if others:
     raise ValueError(
-      f'unknown argument {rest[0]!r} of this recipe; '
+      f'unknown argument {others[0]!r} of this recipe; '
       f'switches: {", ".join(sorted(known))}'
     )
-  return model, given
+  return model, switches
 
 
-def imagenet(config):
-  """ImageNet-1k from TFDS, the last percent of training as minival."""
+def one_of(
+  switches: Collection[str], choices: Iterable[str], default: str = ''
+) -> str:
+  """The one of `choices` that is given; ValueError if there are several."""
+  given = [c for c in choices if c in switches]
+  if len(given) > 1:
+    raise ValueError(f'{" and ".join(given)} are both given: name one')
+  return given[0] if given else default
+
+
+def check_size(size: str, sizes: Iterable[str]) -> None:
+  """ValueError with the allowed sizes, unless `size` is one of them."""
+  sizes = list(sizes)
+  if size not in sizes:
+    raise ValueError(f'unknown size {size!r}; allowed: {", ".join(sizes)}')
+
+
+def full_name(word: str, prefix: str = 'vit_') -> str:
+  """The registered model of 'b16' or 'vit_b16'; ValueError if there is none."""
+  if word in _HYBRIDS:
+    return word
+  name = f'{prefix}{word}'
+  return name if name in list_models(prefix) else model_info(word).name
+
+
+def width(name: str) -> int:
+  """Embedding width of a registered ViT."""
+  return model_info(name).fields['width']
+
+
+def imagenet(config: ConfigDict) -> None:
+  """ImageNet-1k as Google's recipes split it.
+
+  The last percent of the training split is held out as 'minival', for choosing
+  settings; 'val' is the published validation set.
+  """
   config.data.source = 'tfds:imagenet2012'
   config.data.split = 'train[:99%]'
   config.mesh.preset = 'zero'
@@ -45,8 +113,96 @@ def imagenet(config):
   config.log.checkpoint_minutes = 20.0
 
 
-# AugReg's levels (arXiv:2106.10270): (RandAugment layers, magnitude), mixup.
-AUGREG = {
+def imagenet_full(config: ConfigDict) -> None:
+  """ImageNet-1k as DeiT's family uses it: all training images, no hold-out."""
+  config.data.source = 'tfds:imagenet2012'
+  config.eval.sets = {'val': {'split': 'validation'}}
+  config.eval.every_epochs = 10.0
+  config.log.checkpoint_minutes = 20.0
+  config.mesh.preset = 'zero'
+
+
+def timm_augmentation(config: ConfigDict) -> None:
+  """DeiT's augmentation (arXiv:2012.12877, table 9), as timm carries it out."""
+  config.data.area = (0.08, 1.0)
+  config.data.randaugment = 'rand-m9-mstd0.5-inc1'
+  config.data.mixup, config.data.cutmix = 0.8, 1.0
+  config.data.erasing = 0.25
+  config.loss.label_smoothing = 0.1
+
+
+def timm_schedule(
+  config: ConfigDict, *, warmup_epochs: float = 5.0, epoch_lag: int
+) -> None:
+  """timm's cosine, constant within an epoch, from 1e-6 to 1e-5.
+
+  Args:
+    config: changed in place.
+    warmup_epochs: length of the linear warm-up.
+    epoch_lag: 1 for DeiT's loop, which sets the rate after an epoch, so that
+      the first two epochs run at 1e-6; 0 for VOLO's and DeepViT's.
+  """
+  config.schedule.name, config.schedule.by_epoch = 'timm_cosine', True
+  config.schedule.epoch_lag = epoch_lag
+  config.schedule.warmup_epochs = warmup_epochs
+  config.schedule.warmup_init = 1e-6
+  config.schedule.end = 1e-5
+
+
+def deit_finetuning(config: ConfigDict, image_size: int) -> None:
+  """DeiT's fine-tuning at a larger size: 30 epochs at a constant 5e-6.
+
+  The released code fine-tunes in evaluation mode, so there is no drop path
+  (arXiv:2012.12877, section 6.1; main.py --finetune).
+  """
+  config.run.epochs = 30.0
+  config.data.image_size, config.data.batch_size = image_size, 512
+  config.model.drop_path = 0.0
+  config.optim.lr = config.schedule.end = 5e-6
+  config.optim.weight_decay = 1e-8
+
+
+# Hybrids of the paper without a name in the registry: the same body on another
+# stage of the ResNet-50 (arXiv:2010.11929, section 4.1).
+_HYBRIDS = {
+  'r50_vit_b32': ('r50_vit_b16', (3, 4, 6, 3)),
+  'r50_vit_l16': ('r50_vit_l32', (3, 4, 9)),
+}
+
+
+def original_vit(config: ConfigDict, name: str, *, dropout: float) -> None:
+  """Model, loss and warm-up of the ViT paper's pre-training.
+
+  A tanh layer before the head, sigmoid cross-entropy with head bias -10 and
+  targets 0.9999 and 0.0001, 10,000 warm-up steps; evaluation resizes the
+  shorter side to 256 and crops 224 (arXiv:2010.11929, table 3, and the authors
+  in issues 2, 34 and 124 of google-research/vision_transformer).
+
+  Args:
+    config: changed in place.
+    name: registered ViT or hybrid, r50_vit_b32 or r50_vit_l16.
+    dropout: 0.1 for ImageNet and ImageNet-21k, 0 for JFT.
+  """
+  base, stem = _HYBRIDS.get(name, (name, None))
+  config.model.update(
+    name=base,
+    dropout=dropout,
+    head_bias=-10.0,
+    representation_size=width(base),
+    # The last block computes only what the class token needs.
+    class_token_only=True,
+  )
+  if stem:
+    config.model.stem = stem
+  config.loss.name = 'sigmoid'
+  config.loss.label_range = (0.0001, 0.9999)
+  config.schedule.warmup_steps = 10_000
+  config.eval.crop = 224 / 256
+
+
+# The levels of AugReg (arXiv:2106.10270, section 3.3 and the published files'
+# names): RandAugment's (layers, magnitude), and mixup's alpha.
+AUGREG: dict[str, tuple[tuple[int, int] | None, float]] = {
   'none': (None, 0.0),
   'light1': ((2, 0), 0.0),
   'light2': ((2, 10), 0.2),
@@ -57,16 +213,33 @@ AUGREG = {
 }
 
 
-def augreg(config, model: str, switches, level: str):
+AUGREG_SWITCHES = ('wd0.03', 'do0.1', 'sd0.1', *AUGREG)
+
+
+def augreg(
+  config: ConfigDict,
+  model: str,
+  switches: Collection[str],
+  levels: Mapping[str, str],
+) -> None:
   """AugReg's optimizer, loss and augmentation.
 
   Args:
-    config: the recipe.
-    model: 'b16' for vit_b16, or a registered hybrid.
+    config: changed in place.
+    model: a registered model, or 'b16' for vit_b16.
     switches: a level's name, 'wd0.03', 'do0.1', 'sd0.1'.
-    level: the augmentation if no switch names one.
+    levels: the published level of each model, for when no switch names one.
+
+  Raises:
+    ValueError: no level was published for the model and none is named.
   """
-  config.model.name = model if '_vit_' in model else f'vit_{model}'
+  name = config.model.name = full_name(model)
+  level = one_of(switches, AUGREG, levels.get(name, ''))
+  if not level:
+    raise ValueError(
+      f'no level of augmentation was published for {name}; those with one: '
+      f'{", ".join(levels)}. Name a level after the model: {", ".join(AUGREG)}'
+    )
   config.model.dropout = 0.1 if 'do0.1' in switches else 0.0
   config.model.drop_path = 0.1 if 'sd0.1' in switches else 0.0
   config.loss.name = 'sigmoid'
@@ -75,27 +248,30 @@ def augreg(config, model: str, switches, level: str):
   config.optim.weight_decay = 3e-5 if 'wd0.03' in switches else 1e-4
   config.optim.clip = 1.0
   config.schedule.warmup_steps = 10_000
-  policy, config.data.mixup = AUGREG[
-    next((s for s in switches if s in AUGREG), level)
-  ]
+  policy, config.data.mixup = AUGREG[level]
   config.data.randaugment = 'google({},{})'.format(*policy) if policy else ''
   config.data.mix_style = 'google'
 
 
-def feed_as_trained(config):
-  """Sets normalisation and test crop to those of the model's authors."""
+def set_preprocessing(config: ConfigDict) -> None:
+  """Normalization and evaluation transform of the authors of the model."""
   preprocessing = model_info(config.model.name).preprocessing
   config.data.normalize = preprocessing.normalize
-  config.eval.crop = float(preprocessing.crop or 0.0)
+  config.eval.crop = preprocessing.crop or 0.0
   config.eval.interpolation = preprocessing.interpolation
-  return config
 
 
-def smoke(config, **model_fields):
+def smoke(config: ConfigDict, **model_fields: Any) -> ConfigDict:
   """Shrinks a recipe to a few seconds on one CPU, on synthetic data.
 
   The kind of model, loss, optimizer and augmentation stay; sizes go.
-  `model_fields` are the small sizes of the recipe's family.
+
+  Args:
+    config: changed in place.
+    **model_fields: fields of the model besides the small sizes of its family.
+
+  Returns:
+    The config.
   """
   config.run.epochs = config.run.examples = None
   config.run.steps = 4
@@ -105,17 +281,17 @@ def smoke(config, **model_fields):
   config.data.num_classes, config.data.num_examples = 10, 64
   config.data.batch_size = 16
   config.data.image_size = 32
+  config.data.image_width = config.data.device_resize = None
   if config.data.resize is not None:
     config.data.resize = 36
-  config.data.device_resize = None
   config.data.labels = ''
   if config.loss.distill != 'none':
     config.loss.teacher, config.loss.teacher_weights = 'vit_ti16', 'random'
   config.optim.accumulate = min(config.optim.accumulate, 2)
-  s = config.schedule
-  s.warmup_epochs = s.warmup_examples = None
-  s.warmup_steps = 1
-  s.cooldown_steps = min(s.cooldown_steps, 1)
+  config.schedule.warmup_epochs = config.schedule.warmup_examples = None
+  config.schedule.warmup_steps = 1
+  config.schedule.cooldown_epochs = None
+  config.schedule.cooldown_steps = min(config.schedule.cooldown_steps, 1)
   if config.mesh.preset == 'fsdp_tensor':
     config.mesh.preset = 'fsdp'
   config.mesh.fsdp = config.mesh.tensor = -1
@@ -125,17 +301,11 @@ def smoke(config, **model_fields):
   config.log.every_steps = 1
   config.log.checkpoint_minutes = None
   config.log.checkpoint_steps = 2
-  config.model.update(model_fields)
+  config.model.update(small_fields(config.model.name), **model_fields)
   return config
 
 
-VIT_SMOKE = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
-
-
-def vit_smoke(name: str) -> dict:
-  """Small sizes for a ViT or a hybrid."""
-  return (
-    {**VIT_SMOKE, 'patch_size': 1, 'stem': (1, 1)}
-    if ('_vit_' in name)
-    else VIT_SMOKE
-  )
+def small_fields(name: str) -> dict[str, Any]:
+  """Fields that make a registered model of any family small."""
+  prefixes = [p for p in _SMALL if name.startswith(p)]
+  return dict(_SMALL[max(prefixes, key=len)]) if prefixes else {}

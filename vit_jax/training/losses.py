@@ -201,7 +201,8 @@ def total_loss(cfg, logits, out, targets, teacher_logits=None, mask=None):
   """
   _check(cfg)
   class_logits = out.get('logits_class', logits)
-  label = smooth(targets['label'], cfg.label_smoothing)
+  off, on = cfg.label_range
+  label = smooth(off + (on - off) * targets['label'], cfg.label_smoothing)
   parts = {}
   if 'logits_aux' in out:
     if cfg.name != 'softmax':

@@ -1,7 +1,9 @@
 """Opens a source by its name."""
 
 import difflib
+import pathlib
 
+from vit_jax.data.records import META_SUFFIX
 from vit_jax.data.sources.digits import Digits
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.packed import Packed
@@ -75,3 +77,19 @@ def open_source(
     if len(parts) == 1
     else Concat(parts, ' + '.join(p.name for p in parts))
   )
+
+
+def directory_source(path: str) -> str:
+  """'packed' for a directory that `vit-jax pack` wrote, else 'folder'.
+
+  Raises:
+    ValueError: `path` is no directory.
+  """
+  directory = pathlib.Path(path).expanduser()
+  if not directory.is_dir():
+    raise ValueError(
+      f'{path} is no directory. Give a folder with one directory of images '
+      'per class (or train/ and test/ with them), or a packed data set'
+    )
+  packed = any(p.name.endswith(META_SUFFIX) for p in directory.iterdir())
+  return 'packed' if packed else 'folder'
