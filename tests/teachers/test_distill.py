@@ -23,9 +23,10 @@ from vit_jax.recipe.build import build, open_train_source
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.teachers import live as live_lib
+from vit_jax.teachers import stored_logits
 from vit_jax.teachers.classes import check_classes
 from vit_jax.teachers.stored_logits import is_stored
-from vit_jax.teachers.teacher import make_teacher
+from vit_jax.teachers.teacher import abstract_teacher, make_teacher
 from vit_jax.training import augment
 from vit_jax.training import step as step_lib
 
@@ -157,7 +158,7 @@ class Toy(nn.Module):
 
 @jax.jit
 def teach(variables, images):
-  fn = live_lib.live_teacher(Toy(), (8, 8), 'half', 'imagenet')
+  fn = live_lib.live_function(Toy(), (8, 8), 'half', 'imagenet')
   return fn(variables, images, {})  # BatchNorm is not mutable: it would raise
 
 
@@ -273,7 +274,7 @@ def test_stored_logits_equal_the_live_teacher(stored, teacher_dir):
 
 def test_stored_logits_are_refused_where_they_do_not_fit(stored):
   root, out = stored
-  with pytest.raises(ConfigError, match='which is not what data.source'):
+  with pytest.raises(ConfigError, match='not the training examples'):
     make(folder_config(root, out), fingerprint='other')
   config = folder_config(root, out)
   config.data.mixup = 0.8
@@ -284,7 +285,7 @@ def test_stored_logits_are_refused_where_they_do_not_fit(stored):
 
 
 def test_an_unfinished_table_is_no_teacher(stored, tmp_path):
-  (tmp_path / live_lib.LOGITS).write_bytes(b'half')
+  (tmp_path / stored_logits.LOGITS).write_bytes(b'half')
   assert is_stored(stored[1]) and not is_stored(tmp_path)
 
 
@@ -479,3 +480,44 @@ def test_deit_weight_decay():
     'dist_token',
   } <= decayed
   assert not {'cls', 'Transformer/encoder_norm/scale'} & decayed
+
+
+# --- A teacher of shapes, for compiling where its files are not -------------
+
+
+@pytest.mark.parametrize('kind', ['live', 'random', 'stored'])
+def test_abstract_teacher_has_the_shapes_of_the_real_one(
+  kind, teacher_dir, stored
+):
+  """The recipe compiles for a pod with the very teacher that it trains with."""
+  if kind == 'stored':
+    config = folder_config(*stored)
+    classes = 5
+  else:
+    config = student_config(teacher_dir if kind == 'live' else 'random')
+    config.loss.teacher, classes = 'vit_ti16' if kind == 'random' else '', 5
+    config.loss.teacher_image_size = 24
+  mesh = make_mesh('fsdp')
+  config.mesh.preset = 'fsdp'
+  fn, variables = make_teacher(config, mesh, classes)
+  same_fn, shapes = abstract_teacher(config, mesh, classes)
+  describe = lambda tree: jax.tree.map(
+    lambda x: (x.shape, x.dtype, x.sharding.spec), tree
+  )
+  assert describe(variables) == describe(shapes)
+  images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
+  batch = {'index': jax.ShapeDtypeStruct((8,), jnp.int32)}
+  logits = jax.eval_shape(fn, variables, images, batch)
+  assert logits == jax.eval_shape(same_fn, shapes, images, batch)
+  assert logits.shape == (8, classes)
+
+
+def test_abstract_teacher_without_its_file(tmp_path):
+  """Weights that are elsewhere are those of the model that is named."""
+  config = student_config(tmp_path / 'RegNet.npz')
+  config.loss.teacher = 'vit_ti16'
+  _, shapes = abstract_teacher(config, make_mesh(), 5)
+  assert shapes['params']['head']['kernel'].shape == (192, 5)
+  config.loss.teacher = ''
+  with pytest.raises(ValueError, match=r'RegNet\.npz'):
+    abstract_teacher(config, make_mesh(), 5)

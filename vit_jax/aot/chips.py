@@ -1,21 +1,40 @@
 """The chips that a recipe can be compiled for."""
 
+import dataclasses
 import re
 
-# Per device of JAX (v2 and v3: a core, tpu7x: a chiplet, else a chip): clock
-# in GHz, usable memory in GiB (from the compiler's own error), and all-reduce
-# bandwidth in GB/s (published per pod, Cloud TPU documentation, divided by the
-# devices). The peak FLOP/s are in `flops.PEAK_TFLOPS`.
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One device of JAX: a core of v2 and v3, a chiplet of tpu7x, else a chip.
+
+  The peak FLOP/s are in `models.flops.PEAK_TFLOPS`.
+
+  Attributes:
+    clock: GHz.
+    memory: usable GiB, from the compiler's own out-of-memory message.
+    bandwidth: of an all-reduce, GB/s: what the Cloud TPU documentation gives
+      for a pod, divided by its devices. None where nothing is published.
+    config_name: how libtpu calls this use of the chip, if it has several.
+  """
+
+  clock: float
+  memory: float
+  bandwidth: float | None
+  config_name: str | None = None
+
+
 CHIPS = {
-  'v2': dict(clock=0.70, memory=7.48, wire=117),
-  'v3': dict(clock=0.94, memory=15.48, wire=166),
-  'v4': dict(clock=1.05, memory=30.75, wire=268, chip_config_name='megacore'),
-  'v5e': dict(clock=1.50, memory=15.75, wire=200),
-  'v5p': dict(clock=1.75, memory=95.74, wire=None, chip_config_name='megacore'),
-  'v6e': dict(clock=1.75, memory=31.25, wire=400),
-  'tpu7x': dict(clock=1.90, memory=94.75, wire=None),
+  'v2': Chip(clock=0.70, memory=7.48, bandwidth=117),
+  'v3': Chip(clock=0.94, memory=15.48, bandwidth=166),
+  'v4': Chip(clock=1.05, memory=30.75, bandwidth=268, config_name='megacore'),
+  'v5e': Chip(clock=1.50, memory=15.75, bandwidth=200),
+  'v5p': Chip(clock=1.75, memory=95.74, bandwidth=None, config_name='megacore'),
+  'v6e': Chip(clock=1.75, memory=31.25, bandwidth=400),
+  'tpu7x': Chip(clock=1.90, memory=94.75, bandwidth=None),
 }
-# What the clouds call a slice by: cores.
+# Google Cloud names a v2 or v3 slice by its number of cores; the compiler wants
+# the grid of its chips.
 CORES = {
   '8': '2x2',
   '32': '4x4',
@@ -25,7 +44,8 @@ CORES = {
   '1024': '16x32x1',
   '2048': '32x32',
 }
-# Training examples by number of classes, for data that is not here.
+# Training examples of the known data set with so many classes, for recipes
+# whose data is not on this machine.
 EXAMPLES = {
   10: 50_000,
   100: 50_000,
@@ -34,11 +54,10 @@ EXAMPLES = {
   21_841: 14_197_122,
   21_843: 14_197_122,
 }
-PRESETS = ('data', 'zero', 'fsdp', 'fsdp_tensor')
 
 
 def parse_topology(topology: str) -> tuple[str, str]:
-  """('v3', '8x8') of 'v3:8x8' or 'v3-128'. ValueError says what is known."""
+  """('v3', '8x8') of 'v3:8x8' or of 'v3-128'; ValueError for anything else."""
   match = re.fullmatch(r'(\w+):(\d+(?:x\d+){1,2})', topology)
   if match and match[1] in CHIPS:
     return match[1], match[2]

@@ -1,4 +1,6 @@
-"""What the compiler said, as a text for people."""
+"""The report of a compilation as text, and advice for what does not fit."""
+
+from typing import Any
 
 CALIBRATION = (
   'Estimates by the compiler, not measurements, collectives not included: '
@@ -7,7 +9,7 @@ CALIBRATION = (
 )
 
 
-def advice(report: dict) -> list[str]:
+def advice(report: dict[str, Any]) -> list[str]:
   """What to change in a recipe that does not fit; [] for one that does."""
   if report['fits']:
     return []
@@ -38,7 +40,7 @@ def advice(report: dict) -> list[str]:
   if report['per_device_batch'] / report['accumulate'] > 1:
     tips.append(
       f'--config.optim.accumulate={2 * report["accumulate"]}: the '
-      'same batch in smaller parts'
+      'same batch in smaller micro-batches'
     )
     tips.append(
       f'more devices than {report["devices"]}, or a smaller '
@@ -50,15 +52,12 @@ def advice(report: dict) -> list[str]:
   return tips
 
 
-# --------------------------------------------------------------- the command
-
-
 def _gib(size) -> str:
   return f'{size / 2**30:.2f} GiB'
 
 
-def describe(report: dict) -> str:
-  """The report as text."""
+def describe(report: dict[str, Any]) -> str:
+  """The report as lines of text."""
   r, device = report, report['device']
   lines = [
     f'{r["config"] or r["model"]} on {r["topology"]}: {r["devices"]} '
@@ -68,7 +67,7 @@ def describe(report: dict) -> str:
     f'  {r["parameters"]:,} parameters, {r["dtype"]}, remat {r["remat"]}, '
     f'{"scanned" if r["scan"] else "unrolled"} blocks; global batch '
     f'{r["batch_size"]}, {r["per_device_batch"]:g} a {device}'
-    + (f' in {r["accumulate"]} parts' if r['accumulate'] > 1 else ''),
+    + (f' in {r["accumulate"]} micro-batches' if r['accumulate'] > 1 else ''),
     f'  per {device}: parameters {_gib(r["parameter_bytes"])}, whole state '
     f'{_gib(r["state_bytes"])}'
     + (f', peak {_gib(r["peak_bytes"])}' if 'peak_bytes' in r else '')
@@ -101,7 +100,7 @@ def describe(report: dict) -> str:
       f'days, {r["device_days"]:,.0f} {device}-days',
     ]
     lines.append(
-      '  ms by part: '
+      '  ms by kind of layer: '
       + ', '.join(f'{k} {v:.1f}' for k, v in r['milliseconds_by_part'].items())
     )
   lines.append(
@@ -143,7 +142,7 @@ def _row(r: dict) -> list[str]:
   ]
 
 
-def table(reports: list[dict]) -> str:
+def table(reports: list[dict[str, Any]]) -> str:
   """A Markdown table, one row per report."""
   head = [
     'topology',

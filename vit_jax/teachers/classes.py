@@ -1,16 +1,33 @@
 """Whether a teacher and a student have the same classes."""
 
+from collections.abc import Sequence
+import os
+
 from absl import logging
 
 from vit_jax.recipe.keys import ConfigError
 
 
-def check_classes(what, count: int, names, num_classes: int, class_names):
-  """ConfigError unless a teacher's classes are the data's, in their order.
+def check_classes(
+  what: str | os.PathLike,
+  count: int,
+  names: Sequence[str] | None,
+  num_classes: int,
+  class_names: Sequence[str] | None,
+) -> None:
+  """Checks that a teacher's classes are the data's, in the same order.
 
   Names are compared where both have them. A name that both know must have the
   same number; names that only one knows are reported in the log, because the
   same class may go by several (n01440764, tench).
+
+  Args:
+    what: the teacher, for messages.
+    count, names: number and names of the teacher's classes.
+    num_classes, class_names: those of the data.
+
+  Raises:
+    ConfigError: another number of classes, or another order.
   """
   if count != num_classes:
     raise ConfigError(

@@ -1,29 +1,24 @@
-"""The teacher of distillation (arXiv:2012.12877): a live model, or its logits.
+"""A teacher that runs inside the train step (arXiv:2012.12877).
 
-A live teacher runs inside the jitted train step, on the very images of the
-student: augmented, mixed, erased. Any registered model with weights will do,
+It sees the very images of the student: augmented, mixed and erased. Any
+registered model with weights can be a teacher:
 
     config.loss.teacher_weights = 'runs/teacher'           # knows its model
     config.loss.teacher, config.loss.teacher_weights = 'bit_r50x1', 'BiT.npz'
 
-and `teacher_weights = 'random'` takes fresh parameters, for smoke runs and
-benchmarks. Stored logits are computed once,
-
-    vit-jax teacher-logits WEIGHTS --source SOURCE --data-dir DIR -o LOGITS
-
-and given as `teacher_weights = LOGITS`. They are of whole, unaugmented images,
-so crops and flips of the student's view do not reach them (the "fixed teacher"
-of arXiv:2106.05237, which finds consistent views better), and they cannot go
-with mixup or CutMix.
+`teacher_weights = 'random'` takes fresh parameters, for smoke runs and
+benchmarks.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
+from typing import Any
 
 from absl import logging
 import flax
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
@@ -31,53 +26,114 @@ from vit_jax.inference import classifier
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.parallel import rules
 from vit_jax.preprocessing import NORMALIZATION
-from vit_jax.recipe.keys import ConfigError, image_shape
-from vit_jax.teachers.classes import check_classes
+from vit_jax.recipe.keys import ConfigError
 from vit_jax.training import augment
+from vit_jax.weights import WeightsError
 
-LOGITS, META = 'logits.npy', 'logits.json'  # of a directory of stored logits
 RANDOM = 'random'
 
 
-# --- A live teacher ---------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class LiveTeacher:
+  """A model with its variables, and how it is fed.
+
+  Attributes:
+    model: Linen module.
+    variables: {'params': ..., 'batch_stats': ...} of numpy arrays, or of
+      shapes (`jax.ShapeDtypeStruct`) where no values are needed.
+    size: (height, width) of the images that it is given.
+    normalize: key of NORMALIZATION.
+    classes: class names, None if unknown.
+  """
+
+  model: Any
+  variables: Any
+  size: tuple[int, int]
+  normalize: str
+  classes: Sequence[str] | None
 
 
-def _live(config, mesh, num_classes, class_names):
-  loss = config.loss
-  size = loss.teacher_image_size or image_shape(config)
-  size = (size, size) if isinstance(size, int) else size
-  if loss.teacher_weights == RANDOM:
-    model, variables = _fresh(loss.teacher, num_classes, size)
-    normalize, classes = model_info(loss.teacher).preprocessing.normalize, None
-  else:
-    found = classifier.load_classifier(
-      loss.teacher_weights, model=loss.teacher or None, image_size=size
+def load_live(
+  weights: str, name: str, size: tuple[int, int], num_classes: int
+) -> LiveTeacher:
+  """Loads a teacher with its weights.
+
+  Args:
+    weights: see `load_classifier`, or 'random' for fresh parameters.
+    name: registered model; '' for weights that know their model.
+    size: (height, width) of the images that it is given.
+    num_classes: of a teacher with fresh parameters.
+
+  Raises:
+    ConfigError: 'random' without a name.
+    WeightsError: weights that cannot be read, or of another model.
+  """
+  if weights == RANDOM:
+    model, init = _fresh(name, num_classes, size)
+    logging.warning('the teacher %s has random parameters', name)
+    normalize = model_info(name).preprocessing.normalize
+    variables = jax.device_get(jax.jit(init)())
+    return LiveTeacher(model, variables, size, normalize, None)
+  loaded = classifier.load_classifier(
+    weights, model=name or None, image_size=size
+  )
+  return LiveTeacher(
+    loaded.model, loaded.variables, size, loaded.normalize, loaded.classes
+  )
+
+
+def describe_live(
+  weights: str, name: str, size: tuple[int, int], num_classes: int
+) -> LiveTeacher:
+  """The same teacher as `load_live`, with shapes in the place of values.
+
+  Weights that are not on this machine are taken to be those of the named
+  model, so that a recipe can be compiled where its files are not.
+  """
+  if weights != RANDOM:
+    try:
+      teacher = load_live(weights, name, size, num_classes)
+      shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), teacher.variables
+      )
+      return dataclasses.replace(teacher, variables=shapes)
+    except (OSError, WeightsError):
+      if not name:
+        raise
+  model, init = _fresh(name, num_classes, size)
+  normalize = model_info(name).preprocessing.normalize
+  return LiveTeacher(model, jax.eval_shape(init), size, normalize, None)
+
+
+def _fresh(
+  name: str, num_classes: int, size: tuple[int, int]
+) -> tuple[Any, Callable]:
+  """A model whose blocks are scanned where they can be, and its `init`."""
+  if not name:
+    raise ConfigError(
+      f'loss.teacher_weights={RANDOM!r} needs loss.teacher, the name of a model'
     )
-    model, variables = found.model, found.variables
-    normalize, classes = found.normalize, found.classes
-  check_classes(
-    loss.teacher_weights, model.num_classes, classes, num_classes, class_names
+  fields = {f.name for f in dataclasses.fields(model_info(name).module)}
+  model = create_model(
+    name, num_classes, **({'scan': True} if 'scan' in fields else {})
   )
-  dtype = config.run.dtype
-  if dtype == 'auto':
-    on_cpu = mesh.devices.flat[0].platform == 'cpu'
-    dtype = 'float32' if on_cpu else 'bfloat16'
-  teacher = live_teacher(
-    model.clone(dtype=dtype),
-    size,
-    config.data.normalize,
-    loss.teacher_normalize or normalize,
-  )
-  return teacher, place(variables, mesh, config.mesh.preset)
+  image = jnp.zeros((1, *size, 3))
+  return model, lambda: model.init(jax.random.key(0), image, train=False)
 
 
-def live_teacher(model, size: tuple[int, int], student: str, own: str):
+def live_function(
+  model: Any, size: tuple[int, int], student: str, own: str
+) -> Callable:
   """`teacher(variables, images, batch) -> logits` of a model in eval mode.
 
   Args:
-    model: the Linen module.
-    size: (height, width) that it is given.
-    student, own: normalisation of the images, and the one that it wants.
+    model: Linen module.
+    size: (height, width) of the images that it is given.
+    student: key of NORMALIZATION, of the student's images.
+    own: key of NORMALIZATION that the teacher was trained with.
+
+  Returns:
+    A pure function whose logits are (B, C) float32 and have no gradient.
   """
 
   def teacher(variables, images, batch):
@@ -89,45 +145,50 @@ def live_teacher(model, size: tuple[int, int], student: str, own: str):
   return teacher
 
 
-def _fresh(name: str, num_classes: int, size):
-  """A model with initial parameters, its blocks scanned where it can."""
-  if not name:
-    raise ConfigError(
-      f'loss.teacher_weights={RANDOM!r} needs loss.teacher, the name of a model'
-    )
-  fields = {f.name for f in dataclasses.fields(model_info(name).module)}
-  model = create_model(
-    name, num_classes, **({'scan': True} if 'scan' in fields else {})
-  )
-  logging.warning('the teacher %s has random parameters', name)
-  init = jax.jit(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)
-  )
-  return model, jax.device_get(init())
-
-
-def place(variables, mesh, preset: str):
-  """Numpy variables -> arrays on the mesh, split as a student's would be."""
-  specs = {
-    name: (
-      rules.param_specs(tree, mesh, preset)
-      if name == 'params'
-      else jax.tree.map(lambda _: P(), tree)
-    )
-    for name, tree in variables.items()
-  }
-  put = lambda x, spec: jax.make_array_from_callback(
-    np.shape(x), NamedSharding(mesh, spec), lambda index: np.asarray(x)[index]
-  )
-  return jax.tree.map(put, flax.core.unfreeze(dict(variables)), specs)
-
-
-def renormalize(images, size: tuple[int, int], old: str, new: str):
-  """Images normalised for one model, as another wants them.
+def teacher_shardings(variables: Any, mesh: Mesh, preset: str) -> Any:
+  """Shardings of a teacher: its parameters are split as a student's are.
 
   Args:
-    images: (B, H, W, 3), normalised in the style `old`.
-    size: (height, width) wanted; bilinear, half-pixel centres, no antialias.
+    variables: tree of arrays or shapes.
+    mesh: of the run.
+    preset: key of `mesh.PRESETS`.
+
+  Returns:
+    A tree of NamedSharding. What is no parameter is replicated.
+  """
+  return {
+    collection: jax.tree.map(
+      lambda spec: NamedSharding(mesh, spec),
+      rules.param_specs(tree, mesh, preset)
+      if collection == 'params'
+      else jax.tree.map(lambda _: P(), tree),
+      is_leaf=lambda x: isinstance(x, P),
+    )
+    for collection, tree in flax.core.unfreeze(dict(variables)).items()
+  }
+
+
+def put_teacher(variables: Any, mesh: Mesh, preset: str) -> Any:
+  """A teacher's numpy variables as arrays on the mesh."""
+  put = lambda x, sharding: jax.make_array_from_callback(
+    np.shape(x), sharding, lambda index: np.asarray(x)[index]
+  )
+  return jax.tree.map(
+    put,
+    flax.core.unfreeze(dict(variables)),
+    teacher_shardings(variables, mesh, preset),
+  )
+
+
+def renormalize(
+  images: jax.Array, size: tuple[int, int], old: str, new: str
+) -> jax.Array:
+  """Converts images that were normalized for one model to another's.
+
+  Args:
+    images: (B, H, W, 3), normalized in the style `old`.
+    size: (height, width) of the result; bilinear, half-pixel centers, no
+      antialiasing.
     old, new: keys of NORMALIZATION.
 
   Returns:
@@ -138,8 +199,8 @@ def renormalize(images, size: tuple[int, int], old: str, new: str):
   images = images.astype(jnp.float32)
   if old == new:
     return images
-  # pixel = x * std + mean of the old, then (pixel - mean) / std of the new;
-  # it commutes with the resize, whose weights add up to 1.
+  # pixel = x * old_std + old_mean, then (pixel - new_mean) / new_std. Resizing
+  # first gives the same, because the weights of a resize add up to 1.
   (old_mean, old_std), (new_mean, new_std) = (
     np.asarray(NORMALIZATION[style], np.float32).reshape(2, 1, 1, 1, 3)
     for style in (old, new)
