@@ -14,6 +14,7 @@ from vit_jax.data import loader, token_labels, token_targets, transforms
 from vit_jax.data.randaugment.timm import timm_op
 from vit_jax.data.sources.opening import open_source
 from vit_jax.models import ceit, mixer, vit, volo
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.teachers import token_labels as teacher_labels
 from vit_jax.training import losses
 
@@ -184,6 +185,10 @@ def test_tokens_follow_the_pixels(ops, flip):
   np.testing.assert_array_equal(got[clear], (patches[0] // 8 - 1.0)[clear])
 
 
+# How the teacher is fed.
+FED = Preprocessing((16, 32), None, 'bicubic', 'imagenet')
+
+
 @pytest.fixture(scope='module')
 def teacher():
   model = tiny_volo()
@@ -206,7 +211,7 @@ def directory(teacher, data, tmp_path_factory):
     *teacher,
     data,
     path,
-    image_size=(16, 32),
+    preprocessing=FED,
     top_k=3,
     batch_size=16,
     shard_size=15,
@@ -267,7 +272,7 @@ def test_making_labels_goes_on_where_it_stopped(directory, teacher, data):
     directory,
     **{
       **dict(
-        image_size=(16, 32), top_k=3, batch_size=16, shard_size=15, threads=0
+        preprocessing=FED, top_k=3, batch_size=16, shard_size=15, threads=0
       ),
       **more,
     },

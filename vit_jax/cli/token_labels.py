@@ -28,6 +28,7 @@ def run(args):
   from vit_jax.cli import options
   from vit_jax.data.sources.opening import open_source
   from vit_jax.inference import classifier
+  from vit_jax.preprocessing import Preprocessing
   from vit_jax.teachers.token_labels import make_token_labels
 
   teacher = classifier.load_classifier(args.weights, **options.loading(args))
@@ -44,9 +45,12 @@ def run(args):
     teacher.variables,
     source,
     args.output,
-    image_size=teacher.image_size,
-    normalize=teacher.normalize,
-    interpolation=teacher.interpolation,
+    # Whole images, whatever crop the teacher was tested with.
+    preprocessing=Preprocessing(
+      size=teacher.image_size,
+      interpolation=teacher.interpolation,
+      normalize=teacher.normalize,
+    ),
     top_k=args.top_k,
     batch_size=args.batch_size,
     threads=args.threads,

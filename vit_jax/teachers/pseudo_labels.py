@@ -1,8 +1,9 @@
 """Self-training (Noisy Student, arXiv:1911.04252): pseudo-labels.
 
-A teacher labels images that nobody has labelled; confident ones are kept and
-balanced over the classes; a student, equal or larger and noised, learns from
-both kinds (configs/noisy_student.py), and may be the next teacher:
+A teacher labels images without labels. The confident ones are kept and
+balanced over the classes. A student of the same size or larger learns from the
+labelled and the pseudo-labelled images with strong augmentation
+(configs/noisy_student.py), and can be the next teacher:
 
     vit-jax pack LABELLED DATA --split train
     vit-jax pseudo-label TEACHER UNLABELLED DATA --threshold 0.3 --per-class N
@@ -15,6 +16,7 @@ are the teacher's probabilities of its most probable classes.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -75,14 +77,14 @@ def balance(
     classes: int (N,), the most probable class of each image.
     confidence: (N,), its probability.
     threshold: images below it are left out.
-    per_class: images of every class in the result: of a rich class the most
-      confident ones, of a scarce class all, then all again, and so on, the last
-      round drawn at random. Classes without images stay empty. None: all
-      images, once.
-    seed: of that draw.
+    per_class: images of every class in the result. A class with more images
+      gives its most confident ones. A class with fewer gives all of them, as
+      often as they fit, and a random choice of them for the rest. Classes
+      without images stay empty. None takes every image once.
+    seed: of the random choice.
 
   Returns:
-    int64 (M,), numbers of images; repeated where an image is there repeatedly.
+    int64 (M,), numbers of images; an image that is taken twice is there twice.
   """
   kept = np.flatnonzero(confidence >= threshold)
   if per_class is None:
@@ -97,10 +99,64 @@ def balance(
   return np.concatenate(chosen) if chosen else kept
 
 
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """What a teacher says of N images.
+
+  Attributes:
+    classes: int32 (N, k), the most probable classes, best first.
+    probabilities: float32 (N, k) of these classes.
+    readable: bool (N,), False for images that could not be decoded.
+  """
+
+  classes: np.ndarray
+  probabilities: np.ndarray
+  readable: np.ndarray
+
+  @property
+  def confidence(self) -> np.ndarray:
+    """(N,) probability of the best class, -1 for unreadable images."""
+    return np.where(self.readable, self.probabilities[:, 0], -1.0)
+
+  def soft_label(self, i: int) -> dict[int, float]:
+    """Class to probability, scaled to a sum of 1."""
+    total = float(self.probabilities[i].sum())
+    return {
+      int(c): float(p) / total
+      for c, p in zip(self.classes[i], self.probabilities[i], strict=True)
+    }
+
+
+def predict_all(
+  classifier: classifier_lib.Classifier,
+  source: Source,
+  k: int,
+  *,
+  batch_size: int = 64,
+  threads: int = 4,
+) -> Predictions:
+  """The k most probable classes of every image of a source."""
+  classes = np.zeros((len(source), k), np.int32)
+  probabilities = np.zeros((len(source), k), np.float32)
+  readable = np.zeros(len(source), bool)
+  for index, logits in forward(
+    classifier,
+    source,
+    batch_size=batch_size,
+    threads=threads,
+    max_bad_fraction=1.0,
+  ):
+    p = _probabilities(logits, classifier.loss)
+    best = np.argsort(-p, axis=1, kind='stable')[:, :k]
+    classes[index], readable[index] = best, True
+    probabilities[index] = np.take_along_axis(p, best, axis=1)
+  return Predictions(classes, probabilities, readable)
+
+
 def pseudo_label(
-  weights,
-  data_dir,
-  out,
+  weights: str | os.PathLike,
+  data_dir: str | os.PathLike | Sequence[str | os.PathLike],
+  out: str | os.PathLike,
   *,
   threshold: float = 0.3,
   per_class: int | None = None,
@@ -111,12 +167,12 @@ def pseudo_label(
   batch_size: int = 64,
   threads: int = 4,
   overwrite: bool = False,
-  **options,
+  **options: Any,
 ) -> dict[str, Any]:
   """Labels images with a teacher, filters, balances and packs them.
 
   Args:
-    weights: of the teacher, see `predict.load_classifier`.
+    weights: of the teacher, see `load_classifier`.
     data_dir: folder (searched to any depth) or tar file of images, or several.
     out: directory of the packed split. If it has a packed 'train', the teacher
       must know the same classes.
@@ -126,23 +182,20 @@ def pseudo_label(
       to a sum of 1; False keeps the most probable class.
     split: name of the split.
     seed: of the balancing.
-    batch_size, threads: see `distill.forward`.
+    batch_size, threads: see `stored_logits.forward`.
     overwrite: replace a split that is there already.
-    **options: of `predict.load_classifier`.
+    **options: of `load_classifier`.
 
   Returns:
-    The split's metadata with 'images' (found), 'unreadable', 'confident',
-    'distinct' (images that were taken) and 'labelled' (records, with copies).
+    The split's metadata with 'images' (all of data_dir), 'unreadable',
+    'confident', 'distinct' (images that were taken) and 'labelled' (records,
+    with copies).
 
   Raises:
     ValueError: nothing to label, nothing confident, other classes than those of
       'train', or a split that is there.
   """
-  if not 0 <= threshold <= 1:
-    raise ValueError(f'threshold={threshold}: must be in [0, 1]')
-  for key, value in (('per_class', per_class), ('max_labels', max_labels)):
-    if value is not None and value < 1:
-      raise ValueError(f'{key}={value}: must be at least 1')
+  _check_arguments(threshold, per_class, max_labels)
   inputs = [data_dir] if isinstance(data_dir, (str, os.PathLike)) else data_dir
   source, out = Unlabelled(inputs), pathlib.Path(out).expanduser()
   classifier = classifier_lib.load_classifier(weights, **options)
@@ -154,48 +207,26 @@ def pseudo_label(
       f'{out} already has the split {split!r}: give another '
       'split or directory, or overwrite'
     )
-
   k = min(max_labels if soft else 1, classifier.num_classes)
-  top = np.zeros((len(source), k), np.int32)
-  probability = np.zeros((len(source), k), np.float32)
-  readable = np.zeros(len(source), bool)
-  for index, logits in forward(
-    classifier,
-    source,
-    batch_size=batch_size,
-    threads=threads,
-    max_bad_fraction=1.0,
-  ):
-    p = _probabilities(logits, classifier.loss)
-    best = np.argsort(-p, axis=1, kind='stable')[:, :k]
-    top[index], readable[index] = best, True
-    probability[index] = np.take_along_axis(p, best, axis=1)
-
-  confidence = np.where(readable, probability[:, 0], -1.0)
+  predictions = predict_all(
+    classifier, source, k, batch_size=batch_size, threads=threads
+  )
+  best, confidence = predictions.classes[:, 0], predictions.confidence
   chosen = balance(
-    top[:, 0], confidence, threshold=threshold, per_class=per_class, seed=seed
+    best, confidence, threshold=threshold, per_class=per_class, seed=seed
   )
   if not len(chosen):
     raise ValueError(
-      f'none of the {int(readable.sum())} readable images reaches threshold='
-      f'{threshold}; the highest probability is {confidence.max():.3f}'
+      f'none of the {int(predictions.readable.sum())} readable images reaches '
+      f'threshold={threshold}; the highest probability is '
+      f'{confidence.max():.3f}'
     )
-
-  def label(i):
-    if not soft:
-      return [int(top[i, 0])]
-    total = float(probability[i].sum())
-    return {
-      int(c): float(p) / total
-      for c, p in zip(top[i], probability[i], strict=True)
-    }
-
   out.mkdir(parents=True, exist_ok=True)
   meta = pack.write_split(
     split,
     out,
     [source.items[i] for i in chosen],
-    [label(i) for i in chosen],
+    [predictions.soft_label(i) if soft else [int(best[i])] for i in chosen],
     classes,
     threads=threads,
     overwrite=overwrite,
@@ -203,11 +234,21 @@ def pseudo_label(
   return {
     **meta,
     'images': len(source),
-    'unreadable': int(len(source) - readable.sum()),
+    'unreadable': int(len(source) - predictions.readable.sum()),
     'confident': int((confidence >= threshold).sum()),
     'distinct': len(np.unique(chosen)),
     'labelled': len(chosen),
   }
+
+
+def _check_arguments(
+  threshold: float, per_class: int | None, max_labels: int
+) -> None:
+  if not 0 <= threshold <= 1:
+    raise ValueError(f'threshold={threshold}: must be in [0, 1]')
+  for key, value in (('per_class', per_class), ('max_labels', max_labels)):
+    if value is not None and value < 1:
+      raise ValueError(f'{key}={value}: must be at least 1')
 
 
 def _probabilities(logits: np.ndarray, loss: str) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Makes per-token labels (VOLO) with a teacher."""
+"""Makes per-token labels with a teacher (arXiv:2104.10858), for VOLO."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import json
 import math
 import os
@@ -9,8 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from vit_jax.data import loader, records
@@ -22,21 +20,28 @@ from vit_jax.data.token_labels import (
   _outputs,
   encode_record,
 )
-from vit_jax.preprocessing import NORMALIZATION
+from vit_jax.files import write_atomically
+from vit_jax.parallel.mesh import make_mesh, put_batch, put_replicated
+from vit_jax.preprocessing import Preprocessing
+from vit_jax.training import augment
 
-# --- Making labels ----------------------------------------------------------
+# Models whose head reads something else than the normalized tokens.
+OTHER_HEADS = ('CeiT', 'BiT', 'BiTV1')
 
 
-def token_logits(model, image_size: tuple[int, int]) -> tuple[Callable, tuple]:
-  """A teacher's logits for each place of its token grid.
+def token_logits(
+  model: Any, image_size: tuple[int, int]
+) -> tuple[Callable, tuple[int, int]]:
+  """A teacher's logits for each cell of its token grid.
 
   A model with a token head (VOLO) gives them itself. Any other model whose head
-  reads its normalised tokens, one of them or their mean (ViT, DeiT, DeepViT,
-  CaiT, Mixer), has its head applied to every patch token; for a mean that is
-  the class activation map (arXiv:1512.04150).
+  reads its normalized tokens, one of them or their mean (ViT, DeiT, DeepViT,
+  CaiT, Mixer), has its head applied to every patch token; for a model that
+  averages its tokens the result is the class activation map
+  (arXiv:1512.04150).
 
   Returns:
-    `(variables, images (B, H, W, 3), normalised) -> (B, h, w, C)` and (h, w).
+    `(variables, images (B, H, W, 3), normalized) -> (B, h, w, C)` and (h, w).
 
   Raises:
     ValueError: the model's head does not read its tokens.
@@ -51,9 +56,8 @@ def token_logits(model, image_size: tuple[int, int]) -> tuple[Callable, tuple]:
 
     return from_token_head, grid
 
-  wrong = ('CeiT', 'BiT', 'BiTV1')  # the head reads something else
   if (
-    type(model).__name__ in wrong
+    type(model).__name__ in OTHER_HEADS
     or 'tokens' not in out
     or not model.num_classes
     or getattr(model, 'representation_size', None)
@@ -83,14 +87,12 @@ def token_logits(model, image_size: tuple[int, int]) -> tuple[Callable, tuple]:
 
 
 def make_token_labels(
-  model,
-  variables,
+  model: Any,
+  variables: Any,
   source: Source,
-  out_dir,
+  out_dir: str | os.PathLike,
   *,
-  image_size: tuple[int, int],
-  normalize: str = 'imagenet',
-  interpolation: str = 'bicubic',
+  preprocessing: Preprocessing,
   top_k: int = 5,
   batch_size: int = 64,
   shard_size: int = 8192,
@@ -103,27 +105,31 @@ def make_token_labels(
   Args:
     model, variables: the teacher, see `token_logits`; runs on all local
       devices.
-    source: whole images, each resized to `image_size`.
+    source: images; the teacher sees each of them whole.
     out_dir: directory to write.
-    image_size: (height, width) that the teacher is given.
-    normalize: key of NORMALIZATION.
-    interpolation: of the resizing.
-    top_k: classes stored for each place.
+    preprocessing: how the teacher is fed; its crop must be None.
+    top_k: classes stored for each token.
     batch_size: of all devices; rounded to a multiple of their number.
-    shard_size: examples in a shard, the unit of going on after a stop.
-    threads: that read and decode.
+    shard_size: examples in a shard. A run that was stopped goes on with the
+      first shard that is not complete.
+    threads: threads that read and decode.
     teacher: what the metadata calls the teacher.
-    progress: told the number of finished examples after each shard.
+    progress: called with the number of finished examples after each shard.
 
   Returns:
     The metadata in `token_labels.json`. An image that cannot be read has
     logits of zero; training skips it.
 
   Raises:
-    ValueError: the teacher cannot label tokens, or the directory has labels of
-      another teacher or source.
+    ValueError: the teacher cannot label tokens, its images are cropped, or the
+      directory has labels of another teacher or source.
   """
-  forward, grid = token_logits(model, tuple(image_size))
+  if preprocessing.crop is not None:
+    raise ValueError(
+      f'crop={preprocessing.crop}: label maps cover whole images, so the '
+      'teacher must see them without a crop (None)'
+    )
+  forward, grid = token_logits(model, preprocessing.size)
   top_k = min(top_k, model.num_classes)
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
@@ -131,71 +137,93 @@ def make_token_labels(
   meta = {
     'version': VERSION,
     'teacher': teacher or type(model).__name__,
-    'weights': fingerprint(
-      [
-        (jax.tree_util.keystr(path), np.shape(x), float(np.sum(x)))
-        for path, x in jax.tree_util.tree_leaves_with_path(variables)
-      ]
-    ),
+    'weights': _weights_fingerprint(variables),
     'data': source.name,
     'fingerprint': source.fingerprint,
     'examples': len(source),
     'num_classes': model.num_classes,
     'top_k': top_k,
     'grid': list(grid),
-    'image_size': list(image_size),
-    'interpolation': interpolation,
+    'image_size': list(preprocessing.size),
+    'interpolation': preprocessing.interpolation,
     'shards': [records.shard_name('labels', i, number) for i in range(number)],
   }
   _claim(out, meta)
 
-  devices = jax.local_devices()
-  mesh = Mesh(np.array(devices), ('data',))
-  batch_size = max(1, round(batch_size / len(devices))) * len(devices)
-  mean, std = (
-    np.array(x, np.float32).reshape(1, 1, 1, 3)
-    for x in NORMALIZATION[normalize]
-  )
+  mesh = make_mesh('data', devices=jax.local_devices())
+  batch_size = max(1, round(batch_size / mesh.size)) * mesh.size
 
   @jax.jit
   def best(variables, images):
-    logits = forward(variables, (images.astype(jnp.float32) - mean) / std)
-    return jax.lax.top_k(logits.astype(jnp.float32), top_k)
+    images = augment.normalize(images, preprocessing.normalize)
+    logits = forward(variables, images).astype(jnp.float32)
+    return jax.lax.top_k(logits, top_k)
 
-  variables = jax.device_put(variables, NamedSharding(mesh, P()))
+  variables = put_replicated(variables, mesh)
   for i, name in enumerate(meta['shards']):
     start, stop = i * shard_size, min((i + 1) * shard_size, len(source))
     if not (out / name).exists():
-      part = Subset(source, start, stop, source.name)
-      partial = out / (name + '.partial')
-      with (
-        _writer(partial) as write,
-        loader.eval_batches(
-          part,
-          batch_size=batch_size,
-          image_size=tuple(image_size),
-          interpolation=interpolation,
-          threads=threads,
-        ) as batches,
-      ):
-        for batch in batches:
-          images = jax.device_put(
-            batch['image'], NamedSharding(mesh, P('data'))
-          )
-          logits, classes = jax.device_get(best(variables, images))
-          logits = logits * batch['mask'].reshape(-1, 1, 1, 1)
-          for j in np.flatnonzero(batch['index'] < stop - start):
-            write(encode_record(logits[j], classes[j]))
-      os.replace(partial, out / name)
+      with loader.eval_batches(
+        Subset(source, start, stop, source.name),
+        batch_size=batch_size,
+        image_size=preprocessing.size,
+        interpolation=preprocessing.interpolation,
+        threads=threads,
+      ) as batches:
+        _write_shard(
+          out / name,
+          stop - start,
+          batches,
+          lambda images: jax.device_get(
+            best(variables, put_batch(images, mesh))
+          ),
+        )
     progress(stop)
-  partial = out / (META + '.partial')
-  partial.write_text(json.dumps(meta))
-  os.replace(partial, out / META)
+  write_atomically(out / META, json.dumps(meta))
   return meta
 
 
-def _claim(out: pathlib.Path, meta):
-  """Says in the directory whose labels these are, or refuses."""
+def _weights_fingerprint(variables: Any) -> str:
+  """Identifies weights by the names, shapes and sums of their arrays."""
+  return fingerprint(
+    [
+      (jax.tree_util.keystr(path), np.shape(x), float(np.sum(x)))
+      for path, x in jax.tree_util.tree_leaves_with_path(variables)
+    ]
+  )
+
+
+def _write_shard(
+  path: pathlib.Path, examples: int, batches: Iterable[dict], best: Callable
+) -> None:
+  """Writes the records of one shard, which appears when it is complete.
+
+  Args:
+    path: of the shard.
+    examples: of the shard; padding has larger indices.
+    batches: 'image', 'index' and 'mask', 0 for images that cannot be read.
+    best: images (B, H, W, 3) -> logits and classes (B, h, w, k).
+  """
+  from array_record.python import array_record_module
+
+  partial = path.with_name(path.name + '.partial')
+  writer = array_record_module.ArrayRecordWriter(
+    str(partial), 'group_size:1,uncompressed'
+  )
+  try:
+    for batch in batches:
+      logits, classes = best(batch['image'])
+      # Zero for an image that cannot be read; padding is not written at all.
+      logits = logits * batch['mask'].reshape(-1, 1, 1, 1)
+      for j in np.flatnonzero(batch['index'] < examples):
+        writer.write(encode_record(logits[j], classes[j]))
+  finally:
+    writer.close()
+  os.replace(partial, path)
+
+
+def _claim(out: pathlib.Path, meta: dict[str, Any]) -> None:
+  """Writes whose labels a directory holds; ValueError if they are others."""
   plan = out / 'plan.json'
   text = json.dumps(meta, sort_keys=True)
   if plan.exists() and plan.read_text() != text:
@@ -205,21 +233,4 @@ def _claim(out: pathlib.Path, meta):
       f'{out} has labels that were made with another '
       f'{", ".join(different)}: take an empty directory'
     )
-  plan.write_text(text)
-
-
-class _writer:
-  """Context of a function that appends a record to a new file."""
-
-  def __init__(self, path: pathlib.Path):
-    from array_record.python import array_record_module
-
-    self._writer = array_record_module.ArrayRecordWriter(
-      str(path), 'group_size:1,uncompressed'
-    )
-
-  def __enter__(self):
-    return self._writer.write
-
-  def __exit__(self, *unused):
-    self._writer.close()
+  write_atomically(plan, text)
