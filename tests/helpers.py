@@ -30,7 +30,7 @@ def tiny_config(**sections):
   c.data.threads = 1
   c.model.update(
     name='vit_ti16',
-    **{**shared.VIT_SMOKE, 'patch_size': 8, 'width': 16, 'mlp_dim': 32},
+    **{**shared.small_fields('vit'), 'width': 16, 'mlp_dim': 32},
   )
   c.optim.lr = 1e-2
   c.log.every_steps = 1

@@ -14,6 +14,11 @@ Keys are those of the recipe ('optim.lr'), and these of the variant itself:
     'published'  the published top-1 in per cent, or {'top-1': 91.44, 'top-5':
                  99.6, 'loss': 0.408}, to be shown beside the results
 
+A recipe may also have a function `measure(config, directory)`, which is called
+after each run with the run's config and directory and returns {column: value}:
+what the paper measures of the trained model, such as a few-shot accuracy. The
+table has these columns too, and 'published' may name them.
+
 In text values '{workdir}' is replaced by --workdir and '{seed}' by the number
 of the seed, so that a variant can use what an earlier one made. The run of
 seed k is in WORKDIR/NAME/seedK, with '_' for characters of NAME that do not
@@ -48,15 +53,14 @@ def run(values, overrides) -> int:
   from vit_jax import train
   from vit_jax.ablation.plan import make_plan
   from vit_jax.ablation.processes import DIVERGED, PREEMPTED
-  from vit_jax.ablation.runner import checked_plan, run_variants, say
+  from vit_jax.ablation.runner import checked_plan, do_run, run_variants, say
   from vit_jax.ablation.table import table
 
   recipe, workdir = values.config, values.workdir
   try:
     if values.run is not None:
       plan = make_plan(recipe, workdir, values.seeds, overrides)
-      one = plan[values.run]
-      train.train_and_evaluate(one.config, one.directory)
+      do_run(plan[values.run])
       return 0
     # Before the session, which opens a log in the workdir.
     checked_plan(recipe, workdir, values.seeds, overrides, values.variants)

@@ -107,6 +107,38 @@ def test_mistakes_are_seen_before_the_first_run(tmp_path, text, message):
   assert not trainer.runs
 
 
+MEASURE = """
+
+def measure(config, directory):
+  assert (directory / 'summary.json').exists()
+  return {'5-shot': 50 + 100 * config.optim.lr}
+"""
+
+
+def test_measures_of_a_recipe_are_columns(tmp_path):
+  path = tmp_path / 'recipe.py'
+  text = RECIPE.replace("{'seeds': 1}", "{'published': {'5-shot': 61.4}}", 1)
+  path.write_text(text + MEASURE)
+  trainer = Trainer()
+  results = run_variants(str(path), tmp_path / 'w', seeds=2, run_one=trainer)
+  assert results['large lr']['mean']['5-shot'] == 100.0
+  assert table(results).splitlines()[::2] == [
+    '| variant  |   test top-1 |          5-shot | published 5-shot | runs |',
+    '| base     | 55.00 ± 7.07 |  51.000 ± 0.000 |             61.4 |    2 |',
+    '| read     |        50.00 |          51.000 |                  |    1 |',
+  ]
+  # A run that ended before it was measured is measured then.
+  (tmp_path / 'w/base/seed0/measured.json').unlink()
+  continued = []
+
+  def finish(config, workdir):
+    continued.append(workdir.parent.name)
+    return json.loads((workdir / 'summary.json').read_text())
+
+  again = run_variants(str(path), tmp_path / 'w', seeds=2, run_one=finish)
+  assert again == results and continued == ['base']
+
+
 def test_with_the_real_loop(tmp_path):
   """Train, read the result of one variant in another, start again."""
   path = tmp_path / 'recipe.py'

@@ -15,8 +15,8 @@ from vit_jax.weights import save_weights
 
 MIXER = dict(patch_size=8, width=16, depth=1, tokens_mlp_dim=8, mlp_dim=16)
 CASES = {
-  'vit_ti16': dict(shared.VIT_SMOKE),
-  'aa_vit_s16': {**shared.VIT_SMOKE, 'area_sizes': ((1, 2), (2, 2))},
+  'vit_ti16': shared.small_fields('vit'),
+  'aa_vit_s16': {**shared.small_fields('vit'), 'area_sizes': ((1, 2), (2, 2))},
   'mixer_s16': MIXER,
   'bit_r50x1': dict(num_layers=(1, 1), width_factor=0.5),
   'cait_xxs24': dict(depth=1),

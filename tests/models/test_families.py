@@ -18,7 +18,7 @@ FAMILIES = {
   'hybrid': {
     'name': 'r26_vit_s32',
     **SMALL,
-    **shared.vit_smoke('r26_vit_s32'),
+    **shared.small_fields('r26_vit_s32'),
     'width': 16,
   },
   'bit': dict(name='bit_r50x1', num_layers=(1, 1), width_factor=0.5),

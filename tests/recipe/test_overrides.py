@@ -5,7 +5,12 @@ import pytest
 from tests.helpers import ROOT, run_python
 from vit_jax.cli import parser
 from vit_jax.recipe.checks import check
-from vit_jax.recipe.keys import ConfigError, default_config, get
+from vit_jax.recipe.keys import (
+  ConfigError,
+  default_config,
+  get,
+  preprocessing,
+)
 from vit_jax.recipe.overrides import load_config, override, split_flags
 
 DIGITS = f'{ROOT}/configs/digits.py'
@@ -115,6 +120,17 @@ def test_two_units_of_one_length_are_a_mistake():
   config = default_config()
   override(config, {'run.steps': '3', 'run.epochs': 'None'})
   assert (config.run.steps, config.run.epochs) == (3, None)
+
+
+def test_image_sizes():
+  config = default_config()
+  override(config, {'data.image_size': '(256, 384)'})
+  assert preprocessing(config).size == (256, 384)
+  override(config, {'data.image_size': '96'})
+  assert preprocessing(config).size == (96, 96)
+  for text in ('big', '(1, 2, 3)', '0', 'None'):
+    with pytest.raises(ConfigError, match=r'two as \(height, width\)'):
+      override(config, {'data.image_size': text})
 
 
 def test_eval_sets():

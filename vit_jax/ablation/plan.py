@@ -1,6 +1,6 @@
 """The runs of an ablation: variants of a recipe times seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import pathlib
 import re
@@ -17,6 +17,9 @@ from vit_jax.recipe.overrides import (
   override,
 )
 
+# (config, directory of a finished run) -> {column of the table: value}.
+Measure = Callable[[ConfigDict, epath.Path], Mapping[str, float]]
+
 # Keys of a variant itself; all others are keys of the recipe.
 VARIANT_KEYS = ('arg', 'config', 'seeds', 'published')
 
@@ -30,12 +33,14 @@ class PlannedRun:
     seed: number of the seed, from 0.
     directory: workdir of the run.
     config: its recipe, not yet checked.
+    measure: the recipe's `measure`, if it has one.
   """
 
   variant: str
   seed: int
   directory: epath.Path
   config: ConfigDict
+  measure: Measure | None = None
 
   @property
   def title(self) -> str:
@@ -108,12 +113,14 @@ def make_plan(
   overrides: Mapping[str, Any],
 ) -> list[PlannedRun]:
   """All runs in order, variant by variant."""
+  measure = getattr(load_recipe(recipe.partition(':')[0]), 'measure', None)
   return [
     PlannedRun(
       name,
       seed,
       epath.Path(workdir) / folder(name) / f'seed{seed}',
       variant_config(recipe, variant, workdir, seed, overrides),
+      measure,
     )
     for name, variant in variants(recipe).items()
     for seed in range(variant.get('seeds', seeds))

@@ -19,6 +19,7 @@ from vit_jax.text import duration
 
 DIVERGED = 4  # exit code of a single run whose loss became NaN
 PREEMPTED = 3
+MEASURED = 'measured.json'  # in the directory of a run, if its recipe measures
 
 # (number in the plan, CPU cores or None, log file) -> a started process that
 # does this one run.
@@ -151,4 +152,17 @@ def _summary(run: PlannedRun, code: int) -> dict[str, Any]:
     raise train.Preempted(f'{run.title}: {log[-1]}')
   if code:
     raise RuntimeError(f'{run.title}, ended with exit code {code}: {log[-1]}')
-  return json.loads((run.directory / 'summary.json').read_text())
+  summary = read_summary(run)
+  if summary is None:
+    raise RuntimeError(f'{run.title}, ended without a summary: {log[-1]}')
+  return summary
+
+
+def read_summary(run: PlannedRun) -> dict[str, Any] | None:
+  """The summary that a run left, with its measures; None if one is missing."""
+  summary = json.loads((run.directory / 'summary.json').read_text())
+  if run.measure is not None:
+    if not (run.directory / MEASURED).exists():
+      return None
+    summary['measured'] = json.loads((run.directory / MEASURED).read_text())
+  return summary

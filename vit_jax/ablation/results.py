@@ -12,7 +12,15 @@ from vit_jax.ablation.plan import PlannedRun
 from vit_jax.ablation.table import METRICS, table
 from vit_jax.files import write_atomically
 
-_KEPT = ('results', 'error', 'seconds', 'parameters', 'gmacs', 'img_per_sec')
+_KEPT = (
+  'results',
+  'measured',
+  'error',
+  'seconds',
+  'parameters',
+  'gmacs',
+  'img_per_sec',
+)
 _COSTS = ('parameters', 'gmacs', 'img_per_sec')
 
 
@@ -57,13 +65,15 @@ class Results:
 
 
 def _add_means(variant: dict[str, Any]) -> None:
-  """Sets mean and spread of the test scores, and the mean costs."""
+  """Sets mean and spread of the scores and measures, and the mean costs."""
   scores: dict[str, list[float]] = {}
   for run in variant['runs']:
     for name, values in run.get('results', {}).items():
       for title, metric in METRICS.items():
         if metric.key in values:
           scores.setdefault(f'{name} {title}', []).append(values[metric.key])
+    for column, value in run.get('measured', {}).items():
+      scores.setdefault(column, []).append(value)
   variant['mean'] = {k: float(np.mean(v)) for k, v in scores.items()}
   variant['std'] = {
     k: float(np.std(v, ddof=1)) for k, v in scores.items() if len(v) > 1

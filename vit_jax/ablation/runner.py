@@ -9,8 +9,14 @@ import jax
 
 from vit_jax import train
 from vit_jax.ablation.plan import PlannedRun, make_plan, variants
-from vit_jax.ablation.processes import Start, run_side_by_side
+from vit_jax.ablation.processes import (
+  MEASURED,
+  Start,
+  read_summary,
+  run_side_by_side,
+)
 from vit_jax.ablation.results import Results
+from vit_jax.files import write_atomically
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import ConfigError, to_json
 from vit_jax.recipe.stored import check_workdir
@@ -107,7 +113,7 @@ def checked_plan(
 def _run_here(run: PlannedRun, run_one: Callable) -> dict[str, Any]:
   """The summary of a run in this process, or its {'error': message}."""
   try:
-    return run_one(run.config, run.directory)
+    return do_run(run, run_one)
   except train.NonFinite as e:
     say(f'{run.title}: {e}')
     return {'error': str(e)}
@@ -115,8 +121,27 @@ def _run_here(run: PlannedRun, run_one: Callable) -> dict[str, Any]:
     jax.clear_caches()  # the next variant compiles its own programs
 
 
+def do_run(
+  run: PlannedRun, run_one: Callable = train.train_and_evaluate
+) -> dict[str, Any]:
+  """Trains and evaluates one run, and takes the measures of its recipe.
+
+  Returns:
+    The summary of `train_and_evaluate`, with the measures as 'measured'. They
+    are also kept in measured.json in the run's directory.
+  """
+  summary = dict(run_one(run.config, run.directory))
+  if run.measure is not None:
+    measured = dict(run.measure(run.config, run.directory))
+    write_atomically(
+      run.directory / MEASURED, json.dumps(measured, indent=2) + '\n'
+    )
+    summary['measured'] = measured
+  return summary
+
+
 def finished(run: PlannedRun) -> dict[str, Any] | None:
-  """The summary of a run that is done, else None.
+  """The summary of a run that is done and measured, else None.
 
   ConfigError if the directory holds a run of another recipe.
   """
@@ -124,7 +149,7 @@ def finished(run: PlannedRun) -> dict[str, Any] | None:
   if not path.exists():
     return None
   check_workdir(run.directory, to_json(run.config))
-  return json.loads(path.read_text())
+  return read_summary(run)
 
 
 def say(text: str) -> None:

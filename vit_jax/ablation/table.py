@@ -43,13 +43,16 @@ def table(variants: Mapping[str, Any]) -> str:
     for name, variant in variants.items()
   }
   shown = [m for m in METRICS if m == 'top-1' or _any_has(published, m)]
+  # Columns that a recipe measures itself are always shown.
   columns = dict.fromkeys(
     column
     for variant in variants.values()
     for column in variant.get('mean', ())
-    if column.rpartition(' ')[2] in shown
+    if (metric := column.rpartition(' ')[2]) in shown or metric not in METRICS
   )
-  beside = [metric for metric in shown if _any_has(published, metric)]
+  measured = {m: None for values in published.values() for m in values}
+  beside = [m for m in (*shown, *measured) if _any_has(published, m)]
+  beside = list(dict.fromkeys(beside))
   costs = {
     title: (key, form)
     for title, (key, form) in _COSTS.items()
@@ -70,7 +73,7 @@ def table(variants: Mapping[str, Any]) -> str:
 
 
 def published_values(variant: Mapping[str, Any]) -> dict[str, Any]:
-  """{metric: published value} of a variant; a single value is top-1.
+  """{metric or column: published value} of a variant; a single one is top-1.
 
   Accuracies are in per cent; a text stands for a value with its error.
   """
@@ -89,7 +92,7 @@ def _score(variant: Mapping[str, Any], column: str) -> str:
   std = variant.get('std', {}).get(column)
   if mean is None:
     return ''
-  metric = METRICS[column.rpartition(' ')[2]]
+  metric = METRICS.get(column.rpartition(' ')[2], Metric('', 1.0, 3))
   text = f'{metric.scale * mean:.{metric.digits}f}'
   if std is not None:
     text += f' ± {metric.scale * std:.{metric.digits}f}'

@@ -19,6 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.preprocessing import as_size
 from vit_jax.recipe.keys import DURATIONS, ConfigError, default_config, get
 from vit_jax.recipe.values import (
   FALSE,
@@ -197,6 +198,9 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
   if key.startswith('eval.sets.'):
     _set_eval_set(config, key, value)
     return
+  if key == 'data.image_size':
+    _set_image_size(config, value)
+    return
   converted = convert(key, value)
   for group in DURATIONS:
     if key in group and converted is not None:
@@ -209,6 +213,21 @@ def _assign(config: ConfigDict, key: str, value: Any) -> None:
   section, _, name = key.partition('.')
   with config.ignore_type():  # `convert` has made the type right
     config[section][name] = value
+
+
+def _set_image_size(config: ConfigDict, value: Any) -> None:
+  """Sets image_size, and image_width of (height, width); a square has none."""
+  given = literal(value)
+  try:
+    height, width = as_size(given)
+  except (TypeError, ValueError) as e:
+    raise ConfigError(
+      f'data.image_size={value}: must be a whole number (int) of pixels, or '
+      'two as (height, width); the default is '
+      f'{default_config().data.image_size}'
+    ) from e
+  config.data.image_size = height
+  config.data.image_width = None if isinstance(given, int) else width
 
 
 def _set_eval_set(config: ConfigDict, key: str, value: Any) -> None:
