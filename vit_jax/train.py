@@ -36,6 +36,7 @@ from vit_jax.recipe.build import (
   host_shape,
   open_eval_sets,
   open_train_source,
+  run_metadata,
 )
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import (
@@ -219,14 +220,7 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
   if config.log.overview:
     say(rules.describe(run.abstract_state.params, run.shardings.params))
 
-  metadata = {
-    'config': config_json,
-    'classes': source.class_names,
-    'num_classes': num_classes,
-    'data': source.fingerprint,
-    'image_size': list(image_shape(config)),
-    'parameters': parameters,
-  }
+  metadata = run_metadata(config, source, num_classes, parameters)
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     stop = stack.enter_context(_StopSignal())

@@ -182,7 +182,7 @@ def test_finetune_says_what_to_do_next(capsys, folder, workdir):
   ]['test']['top1']
   assert f'accuracy: {accuracy:.2%} of 9 test images' in out
   _, metadata = load_params(workdir)
-  assert metadata['classes'] == list(CLASSES)
+  assert metadata.classes == tuple(CLASSES)
 
 
 def test_predict(capsys, folder, workdir, tmp_path):
@@ -205,7 +205,7 @@ def test_predict(capsys, folder, workdir, tmp_path):
   assert set(one) == set(CLASSES)
 
   model = create_model('vit_ti16', 3, **TINY)
-  arrays, _ = read(workdir)
+  arrays = read(workdir).arrays
   classifier = classifier_lib.load_classifier(workdir)
   np.testing.assert_array_equal(
     classifier.variables['params']['cls'], arrays['params/cls']
@@ -378,7 +378,7 @@ class _Evil:
 
 def _bad_file(kind, released, tmp_path):
   """(file, words that the message must have)."""
-  arrays, _ = read(released)
+  arrays = read(released).arrays
   path = tmp_path / 'bad.npz'
   if kind == 'truncated':
     path = tmp_path / 'bad.safetensors'

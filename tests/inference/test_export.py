@@ -10,8 +10,9 @@ from vit_jax import create_model
 from vit_jax.cli import parser
 from vit_jax.inference import classifier as classifier_lib
 from vit_jax.inference import export
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe import shared
-from vit_jax.weights import save_weights
+from vit_jax.weights import WeightsMetadata, save_weights
 
 MIXER = dict(patch_size=8, width=16, depth=1, tokens_mlp_dim=8, mlp_dim=16)
 CASES = {
@@ -37,15 +38,13 @@ def save(name, fields, path):
     variables,
     model,
     path,
-    {
-      'config': {
-        'model': {'name': name, **fields},
-        'data': {'normalize': 'imagenet'},
-      },
-      'classes': ['a', 'b', 'c'],
-      'num_classes': 3,
-      'image_size': [32, 32],
-    },
+    WeightsMetadata(
+      model=name,
+      fields=fields,
+      num_classes=3,
+      classes=('a', 'b', 'c'),
+      preprocessing=Preprocessing(size=32, normalize='imagenet'),
+    ),
   )
 
 

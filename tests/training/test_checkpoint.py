@@ -15,6 +15,7 @@ from vit_jax import train
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.training import checkpoint
+from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.steps import (
   CheckpointError,
   find_step,
@@ -22,7 +23,7 @@ from vit_jax.weights.steps import (
   load_tree,
 )
 
-METADATA = {'config': {'model': {'name': 'x'}}, 'classes': ['cat', 'dog']}
+METADATA = WeightsMetadata(model='x', classes=('cat', 'dog'))
 
 
 def state(step, width=64):
@@ -140,12 +141,12 @@ def test_what_is_kept(tmp_path, policy, kept):
   scores = {1: 0.1, 2: 0.9, 3: 0.8, 4: 0.2, 5: 0.7, 6: 0.3}
   with opened(tmp_path, **policy) as found:
     for step, score in scores.items():
-      found.save(step, {'step': jnp.int32(step)}, {}, {'top1': score})
+      found.save(step, {'step': jnp.int32(step)}, METADATA, {'top1': score})
     found.wait()
     assert set(found.steps()) == kept
   with opened(tmp_path, **policy) as found:  # a later process sees the same
     assert set(found.steps()) == kept
-    found.save(7, {'step': jnp.int32(7)}, {}, {'top1': 0.95})
+    found.save(7, {'step': jnp.int32(7)}, METADATA, {'top1': 0.95})
     found.wait()
     assert 7 in found.steps()
 
@@ -241,7 +242,7 @@ def test_find_step(tmp_path):
 def test_load_params(tmp_path):
   save(tmp_path, 4)
   flat, metadata = load_params(tmp_path)
-  assert metadata['classes'] == ['cat', 'dog']
+  assert metadata.classes == ('cat', 'dog')
   assert flat.keys() == {'params/head/kernel', 'params/head/bias'}
   kernel = np.asarray(state(4)['params']['head']['kernel'])
   np.testing.assert_array_equal(flat['params/head/kernel'], kernel)

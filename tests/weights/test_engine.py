@@ -14,6 +14,7 @@ from vit_jax.models.vit import ViT
 from vit_jax.weights import (
   FileContents,
   WeightsError,
+  WeightsMetadata,
   from_state_dict,
   inspect,
   load_pretrained,
@@ -96,12 +97,15 @@ def test_round_trip_is_exact(name, suffix, tmp_path):
   variables = variables_of(model, size)
   path = tmp_path / f'x{suffix}'
   fmt = save_weights(
-    variables, model, path, {'classes': ['a', 'b', 'c'], 'image_size': size}
+    variables,
+    model,
+    path,
+    WeightsMetadata(classes=('a', 'b', 'c'), image_size=size),
   )
   assert fmt == ('npz' if suffix == '.npz' else 'timm')
   loaded, report = load_pretrained(model, path, size)
   assert_same(loaded, variables)
-  assert report.class_names == ['a', 'b', 'c']
+  assert report.class_names == ('a', 'b', 'c')
   assert {e.action for e in report.records} == {'loaded'}
 
   # File -> model -> file.
@@ -143,13 +147,12 @@ def test_workdirs_and_steps_load(tmp_path):
       'batch_stats': {},
       'ema': average['params'],
     },
-    {'classes': ['x', 'y', 'z'], 'image_size': list(size)},
+    WeightsMetadata(classes=('x', 'y', 'z'), image_size=size),
   )
   checkpoints.close()
   loaded, report = load_pretrained(model, tmp_path, size)
   assert_same(loaded, variables)
-  assert report.metadata['kind'] == 'step'
-  assert report.class_names == ['x', 'y', 'z']
+  assert report.class_names == ('x', 'y', 'z')
   loaded, _ = load_pretrained(
     model, tmp_path / 'checkpoints' / '5', size, average=True
   )
@@ -611,14 +614,16 @@ def test_files_and_workdirs_load_without_more_arguments(tmp_path):
 
   model, size = vit(), (8, 12)  # 2 x 3 patches: the table alone cannot tell
   variables = variables_of(model, size)
-  save_weights(variables, model, tmp_path / 'x.npz', {'image_size': size})
+  save_weights(
+    variables, model, tmp_path / 'x.npz', WeightsMetadata(image_size=size)
+  )
   loaded, report = load_pretrained(model, tmp_path / 'x.npz')
   assert_same(loaded, variables)
   assert report.image_size == size
 
   checkpoints = Checkpoints(tmp_path / 'run')
   state = {'params': variables['params'], 'batch_stats': {}}
-  checkpoints.save(1, state, {'image_size': list(size)})
+  checkpoints.save(1, state, WeightsMetadata(image_size=size))
   checkpoints.close()
   loaded, report = load_pretrained(model, tmp_path / 'run')
   assert_same(loaded, variables)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vit_jax.weights import WeightsError, read
+from vit_jax.weights import WeightsError, WeightsMetadata, read
 
 FIXTURES = pathlib.Path(__file__).parents[1] / 'fixtures' / 'weights'
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -40,8 +40,8 @@ def error(path) -> str:
 @pytest.mark.parametrize('file', ['zip.pth', 'legacy.pth'])
 def test_pytorch_files_without_pytorch(file, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)  # importing it would fail
-  arrays, info = read(FIXTURES / file)
-  assert info == {'kind': 'torch'}
+  arrays, metadata, kind = read(FIXTURES / file)
+  assert kind == 'torch' and metadata == WeightsMetadata()
   assert sorted(arrays) == ['a', 'b', 'c', 'n']  # neither average nor epoch
   np.testing.assert_array_equal(arrays['a'], A)
   np.testing.assert_array_equal(  # half precision and a transposed view
@@ -76,7 +76,7 @@ def test_pytorch_peer(tmp_path, zipped):
   }
   path = tmp_path / 'x.pth.tar'
   torch.save(tree, path, _use_new_zipfile_serialization=zipped)
-  arrays, _ = read(path)
+  arrays = read(path).arrays
   want = {k: v.detach().numpy() for k, v in tree['state_dict'].items()}
   assert arrays.keys() == want.keys()
   for name, x in want.items():
@@ -179,8 +179,8 @@ def test_npz(tmp_path):
       'vit_jax': np.array(json.dumps({'classes': ['x']})),
     },
   )
-  arrays, info = read(path)
-  assert info == {'classes': ['x'], 'kind': 'npz'}
+  arrays, metadata, kind = read(path)
+  assert kind == 'npz' and metadata == WeightsMetadata(classes=('x',))
   assert sorted(arrays) == ['a/b', 'bf16', 'half']
   for x in arrays.values():
     assert x.dtype == np.float32
@@ -201,8 +201,8 @@ def test_safetensors(tmp_path):
     path,
     {'format': 'pt'},
   )
-  arrays, info = read(path)
-  assert info == {'kind': 'safetensors'}
+  arrays, metadata, kind = read(path)
+  assert kind == 'safetensors' and metadata == WeightsMetadata()
   for x in arrays.values():
     assert x.dtype == np.float32
     np.testing.assert_array_equal(x, A)
@@ -240,7 +240,7 @@ def test_damaged_bytes_never_escape_as_other_errors(tmp_path, kind):
       broken[i] = rng.integers(256)
     path.write_bytes(broken)
     try:
-      arrays, _ = read(path)  # some damage only changes values
+      arrays = read(path).arrays  # some damage only changes values
     except WeightsError as e:
       assert str(path) in str(e)
     else:

@@ -107,10 +107,9 @@ def _show_file(found):
     f'tensors, {found["values"]:,} values'
   )
   if found['model']:
-    own = dict(found['model'])
-    name = own.pop('name', '?')
-    rest = ''.join(f' {k}={v}' for k, v in own.items())
-    print(f'model: {name}{rest}')
+    fields = found['metadata'].get('fields', {})
+    rest = ''.join(f' {k}={v}' for k, v in fields.items())
+    print(f'model: {found["model"]}{rest}')
   elif found['fits']:
     print(f'the tensors fit: {", ".join(found["fits"])}')
   else:

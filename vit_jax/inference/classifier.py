@@ -24,8 +24,14 @@ import numpy as np
 from vit_jax.data import transforms
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.models.registry import create_model, model_info
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
-from vit_jax.weights import WeightsError, from_state_dict, read
+from vit_jax.weights import (
+  WeightsError,
+  WeightsMetadata,
+  from_state_dict,
+  read,
+)
 
 
 @dataclasses.dataclass(eq=False)
@@ -65,22 +71,21 @@ class Classifier:
   def class_name(self, index: int) -> str:
     return self.classes[index] if self.classes else f'class {index}'
 
-  def metadata(self) -> dict[str, Any]:
-    """What travels with the weights, as in our checkpoints."""
-    return {
-      'config': {
-        'model': {'name': self.name, **self.fields},
-        'data': {'normalize': self.normalize},
-        'loss': {'name': self.loss},
-        'eval': {
-          'crop': 0.0 if self.crop == 'squash' else self.crop,
-          'interpolation': self.interpolation,
-        },
-      },
-      'classes': self.classes,
-      'num_classes': self.num_classes,
-      'image_size': list(self.image_size),
-    }
+  def metadata(self) -> WeightsMetadata:
+    """The record that is written beside these weights."""
+    return WeightsMetadata(
+      model=self.name,
+      fields=self.fields,
+      num_classes=self.num_classes,
+      classes=self.classes and tuple(self.classes),
+      preprocessing=Preprocessing(
+        size=self.image_size,
+        crop=None if self.crop == 'squash' else self.crop,
+        interpolation=self.interpolation,
+        normalize=self.normalize,
+      ),
+      loss=self.loss,
+    )
 
   def read_image(self, source) -> np.ndarray:
     """An image as the model takes it.
@@ -219,15 +224,10 @@ def load_classifier(
     WeightsError: unreadable weights, or weights of another model.
     ValueError: the model is not known, or the class names do not fit.
   """
-  arrays, metadata = read(source)
-  config = metadata.get('config') or {}
-  if config.get('eval', {}).get('ema') and config.get('optim', {}).get(
-    'ema'
-  ):  # as it was evaluated
-    arrays, metadata = read(source, average=True)
-  stored = dict(config.get('model', {}))
-  stored_name = stored.pop('name', None)
-  name = model or stored_name
+  arrays, metadata, _ = read(source)
+  if metadata.average:
+    arrays, metadata, _ = read(source, average=True)
+  name = model or metadata.model
   if name is None:
     from vit_jax.inference.describe import recognise
 
@@ -241,11 +241,11 @@ def load_classifier(
       )
     )
   fields = {
-    **(_tuples(stored) if name == stored_name else {}),
+    **(metadata.fields if name == metadata.model else {}),
     **(fields or {}),
   }
   info = model_info(name).preprocessing
-  size = image_size or metadata.get('image_size') or info.size
+  size = image_size or metadata.image_size or info.size
   found = _fit(
     name,
     source,
@@ -253,38 +253,29 @@ def load_classifier(
     metadata,
     fields,
     size,
-    fixed_size=bool(image_size or metadata.get('image_size')),
+    fixed_size=bool(image_size or metadata.image_size),
   )
   net, variables, report, size = found
   report.metadata = metadata
-  names = list(classes) if classes else metadata.get('classes')
+  names = list(classes or metadata.classes or ())
   if classes and net.num_classes != len(names):
     raise ValueError(
       f'{len(names)} class names for a model of {net.num_classes} classes'
     )
-  crop = config.get('eval', {}).get('crop')
+  feeding = metadata.preprocessing or info
   return Classifier(
     name=name,
     model=net,
     variables=variables,
     image_size=size,
-    normalize=config.get('data', {}).get('normalize', info.normalize),
-    crop=(info.crop if crop is None else crop) or 'squash',
-    interpolation=config.get('eval', {}).get(
-      'interpolation', info.interpolation
-    ),
+    normalize=feeding.normalize,
+    crop=feeding.crop or 'squash',
+    interpolation=feeding.interpolation,
     classes=names if names and len(names) == net.num_classes else None,
-    loss=config.get('loss', {}).get('name', 'softmax'),
+    loss=metadata.loss,
     fields=fields,
     report=report,
   )
-
-
-def _tuples(value):
-  """JSON lists as the tuples that module fields are."""
-  if isinstance(value, dict):
-    return {k: _tuples(v) for k, v in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _pair(size) -> tuple[int, int]:
@@ -315,12 +306,12 @@ def _fit(name, source, arrays, metadata, fields, size, fixed_size):
         arrays,
         size,
         source=source,
-        source_image_size=metadata.get('image_size'),
+        source_image_size=metadata.image_size,
       ),
       net,
     )
   )
-  known = metadata.get('num_classes')
+  known = metadata.num_classes
   classes = fields.pop('num_classes', known if known is not None else 1000)
   variables, report, net = load(classes, size)
 

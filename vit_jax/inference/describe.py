@@ -145,20 +145,19 @@ def describe_file(source, *, model: str | None = None) -> dict[str, Any]:
 
   Returns:
     {'source', 'kind', 'values', 'tensors': [{'name', 'shape', 'dtype',
-    'size'}], 'metadata', 'model' (what it says itself, or None), 'fits':
+    'size'}], 'metadata' (of `WeightsMetadata.to_json`), 'model' (the name in
+    the metadata, or None), 'fits':
     [registered names whose parameters it holds]}.
 
   Raises:
     WeightsError: unreadable, or not of `model`.
   """
-  arrays, metadata = read(source)
-  kind = metadata.pop('kind')
-  stored = (metadata.get('config') or {}).get('model', {})
+  arrays, metadata, kind = read(source)
   if model is not None:
     _check(model, source, arrays)
     fits = [model]
   else:
-    fits = [] if stored else recognise(arrays)
+    fits = [] if metadata.model else recognise(arrays)
   return {
     'source': str(source),
     'kind': kind,
@@ -172,8 +171,8 @@ def describe_file(source, *, model: str | None = None) -> dict[str, Any]:
       }
       for name, x in arrays.items()
     ],
-    'metadata': metadata,
-    'model': stored or None,
+    'metadata': metadata.to_json(),
+    'model': metadata.model,
     'fits': fits,
   }
 

@@ -29,6 +29,7 @@ import numpy as np
 from vit_jax.inference.classifier import Classifier, load_classifier
 from vit_jax.models.tpu_layout import portable
 from vit_jax.weights import Report
+from vit_jax.weights.metadata import WeightsMetadata
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -178,7 +179,7 @@ def description(classifier: Classifier) -> dict[str, Any]:
     )
     + f', {classifier.interpolation}; normalisation is inside',
     'versions': {'jax': jax.__version__},
-    **classifier.metadata(),
+    **classifier.metadata().to_json(),
   }
 
 
@@ -201,9 +202,10 @@ def load_exported(path: str) -> Exported:
   """
   beside = pathlib.Path(f'{path}.json')
   try:
-    described = json.loads(beside.read_text())
-    config = described['config']
-  except (OSError, ValueError, KeyError) as e:
+    metadata = WeightsMetadata.from_json(json.loads(beside.read_text()))
+    if metadata.model is None or metadata.preprocessing is None:
+      raise ValueError('it names no model or does not say how images are fed')
+  except (OSError, ValueError) as e:
     raise ValueError(
       f'{beside}: not readable ({e}). It holds the class names '
       'and preprocessing, and belongs beside the program'
@@ -217,15 +219,15 @@ def load_exported(path: str) -> Exported:
       f'{path} is not an exported program, or damaged ({type(e).__name__}: {e})'
     ) from e
   return Exported(
-    name=config['model']['name'],
+    name=metadata.model,
     model=program,
     variables={},
-    image_size=tuple(described['image_size']),
-    crop=config['eval']['crop'] or 'squash',
-    interpolation=config['eval']['interpolation'],
-    classes=described['classes'],
-    loss=config['loss']['name'],
-    fields={'num_classes': described['num_classes']},
+    image_size=metadata.preprocessing.size,
+    crop=metadata.preprocessing.crop or 'squash',
+    interpolation=metadata.preprocessing.interpolation,
+    classes=metadata.classes and list(metadata.classes),
+    loss=metadata.loss,
+    fields={'num_classes': metadata.num_classes},
     report=Report(source=str(path), format='stablehlo'),
   )
 

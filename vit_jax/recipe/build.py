@@ -5,17 +5,26 @@ import dataclasses
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.source import Source
 from vit_jax.models.registry import create_model
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import batch_shards
-from vit_jax.recipe.keys import ConfigError, image_shape, in_steps, model_fields
+from vit_jax.preprocessing import Preprocessing
+from vit_jax.recipe.keys import (
+  ConfigError,
+  image_shape,
+  in_steps,
+  model_fields,
+  to_json,
+)
 from vit_jax.training import optimizers
 from vit_jax.training import state as state_lib
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import TrainState, init_state
+from vit_jax.weights.metadata import WeightsMetadata
 
 
 @dataclasses.dataclass
@@ -121,6 +130,30 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
     shardings,
     update_specs,
     jax.jit(fresh, out_shardings=shardings),
+  )
+
+
+def run_metadata(
+  config: ConfigDict, source: Source, num_classes: int, parameters: int
+) -> WeightsMetadata:
+  """The record that every checkpoint step of a run holds."""
+  recipe = to_json(config)
+  return WeightsMetadata(
+    model=config.model.name,
+    fields={k: v for k, v in recipe['model'].items() if k != 'name'},
+    num_classes=num_classes,
+    classes=source.class_names and tuple(source.class_names),
+    preprocessing=Preprocessing(
+      size=image_shape(config),
+      crop=config.eval.crop or None,
+      interpolation=config.eval.interpolation,
+      normalize=config.data.normalize,
+    ),
+    loss=config.loss.name,
+    average=bool(config.eval.ema and config.optim.ema),
+    data=source.fingerprint,
+    parameters=parameters,
+    recipe=recipe,
   )
 
 

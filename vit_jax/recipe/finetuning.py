@@ -19,6 +19,7 @@ from vit_jax.models.registry import ModelInfo, model_info
 from vit_jax.preprocessing import as_size
 from vit_jax.recipe.keys import ConfigError, default_config
 from vit_jax.recipe.shared import set_preprocessing
+from vit_jax.weights.metadata import WeightsMetadata
 
 # The rate is published for this batch size; it follows the batch in proportion.
 RATE, BATCH_SIZE = 0.03, 512
@@ -122,8 +123,8 @@ def folder_config(
     ConfigError: neither the arguments nor the weights name a model.
     ValueError: `data` is no directory of images.
   """
-  name, stored_fields, stored_normalize = _stored_model(weights)
-  model = model or name
+  metadata = _stored_metadata(weights)
+  model = model or metadata.model
   if not model:
     raise ConfigError(
       f'{weights or "random initialization"} does not say which model it is '
@@ -143,12 +144,12 @@ def folder_config(
   c.data.source, c.data.dir, c.data.holdout = source, str(data), holdout
   c.data.batch_size = batch_size
   c.model.name = model
-  if model == name:
-    c.model.update(stored_fields)
+  if model == metadata.model:
+    c.model.update(metadata.fields)
   c.model.update(fields or {})
   _set_sizes(c, info, image_size)
-  if stored_normalize:
-    c.data.normalize = stored_normalize
+  if metadata.preprocessing is not None:
+    c.data.normalize = metadata.preprocessing.normalize
   set_optimizer(c, lr)
   c.optim.layer_decay = layer_decay
   if head_only:
@@ -187,16 +188,10 @@ def _default_batch_size(num_examples: int) -> int:
   return max(1, batch_size // devices) * devices
 
 
-def _stored_model(weights: str) -> tuple[str | None, dict[str, Any], str]:
-  """Name, fields and normalization that weights of ours were trained with."""
+def _stored_metadata(weights: str) -> WeightsMetadata:
+  """What weights say about themselves; nothing for ''."""
   if not weights:
-    return None, {}, ''
+    return WeightsMetadata()
   from vit_jax.weights import read
 
-  recipe = read(weights)[1].get('config', {})
-  fields = dict(recipe.get('model', {}))
-  return (
-    fields.pop('name', None),
-    fields,
-    recipe.get('data', {}).get('normalize', ''),
-  )
+  return read(weights).metadata

@@ -8,18 +8,19 @@ number only when it is complete.
 """
 
 import contextlib
-from typing import Any
 
 from absl import logging
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.steps import (
   FOLDER,
   CheckpointError,
   absolute,
   describe_mismatch,
+  read_metadata,
 )
 
 
@@ -73,7 +74,7 @@ class Checkpoints:
     self,
     step: int,
     tree,
-    metadata: dict[str, Any],
+    metadata: WeightsMetadata,
     metrics: dict[str, float] | None = None,
   ):
     """Starts saving; returns when the device arrays have been copied."""
@@ -83,7 +84,11 @@ class Checkpoints:
     self._saved = step
     with self._explained():
       self._orbax.save_async(
-        step, tree, force=True, metrics=metrics, custom_metadata=metadata
+        step,
+        tree,
+        force=True,
+        metrics=metrics,
+        custom_metadata=metadata.to_json(),
       )
 
   def wait(self):
@@ -113,7 +118,7 @@ class Checkpoints:
       path = self.directory / str(step)
       try:
         tree = self._orbax.load(step, abstract)
-        metadata = self._orbax.metadata(step).custom_metadata or {}
+        metadata = read_metadata(path)
         return tree, metadata, step
       except Exception as e:  # whatever a torn file makes Orbax raise
         if _is_whole(path):  # then it is of another recipe, not torn

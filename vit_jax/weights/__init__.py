@@ -8,7 +8,8 @@ if TYPE_CHECKING:
   from vit_jax.weights.contents import FileContents, inspect
   from vit_jax.weights.engine import from_state_dict, load_pretrained
   from vit_jax.weights.errors import WeightsError
-  from vit_jax.weights.formats import read
+  from vit_jax.weights.formats import WeightFile, read
+  from vit_jax.weights.metadata import WeightsMetadata
   from vit_jax.weights.naming import known_formats
   from vit_jax.weights.report import Report, TensorRecord
   from vit_jax.weights.resize import resize_table
@@ -22,7 +23,9 @@ _MODULES = {
   'FileContents': 'contents',
   'Report': 'report',
   'TensorRecord': 'report',
+  'WeightFile': 'formats',
   'WeightsError': 'errors',
+  'WeightsMetadata': 'metadata',
   'from_state_dict': 'engine',
   'inspect': 'contents',
   'known_formats': 'naming',
@@ -39,7 +42,9 @@ __all__ = [
   'FileContents',
   'Report',
   'TensorRecord',
+  'WeightFile',
   'WeightsError',
+  'WeightsMetadata',
   'from_state_dict',
   'inspect',
   'known_formats',

@@ -57,16 +57,16 @@ def load_pretrained(
     average: of a workdir or step, the moving average of the parameters.
 
   Returns:
-    Variables of float32 numpy arrays and a Report, whose `metadata` is the
-    file's own, with its class names under 'classes' if it has any.
+    Variables of float32 numpy arrays and a Report, whose `metadata` is what the
+    file says about itself, such as its class names.
 
   Raises:
     WeightsError: unreadable or not fitting; the message names the file.
   """
   from vit_jax.weights import formats
 
-  arrays, metadata = formats.read(source, average=average)
-  own_size = source_image_size or metadata.get('image_size')
+  arrays, metadata, _ = formats.read(source, average=average)
+  own_size = source_image_size or metadata.image_size
   variables, report = from_state_dict(
     model,
     arrays,

@@ -7,7 +7,7 @@ runs code from a file.
 from collections.abc import Callable
 import json
 import os
-from typing import IO, Any, cast
+from typing import IO, NamedTuple
 import zipfile
 
 from etils import epath
@@ -15,12 +15,11 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.weights.errors import WeightsError
+from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.torch_reader import read_torch
 
 # Name of our own metadata, as JSON, in .npz and .safetensors files.
 METADATA = 'vit_jax'
-
-Contents = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 _SAFETENSORS_DTYPES = {
   'F64': 'f8',
@@ -56,17 +55,27 @@ _FOREIGN = (
 )
 
 
-def read(path: str | os.PathLike, *, average: bool = False) -> Contents:
+class WeightFile(NamedTuple):
+  """The contents of a weight file.
+
+  Attributes:
+    arrays: {name: array}, half precision as float32.
+    metadata: what the file says about itself; empty for files of others.
+    kind: 'npz', 'torch', 'safetensors' or 'step'.
+  """
+
+  arrays: dict[str, np.ndarray]
+  metadata: WeightsMetadata
+  kind: str
+
+
+def read(path: str | os.PathLike, *, average: bool = False) -> WeightFile:
   """Reads all tensors of a weight file.
 
   Args:
     path: local or remote file (.npz, .pth, .bin, .pth.tar, .safetensors), a
       vit_jax workdir or step, or 'hf:ORG/NAME' of the Hugging Face hub.
     average: of a workdir or step, the moving average of the parameters.
-
-  Returns:
-    {name: array} with half precision as float32, and the file's metadata with
-    'kind' ('npz', 'torch', 'safetensors', 'step') added.
 
   Raises:
     WeightsError: no such file, truncated, of another kind, loading would run
@@ -93,7 +102,7 @@ def read(path: str | os.PathLike, *, average: bool = False) -> Contents:
     ) from e
 
 
-def _reader(head: bytes) -> Callable[[IO[bytes]], Contents]:
+def _reader(head: bytes) -> Callable[[IO[bytes]], WeightFile]:
   """The function that reads a file with these first bytes."""
   if not head:
     raise WeightsError('the file is empty')
@@ -103,7 +112,7 @@ def _reader(head: bytes) -> Callable[[IO[bytes]], Contents]:
   if head.startswith(b'PK'):
     return _read_zip
   if head.startswith(b'\x80'):
-    return lambda file: (read_torch(file), {'kind': 'torch'})
+    return _read_torch
   for start, name in _FOREIGN:
     if head.startswith(start):
       raise WeightsError(f'it looks like {name}')
@@ -116,7 +125,7 @@ def _reader(head: bytes) -> Callable[[IO[bytes]], Contents]:
   )
 
 
-def _read_zip(file: IO[bytes]) -> Contents:
+def _read_zip(file: IO[bytes]) -> WeightFile:
   """A numpy or a PyTorch archive."""
   try:
     with zipfile.ZipFile(file) as archive:
@@ -128,7 +137,7 @@ def _read_zip(file: IO[bytes]) -> Contents:
     ) from e
   file.seek(0)
   if any(name.endswith('/data.pkl') for name in names):
-    return read_torch(file), {'kind': 'torch'}
+    return _read_torch(file)
   if not names or not all(name.endswith('.npy') for name in names):
     raise WeightsError(
       'it is a zip archive, but neither .npz nor .pth: it '
@@ -145,13 +154,15 @@ def _read_zip(file: IO[bytes]) -> Contents:
             f'{name} needs code to be run: it holds Python objects'
           ) from e
         raise WeightsError(f'{name} is damaged ({e})') from e
-  metadata = {}
-  if METADATA in arrays:
-    metadata = json.loads(str(arrays.pop(METADATA)))
-  return arrays, {**metadata, 'kind': 'npz'}
+  metadata = json.loads(str(arrays.pop(METADATA, '{}')))
+  return WeightFile(arrays, WeightsMetadata.from_json(metadata), 'npz')
 
 
-def _read_safetensors(file: IO[bytes]) -> Contents:
+def _read_torch(file: IO[bytes]) -> WeightFile:
+  return WeightFile(read_torch(file), WeightsMetadata(), 'torch')
+
+
+def _read_safetensors(file: IO[bytes]) -> WeightFile:
   import safetensors
 
   data = file.read()
@@ -175,10 +186,10 @@ def _read_safetensors(file: IO[bytes]) -> Contents:
     x = np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
     arrays[name] = _float32(x)
   metadata = json.loads(header.get(METADATA, '{}'))
-  return arrays, {**metadata, 'kind': 'safetensors'}
+  return WeightFile(arrays, WeightsMetadata.from_json(metadata), 'safetensors')
 
 
-def _read_step(path: epath.Path, average: bool) -> Contents:
+def _read_step(path: epath.Path, average: bool) -> WeightFile:
   from vit_jax.weights.steps import CheckpointError, load_params
 
   try:
@@ -186,7 +197,7 @@ def _read_step(path: epath.Path, average: bool) -> Contents:
   except CheckpointError as e:
     raise WeightsError(str(e)) from e
   arrays = {name: _float32(x) for name, x in arrays.items()}
-  return arrays, {**cast(dict[str, Any], metadata), 'kind': 'step'}
+  return WeightFile(arrays, metadata, 'step')
 
 
 def _float32(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from vit_jax import text
+from vit_jax.weights.metadata import WeightsMetadata
 
 ACTIONS = ('loaded', 'resized', 'reset', 'dropped', 'left_over')
 
@@ -53,15 +54,14 @@ class Report:
     format: the naming that the file uses, a key of `known_formats`.
     image_size: (height, width) in pixels that the variables are for.
     records: one for each tensor.
-    metadata: what the file says about itself: 'classes' (names),
-      'image_size', 'config' and the like.
+    metadata: what the file says about itself.
   """
 
   source: str
   format: str
   image_size: tuple[int, int] | None = None
   records: list[TensorRecord] = dataclasses.field(default_factory=list)
-  metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+  metadata: WeightsMetadata = dataclasses.field(default_factory=WeightsMetadata)
 
   def add(
     self,
@@ -101,8 +101,8 @@ class Report:
     return self.of('left_over')
 
   @property
-  def class_names(self) -> list[str] | None:
-    return self.metadata.get('classes')
+  def class_names(self) -> tuple[str, ...] | None:
+    return self.metadata.classes
 
   def table(self) -> str:
     """All tensors, one a line."""

@@ -16,6 +16,7 @@ from vit_jax.weights import naming
 from vit_jax.weights.blocks import unstack_blocks
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.formats import METADATA
+from vit_jax.weights.metadata import WeightsMetadata
 
 # Formats to try for each kind of file, in this order; 'flax' always works.
 _PREFERRED = {
@@ -30,7 +31,7 @@ def save_weights(
   variables: Mapping[str, Any],
   model: nn.Module,
   path: str | os.PathLike,
-  metadata: dict[str, Any] | None = None,
+  metadata: WeightsMetadata | None = None,
   *,
   fmt: str | None = None,
 ) -> str:
@@ -47,8 +48,8 @@ def save_weights(
       names of its own tree) or .safetensors (timm's names, or the official
       ones, or those of its own tree); local or remote. The file appears under
       its name when it is complete.
-    metadata: stored in the file as JSON; 'classes' are class names,
-      'image_size' tells the grid of a position table that is not square.
+    metadata: stored in the file as JSON: model, class names, how images are
+      fed.
     fmt: another format of `known_formats(model)`.
 
   Returns:
@@ -70,7 +71,7 @@ def save_weights(
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.suffix == '.npz':
     if metadata:
-      arrays[METADATA] = np.array(json.dumps(metadata))
+      arrays[METADATA] = np.array(json.dumps(metadata.to_json()))
     with files.open_atomically(path, 'wb') as file:
       np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
   else:
@@ -78,7 +79,7 @@ def save_weights(
 
     header = {'format': 'pt'}
     if metadata:
-      header[METADATA] = json.dumps(metadata)
+      header[METADATA] = json.dumps(metadata.to_json())
     files.write_atomically(path, save(arrays, header))
   return fmt
 

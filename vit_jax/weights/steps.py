@@ -1,9 +1,14 @@
 """Reads the checkpoint steps that training wrote."""
 
+import os
+from typing import Any
+
 from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
+
+from vit_jax.weights.metadata import WeightsMetadata
 
 FOLDER = 'checkpoints'
 
@@ -12,22 +17,25 @@ class CheckpointError(ValueError):
   """A checkpoint that is missing, unreadable, or of another recipe."""
 
 
-def absolute(path) -> epath.Path:
-  """The path as Orbax wants it: absolute where it is local."""
+def absolute(path: str | os.PathLike) -> epath.Path:
+  """The path in the form that Orbax needs: absolute if it is local."""
   if '://' in str(path):
     return epath.Path(path)
   return epath.Path(path).expanduser().resolve()
 
 
-def describe_mismatch(path, abstract) -> str:
-  """What differs between a stored tree and an expected one, '' if nothing."""
+def describe_mismatch(path: str | os.PathLike, abstract: Any) -> str:
+  """What differs between a stored tree and an expected one.
+
+  '' if nothing differs, or if the step is too damaged to be compared.
+  """
   try:
     stored = ocp.metadata(path).metadata
     stored = {
       jax.tree_util.keystr(p, simple=True, separator='/'): tuple(x.shape)
       for p, x in jax.tree_util.tree_leaves_with_path(stored)
     }
-  except Exception:  # not even the metadata can be read: torn, not mismatched
+  except Exception:  # a damaged step, whose shapes cannot be read
     return ''
   expected = {
     jax.tree_util.keystr(p, simple=True, separator='/'): tuple(x.shape)
@@ -47,7 +55,7 @@ def describe_mismatch(path, abstract) -> str:
   )
 
 
-def find_step(path) -> epath.Path | None:
+def find_step(path: str | os.PathLike) -> epath.Path | None:
   """The newest step of a workdir, or `path` itself if it is a step."""
   path = absolute(path)
   if not path.is_dir():
@@ -61,26 +69,48 @@ def find_step(path) -> epath.Path | None:
   return max(steps, key=lambda p: int(p.name)) if steps else None
 
 
-def load_tree(path, abstract=None):
-  """A workdir's newest step or a step: (tree, metadata, step path)."""
+def read_metadata(step: epath.Path) -> WeightsMetadata:
+  """The record that a step was saved with."""
+  return WeightsMetadata.from_json(ocp.metadata(step).custom_metadata or {})
+
+
+def load_tree(
+  path: str | os.PathLike, abstract: Any = None
+) -> tuple[Any, WeightsMetadata, epath.Path]:
+  """The newest step of a workdir, or a step.
+
+  Args:
+    path: workdir, its directory of steps, or a step.
+    abstract: tree of shapes (with shardings) to load into; without it, all
+      arrays are plain numpy, whatever devices wrote them.
+
+  Returns:
+    The tree, its metadata and the path of the step.
+
+  Raises:
+    CheckpointError: there is no step, or it cannot be read or differs from
+      `abstract`.
+  """
   step = find_step(path)
   if step is None:
     raise CheckpointError(
       f'{path} is neither a workdir with {FOLDER}/STEP nor a step'
     )
   try:
-    if abstract is None:  # plain numpy, whatever devices wrote it
+    if abstract is None:
       stored = ocp.metadata(step).metadata
       abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
     tree = ocp.load(step, abstract)
-    metadata = ocp.metadata(step).custom_metadata or {}
+    metadata = read_metadata(step)
   except Exception as e:
     mismatch = describe_mismatch(step, abstract) if abstract else ''
     raise CheckpointError(f'{step} cannot be read: {mismatch or e}') from e
   return tree, metadata, step
 
 
-def load_params(path, *, average: bool = False):
+def load_params(
+  path: str | os.PathLike, *, average: bool = False
+) -> tuple[dict[str, np.ndarray], WeightsMetadata]:
   """Parameters and statistics of a workdir or step, for the weights loader.
 
   Args:
@@ -93,8 +123,9 @@ def load_params(path, *, average: bool = False):
   tree, metadata, _ = load_tree(path)
   params = tree['ema'] if average and tree.get('ema') else tree['params']
   flat = {}
-  for name, part in (('params', params), ('batch_stats', tree['batch_stats'])):
-    for p, x in jax.tree_util.tree_leaves_with_path(part):
+  collections = {'params': params, 'batch_stats': tree['batch_stats']}
+  for name, collection in collections.items():
+    for p, x in jax.tree_util.tree_leaves_with_path(collection):
       flat[name + '/' + jax.tree_util.keystr(p, simple=True, separator='/')] = (
         np.asarray(x)
       )
