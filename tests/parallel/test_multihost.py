@@ -249,7 +249,7 @@ def test_a_killed_process_ends_the_job_and_is_named(one, tmp_path):
   codes = job.finish(timeout=100)
   assert codes == [1, -9], job.outputs()
   assert time.monotonic() - start < 4 * LOST_AFTER + 10
-  assert re.search(r'process 1 \(\S+\) is gone: no sign of life', job.output(0))
+  assert re.search(r'process 1 \(\S+\) is gone: no heartbeat', job.output(0))
   # What it did until then is what one process did.
   want, got = metrics(one), metrics(workdir)
   for step in (6, 7):

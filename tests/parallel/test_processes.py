@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 PRELUDE = """
 import os, sys, time
 import jax, jax.numpy as jnp, numpy as np
-from vit_jax import distributed as d
+from vit_jax.parallel import processes as d
+from vit_jax.parallel.watchdog import session
 I = int(os.environ['JAX_PROCESS_ID'])
 def start(**kwargs):
   d.initialize(timeout=float(os.environ.get('WAIT', 60)), **kwargs)
@@ -90,8 +91,8 @@ class Job:
 def test_plain_machine_stays_alone():
   processes.initialize()
   assert processes.detect() is None
-  assert processes.is_main() and jax.process_count() == 1
-  assert processes.broadcast_from_main({'a': 1}) == {'a': 1}
+  assert processes.is_first() and jax.process_count() == 1
+  assert processes.broadcast_from_first({'a': 1}) == {'a': 1}
   processes.barrier('nothing')
   processes.tick(3)
 
@@ -144,9 +145,9 @@ def test_two_processes_work_together(tmp_path):
     """
       start()
       assert jax.process_count() == 2 and jax.device_count() == 4
-      assert d.is_main() == (I == 0)
-      assert d.broadcast_from_main([I, 'x']) == [0, 'x']
-      with d.session(os.environ['WORKDIR'], orderly=(Preempted,)):
+      assert d.is_first() == (I == 0)
+      assert d.broadcast_from_first([I, 'x']) == [0, 'x']
+      with session(os.environ['WORKDIR'], orderly=(Preempted,)):
         d.barrier('here')
         d.tick(1)
         mesh = jax.make_mesh((4,), ('data',))
@@ -156,7 +157,7 @@ def test_two_processes_work_together(tmp_path):
         print('total', float(jax.jit(jnp.sum)(x)), 'in', I)
       print('after')
       try:
-        with d.session(os.environ['WORKDIR'], orderly=(Preempted,)):
+        with session(os.environ['WORKDIR'], orderly=(Preempted,)):
           raise Preempted('agreed')
       except Preempted:
         sys.exit(3)
@@ -230,7 +231,7 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     """
       start()
       try:
-        with d.session(os.environ['WORKDIR'] + str(I)):
+        with session(os.environ['WORKDIR'] + str(I)):
           print('not reached')
       except ValueError as e:
         print('refused:', e)
@@ -260,7 +261,7 @@ ENDINGS = {
   'killed': (
     'os.kill(os.getpid(), 9)',
     0,
-    r'process 1 \(\S+\) is gone: no sign of life for 3 s',
+    r'process 1 \(\S+\) is gone: no heartbeat for 3 s',
   ),
   'killed_0': (
     'os.kill(os.getpid(), 9)',
@@ -271,7 +272,7 @@ ENDINGS = {
   'stopped': (
     'os.kill(os.getpid(), 19)',
     0,
-    r'process 1 \(\S+\) is gone: no sign of life for 3 s',
+    r'process 1 \(\S+\) is gone: no heartbeat for 3 s',
   ),
   'stuck': (
     'time.sleep(100)',
@@ -302,7 +303,7 @@ def test_the_end_of_one_is_the_end_of_all(tmp_path, ending):
     2,
     f"""
       start(lost_after=3, stuck_after=4)
-      with d.session(os.environ['WORKDIR']):
+      with session(os.environ['WORKDIR']):
         print('ready', flush=True)
         d.barrier('start')
         d.tick(7)

@@ -1,5 +1,6 @@
-"""Where each process of a job writes its output."""
+"""Sends the output of each process of a job to its log file."""
 
+from collections.abc import Iterator
 import contextlib
 import os
 import sys
@@ -29,9 +30,14 @@ class _Tee:
 
 
 @contextlib.contextmanager
-def log_to(workdir):
-  """Sends this process's output to its log; see `session`."""
-  if '://' in str(workdir):  # a bucket cannot append
+def log_to(workdir: str | os.PathLike) -> Iterator[None]:
+  """Sends the output of this process to its log; see `watchdog.session`.
+
+  Args:
+    workdir: of the run. Files in a bucket cannot be appended to, so a job whose
+      workdir is one writes to the console alone.
+  """
+  if '://' in str(workdir):
     yield
     return
   folder = epath.Path(workdir)
@@ -41,7 +47,8 @@ def log_to(workdir):
     folder = folder / 'logs'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f'process_{process}.txt', 'a') as file:
-      # The descriptors, so that what C++ prints goes there too, to the end.
+      # The file descriptors are replaced, not only sys.stdout, because the C++
+      # libraries write to them, until the very end of the process.
       sys.stdout.flush()
       sys.stderr.flush()
       os.dup2(file.fileno(), 1)

@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 AXES = ('data', 'fsdp', 'tensor')
-BATCH = P(('data', 'fsdp'))  # of the leading axis of every batch array
+# How the leading axis of every array of a batch is split.
+BATCH = P(('data', 'fsdp'))
 PRESETS = ('data', 'zero', 'fsdp', 'fsdp_tensor')
 
 
@@ -19,11 +20,19 @@ def make_mesh(
   tensor: int = -1,
   devices: Sequence[Any] | None = None,
 ) -> Mesh:
-  """The (data, fsdp, tensor) mesh over all devices.
+  """The (data, fsdp, tensor) mesh over devices.
 
-  -1 lets the preset choose: fsdp is the largest divisor of the device count up
-  to 32 (wider axes stop dividing the widths), tensor is 2. ValueError if the
-  sizes do not divide the device count.
+  Args:
+    preset: one of PRESETS.
+    fsdp: devices on the fsdp axis. -1 lets the preset choose: the largest
+      divisor of the device count up to 32, because a wider axis does not divide
+      the width of most models.
+    tensor: devices on the tensor axis. -1 lets the preset choose: 2 for
+      'fsdp_tensor' if the device count is even, else 1.
+    devices: those to use; None for all devices of all processes.
+
+  Raises:
+    ValueError: an unknown preset, or sizes that do not divide the devices.
   """
   if preset not in PRESETS:
     raise ValueError(f'mesh.preset={preset!r}; allowed: {", ".join(PRESETS)}')
@@ -48,50 +57,61 @@ def make_mesh(
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """How many parts a global batch is split into."""
+  """How many shards a global batch is split into."""
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())
 
 
 def batch_slice(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-  """(i, n): a process, by default this one, feeds slice i of n of each batch.
+  """Which slice of each global batch a process has to feed.
 
   Processes whose devices share examples (a `tensor` axis across processes) feed
-  the same slice. ValueError if the mesh cuts the batch in no such slices.
+  the same slice.
+
+  Args:
+    mesh: of the run.
+    process: number of the process; None for this one.
+
+  Returns:
+    (i, n): slice i of n equal slices.
+
+  Raises:
+    ValueError: the devices of the processes hold no equal, contiguous slices.
   """
   devices = mesh.devices.reshape(batch_shards(mesh), -1)
-  parts = {}  # the parts of the batch on the devices of each process
-  for part, row in enumerate(devices):
+  shards: dict[int, set[int]] = {}  # by process, of the batch on its devices
+  for shard, row in enumerate(devices):
     for device in row:
-      parts.setdefault(device.process_index, set()).add(part)
-  slices = sorted({tuple(sorted(p)) for p in parts.values()})
+      shards.setdefault(device.process_index, set()).add(shard)
+  slices = sorted({tuple(sorted(held)) for held in shards.values()})
   size = len(slices[0])
   if [i for s in slices for i in s] != list(range(size * len(slices))) or any(
     len(s) != size for s in slices
   ):
     raise ValueError(
-      f'mesh {dict(mesh.shape)} over {len(parts)} processes: their devices '
-      f'hold the parts {slices} of a batch, which are no equal slices; '
-      'choose mesh.tensor to divide the devices of a process, or the other '
-      'way round'
+      f'mesh {dict(mesh.shape)} over {len(shards)} processes: their devices '
+      f'hold the shards {slices} of a batch, which are no equal slices; '
+      'choose a mesh.tensor that divides the devices of a process, or that is '
+      'a multiple of them'
     )
   process = jax.process_index() if process is None else process
-  return slices.index(tuple(sorted(parts[process]))), len(slices)
+  return slices.index(tuple(sorted(shards[process]))), len(slices)
 
 
-def put_batch(batch, mesh: Mesh):
-  """The numpy batch of `batch_slice` -> global arrays split along axis 0."""
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+  """A tree of this process's slices (numpy) as global arrays split by BATCH."""
   sharding = NamedSharding(mesh, BATCH)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
 
 
-def put_replicated(tree, mesh: Mesh):
-  """The same numpy tree of every process -> replicated global arrays."""
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+  """A tree of numpy arrays, equal in every process, on all devices."""
   sharding = replicated(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(

@@ -1,13 +1,9 @@
-"""Many processes, one job: start, agreement, and an end in bounded time.
+"""Joins the processes of a job, and lets them wait for and tell one another.
 
-One process per host of a TPU slice, or per GPU. `initialize` joins them,
-`session` gives each its log and makes one's failure everybody's: a process
-that raises, dies, or makes no progress ends the job, and every log names it.
-On one process all of this does nothing.
-
-While a session lasts, each process writes a sign of life to the key-value
-store of JAX's coordination service, which process 0 hosts. Process 0 watches
-them all and writes a verdict; every process watches for the verdict.
+There is one process on every host of a TPU slice, or for every GPU.
+`initialize` joins them; barriers and broadcasts go through the key-value store
+of JAX's coordination service, which process 0 hosts. With one process, all of
+this does nothing. `watchdog.session` ends a job whose processes fail.
 """
 
 import contextlib
@@ -16,6 +12,7 @@ import json
 import os
 import socket
 import time
+from typing import Any
 import uuid
 
 from etils import epath
@@ -31,11 +28,11 @@ class _Job:
   """This process's view of a job of several processes."""
 
   process_id: int
-  hosts: list[str]  # by process
-  lost_after: float
+  hosts: list[str]  # host name of every process
+  lost_after: float  # seconds, see `initialize`
   stuck_after: float
   step: int = -1  # of the last `tick`
-  calls: int = 0  # numbers barriers and broadcasts
+  calls: int = 0  # barriers and broadcasts so far, for unique names
 
   @property
   def client(self):
@@ -111,7 +108,8 @@ def initialize(
     num_processes: how many there are.
     process_id: this one's number, from 0.
     timeout: seconds to wait for all to arrive.
-    lost_after: seconds without a sign of life after which a process is gone.
+    lost_after: seconds without a heartbeat after which a process is taken to be
+      gone.
     stuck_after: seconds without a `tick` anywhere after which the job ends.
 
   Raises:
@@ -163,7 +161,7 @@ def initialize(
 def _rendezvous(
   coordinator: str, count: int, process_id: int, timeout: float
 ) -> list[str]:
-  """Waits until all processes have called; their host names, in order.
+  """Waits until all processes have called; returns their host names in order.
 
   JAX's own start aborts the process when one is missing, and does not say
   which. Process 0 listens on the coordinator's port before JAX does.
@@ -226,7 +224,7 @@ def _rendezvous(
 
 
 def _report(host, port, count, process_id, mine, deadline) -> list[str]:
-  """The part of _rendezvous of all processes but 0."""
+  """What all processes but 0 do in `_rendezvous`."""
   start = time.monotonic()
   while True:
     left = deadline - time.monotonic()
@@ -253,7 +251,7 @@ def _report(host, port, count, process_id, mine, deadline) -> list[str]:
   return reply['hosts']
 
 
-def is_main() -> bool:
+def is_first() -> bool:
   """True in process 0, which writes what is written once."""
   return jax.process_index() == 0
 
@@ -277,8 +275,8 @@ def barrier(name: str, timeout: float = 600) -> None:
     ) from e
 
 
-def broadcast_from_main(value, timeout: float = 600):
-  """Process 0's value, in every process; something that JSON can hold."""
+def broadcast_from_first(value: Any, timeout: float = 600) -> Any:
+  """Returns the value of process 0 in every process; plain JSON values."""
   if _job is None:
     return value
   _job.calls += 1
@@ -298,12 +296,12 @@ def broadcast_from_main(value, timeout: float = 600):
     ) from e
 
 
-def check_shared_workdir(workdir) -> None:
+def check_shared_workdir(workdir: str | os.PathLike) -> None:
   """ValueError if a process does not see what process 0 writes in workdir."""
   if _job is None:
     return
   folder = epath.Path(workdir)
-  token = broadcast_from_main(f'.shared_{uuid.uuid4().hex}')
+  token = broadcast_from_first(f'.shared_{uuid.uuid4().hex}')
   if _job.process_id == 0:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / token).write_text(token)
@@ -324,6 +322,6 @@ def check_shared_workdir(workdir) -> None:
 
 
 def tick(step: int) -> None:
-  """Says that training has come to this step; see `stuck_after`."""
+  """Reports that training has reached this step; see `stuck_after`."""
   if _job is not None:
     _job.step = step

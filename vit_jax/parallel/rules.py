@@ -1,21 +1,25 @@
-"""Mesh and shardings: which device holds which part of which array.
+"""Sharding rules: how every parameter is split over the devices of the mesh.
 
-The mesh has three axes. `data`: copies of the model, each with a part of the
-batch. `fsdp`: a part of the batch as well, and parameters and optimizer state
-split among them (arXiv:1910.02054). `tensor`: attention heads and MLP width
-split (arXiv:1909.08053). Shardings come from an ordered list of rules
-(regex over the parameter path, spec): the first match wins, and every
-parameter must be covered.
+The mesh has three axes. Along `data`, devices hold copies of the model and
+different examples. Along `fsdp` they hold different examples as well, and the
+parameters and the optimizer state are split among them (arXiv:1910.02054).
+Along `tensor`, attention heads and the width of the MLP are split
+(arXiv:1909.08053). Shardings come from an ordered list of rules (regex over the
+parameter path, spec): the first match wins, and every parameter must be
+covered.
 """
 
+from collections.abc import Sequence
 import math
 import re
+from typing import Any
 
 from absl import logging
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vit_jax import text
 from vit_jax.parallel.mesh import AXES
 
 # Parameters with at least this many entries should not stay replicated under
@@ -44,14 +48,10 @@ RULES = {
 }
 
 
-def _largest(shape, axis: str, mesh: Mesh, used=()) -> P:
-  """Splits the largest axis that `mesh.shape[axis]` divides."""
+def _largest(shape: Sequence[int], axis: str, mesh: Mesh) -> P:
+  """Splits the largest dimension that the mesh axis divides, if any does."""
   size = mesh.shape[axis]
-  dims = [
-    i
-    for i, d in enumerate(shape)
-    if d % size == 0 and d >= size and i not in used
-  ]
+  dims = [i for i, d in enumerate(shape) if d % size == 0 and d >= size]
   if size == 1 or not dims:
     return P()
   best = max(dims, key=lambda i: shape[i])
@@ -59,7 +59,7 @@ def _largest(shape, axis: str, mesh: Mesh, used=()) -> P:
 
 
 def _check_rules(rules) -> None:
-  """ValueError for a rule that means nothing, whatever the parameters are."""
+  """ValueError for a rule that no parameters can satisfy."""
   for rule in rules:
     if len(rule) != 2 or not isinstance(rule[0], str):
       raise ValueError(f'mesh rule {rule!r} is not (regex, spec)')
@@ -87,7 +87,10 @@ def _check_rules(rules) -> None:
         raise ValueError(f'mesh rule {pattern!r} names axis {name!r} twice')
 
 
-def _spec(path: str, shape, rules, mesh: Mesh, lost: list[str]) -> P:
+def _spec(
+  path: str, shape: Sequence[int], rules, mesh: Mesh, unsplit: list[str]
+) -> P:
+  """The spec of one parameter; a large one that stays whole is in `unsplit`."""
   for pattern, spec in rules:
     if not re.fullmatch(pattern, path):
       continue
@@ -103,16 +106,11 @@ def _spec(path: str, shape, rules, mesh: Mesh, lost: list[str]) -> P:
           f'{path} has shape {tuple(shape)}'
         )
       spec = (None,) * (len(shape) - len(spec)) + spec
-      # An axis that does not divide stays whole.
+      # A dimension that the devices of its mesh axes do not divide stays whole.
       chosen = P(
         *[
-          a
-          if a is None
-          or d
-          % math.prod(mesh.shape[x] for x in ([a] if isinstance(a, str) else a))
-          == 0
-          else None
-          for a, d in zip(spec, shape, strict=False)
+          axes if d % _devices(axes, mesh) == 0 else None
+          for axes, d in zip(spec, shape, strict=True)
         ]
       )
     split = any(
@@ -124,7 +122,7 @@ def _spec(path: str, shape, rules, mesh: Mesh, lost: list[str]) -> P:
       and math.prod(shape) >= LARGE
       and math.prod(mesh.shape[a] for a in ('fsdp', 'tensor')) > 1
     ):
-      lost.append(f'{path} {tuple(shape)}')
+      unsplit.append(f'{path} {tuple(shape)}')
     return chosen
   raise ValueError(
     f'no mesh rule covers parameter {path}; '
@@ -132,12 +130,33 @@ def _spec(path: str, shape, rules, mesh: Mesh, lost: list[str]) -> P:
   )
 
 
-def param_specs(params, mesh: Mesh, preset: str = 'data', rules=()):
-  """PartitionSpec of every parameter: the config's rules, then the preset's.
+def _devices(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
+  """Devices along one mesh axis or several; 1 for None."""
+  names = [axes] if isinstance(axes, str) else axes or []
+  return math.prod(mesh.shape[name] for name in names)
 
-  Large parameters that no axis divides stay replicated, and are logged.
+
+def param_specs(
+  params: Any,
+  mesh: Mesh,
+  preset: str = 'data',
+  rules: Sequence[tuple[str, Any]] = (),
+) -> Any:
+  """PartitionSpec of every parameter: the recipe's rules, then the preset's.
+
+  Large parameters that no mesh axis divides stay replicated and are named in
+  the log.
+
+  Args:
+    params: tree of arrays or shapes.
+    mesh: of the run.
+    preset: key of RULES.
+    rules: (regex over the parameter path, spec) that come before the preset's.
+
+  Raises:
+    ValueError: a rule that is wrong, or a parameter that no rule covers.
   """
-  lost = []
+  unsplit: list[str] = []
   _check_rules(rules)
   rules = tuple(map(tuple, rules)) + RULES[preset]
   specs = jax.tree_util.tree_map_with_path(
@@ -146,23 +165,29 @@ def param_specs(params, mesh: Mesh, preset: str = 'data', rules=()):
       x.shape,
       rules,
       mesh,
-      lost,
+      unsplit,
     ),
     params,
   )
-  if lost:
+  if unsplit:
     logging.warning(
-      'large parameters left replicated (no axis divides): %s', '; '.join(lost)
+      'large parameters left replicated (no axis divides): %s',
+      '; '.join(unsplit),
     )
   return specs
 
 
-def state_shardings(state, mesh: Mesh, preset: str = 'data', rules=()):
+def state_shardings(
+  state: Any,
+  mesh: Mesh,
+  preset: str = 'data',
+  rules: Sequence[tuple[str, Any]] = (),
+) -> Any:
   """NamedSharding of every leaf of a TrainState (abstract or concrete).
 
-  Optimizer state and averages that mirror a parameter (same path ending and
-  shape) are split like it; under 'zero' they are split over `data` although
-  the parameters are not. Everything else is replicated.
+  Moments and averages of a parameter, whose path ends with the parameter's, are
+  split as it is. Under 'zero' they are split over `data`, although the
+  parameters are not. Everything else is replicated.
   """
   specs = {
     jax.tree_util.keystr(p, simple=True, separator='/'): (s, x.shape)
@@ -172,21 +197,21 @@ def state_shardings(state, mesh: Mesh, preset: str = 'data', rules=()):
         is_leaf=lambda x: isinstance(x, P),
       ),
       jax.tree.leaves(state.params),
-      strict=False,
+      strict=True,
     )
   }
 
   def one(path, x):
-    parts = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
-    if parts[0] == 'batch_stats' or not hasattr(x, 'shape'):
+    names = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+    if names[0] == 'batch_stats' or not hasattr(x, 'shape'):
       return NamedSharding(mesh, P())
-    for i in range(1, len(parts)):
-      spec, shape = specs.get('/'.join(parts[i:]), (None, None))
+    for i in range(1, len(names)):
+      spec, shape = specs.get('/'.join(names[i:]), (None, None))
       if spec is None:
         continue
-      if shape != x.shape:  # factored moments: rows and columns
+      if shape != x.shape:  # Adafactor's moments of rows and columns
         spec = _largest(x.shape, 'fsdp', mesh)
-      if preset == 'zero' and parts[0] != 'params':
+      if preset == 'zero' and names[0] != 'params':
         spec = _largest(x.shape, 'data', mesh)
       return NamedSharding(mesh, spec)
     return NamedSharding(mesh, P())
@@ -194,11 +219,16 @@ def state_shardings(state, mesh: Mesh, preset: str = 'data', rules=()):
   return jax.tree_util.tree_map_with_path(one, state)
 
 
-def update_specs(state, shardings, preset: str):
-  """PartitionSpec of every gradient where the optimizer meets it.
+def update_specs(state: Any, shardings: Any, preset: str) -> Any:
+  """PartitionSpec of every gradient when the optimizer reads it.
 
-  As its parameter; under 'zero' split over `data`, as the optimizer state is.
-  `shardings` are the `state_shardings` of the TrainState.
+  It is that of the parameter. Under 'zero' it is split over `data`, as the
+  optimizer state is.
+
+  Args:
+    state: TrainState.
+    shardings: its `state_shardings`.
+    preset: key of RULES.
   """
   return jax.tree.map(
     lambda x, s: (
@@ -209,26 +239,24 @@ def update_specs(state, shardings, preset: str):
   )
 
 
-def describe(tree, shardings) -> str:
+def describe(tree: Any, shardings: Any) -> str:
   """A table: path, shape, entries, and how each parameter is split."""
-  rows = [('parameter', 'shape', 'entries', 'split')]
-  for (path, x), s in zip(
-    jax.tree_util.tree_leaves_with_path(tree),
-    jax.tree.leaves(shardings),
-    strict=False,
-  ):
-    rows.append(
-      (
-        jax.tree_util.keystr(path, simple=True, separator='/'),
-        'x'.join(map(str, x.shape)) or '-',
-        f'{math.prod(x.shape):,}',
-        ', '.join(str(a) for a in s.spec) or 'replicated',
-      )
+  rows = [
+    (
+      jax.tree_util.keystr(path, simple=True, separator='/'),
+      text.shape(x.shape),
+      f'{math.prod(x.shape):,}',
+      ', '.join(str(a) for a in s.spec) or 'replicated',
     )
+    for (path, x), s in zip(
+      jax.tree_util.tree_leaves_with_path(tree),
+      jax.tree.leaves(shardings),
+      strict=True,
+    )
+  ]
   total = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-  rows.append(('total', '', f'{total:,}', ''))
-  widths = [max(len(r[i]) for r in rows) for i in range(4)]
-  return '\n'.join(
-    '  '.join(c.ljust(w) for c, w in zip(r, widths, strict=False)).rstrip()
-    for r in rows
+  return text.table(
+    [*rows, ('total', '', f'{total:,}', '')],
+    header=('parameter', 'shape', 'entries', 'split'),
+    right=(2,),
   )

@@ -1,5 +1,11 @@
-"""Watches the processes of a job and ends all when one is lost."""
+"""Watches the processes of a job and ends all of them when one is lost.
 
+Each process writes a heartbeat to the key-value store of JAX's coordination
+service, which process 0 hosts. Process 0 compares the heartbeats and writes a
+verdict when one is missing; every process looks for the verdict and ends.
+"""
+
+from collections.abc import Iterator
 import contextlib
 import os
 import sys
@@ -17,22 +23,31 @@ from vit_jax.parallel.processes import (
   current_job,
 )
 
-_FAREWELL = 5.0  # seconds in which the others read of this process's failure
+# Seconds in which the other processes read why this one failed, before it ends.
+_FAREWELL = 5.0
+# Seconds to wait for the others at the end. The watchdog ends the job if one of
+# them is lost meanwhile.
+_DAY = 24 * 3600
 
 
 @contextlib.contextmanager
-def session(workdir, orderly: tuple[type[BaseException], ...] = ()):
-  """What surrounds the work of a process: its log, and a common end.
+def session(
+  workdir: str | os.PathLike, orderly: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+  """Gives a process its log while it works, and the job a common end.
 
   Process 0 writes to the console and to WORKDIR/log.txt, the others to
   WORKDIR/logs/process_I.txt (to their own console if WORKDIR is a bucket). If
-  one raises, dies or stands still, all end with exit code 1, naming it,
+  one raises, dies or makes no progress, all end with exit code 1, naming it,
   `lost_after` (60) seconds later at most.
 
   Args:
-    workdir: of the run; ValueError if the processes do not share it.
+    workdir: of the run.
     orderly: exceptions that all processes raise together, such as a
       preemption that they agreed on.
+
+  Raises:
+    ValueError: the processes do not share the workdir.
   """
   job = current_job()
   if job is None:
@@ -47,13 +62,13 @@ def session(workdir, orderly: tuple[type[BaseException], ...] = ()):
       try:
         yield
       except orderly:
-        barrier('the end', timeout=24 * 3600)
+        barrier('the end', timeout=_DAY)
         watch.stop()
         raise
       except BaseException as e:
         watch.fail(e)
         raise
-      barrier('the end', timeout=24 * 3600)  # the watch ends it if one is lost
+      barrier('the end', timeout=_DAY)
       watch.stop()
   except BaseException as e:
     if not isinstance(e, orderly):
@@ -62,28 +77,37 @@ def session(workdir, orderly: tuple[type[BaseException], ...] = ()):
 
 
 class _Watch:
-  """Threads that give and look for signs of life, and end the process."""
+  """Threads that write and read heartbeats, and end the process.
+
+  A heartbeat is the text 'NUMBER STEP': a number that grows, and the step of
+  training.
+  """
 
   def __init__(self, job: _Job):
     self._job = job
     self._stop = threading.Event()
-    self._answered = time.monotonic()  # when the coordinator last did
+    self._answered = time.monotonic()  # when the coordinator last answered
     self._failed = False
     self._period = min(2.0, job.lost_after / 10)
+    # Of process 0: the last heartbeat of each process and when it came, and the
+    # steps of all processes and when one of them last changed.
+    self._heartbeats: dict[int, tuple[str | None, float]] = {}
+    self._steps: tuple[list[int] | None, float] = (None, time.monotonic())
 
-  def start(self):
-    for target in (self._exchange, self._coordinator):
+  def start(self) -> None:
+    for target in (self._exchange, self._watch_coordinator):
       threading.Thread(target=target, daemon=True).start()
 
-  def stop(self):
+  def stop(self) -> None:
     self._stop.set()
 
-  def fail(self, error: BaseException):
+  def fail(self, error: BaseException) -> None:
     """Tells the others why this process ends, and makes sure that it does."""
     if self._failed:
       return
     if isinstance(error, jax.errors.JaxRuntimeError):
-      # Perhaps only the echo of another's death, which will be noticed.
+      # JAX raises this as well when another process has died. Waiting lets the
+      # watchdog name that process instead of this one.
       time.sleep(self._job.lost_after + 4 * self._period)
     self._failed = True
     reason = str(error).strip().splitlines() or ['']
@@ -91,80 +115,85 @@ class _Watch:
       self._job.put(
         f'failed/{self._job.process_id}', f'{type(error).__name__}: {reason[0]}'
       )
-    # JAX would wait minutes at exit for the others.
+    # At exit, JAX would wait minutes for the other processes.
     timer = threading.Timer(_FAREWELL, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
-  def _end(self, verdict: str):
+  def _end(self, verdict: str) -> None:
     if self._stop.is_set() or self._failed:
       return
     print(f'error: {verdict}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     if self._job.process_id == 0:
-      time.sleep(min(_FAREWELL, 2 * self._period + 1))  # the others read it
+      # Process 0 hosts the store, so it stays until the others
+      # have read the verdict.
+      time.sleep(min(_FAREWELL, 2 * self._period + 1))
     os._exit(1)
 
-  def _exchange(self):
-    """Writes this process's sign of life; reads the verdict, or finds it."""
+  def _exchange(self) -> None:
+    """Writes this process's heartbeat; process 0 judges, the others read."""
     job, beat = self._job, 0
-    seen = {}  # process: (its last sign, when it changed)
-    moved = (None, time.monotonic())  # steps of all, when they changed
     while not self._stop.wait(self._period):
       beat += 1
       try:
         job.put(f'alive/{job.process_id}', f'{beat} {job.step}')
         if job.process_id == 0:
-          verdict, moved = self._judge(seen, moved)
+          verdict = self._judge()
           if verdict:
             job.put('verdict/0', verdict)
         else:
-          verdict = dict(
-            job.client.key_value_dir_get(f'{_PREFIX}/verdict')
-          ).get(f'{_PREFIX}/verdict/0')
+          verdict = self._read('verdict').get(0)
         self._answered = time.monotonic()
       except jax.errors.JaxRuntimeError:
-        continue
+        continue  # `_watch_coordinator` ends the process if this goes on
       if verdict:
         self._end(verdict)
 
-  def _judge(self, seen, moved):
-    """Process 0: (verdict or '', moved)."""
+  def _read(self, folder: str) -> dict[int, str]:
+    """What the processes have written to FOLDER/I, by I."""
+    entries = self._job.client.key_value_dir_get(f'{_PREFIX}/{folder}')
+    return {int(key.rsplit('/', 1)[1]): value for key, value in entries}
+
+  def _judge(self) -> str:
+    """Why the job must end; '' if it need not. Runs in process 0."""
     job, now = self._job, time.monotonic()
-    read = lambda folder: {
-      int(k.rsplit('/', 1)[1]): v
-      for k, v in job.client.key_value_dir_get(f'{_PREFIX}/{folder}')
-    }
-    failed = read('failed')
+    failed = self._read('failed')
     if failed:
       return '; '.join(
         f'{job.name(i)} failed: {failed[i]}' for i in sorted(failed)
-      ), moved
-    alive = read('alive')
+      )
+    alive = self._read('alive')
     for i in range(len(job.hosts)):
-      if i not in seen or seen[i][0] != alive.get(i):
-        seen[i] = (alive.get(i), now)
-    gone = [i for i in seen if now - seen[i][1] > job.lost_after]
+      beat = alive.get(i)
+      if i not in self._heartbeats or self._heartbeats[i][0] != beat:
+        self._heartbeats[i] = (beat, now)
+    gone = [
+      i
+      for i, (_, when) in self._heartbeats.items()
+      if now - when > job.lost_after
+    ]
     if gone:
+      return f'{job.names(gone)} is gone: no heartbeat for {job.lost_after:g} s'
+    steps = [
+      int(beat.split()[1]) if beat else -1
+      for beat, _ in self._heartbeats.values()
+    ]
+    if steps != self._steps[0]:
+      self._steps = (steps, now)
+    if max(steps) >= 0 and now - self._steps[1] > job.stuck_after:
+      behind = [i for i, step in enumerate(steps) if step == min(steps)]
       return (
-        f'{job.names(gone)} is gone: no sign of life for {job.lost_after:g} s'
-      ), moved
-    steps = [int(alive.get(i, '0 -1').split()[1]) for i in seen]
-    if steps != moved[0]:
-      moved = (steps, now)
-    if max(steps) >= 0 and now - moved[1] > job.stuck_after:
-      behind = [i for i, s in enumerate(steps) if s == min(steps)]
-      return (
-        f'no progress for {job.stuck_after:g} s: {job.names(behind)} '
-        f'stands at step {min(steps)}, the first at step {max(steps)}'
-      ), moved
-    return '', moved
+        f'no progress for {job.stuck_after:g} s: {job.names(behind)} stands at '
+        f'step {min(steps)}, the first at step {max(steps)}'
+      )
+    return ''
 
-  def _coordinator(self):
+  def _watch_coordinator(self) -> None:
     """Ends the process if process 0 no longer answers."""
     while not self._stop.wait(self._period):
       if time.monotonic() - self._answered > self._job.lost_after:
         self._end(
-          f'{self._job.name(0)}, the coordinator, is gone: no answer '
-          f'for {self._job.lost_after:g} s'
+          f'{self._job.name(0)}, the coordinator, is gone: no answer for '
+          f'{self._job.lost_after:g} s'
         )
