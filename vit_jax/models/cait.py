@@ -8,35 +8,34 @@ has one rate for all blocks of the first stage.
 B batch, N patches, T = 1 + N tokens, D width, H heads, K = D / H.
 """
 
+from collections.abc import Callable
 import functools
-import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vit_jax.models import attention as attention_lib
-from vit_jax.models import tpu_layout
 from vit_jax.models.attention import (
   MixHeads,
   MultiHeadDotProductAttention,
+  attend,
 )
-from vit_jax.models.blocks import run_blocks
+from vit_jax.models.blocks import run_blocks, scale_channels
 from vit_jax.models.dropout import Dropout, DropPath
-from vit_jax.models.initializers import (
-  normal02,
-  torch_conv_bias,
-  torch_conv_kernel,
-)
+from vit_jax.models.heads import classify
+from vit_jax.models.initializers import TIMM, normal02
 from vit_jax.models.mlp import MlpBlock
-from vit_jax.models.patches import check_patches, conv_patches
+from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.registry import register
+from vit_jax.models.tokens import add_position_table, learned_token
+from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
 
-# name: (width, depth, LayerScale of the code; None: no code, the paper's rule).
-# Heads are always 48 wide. The code has 1e-5 for XXS-36, the paper's rule 1e-6.
+# name: (width, depth, initial LayerScale). Heads are 48 wide in all of them. The
+# last value is that of the released code, which has 1e-5 for XXS-36 where the
+# paper's rule gives 1e-6; None is the paper's rule, for sizes that were not
+# released.
 SIZES = {
   'xxs24': (192, 24, 1e-5),
   'xxs36': (192, 36, 1e-5),
@@ -58,10 +57,18 @@ def layer_scale_init(depth: int) -> float:
   return 1e-5 if depth <= 24 else 1e-6
 
 
-def talking_heads(q, k, v, *, dropout=None, dtype=jnp.float32):
+def talking_heads(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  dropout: Callable[[jax.Array], jax.Array] | None = None,
+  dtype: Any = jnp.float32,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Attention with heads mixed before and after softmax (arXiv:2003.02436).
 
-  Called inside an attention module, which gets `proj_l` and `proj_w`.
+  Called inside an attention module, which gets the parameters `proj_l` and
+  `proj_w`, one matrix over the heads each.
 
   Args:
     q, k, v: (B, T, H, K).
@@ -84,8 +91,8 @@ def talking_heads(q, k, v, *, dropout=None, dtype=jnp.float32):
 class Block(nn.Module):
   """x + γ1·attention(LN(x)), then x + γ2·MLP(LN(x)).
 
-  With `class_attention`, x is the pair (cls, patches): cls alone asks and is
-  updated, class token and patches answer.
+  With `class_attention`, x is the pair (cls, patches). The class token attends
+  to itself and to the patches, and it alone is updated.
   """
 
   num_heads: int
@@ -99,18 +106,19 @@ class Block(nn.Module):
   return_attention: bool = False
 
   @nn.compact
-  def __call__(self, x, rate, train: bool):
-    """(B, N, D) or ((B, 1, D), (B, N, D)) -> the same, aux."""
+  def __call__(
+    self, x: Any, rate: float | jax.Array, train: bool
+  ) -> tuple[Any, dict[str, Any]]:
+    """(B, N, D) or ((B, 1, D), (B, N, D)) -> the same, intermediates."""
     norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-    attend = attention_lib.attend
-    if not self.class_attention:
-      attend = functools.partial(talking_heads, dtype=self.dtype)
     attention = MultiHeadDotProductAttention(
       self.num_heads,
       self.attention_dropout,
       dtype=self.dtype,
       kernel_init=normal02,
-      attend_fn=attend,
+      attend_fn=attend
+      if self.class_attention
+      else functools.partial(talking_heads, dtype=self.dtype),
       name='attn',
     )
     mlp = MlpBlock(
@@ -124,6 +132,7 @@ class Block(nn.Module):
     )
     dropout = Dropout(self.dropout, deterministic=not train)
 
+    patches = None
     if self.class_attention:
       x, patches = x
       y = norm()(jnp.concatenate([x, patches], axis=1))
@@ -131,9 +140,10 @@ class Block(nn.Module):
     else:
       y = norm()(x)
       y, maps = attention(y, y, train)
-    y = self._scale('gamma_1', dropout(y))
+    y = scale_channels(self, 'gamma_1', dropout(y), self.layer_scale)
     x = x + DropPath()(y, rate, train)
-    y = self._scale('gamma_2', mlp(norm()(x), train))
+    y = mlp(norm()(x), train)
+    y = scale_channels(self, 'gamma_2', y, self.layer_scale)
     x = x + DropPath()(y, rate, train)
 
     aux = {'tokens': x}
@@ -141,18 +151,12 @@ class Block(nn.Module):
       aux['attention'] = maps
     return (x, patches) if self.class_attention else x, aux
 
-  def _scale(self, name, y):
-    gamma = self.param(
-      name, nn.initializers.constant(self.layer_scale), (y.shape[-1],)
-    )
-    return y * gamma.astype(y.dtype).reshape(1, 1, -1)
-
 
 class CaiT(nn.Module):
   """Class-attention in image transformers; see the module docstring."""
 
   num_classes: int = 1000  # 0: no head, logits are pre_logits
-  patch_size: Any = 16  # int or (height, width)
+  patch_size: PatchSize = 16
   width: int = 192
   depth: int = 24  # self-attention blocks
   cls_depth: int = 2  # class-attention blocks
@@ -170,11 +174,13 @@ class CaiT(nn.Module):
   return_attention: bool = False
 
   @nn.compact
-  def __call__(self, images, *, train: bool):
+  def __call__(
+    self, images: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
     """Classifies images.
 
     Args:
-      images: (B, height, width, 3), normalised.
+      images: (B, height, width, 3), normalized.
       train: turns dropout and drop path on (rng stream 'dropout').
 
     Returns:
@@ -189,23 +195,16 @@ class CaiT(nn.Module):
       ValueError: width not divisible by num_heads, or no patch fits.
     """
     dtype = jnp.dtype(self.dtype)
-    check_patches(*images.shape[1:3], self.patch_size)
-    fan_in = images.shape[-1] * math.prod(np.broadcast_to(self.patch_size, 2))
-    x = conv_patches(
-      self.width,
-      self.patch_size,
-      dtype=dtype,
-      kernel_init=torch_conv_kernel,
-      bias_init=torch_conv_bias(int(fan_in)),
-      name='embedding',
-    )(images.astype(dtype))
-    out = {'stem': x}
+    x = embed_patches(
+      images, self.width, self.patch_size, init=TIMM, dtype=dtype
+    )
+    out: dict[str, Any] = {'stem': x}
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, self.width)
-    table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
-    x = x + table.astype(dtype)
-    x = Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = tpu_layout.constrain(x)
+    x = add_position_table(
+      self, x, normal02, dropout=self.dropout, train=train
+    )
+    x = out['with_posemb'] = constrain(x)
 
     mlp_dim = self.mlp_dim or 4 * self.width
     scale = self.layer_scale
@@ -232,8 +231,7 @@ class CaiT(nn.Module):
       scan=self.scan,
     )
 
-    cls = self.param('cls', normal02, (1, 1, self.width)).astype(dtype)
-    cls = jnp.broadcast_to(cls, (batch, 1, self.width))
+    cls = learned_token(self, 'cls', x, normal02)
     cls_auxes = []
     for i in range(self.cls_depth):
       (cls, _), aux = block(
@@ -255,11 +253,7 @@ class CaiT(nn.Module):
     x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name='encoder_norm')(x)
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x[:, 0]
-    if self.num_classes:
-      x = nn.Dense(
-        self.num_classes, dtype=dtype, kernel_init=normal02, name='head'
-      )(x)
-    return x.astype(jnp.float32), out
+    return classify(x, self.num_classes, kernel_init=normal02), out
 
 
 # Published files, all trained with distillation; the suffix is the image size.

@@ -2,17 +2,18 @@
 
 arXiv:2103.11816. Three changes to DeiT: tokens are cut from the feature map of
 a small convolutional stem (image-to-tokens, I2T), the feed-forward of every
-block mixes each patch with its eight neighbours (locally-enhanced feed-forward,
+block mixes each patch with its eight neighbors (locally-enhanced feed-forward,
 LeFF), and the class tokens of all blocks are read by a last attention
 (layer-wise class-token attention, LCA).
 
 The defaults are what the released weights need. Where the paper differs, a
 field gives its form: `leff_gelu3=True` puts a third GELU at the end of LeFF
-(eq. 10), `leff_cls='identity'` leaves the class token alone there (eq. 11; the
-released code adds LN(cls) to it), `lca_posemb=False` drops the table added to
-the class tokens. With these, stem_width=32, stem_bias=True, stem_padding=4,
-pool_padding=0, qkv_bias=False, epsilon=1e-5, depthwise_bias=False and the
-`lca_*` sizes it is the reimplementation rishikksh20/CeiT-pytorch.
+(eq. 10), `leff_cls='identity'` leaves the class token unchanged there (eq. 11;
+the released code adds LN(cls) to it), `lca_posemb=False` leaves out the table
+that is added to the class tokens. The reimplementation rishikksh20/CeiT-pytorch
+has all three, and stem_width=32, stem_bias=True, stem_padding=4,
+pool_padding=0, qkv_bias=False, epsilon=1e-5, depthwise_bias=False and other
+`lca_*` sizes.
 B batch, N patches, T = 1 + N tokens, D width, H heads, L depth.
 """
 
@@ -21,22 +22,25 @@ import math
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vit_jax.models import tpu_layout
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.batch_norm import BatchNorm
-from vit_jax.models.blocks import run_blocks
+from vit_jax.models.blocks import check_field, run_blocks
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.heads import classify
 from vit_jax.models.initializers import (
+  TIMM,
   normal02,
   torch_conv_bias,
   torch_conv_kernel,
 )
 from vit_jax.models.mlp import GELU, MlpBlock
-from vit_jax.models.patches import check_patches, conv_patches
+from vit_jax.models.patches import PatchSize, embed_patches, patch_shape
 from vit_jax.models.registry import register
+from vit_jax.models.tokens import add_position_table, prepend_tokens
+from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
 
 # name: (width, heads); all have 12 blocks.
@@ -49,26 +53,26 @@ POOLS = ('token', 'gap')
 class DepthwiseConv(nn.Module):
   """A 3x3 convolution of each channel by itself, zero padding 1.
 
-  Nine shifted products, which XLA fuses into one pass; its grouped
-  convolution with one channel a group is far slower on a CPU.
+  Computed as nine shifted products, which XLA fuses into one pass. Its grouped
+  convolution with one channel per group is far slower on a CPU.
   """
 
   use_bias: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """(B, h, w, C) -> (B, h, w, C); parameters kernel (3, 3, 1, C), bias."""
     _, height, width, channels = x.shape
     kernel = self.param(
       'kernel', torch_conv_kernel, (3, 3, 1, channels)
     ).astype(self.dtype)
     padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    x = sum(
-      padded[:, i : i + height, j : j + width] * kernel[i : i + 1, j : j + 1]
-      for i in range(3)
-      for j in range(3)
-    )
+    x = jnp.zeros((), self.dtype)
+    for i in range(3):
+      for j in range(3):
+        shifted = padded[:, i : i + height, j : j + width]
+        x = x + shifted * kernel[i : i + 1, j : j + 1]
     if self.use_bias:
       bias = self.param('bias', torch_conv_bias(9), (channels,))
       x += bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -88,7 +92,9 @@ class ImageToTokens(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, images, train: bool):
+  def __call__(
+    self, images: jax.Array, train: bool
+  ) -> tuple[jax.Array, jax.Array]:
     """(B, H, W, 3) -> tokens (B, h, w, D), the pooled map."""
     x = nn.Conv(
       self.stem_width,
@@ -105,20 +111,14 @@ class ImageToTokens(nn.Module):
     pad = (self.pool_padding,) * 2
     x = pooled = nn.max_pool(x, (3, 3), (2, 2), (pad, pad))
     size = tuple(p // 4 for p in self.patch_size)
-    check_patches(*x.shape[1:3], size)
-    x = conv_patches(
-      self.width,
-      size,
-      dtype=self.dtype,
-      kernel_init=torch_conv_kernel,
-      bias_init=torch_conv_bias(self.stem_width * math.prod(size)),
-      name='proj',
-    )(x)
+    x = embed_patches(
+      x, self.width, size, init=TIMM, dtype=self.dtype, name='proj'
+    )
     return x, pooled
 
 
 class LeFF(nn.Module):
-  """1x1 up, depth-wise 3x3, 1x1 down, all normalised (eq. 6-10)."""
+  """1x1 up, depth-wise 3x3, 1x1 down, all normalized (eq. 6-10)."""
 
   hidden: int
   gelu3: bool = False
@@ -128,11 +128,11 @@ class LeFF(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, train: bool):
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(B, h, w, D) -> (B, h, w, D)."""
     gelu, width = GELU[self.activation], x.shape[-1]
     norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
-    # Convolutions in the released code, so they start as those do.
+    # The released code has 1x1 convolutions here, initialized as such.
     conv1x1 = lambda features, fan_in, name: nn.Dense(
       features,
       dtype=self.dtype,
@@ -169,8 +169,10 @@ class Block(nn.Module):
   return_attention: bool = False
 
   @nn.compact
-  def __call__(self, x, rate, train: bool):
-    """(B, T, D) -> (B, T, D), aux."""
+  def __call__(
+    self, x: jax.Array, rate: float | jax.Array, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """(B, T, D) -> (B, T, D), intermediates; `rate` is of drop path."""
     norm = functools.partial(
       nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype
     )
@@ -204,8 +206,8 @@ class Block(nn.Module):
     y = jnp.concatenate([cls, y.reshape(batch, patches, width)], axis=1)
     x = x + DropPath()(y, rate, train)
 
-    # The class token stands alone too: a gradient through a slice of all the
-    # tokens of all blocks would need them all at once.
+    # The class token is an output of its own: LCA reads it, and the gradient of
+    # a slice of `tokens` would keep the tokens of all blocks in memory at once.
     aux = {'tokens': x, 'after_attention': after_attention, 'cls': x[:, 0]}
     if self.return_attention:
       aux['attention'] = probs
@@ -213,7 +215,7 @@ class Block(nn.Module):
 
 
 class LayerwiseClassAttention(nn.Module):
-  """The last class token asks, those of all blocks answer; then an MLP."""
+  """The last class token attends to the class tokens of all blocks; MLP."""
 
   num_heads: int
   mlp_dim: int
@@ -226,7 +228,9 @@ class LayerwiseClassAttention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens, train: bool):
+  def __call__(
+    self, tokens: jax.Array, train: bool
+  ) -> tuple[jax.Array, jax.Array]:
     """(B, L, D) -> (B, 1, D), probabilities (B, H, 1, L)."""
     norm = functools.partial(
       nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype
@@ -243,7 +247,7 @@ class LayerwiseClassAttention(nn.Module):
     )(y[:, -1:], y, train)
     y = Dropout(self.dropout, deterministic=not train)(y)
     x = tokens[:, -1:] + y
-    return x + MlpBlock(
+    y = MlpBlock(
       self.mlp_dim,
       self.dropout,
       self.activation,
@@ -251,14 +255,15 @@ class LayerwiseClassAttention(nn.Module):
       normal02,
       nn.initializers.zeros,
       name='mlp',
-    )(norm()(x), train), probs
+    )(norm()(x), train)
+    return x + y, probs
 
 
 class CeiT(nn.Module):
   """Convolution-enhanced image transformer; see the module docstring."""
 
   num_classes: int = 1000  # 0: no head, logits are pre_logits
-  patch_size: Any = 16  # int or (height, width), multiples of 4
+  patch_size: PatchSize = 16  # multiples of 4
   width: int = 192
   depth: int = 12
   num_heads: int = 3
@@ -290,11 +295,13 @@ class CeiT(nn.Module):
   return_attention: bool = False
 
   @nn.compact
-  def __call__(self, images, *, train: bool):
+  def __call__(
+    self, images: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
     """Classifies images.
 
     Args:
-      images: (B, height, width, 3), normalised.
+      images: (B, height, width, 3), normalized.
       train: turns dropout and drop path on (rng stream 'dropout'), and
         BatchNorm to the batch's statistics (collection 'batch_stats').
 
@@ -311,7 +318,7 @@ class CeiT(nn.Module):
       ValueError: a field with a value that is not allowed, width not
         divisible by num_heads, or no patch fits.
     """
-    patch_size = tuple(int(p) for p in np.broadcast_to(self.patch_size, 2))
+    patch_size = patch_shape(self.patch_size)
     self._check(patch_size)
     dtype = jnp.dtype(self.dtype)
     x, pooled_map = ImageToTokens(
@@ -328,14 +335,11 @@ class CeiT(nn.Module):
     batch, *grid, _ = x.shape
     out = {'pooled_map': pooled_map, 'stem': x}
     x = x.reshape(batch, math.prod(grid), self.width)
-    cls = self.param('cls', normal02, (1, 1, self.width)).astype(dtype)
-    x = jnp.concatenate(
-      [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1
+    x = prepend_tokens(self, ['cls'], x, normal02)
+    x = add_position_table(
+      self, x, normal02, dropout=self.dropout, train=train
     )
-    table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
-    x = x + table.astype(dtype)
-    x = Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = tpu_layout.constrain(x)
+    x = out['with_posemb'] = constrain(x)
 
     shared = dict(
       qkv_bias=self.qkv_bias,
@@ -376,46 +380,46 @@ class CeiT(nn.Module):
     out['encoded'] = out['tokens'] = x
 
     if self.lca:
-      tokens = jnp.stack([aux['cls'] for aux in auxes], axis=1)
-      if self.lca_posemb:
-        table = self.param(
-          'pos_layer_embedding', nn.initializers.zeros, (1, *tokens.shape[1:])
-        )
-        tokens = tokens + table.astype(dtype)
-      x, probs = LayerwiseClassAttention(
-        self.lca_heads or self.num_heads,
-        self.lca_mlp_dim or mlp_dim,
-        head_width=self.lca_head_width or self.head_width,
-        **shared,
-        name='lca',
-      )(tokens, train)
+      cls = jnp.stack([aux['cls'] for aux in auxes], axis=1)
+      x, probs = self._attend_to_layers(cls, mlp_dim, shared, train)
       out['lca'] = x
       if self.return_attention:
         out['attention_lca'] = probs
-      x = x[:, 0]
-    else:
-      x = x[:, 0] if self.pool == 'token' else jnp.mean(x, axis=1)
+    x = jnp.mean(x, axis=1) if self._takes_mean() else x[:, 0]
     out['pooled'] = x
     x = out['pre_logits'] = nn.LayerNorm(
       epsilon=self.epsilon, dtype=dtype, name='encoder_norm'
     )(x)
-    if self.num_classes:
-      x = nn.Dense(
-        self.num_classes, dtype=dtype, kernel_init=normal02, name='head'
-      )(x)
-    return x.astype(jnp.float32), out
+    return classify(x, self.num_classes, kernel_init=normal02), out
 
-  def _check(self, patch_size):
+  def _takes_mean(self) -> bool:
+    return not self.lca and self.pool == 'gap'
+
+  def _attend_to_layers(
+    self, cls: jax.Array, mlp_dim: int, shared: dict[str, Any], train: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """LCA on the class tokens of all blocks, (B, L, D) -> (B, 1, D), maps."""
+    if self.lca_posemb:
+      table = self.param(
+        'pos_layer_embedding', nn.initializers.zeros, (1, *cls.shape[1:])
+      )
+      cls = cls + table.astype(cls.dtype)
+    return LayerwiseClassAttention(
+      self.lca_heads or self.num_heads,
+      self.lca_mlp_dim or mlp_dim,
+      head_width=self.lca_head_width or self.head_width,
+      **shared,
+      name='lca',
+    )(cls, train)
+
+  def _check(self, patch_size: tuple[int, int]) -> None:
     if any(p < 4 or p % 4 for p in patch_size):
       raise ValueError(
         f'patch_size {self.patch_size}: the stem of CeiT reduces by 4; '
         'allowed: multiples of 4'
       )
-    for field, allowed in (('leff_cls', LEFF_CLS), ('pool', POOLS)):
-      if getattr(self, field) not in allowed:
-        raise ValueError(
-          f'{field}={getattr(self, field)!r}; allowed: {", ".join(allowed)}'
-        )
+    check_field('leff_cls', self.leff_cls, LEFF_CLS)
+    check_field('pool', self.pool, POOLS)
 
 
 # One published archive holds T and S at 224 and 384, B at 224.

@@ -1,13 +1,15 @@
 """DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886).
 
-Deep ViTs learn the same attention map over and over. Re-attention recombines
-the maps of the H heads with a learned matrix and normalises them, which keeps
-the blocks different. The paper puts it in every block and writes it without a
-bias; the published S and L have it, with a bias, in their last blocks only,
-a convolutional patch embedding, and branches of twice the size.
+The attention maps of a deep ViT become nearly equal from some block on.
+Re-attention recombines the maps of the H heads with a learned matrix and
+normalizes them, which keeps the blocks different. The paper puts it in every
+block and writes it without a bias; the published S and L have it, with a bias,
+in their last blocks only, a convolutional patch embedding, and branches of
+twice the size.
 B batch, T tokens, D width, H heads, K = D / H.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -15,37 +17,45 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import attention, tpu_layout
 from vit_jax.models.attention import (
   MixHeads,
   MultiHeadDotProductAttention,
+  attend,
 )
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import run_blocks
+from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.heads import classify
 from vit_jax.models.initializers import (
+  TIMM,
   normal02,
   torch_conv_bias,
   torch_conv_kernel,
 )
 from vit_jax.models.mlp import MlpBlock
-from vit_jax.models.patches import check_patches, conv_patches
+from vit_jax.models.patches import embed_patches
 from vit_jax.models.registry import register
+from vit_jax.models.tokens import add_position_table, prepend_tokens
+from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
 
 
+STEM = ((7, 2), (3, 1))  # (size, stride) of the convolutional embedding
+
+
 def re_attention(
-  q,
-  k,
-  v,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
   *,
-  dropout=None,
+  dropout: Callable[[jax.Array], jax.Array] | None = None,
   train: bool,
   bias: bool = True,
   scale: float = 1.0,
   bn_groups: int = 1,
-  dtype=jnp.float32,
-):
+  dtype: Any = jnp.float32,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Norm(Θ·softmax(qkᵀ/√K))·v (arXiv:2103.11886, eq. 3), Θ over the heads.
 
   Called inside an attention module, which gets `reattn` (Θ) and `reattn_norm`
@@ -54,9 +64,9 @@ def re_attention(
   Args:
     q, k, v: (B, T, H, K).
     dropout: function applied to the softmax.
-    train: normalise with the batch's statistics.
+    train: normalizes with the batch's statistics.
     bias: whether Θ has a bias.
-    scale: factor on the normalised maps.
+    scale: factor on the normalized maps.
     bn_groups: groups of the batch with statistics of their own in training.
     dtype: of the products.
 
@@ -68,7 +78,8 @@ def re_attention(
   logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
   probs = jax.nn.softmax(logits.astype(jnp.float32))
   dropped = dropout(probs) if dropout is not None else probs
-  # The norm enlarges small differences from the mean: spare them rounding.
+  # The norm enlarges small differences from the mean, so they must not be lost
+  # to rounding: the matrix is applied to the differences.
   mean = 1 / k.shape[1]
   mixed = MixHeads(
     heads,
@@ -82,51 +93,6 @@ def re_attention(
   mixed = norm(mixed, train) * scale
   y = jnp.einsum('bhts,bshk->bthk', mixed.astype(v.dtype), v)
   return y, {'softmax': probs, 'mixed': mixed}
-
-
-class CNNPatchEmbed(nn.Module):
-  """Patch embedding by three convolutions, strides 2, 1 and patch_size / 2."""
-
-  width: int
-  patch_size: int = 16
-  hidden: int = 64
-  bn_groups: int = 1
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x, train: bool):
-    """(B, h, w, 3) -> (B, h / patch_size, w / patch_size, width)."""
-    if not isinstance(self.patch_size, int) or self.patch_size % 2:
-      raise ValueError(
-        f'patch_size {self.patch_size} with the convolutional embedding; '
-        'allowed: an even number (its first convolution has stride 2)'
-      )
-    conv = functools.partial(
-      nn.Conv,
-      self.hidden,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=torch_conv_kernel,
-    )
-    norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
-    x = conv((7, 7), strides=2, padding=3, name='conv_0')(x)
-    x = nn.relu(norm(name='bn_0')(x, train))
-    x = conv((3, 3), padding=1, name='conv_1')(x)
-    x = nn.relu(norm(name='bn_1')(x, train))
-    return _conv_patches(
-      self.width, self.patch_size // 2, self.hidden, self.dtype, 'proj'
-    )(x)
-
-
-def _conv_patches(width, patch_size, channels, dtype, name) -> nn.Conv:
-  return conv_patches(
-    width,
-    patch_size,
-    dtype=dtype,
-    name=name,
-    kernel_init=torch_conv_kernel,
-    bias_init=torch_conv_bias(channels * patch_size**2),
-  )
 
 
 class Block(nn.Module):
@@ -151,13 +117,15 @@ class Block(nn.Module):
   return_attention: bool = False
 
   @nn.compact
-  def __call__(self, x, rate, train: bool):
-    """(B, T, D) -> (B, T, D), aux."""
+  def __call__(
+    self, x: jax.Array, rate: float | jax.Array, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """(B, T, D) -> (B, T, D), intermediates; `rate` is of drop path."""
     a = self.adjustment
     norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-    attend = attention.attend
+    attend_fn = attend
     if self.reattn:
-      attend = functools.partial(
+      attend_fn = functools.partial(
         re_attention,
         train=train,
         bias=self.reattn_bias,
@@ -172,7 +140,7 @@ class Block(nn.Module):
       self.qkv_bias,
       self.dtype,
       kernel_init=normal02,
-      attend_fn=attend,
+      attend_fn=attend_fn,
       name='attn',
     )(y, y, train)
     y = Dropout(self.dropout, deterministic=not train)(y)
@@ -232,11 +200,13 @@ class DeepViT(nn.Module):
     return [bool(p) for p in plan]
 
   @nn.compact
-  def __call__(self, images, *, train: bool):
+  def __call__(
+    self, images: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
     """Classifies images.
 
     Args:
-      images: (B, height, width, 3), normalised.
+      images: (B, height, width, 3), normalized.
       train: turns dropout and drop path on (rng stream 'dropout'), and
         BatchNorm to the batch's statistics (collection 'batch_stats').
 
@@ -252,31 +222,27 @@ class DeepViT(nn.Module):
         has another length than `depth`.
     """
     plan, dtype = self._plan(), jnp.dtype(self.dtype)
-    check_patches(*images.shape[1:3], self.patch_size)
-    x = images.astype(dtype)
     if self.cnn_embed:
-      x = CNNPatchEmbed(
+      x = ConvStem(
         self.width,
         self.patch_size,
+        STEM,
         bn_groups=self.bn_groups,
         dtype=dtype,
         name='patch_embed',
-      )(x, train)
+      )(images, train)
     else:
-      x = _conv_patches(
-        self.width, self.patch_size, x.shape[-1], dtype, 'embedding'
-      )(x)
-    out = {'stem': x}
+      x = embed_patches(
+        images, self.width, self.patch_size, init=TIMM, dtype=dtype
+      )
+    out: dict[str, Any] = {'stem': x}
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, self.width)
-    cls = self.param('cls', normal02, (1, 1, self.width)).astype(dtype)
-    x = jnp.concatenate(
-      [jnp.broadcast_to(cls, (batch, 1, self.width)), x], axis=1
+    x = prepend_tokens(self, ['cls'], x, normal02)
+    x = add_position_table(
+      self, x, normal02, dropout=self.dropout, train=train
     )
-    table = self.param('pos_embedding', normal02, (1, *x.shape[1:]))
-    x = x + table.astype(dtype)
-    x = Dropout(self.dropout, deterministic=not train)(x)
-    x = out['with_posemb'] = tpu_layout.constrain(x)
+    x = out['with_posemb'] = constrain(x)
 
     block = functools.partial(
       Block,
@@ -318,14 +284,10 @@ class DeepViT(nn.Module):
     x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name='encoder_norm')(x)
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x[:, 0]
-    if self.num_classes:
-      x = nn.Dense(
-        self.num_classes, dtype=dtype, kernel_init=normal02, name='head'
-      )(x)
-    return x.astype(jnp.float32), out
+    return classify(x, self.num_classes, kernel_init=normal02), out
 
 
-def _runs(plan) -> list[tuple[int, int]]:
+def _runs(plan: list[bool]) -> list[tuple[int, int]]:
   """(first, end) of each run of equal entries."""
   starts = [i for i in range(len(plan)) if i == 0 or plan[i] != plan[i - 1]]
   return list(zip(starts, [*starts[1:], len(plan)], strict=True))
@@ -361,7 +323,7 @@ _register(
   adjustment=0.5,
   cnn_embed=True,
 )
-# The paper's 55M; the published code is 420 wide.
+# The width of the paper's L with 55M parameters; the published code has 420.
 _register(
   'deepvit_l408',
   width=408,

@@ -1,24 +1,25 @@
 """MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601).
 
 What differs from ViT: an MLP over the tokens, the same for every channel,
-takes the place of attention (eq. 1, first line), so there is neither a class
-token nor a position table, and a model is tied to one number of patches.
-Stochastic depth drops a branch without rescaling the kept ones, as big_vision
-trained it. B batch, N patches, D width.
+replaces attention (eq. 1, first line), so there is neither a class token nor a
+position table, and a model is tied to one number of patches. Stochastic depth
+drops a branch without rescaling the kept ones, as in big_vision. B batch, N patches, D width.
 """
 
 import functools
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
-from vit_jax.models import tpu_layout
-from vit_jax.models.blocks import run_blocks
+from vit_jax.models.blocks import check_field, run_blocks
 from vit_jax.models.dropout import DropPath, drop_path_rates
+from vit_jax.models.heads import classify
 from vit_jax.models.mlp import GELU, MlpBlock
-from vit_jax.models.patches import check_patches, conv_patches
+from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.registry import register
+from vit_jax.models.tpu_layout import constrain
 
 # Table 1. name: (width, depth, tokens_mlp_dim, mlp_dim).
 SIZES = {
@@ -38,8 +39,10 @@ class MixerBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x, rate, train: bool):
-    """(B, N, D) -> (B, N, D), twice."""
+  def __call__(
+    self, x: jax.Array, rate: float | jax.Array, train: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """(B, N, D) -> (B, N, D), and the same as the block's intermediate."""
     mlp = functools.partial(
       MlpBlock,
       activation=self.activation,
@@ -65,7 +68,7 @@ class Mixer(nn.Module):
   """
 
   num_classes: int = 1000  # 0: no head, logits are pre_logits
-  patch_size: Any = 16  # int or (height, width)
+  patch_size: PatchSize = 16
   width: int = 768
   depth: int = 12
   tokens_mlp_dim: int = 384
@@ -78,11 +81,13 @@ class Mixer(nn.Module):
   scan: bool = False
 
   @nn.compact
-  def __call__(self, images, *, train: bool):
+  def __call__(
+    self, images: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
     """Classifies images.
 
     Args:
-      images: (B, height, width, 3), normalised.
+      images: (B, height, width, 3), normalized.
       train: turns drop path on (rng stream 'dropout').
 
     Returns:
@@ -90,16 +95,12 @@ class Mixer(nn.Module):
       'block_00', ..., 'tokens' = 'encoded' (B, N, D) after the last norm,
       'pre_logits' (B, D), their mean.
     """
-    if self.activation not in GELU:
-      raise ValueError(
-        f'activation={self.activation!r}; allowed: {", ".join(GELU)}'
-      )
-    check_patches(*images.shape[1:3], self.patch_size)
-    x = conv_patches(
-      self.width, self.patch_size, dtype=self.dtype, name='stem'
-    )(images)
+    check_field('activation', self.activation, tuple(GELU))
+    x = embed_patches(
+      images, self.width, self.patch_size, dtype=self.dtype, name='stem'
+    )
     out = {'stem': x}
-    x = tpu_layout.constrain(x.reshape(x.shape[0], -1, self.width))
+    x = constrain(x.reshape(x.shape[0], -1, self.width))
     block = functools.partial(
       MixerBlock,
       tokens_mlp_dim=self.tokens_mlp_dim,
@@ -117,18 +118,11 @@ class Mixer(nn.Module):
       scan=self.scan,
     )
     out |= {f'block_{i:02d}': y for i, y in enumerate(blocks)}
-    x = nn.LayerNorm(dtype=self.dtype, name='pre_head_layer_norm')(x)
+    # big_vision computes the last norm, the mean and the head in float32.
+    x = nn.LayerNorm(dtype=jnp.float32, name='pre_head_layer_norm')(x)
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x.mean(axis=1)
-    if self.num_classes:
-      x = nn.Dense(
-        self.num_classes,
-        dtype=self.dtype,
-        name='head',
-        kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias),
-      )(x)
-    return x.astype(jnp.float32), out
+    return classify(x, self.num_classes, bias=self.head_bias), out
 
 
 _RELEASED = {

@@ -1,0 +1,69 @@
+"""A convolutional patch embedding with BatchNorm, as in VOLO and DeepViT."""
+
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.batch_norm import BatchNorm
+from vit_jax.models.initializers import TIMM, torch_conv_kernel
+from vit_jax.models.patches import embed_patches
+
+
+class ConvStem(nn.Module):
+  """Convolutions with BatchNorm and ReLU, then disjoint patches.
+
+  Parameters `conv_{i}` and `bn_{i}`, and `proj` for the patches.
+
+  Attributes:
+    width: channels of the tokens.
+    patch_size: of the image, an even number: the first convolution halves the
+      image, and the patches of the map are patch_size / 2 wide.
+    kernels: (size, stride) of each convolution; the strides multiply to 2.
+    hidden: channels of the convolutions.
+    bn_groups: groups of the batch with statistics of their own in training.
+    dtype: of the activations.
+  """
+
+  width: int
+  patch_size: int
+  kernels: tuple[tuple[int, int], ...]
+  hidden: int = 64
+  bn_groups: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """(B, H, W, 3) -> (B, H / patch_size, W / patch_size, width).
+
+    Raises:
+      ValueError: `patch_size` is not an even number, or no patch fits.
+    """
+    if not isinstance(self.patch_size, int) or self.patch_size % 2:
+      raise ValueError(
+        f'patch_size {self.patch_size} with a convolutional stem; allowed: an '
+        'even number (its first convolution has stride 2)'
+      )
+    x = x.astype(self.dtype)
+    for i, (size, stride) in enumerate(self.kernels):
+      x = nn.Conv(
+        self.hidden,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        dtype=self.dtype,
+        name=f'conv_{i}',
+        kernel_init=torch_conv_kernel,
+      )(x)
+      norm = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name=f'bn_{i}')
+      x = nn.relu(norm(x, train))
+    return embed_patches(
+      x,
+      self.width,
+      self.patch_size // 2,
+      init=TIMM,
+      dtype=self.dtype,
+      name='proj',
+    )

@@ -1,0 +1,133 @@
+"""Outlook attention of VOLO (arXiv:2106.13112, section 3.1).
+
+B batch, (H, W) map, (h, w) windows, N heads, K head width.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.dropout import Dropout
+from vit_jax.models.initializers import normal02
+
+# Windows of three entries at stride 2 along one axis. A position 2i is entry 1
+# of window i; a position 2i + 1 is entry 2 of window i and entry 0 of window
+# i + 1. The table gives the (window - i, entry) for both parities.
+_WINDOWS = {0: ((0, 1),), 1: ((0, 2), (1, 0))}
+
+
+def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
+  """Mixes values in overlapping 3x3 windows at stride 2 (eq. 4 and 5).
+
+  Window (i, j) is centered at (2i, 2j). Its entry q receives the sum over its
+  entries k of weights[q, k] * v[k], and a position adds up what it receives as
+  an entry of one, two or four windows (without a division).
+
+  The paper's order of work unfolds v into its windows (9/4 of its size),
+  weights them (the same again) and folds the result. Here the weights of each
+  pair of positions are added first over the windows that contain both, so a
+  position reads 9, 15 or 25 neighbors once each: 16 on average instead of
+  20.25. All work is shifted products of the four planes of v that have an even
+  or odd row and column, which XLA fuses, so no unfolded copy is stored in the
+  forward or backward pass.
+
+  Args:
+    weights: (B, h, w, N, 9, 9), h = ceil(H / 2), w = ceil(W / 2).
+    v: (B, H, W, N, K).
+
+  Returns:
+    (B, H, W, N, K).
+  """
+  height, width = v.shape[1:3]
+  windows = weights.shape[1:3]
+  planes = {}  # (row parity, column parity): (B, 1 + h + 1, 1 + w + 1, N, K)
+  padded = _pad_map(v, (2, 2 + height % 2), (2, 2 + width % 2))
+  for row in (0, 1):
+    for column in (0, 1):
+      planes[row, column] = padded[:, row::2, column::2]
+  batch, _, _, heads = weights.shape[:4]
+  weights = _pad_map(weights, (0, 1), (0, 1)).reshape(
+    batch, windows[0] + 1, windows[1] + 1, heads, 81
+  )
+  # The gradient of a split is one concatenation, that of 81 slices is 81 sums.
+  planes_of_weights = jnp.split(weights, 81, axis=-1)
+
+  def shift(x: jax.Array, i: int, j: int) -> jax.Array:
+    return x[:, i : i + windows[0], j : j + windows[1]]
+
+  def mix(row: int, column: int) -> jax.Array:
+    """The result at the positions of one parity, (B, h, w, N, K)."""
+    pairs: dict[tuple[int, int], list[jax.Array]] = {}
+    for si, qi in _WINDOWS[row]:
+      for sj, qj in _WINDOWS[column]:
+        for k in range(9):
+          # The offset of entry k from position (2i, 2j).
+          offset = 2 * si + k // 3 - 1, 2 * sj + k % 3 - 1
+          weight = planes_of_weights[9 * (3 * qi + qj) + k]
+          pairs.setdefault(offset, []).append(shift(weight, si, sj))
+    total = jnp.zeros((), v.dtype)
+    for (oi, oj), weight in pairs.items():
+      plane = planes[oi % 2, oj % 2]
+      total = total + sum(weight) * shift(plane, oi // 2 + 1, oj // 2 + 1)
+    return total
+
+  rows = [
+    jnp.stack([mix(row, column) for column in (0, 1)], axis=3)
+    for row in (0, 1)
+  ]
+  y = jnp.stack(rows, axis=2)  # (B, h, 2, w, 2, N, K)
+  y = y.reshape(batch, 2 * windows[0], 2 * windows[1], *v.shape[3:])
+  return y[:, :height, :width]
+
+
+def _pad_map(
+  x: jax.Array, rows: Sequence[int], columns: Sequence[int]
+) -> jax.Array:
+  """Pads the two axes of a map (B, H, W, ...) with zeros."""
+  return jnp.pad(x, ((0, 0), rows, columns) + ((0, 0),) * (x.ndim - 3))
+
+
+class OutlookAttention(nn.Module):
+  """Outlook attention in 3x3 windows at stride 2.
+
+  The weights of a window are one linear map of its mean; there are no queries
+  and keys. Parameters `v`, `attn` (for the weights) and `out`.
+  """
+
+  num_heads: int
+  qkv_bias: bool = False
+  dropout: float = 0.0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, train: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """(B, H, W, D) -> the same shape, probabilities (B, N, h * w, 9, 9)."""
+    batch, height, width, dim = x.shape
+    if dim % self.num_heads:
+      raise ValueError(
+        f'width {dim} is not divisible by num_heads {self.num_heads}'
+      )
+    head_width = dim // self.num_heads
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=normal02)
+    v = dense(dim, use_bias=self.qkv_bias, name='v')(x)
+    v = v.reshape(batch, height, width, self.num_heads, head_width)
+    mean = nn.avg_pool(
+      x,
+      (2, 2),
+      (2, 2),
+      ((0, height % 2), (0, width % 2)),
+      count_include_pad=False,
+    )
+    logits = dense(81 * self.num_heads, name='attn')(mean)
+    logits = logits.reshape(*mean.shape[:3], self.num_heads, 9, 9)
+    probs = jax.nn.softmax(logits.astype(jnp.float32) * head_width**-0.5)
+    weights = Dropout(self.dropout, deterministic=not train)(probs)
+    y = outlook(weights.astype(self.dtype), v).reshape(x.shape)
+    maps = probs.reshape(batch, -1, self.num_heads, 9, 9).swapaxes(1, 2)
+    return dense(dim, name='out')(y), maps
