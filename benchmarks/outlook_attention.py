@@ -35,7 +35,7 @@ if '--topology' in sys.argv:  # before JAX starts
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.volo import outlook
+from vit_jax.models.outlook import outlook
 
 CLOCK = {'v3': 0.94e9, 'v5e': 1.5e9}  # cycles a second
 

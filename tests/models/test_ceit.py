@@ -226,27 +226,6 @@ def test_outputs():
   chex.assert_trees_all_close(features, out['pre_logits'], atol=1e-5)
 
 
-def test_depthwise_convolution():
-  x = jax.random.normal(jax.random.key(0), (2, 5, 4, 6))
-  ours = ceit.DepthwiseConv()
-  variables = random_variables_of(ours, x)
-  flax = nn.Conv(6, (3, 3), padding=1, feature_group_count=6)
-  chex.assert_trees_all_equal_shapes(
-    jax.eval_shape(flax.init, jax.random.key(0), x), variables
-  )
-  chex.assert_trees_all_close(
-    ours.apply(variables, x), flax.apply(variables, x), atol=1e-5
-  )
-
-
-def random_variables_of(module, x):
-  shapes = jax.eval_shape(module.init, jax.random.key(0), x)
-  rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda s: jnp.asarray(rng.standard_normal(s.shape), s.dtype), shapes
-  )
-
-
 def test_class_token_in_the_feed_forward():
   """The released code adds LN(cls); the paper leaves cls alone."""
   images, variables = tiny_setup()

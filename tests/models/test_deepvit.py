@@ -14,6 +14,7 @@ from tests.random_variables import random_variables
 from tests.released import tsv_shapes
 from vit_jax.models import deepvit
 from vit_jax.models.attention import MixHeads, attend
+from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.flops import forward_macs
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
@@ -278,7 +279,7 @@ def test_adjustment_enlarges_both_branches():
 
 def test_cnn_embed():
   images = jax.random.normal(jax.random.key(0), (2, 16, 32, 3))
-  embed = deepvit.CNNPatchEmbed(12, 8)
+  embed = ConvStem(12, 8, deepvit.STEM)
   variables = jax.jit(embed.init, static_argnums=2)(
     jax.random.key(1), images, False
   )

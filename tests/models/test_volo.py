@@ -11,7 +11,7 @@ import pytest
 
 from tests.random_variables import random_variables
 from tests.released import tsv_shapes
-from vit_jax.models import volo
+from vit_jax.models import mix_token, outlook, volo
 from vit_jax.models.flops import forward_macs
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
@@ -222,7 +222,7 @@ def test_outlook_is_its_definition(height, width, heads, head_width):
     (2, -(-height // 2), -(-width // 2), heads, 9, 9)
   )
   v, weights = v.astype(np.float32), weights.astype(np.float32)
-  got = jax.jit(volo.outlook)(jnp.asarray(weights), jnp.asarray(v))
+  got = jax.jit(outlook.outlook)(jnp.asarray(weights), jnp.asarray(v))
   np.testing.assert_allclose(got, windows(weights, v), atol=1e-4)
 
 
@@ -241,7 +241,7 @@ def test_outlook_gradients(size):
     jax.jit(
       jax.value_and_grad(lambda w, v, f=f: jnp.vdot(f(w, v), target), (0, 1))
     )(weights, v)
-    for f in (volo.outlook, unfold_fold)
+    for f in (outlook.outlook, unfold_fold)
   ]
   chex.assert_trees_all_close(*results, atol=1e-4)
 
@@ -249,7 +249,7 @@ def test_outlook_gradients(size):
 def test_outlook_attention_pools_what_is_there():
   """At an odd border the last window's mean is of the entries it has."""
   x = jax.random.normal(jax.random.key(0), (1, 3, 3, 4))
-  module = volo.OutlookAttention(2)
+  module = outlook.OutlookAttention(2)
   (_, probs), variables = jax.jit(
     lambda x: module.init_with_output(jax.random.key(1), x, False)
   )(x)
@@ -317,7 +317,7 @@ def test_heads():
 
 def test_mix_box_lies_on_the_grid():
   boxes = np.stack(
-    jax.jit(jax.vmap(lambda key: jnp.stack(volo.mix_box(key, (6, 9)))))(
+    jax.jit(jax.vmap(lambda key: jnp.stack(mix_token.mix_box(key, (6, 9)))))(
       jax.random.split(jax.random.key(0), 2000)
     )
   )
@@ -333,12 +333,14 @@ def test_mix_box_lies_on_the_grid():
 
 def test_swap_box():
   x = jnp.arange(2.0).reshape(2, 1, 1, 1) + jnp.zeros((2, 4, 6, 1))
-  got = volo.swap_box(x, (0, 1, 1, 3), scale=2)
+  got = mix_token.swap_box(x, (0, 1, 1, 3), scale=2)
   want = np.array(x)
   want[:, 0:2, 2:6] = want[::-1, 0:2, 2:6]
   np.testing.assert_array_equal(got, want)
-  np.testing.assert_array_equal(volo.swap_box(got, (0, 1, 1, 3), scale=2), x)
-  np.testing.assert_array_equal(volo.swap_box(x, (1, 1, 1, 3)), x)
+  np.testing.assert_array_equal(
+    mix_token.swap_box(got, (0, 1, 1, 3), scale=2), x
+  )
+  np.testing.assert_array_equal(mix_token.swap_box(x, (1, 1, 1, 3)), x)
 
 
 @functools.cache

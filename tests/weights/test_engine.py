@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.random_variables import random_variables
+from vit_jax.models.bit import BiT
 from vit_jax.models.mixer import Mixer
 from vit_jax.models.registry import create_model
-from vit_jax.models.resnet import BiT
 from vit_jax.models.vit import ViT
 from vit_jax.weights import (
   FileContents,

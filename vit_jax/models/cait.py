@@ -32,9 +32,9 @@ from vit_jax.models.tokens import add_position_table, learned_token
 from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
 
-# name: (width, depth, initial LayerScale). Heads are 48 wide in all of them. The
-# last value is that of the released code, which has 1e-5 for XXS-36 where the
-# paper's rule gives 1e-6; None is the paper's rule, for sizes that were not
+# name: (width, depth, initial LayerScale). Heads are 48 wide in all of them.
+# The last value is that of the released code, which has 1e-5 for XXS-36 where
+# the paper's rule gives 1e-6. None is the paper's rule, for sizes that were not
 # released.
 SIZES = {
   'xxs24': (192, 24, 1e-5),
@@ -201,9 +201,7 @@ class CaiT(nn.Module):
     out: dict[str, Any] = {'stem': x}
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, self.width)
-    x = add_position_table(
-      self, x, normal02, dropout=self.dropout, train=train
-    )
+    x = add_position_table(self, x, normal02, dropout=self.dropout, train=train)
     x = out['with_posemb'] = constrain(x)
 
     mlp_dim = self.mlp_dim or 4 * self.width

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import check_field, run_blocks
+from vit_jax.models.depthwise import DepthwiseConv
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
 from vit_jax.models.heads import classify
 from vit_jax.models.initializers import (
@@ -45,38 +46,6 @@ from vit_jax.preprocessing import Preprocessing
 
 # name: (width, heads); all have 12 blocks.
 SIZES = {'t': (192, 3), 's': (384, 6), 'b': (768, 12)}
-
-LEFF_CLS = ('norm', 'identity')
-POOLS = ('token', 'gap')
-
-
-class DepthwiseConv(nn.Module):
-  """A 3x3 convolution of each channel by itself, zero padding 1.
-
-  Computed as nine shifted products, which XLA fuses into one pass. Its grouped
-  convolution with one channel per group is far slower on a CPU.
-  """
-
-  use_bias: bool = True
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(B, h, w, C) -> (B, h, w, C); parameters kernel (3, 3, 1, C), bias."""
-    _, height, width, channels = x.shape
-    kernel = self.param(
-      'kernel', torch_conv_kernel, (3, 3, 1, channels)
-    ).astype(self.dtype)
-    padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    x = jnp.zeros((), self.dtype)
-    for i in range(3):
-      for j in range(3):
-        shifted = padded[:, i : i + height, j : j + width]
-        x = x + shifted * kernel[i : i + 1, j : j + 1]
-    if self.use_bias:
-      bias = self.param('bias', torch_conv_bias(9), (channels,))
-      x += bias.astype(self.dtype).reshape(1, 1, 1, -1)
-    return x
 
 
 class ImageToTokens(nn.Module):
@@ -108,8 +77,8 @@ class ImageToTokens(nn.Module):
       name='conv',
     )(images.astype(self.dtype))
     x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name='bn')(x, train)
-    pad = (self.pool_padding,) * 2
-    x = pooled = nn.max_pool(x, (3, 3), (2, 2), (pad, pad))
+    pad: Any = ((self.pool_padding,) * 2,) * 2
+    x = pooled = nn.max_pool(x, (3, 3), (2, 2), pad)
     size = tuple(p // 4 for p in self.patch_size)
     x = embed_patches(
       x, self.width, size, init=TIMM, dtype=self.dtype, name='proj'
@@ -142,7 +111,9 @@ class LeFF(nn.Module):
     )
     x = conv1x1(self.hidden, width, 'conv1')(x)
     x = gelu(norm(name='bn1')(x, train))
-    x = DepthwiseConv(self.depthwise_bias, self.dtype, name='conv2')(x)
+    x = DepthwiseConv(
+      use_bias=self.depthwise_bias, dtype=self.dtype, name='conv2'
+    )(x)
     x = gelu(norm(name='bn2')(x, train))
     x = conv1x1(width, self.hidden, 'conv3')(x)
     x = norm(name='bn3')(x, train)
@@ -173,23 +144,10 @@ class Block(nn.Module):
     self, x: jax.Array, rate: float | jax.Array, train: bool
   ) -> tuple[jax.Array, dict[str, Any]]:
     """(B, T, D) -> (B, T, D), intermediates; `rate` is of drop path."""
-    norm = functools.partial(
-      nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype
-    )
-    y = norm()(x)
-    y, probs = MultiHeadDotProductAttention(
-      self.num_heads,
-      self.attention_dropout,
-      self.qkv_bias,
-      self.dtype,
-      kernel_init=normal02,
-      head_width=self.head_width,
-      name='attn',
-    )(y, y, train)
-    y = Dropout(self.dropout, deterministic=not train)(y)
+    y, probs = _attend(self, x, 0, train)
     x = after_attention = x + DropPath()(y, rate, train)
 
-    y = norm()(x)
+    y = nn.LayerNorm(self.epsilon, self.dtype)(x)
     cls, y = y[:, :1], y[:, 1:]
     batch, patches, width = y.shape
     y = LeFF(
@@ -232,20 +190,7 @@ class LayerwiseClassAttention(nn.Module):
     self, tokens: jax.Array, train: bool
   ) -> tuple[jax.Array, jax.Array]:
     """(B, L, D) -> (B, 1, D), probabilities (B, H, 1, L)."""
-    norm = functools.partial(
-      nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype
-    )
-    y = norm()(tokens)
-    y, probs = MultiHeadDotProductAttention(
-      self.num_heads,
-      self.attention_dropout,
-      self.qkv_bias,
-      self.dtype,
-      kernel_init=normal02,
-      head_width=self.head_width,
-      name='attn',
-    )(y[:, -1:], y, train)
-    y = Dropout(self.dropout, deterministic=not train)(y)
+    y, probs = _attend(self, tokens, -1, train)
     x = tokens[:, -1:] + y
     y = MlpBlock(
       self.mlp_dim,
@@ -255,8 +200,31 @@ class LayerwiseClassAttention(nn.Module):
       normal02,
       nn.initializers.zeros,
       name='mlp',
-    )(norm()(x), train)
+    )(nn.LayerNorm(self.epsilon, self.dtype)(x), train)
     return x + y, probs
+
+
+def _attend(
+  block: Block | LayerwiseClassAttention,
+  tokens: jax.Array,
+  first: int,
+  train: bool,
+) -> tuple[jax.Array, jax.Array]:
+  """attention(LN(x)) with its dropout, and the probabilities.
+
+  Queries are the tokens from number `first` on.
+  """
+  y = nn.LayerNorm(block.epsilon, block.dtype)(tokens)
+  y, probs = MultiHeadDotProductAttention(
+    block.num_heads,
+    block.attention_dropout,
+    block.qkv_bias,
+    block.dtype,
+    kernel_init=normal02,
+    head_width=block.head_width,
+    name='attn',
+  )(y[:, first:], y, train)
+  return Dropout(block.dropout, deterministic=not train)(y), probs
 
 
 class CeiT(nn.Module):
@@ -333,12 +301,10 @@ class CeiT(nn.Module):
       name='i2t',
     )(images, train)
     batch, *grid, _ = x.shape
-    out = {'pooled_map': pooled_map, 'stem': x}
+    out: dict[str, Any] = {'pooled_map': pooled_map, 'stem': x}
     x = x.reshape(batch, math.prod(grid), self.width)
     x = prepend_tokens(self, ['cls'], x, normal02)
-    x = add_position_table(
-      self, x, normal02, dropout=self.dropout, train=train
-    )
+    x = add_position_table(self, x, normal02, dropout=self.dropout, train=train)
     x = out['with_posemb'] = constrain(x)
 
     shared = dict(
@@ -385,15 +351,12 @@ class CeiT(nn.Module):
       out['lca'] = x
       if self.return_attention:
         out['attention_lca'] = probs
-    x = jnp.mean(x, axis=1) if self._takes_mean() else x[:, 0]
-    out['pooled'] = x
+    mean = self.pool == 'gap' and not self.lca
+    x = out['pooled'] = jnp.mean(x, axis=1) if mean else x[:, 0]
     x = out['pre_logits'] = nn.LayerNorm(
       epsilon=self.epsilon, dtype=dtype, name='encoder_norm'
     )(x)
     return classify(x, self.num_classes, kernel_init=normal02), out
-
-  def _takes_mean(self) -> bool:
-    return not self.lca and self.pool == 'gap'
 
   def _attend_to_layers(
     self, cls: jax.Array, mlp_dim: int, shared: dict[str, Any], train: bool
@@ -418,8 +381,8 @@ class CeiT(nn.Module):
         f'patch_size {self.patch_size}: the stem of CeiT reduces by 4; '
         'allowed: multiples of 4'
       )
-    check_field('leff_cls', self.leff_cls, LEFF_CLS)
-    check_field('pool', self.pool, POOLS)
+    check_field('leff_cls', self.leff_cls, ('norm', 'identity'))
+    check_field('pool', self.pool, ('token', 'gap'))
 
 
 # One published archive holds T and S at 224 and 384, B at 224.

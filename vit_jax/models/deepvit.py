@@ -40,7 +40,6 @@ from vit_jax.models.tokens import add_position_table, prepend_tokens
 from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
 
-
 STEM = ((7, 2), (3, 1))  # (size, stride) of the convolutional embedding
 
 
@@ -239,9 +238,7 @@ class DeepViT(nn.Module):
     batch, height, width, _ = x.shape
     x = x.reshape(batch, height * width, self.width)
     x = prepend_tokens(self, ['cls'], x, normal02)
-    x = add_position_table(
-      self, x, normal02, dropout=self.dropout, train=train
-    )
+    x = add_position_table(self, x, normal02, dropout=self.dropout, train=train)
     x = out['with_posemb'] = constrain(x)
 
     block = functools.partial(

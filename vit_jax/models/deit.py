@@ -1,9 +1,10 @@
 """DeiT: data-efficient training, distillation through attention.
 
-arXiv:2012.12877. The network of a plain DeiT is ViT with the exact GELU, so
-those names are ViTs. The distilled one (section 4, figure 2) has a second
-learned token beside the class token, which learns from a teacher, and a head
-on each. How the two predictions are fused at test time is a field (table 3).
+arXiv:2012.12877. A relative of ViT: the network of a plain DeiT is ViT with
+the exact GELU, so those names are ViTs. The distilled one (section 4, figure 2)
+has a second learned token beside the class token, which learns from a teacher,
+and a head on each. The field `fusion` says how the two predictions are combined
+at test time (table 3).
 """
 
 from typing import Any
@@ -13,15 +14,18 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import vit
+from vit_jax.models.blocks import check_field
 from vit_jax.models.encoder import Encoder
+from vit_jax.models.heads import classify
 from vit_jax.models.initializers import INITIALIZERS
 from vit_jax.models.mlp import GELU
-from vit_jax.models.patches import check_patches, conv_patches
+from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.registry import register
+from vit_jax.models.tokens import prepend_tokens
 from vit_jax.preprocessing import Preprocessing
 
 
-def _mean_of_probabilities(a, b):
+def _mean_of_probabilities(a: jax.Array, b: jax.Array) -> jax.Array:
   return jnp.logaddexp(jax.nn.log_softmax(a), jax.nn.log_softmax(b)) - jnp.log(
     2.0
   )
@@ -29,8 +33,8 @@ def _mean_of_probabilities(a, b):
 
 # (class logits, distillation logits) -> logits outside training.
 FUSIONS = {
-  'mean_logits': lambda a, b: (a + b) / 2,  # the released behaviour
-  'mean_probs': _mean_of_probabilities,  # the paper's late fusion, as log
+  'mean_logits': lambda a, b: (a + b) / 2,  # the released code
+  'mean_probs': _mean_of_probabilities,  # log of the paper's late fusion
   'class': lambda a, b: a,
   'distill': lambda a, b: b,
 }
@@ -44,12 +48,13 @@ class DistilledViT(nn.Module):
   """
 
   num_classes: int = 1000  # 0: no heads, logits are pre_logits
-  patch_size: Any = 16  # int or (height, width)
+  patch_size: PatchSize = 16
   width: int = 768
   depth: int = 12
   num_heads: int = 12
   mlp_dim: int = 3072
   fusion: str = 'mean_logits'  # FUSIONS
+  area_sizes: tuple = ()  # one (height, width) per leading area block
   dropout: float = 0.0
   attention_dropout: float = 0.0
   drop_path: float = 0.0  # of the last block; linear from 0 at the first
@@ -62,11 +67,13 @@ class DistilledViT(nn.Module):
   return_attention: bool = False
 
   @nn.compact
-  def __call__(self, images, *, train: bool):
+  def __call__(
+    self, images: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
     """Classifies images.
 
     Args:
-      images: (B, height, width, 3), normalised.
+      images: (B, height, width, 3), normalized.
       train: turns dropout and drop path on (rng stream 'dropout'), and the
         fusion off.
 
@@ -77,36 +84,16 @@ class DistilledViT(nn.Module):
       and 'pre_logits_distill', the other; 'stem' (B, h, w, D), 'with_posemb',
       'block_00', ..., 'tokens' = 'encoded' (B, 2 + h * w, D), 'attention'.
     """
-    for field, allowed in (
-      ('fusion', FUSIONS),
-      ('init_style', INITIALIZERS),
-      ('activation', GELU),
-    ):
-      if getattr(self, field) not in allowed:
-        raise ValueError(
-          f'{field}={getattr(self, field)!r}; allowed: {", ".join(allowed)}'
-        )
-    check_patches(*images.shape[1:3], self.patch_size)
+    check_field('fusion', self.fusion, tuple(FUSIONS))
+    check_field('init_style', self.init_style, tuple(INITIALIZERS))
+    check_field('activation', self.activation, tuple(GELU))
     init, dtype = INITIALIZERS[self.init_style], jnp.dtype(self.dtype)
-    patch = conv_patches(self.width, self.patch_size).kernel_size
-    x = conv_patches(
-      self.width,
-      self.patch_size,
-      dtype=dtype,
-      kernel_init=init.patch_kernel,
-      bias_init=init.patch_bias(patch[0] * patch[1] * images.shape[-1]),
-      name='embedding',
-    )(images)
+    x = stem = embed_patches(
+      images, self.width, self.patch_size, init=init, dtype=dtype
+    )
     batch, height, width, _ = x.shape
-    stem = x
-
-    tokens = [
-      self.param(name, init.token, (1, 1, self.width)).astype(dtype)
-      for name in ('cls', 'dist_token')
-    ]
-    tokens = [jnp.broadcast_to(t, (batch, 1, self.width)) for t in tokens]
     x = x.reshape(batch, height * width, self.width)
-    x = jnp.concatenate([*tokens, x], axis=1)
+    x = prepend_tokens(self, ['cls', 'dist_token'], x, init.token)
     block = dict(
       num_heads=self.num_heads,
       mlp_dim=self.mlp_dim,
@@ -123,6 +110,7 @@ class DistilledViT(nn.Module):
     x, out = Encoder(
       self.depth,
       block,
+      area_sizes=tuple(self.area_sizes),
       drop_path=self.drop_path,
       remat=self.remat,
       scan=self.scan,
@@ -135,19 +123,17 @@ class DistilledViT(nn.Module):
       'pre_logits': x[:, 0],
       'pre_logits_distill': x[:, 1],
     }
+    a = classify(x[:, 0], self.num_classes, kernel_init=init.head)
     if not self.num_classes:
-      return out['pre_logits'].astype(jnp.float32), out
-
-    head = lambda name, token: nn.Dense(
-      self.num_classes, dtype=dtype, kernel_init=init.head, name=name
-    )(token).astype(jnp.float32)
-    a = out['logits_class'] = head('head', x[:, 0])
-    b = out['logits_distill'] = head('head_dist', x[:, 1])
+      return a, out
+    b = classify(
+      x[:, 1], self.num_classes, kernel_init=init.head, name='head_dist'
+    )
+    out |= {'logits_class': a, 'logits_distill': b}
     return a if train else FUSIONS[self.fusion](a, b), out
 
 
-# Published at https://dl.fbaipublicfiles.com/deit/. The authors test with the
-# shorter side at size / 0.875, bicubic.
+# Published at https://dl.fbaipublicfiles.com/deit/.
 _RELEASED = {
   'deit_ti16': 'deit_tiny_patch16_224-a1311bcf.pth',
   'deit_s16': 'deit_small_patch16_224-cd65a155.pth',

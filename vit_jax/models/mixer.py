@@ -3,7 +3,8 @@
 What differs from ViT: an MLP over the tokens, the same for every channel,
 replaces attention (eq. 1, first line), so there is neither a class token nor a
 position table, and a model is tied to one number of patches. Stochastic depth
-drops a branch without rescaling the kept ones, as in big_vision. B batch, N patches, D width.
+drops a branch without rescaling the kept ones, as in big_vision.
+B batch, N patches, D width.
 """
 
 import functools

@@ -76,8 +76,7 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
     return total
 
   rows = [
-    jnp.stack([mix(row, column) for column in (0, 1)], axis=3)
-    for row in (0, 1)
+    jnp.stack([mix(row, column) for column in (0, 1)], axis=3) for row in (0, 1)
   ]
   y = jnp.stack(rows, axis=2)  # (B, h, 2, w, 2, N, K)
   y = y.reshape(batch, 2 * windows[0], 2 * windows[1], *v.shape[3:])
@@ -104,9 +103,7 @@ class OutlookAttention(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: jax.Array, train: bool
-  ) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
     """(B, H, W, D) -> the same shape, probabilities (B, N, h * w, 9, 9)."""
     batch, height, width, dim = x.shape
     if dim % self.num_heads:
@@ -117,13 +114,8 @@ class OutlookAttention(nn.Module):
     dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=normal02)
     v = dense(dim, use_bias=self.qkv_bias, name='v')(x)
     v = v.reshape(batch, height, width, self.num_heads, head_width)
-    mean = nn.avg_pool(
-      x,
-      (2, 2),
-      (2, 2),
-      ((0, height % 2), (0, width % 2)),
-      count_include_pad=False,
-    )
+    padding: Any = ((0, height % 2), (0, width % 2))
+    mean = nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=False)
     logits = dense(81 * self.num_heads, name='attn')(mean)
     logits = logits.reshape(*mean.shape[:3], self.num_heads, 9, 9)
     probs = jax.nn.softmax(logits.astype(jnp.float32) * head_width**-0.5)

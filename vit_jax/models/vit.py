@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from vit_jax.models.blocks import check_field
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.heads import MAPHead, classify
+from vit_jax.models.hybrid_stem import hybrid_stem
 from vit_jax.models.initializers import INITIALIZERS
 from vit_jax.models.mlp import GELU
 from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.position import POSEMB_PLACES, POSEMBS
 from vit_jax.models.registry import register
-from vit_jax.models.resnet import hybrid_stem
 from vit_jax.models.tokens import prepend_tokens
 from vit_jax.preprocessing import Preprocessing
 

@@ -4,7 +4,8 @@ import re
 
 from tests.parity.check_vit import compare_feature_maps, run
 from tests.parity.harness import kind
-from vit_jax.models.resnet import BiT, BiTV1
+from vit_jax.models.bit import BiT
+from vit_jax.models.hybrid_stem import BiTV1
 
 
 def compare(case, model, renames):
@@ -84,16 +85,11 @@ def check_big_transfer(case):
 @kind('timm.BiT')
 def check_timm(case):
   c = case.config
-  want = [c['stem_chs'] * 4 * 2**i for i in range(len(c['layers']))]
-  if list(c['channels']) != want:
-    raise ValueError(
-      f'channels {c["channels"]}: BiT with a root of '
-      f'{c["stem_chs"]} channels has {want}'
-    )
   model = BiT(
     num_classes=c['num_classes'],
     num_layers=tuple(c['layers']),
-    width_factor=c['stem_chs'] / 64,
+    root_channels=c['stem_chs'],
+    channels=tuple(c['channels']),
     std_eps=1e-8,
   )
   # timm's norm layer includes the ReLU.

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.random_variables import random_variables
-from vit_jax.models import resnet
+from vit_jax.models import bit, hybrid_stem, std_conv
+from vit_jax.models.bit import BiT
+from vit_jax.models.hybrid_stem import BiTV1
 from vit_jax.models.registry import create_model
-from vit_jax.models.resnet import BiT, BiTV1
 
 TINY = dict(num_classes=5, num_layers=(2, 1), width_factor=0.5)
 
@@ -77,7 +78,7 @@ def test_hybrid_counts(name, at_224, at_384):
 def test_std_conv_is_a_convolution_with_a_standardised_kernel(
   inside, eps, images
 ):
-  conv = resnet.StdConv(8, size=3, stride=2, eps=eps, eps_inside=inside)
+  conv = std_conv.StdConv(8, size=3, stride=2, eps=eps, eps_inside=inside)
   variables = conv.init(jax.random.key(0), images)
   w = np.asarray(variables['params']['kernel'], np.float64)
   centred = w - w.mean((0, 1, 2))
@@ -88,7 +89,7 @@ def test_std_conv_is_a_convolution_with_a_standardised_kernel(
 
 
 def test_std_conv_ignores_scale_and_shift_of_the_kernel(images):
-  conv = resnet.StdConv(8, size=3, eps=1e-10, eps_inside=True)
+  conv = std_conv.StdConv(8, size=3, eps=1e-10, eps_inside=True)
   kernel = conv.init(jax.random.key(0), images)['params']['kernel']
   moved = kernel * jnp.arange(1.0, 9.0).reshape(1, 1, 1, 8) + 0.3
   apply = lambda k: conv.apply({'params': {'kernel': k}}, images)
@@ -96,7 +97,7 @@ def test_std_conv_ignores_scale_and_shift_of_the_kernel(images):
 
 
 def test_pool_padding_differs_only_at_negative_borders(images):
-  make = lambda padding: resnet.RootV2(32, padding)
+  make = lambda padding: bit.RootV2(32, padding)
   variables = make('zero').init(jax.random.key(0), images)
   zero = make('zero').apply(variables, images)
   inf = make('-inf').apply(variables, images)
@@ -182,7 +183,7 @@ def test_hybrid_stem_belongs_to_its_caller(num_layers, stride):
   class Caller(nn.Module):
     @nn.compact
     def __call__(self, x):
-      return resnet.hybrid_stem(x, num_layers, 0.5, jnp.float32)
+      return hybrid_stem.hybrid_stem(x, num_layers, 0.5, jnp.float32)
 
   x = jax.ShapeDtypeStruct((1, 58, 74, 3), jnp.float32)
   (y, out), variables = jax.eval_shape(
@@ -198,12 +199,48 @@ def test_hybrid_stem_belongs_to_its_caller(num_layers, stride):
 
 
 @pytest.mark.parametrize(
+  'fields, root, last',
+  [
+    (dict(width_factor=1.5), 96, 768),
+    (dict(channels=(384, 640)), 32, 640),
+    (dict(channels=(256, 384), root_channels=96), 96, 384),
+    (dict(channels=(40, 80), root_channels=20, num_groups=10), 20, 80),
+  ],
+)
+def test_any_width_that_the_groups_divide(fields, root, last, images):
+  model = BiT(**{**TINY, **fields})
+  variables = random_variables(model, images)
+  logits, out = jax.jit(lambda v: model.apply(v, images, train=False))(
+    variables
+  )
+  assert out['root'].shape[-1] == root and out['pre_logits'].shape[-1] == last
+  assert np.isfinite(logits).all() and logits.std() > 0
+
+
+@pytest.mark.parametrize('cls', [BiT, BiTV1])
+def test_head_is_float32_under_bfloat16(cls, images):
+  """With a bias of -10, bfloat16 logits would be multiples of 0.0625."""
+  model = cls(**TINY, head_bias=-10.0, dtype=jnp.bfloat16)
+  variables = random_variables(model, images)
+  variables['params']['head']['bias'] = jnp.full(5, -10.0)
+  logits, out = jax.jit(lambda v: model.apply(v, images, train=False))(
+    variables
+  )
+  assert out['pre_logits'].dtype == jnp.float32
+  assert (np.abs(logits / 0.0625 - np.round(logits / 0.0625)) > 0.01).any()
+
+
+@pytest.mark.parametrize(
   'fields, message',
   [
-    (dict(width_factor=0.3), 'width_factor=0.3 gives 19 root channels'),
+    (dict(width_factor=0.3), '19 channels cannot be split into the 32 groups'),
+    (dict(channels=(128, 192)), '48 channels cannot be split into the 32'),
+    (dict(channels=(128, 130)), 'give multiples of 4'),
+    (dict(channels=(128,)), '1 stage widths for 2 stages'),
+    (dict(root_channels=48), '48 channels cannot be split'),
     (dict(num_layers=(1, 0)), 'every stage needs at least one unit'),
     (dict(remat='some'), "remat='some'; allowed: none, full"),
-    (dict(pool_padding='same'), "pool_padding='same'; allowed: 'zero'"),
+    (dict(pool_padding='same'), "pool_padding='same'; allowed: zero, -inf"),
   ],
 )
 def test_wrong_fields(fields, message, images):

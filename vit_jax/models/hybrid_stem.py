@@ -1,0 +1,130 @@
+"""The ResNet stem of hybrid ViTs (arXiv:2010.11929, section 3.1).
+
+Bottleneck units with f, f and 4f channels and the norm after each convolution
+(V1). Kernels are divided by std + 1e-5, GroupNorm epsilon 1e-6, padding SAME.
+With a head it is big_vision's `bit`, which is not the published BiT.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.heads import classify
+from vit_jax.models.registry import register
+from vit_jax.models.std_conv import (
+  GROUPS,
+  StdConv,
+  check_groups,
+  global_mean,
+  run_stages,
+)
+
+
+class UnitV1(nn.Module):
+  """Bottleneck with norm after each convolution; `gn3` starts at scale 0."""
+
+  features: int
+  stride: int = 1
+  num_groups: int = GROUPS
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(B, H, W, C) -> (B, H / stride, W / stride, 4 * features)."""
+    conv = functools.partial(StdConv, dtype=self.dtype)
+    norm = functools.partial(
+      nn.GroupNorm, self.num_groups, epsilon=1e-6, dtype=self.dtype
+    )
+    width = 4 * self.features
+    shortcut = x
+    if x.shape[-1] != width or self.stride != 1:
+      shortcut = conv(width, stride=self.stride, name='conv_proj')(x)
+      shortcut = norm(name='gn_proj')(shortcut)
+    y = nn.relu(norm(name='gn1')(conv(self.features, name='conv1')(x)))
+    y = conv(self.features, size=3, stride=self.stride, name='conv2')(y)
+    y = nn.relu(norm(name='gn2')(y))
+    y = conv(width, name='conv3')(y)
+    y = norm(name='gn3', scale_init=nn.initializers.zeros)(y)
+    return nn.relu(shortcut + y)
+
+
+def hybrid_stem(
+  x: jax.Array,
+  num_layers: Sequence[int],
+  width_factor: float,
+  dtype: Any,
+  remat: str = 'none',
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The ResNet-V1 in front of a hybrid ViT's patch convolution.
+
+  Called inside the compact `__call__` of a module, so that `conv_root`,
+  `gn_root` and `block{s}/unit{u}/...` become that module's own, as in the
+  released files. The root has stride 4, each stage after the first 2 more.
+
+  Args:
+    x: images (B, H, W, 3).
+    num_layers: units per stage; () is the root alone.
+    width_factor: the root has 64 * width_factor channels.
+    dtype: of the activations.
+    remat: a key of `blocks.REMAT`, applied to each unit.
+
+  Returns:
+    Features (B, H / stride, W / stride, C) and named intermediates: 'gn_root'
+    (before ReLU and pooling), 'root', 'block{s}', 'block{s}/unit{u}'.
+  """
+  width = int(64 * width_factor)
+  check_groups(width, GROUPS)
+  x = StdConv(width, size=7, stride=2, dtype=dtype, name='conv_root')(x)
+  gn_root = nn.GroupNorm(epsilon=1e-6, dtype=dtype, name='gn_root')(x)
+  root = nn.max_pool(nn.relu(gn_root), (3, 3), (2, 2), padding='SAME')
+  x, out = run_stages(
+    root,
+    UnitV1,
+    'unit{}',
+    num_layers,
+    [width * 2**i for i in range(len(num_layers))],
+    remat,
+    num_groups=GROUPS,
+    dtype=dtype,
+  )
+  return x, {'gn_root': gn_root, 'root': root, **out}
+
+
+class BiTV1(nn.Module):
+  """The hybrids' ResNet as a classifier (big_vision's `bit`; no paper)."""
+
+  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  num_layers: Sequence[int] = (3, 4, 6, 3)  # units per stage
+  width_factor: float = 1
+  head_bias: float = 0.0  # initial; -10 or -6.9 with a sigmoid loss
+  dtype: Any = jnp.float32
+  remat: str = 'none'
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Images (B, H, W, 3) -> logits (B, num_classes), intermediates.
+
+    Intermediates: 'gn_root', 'root', 'block{s}', 'block{s}/unit{u}',
+    'pre_logits_2d' (B, H / 32, W / 32, C), 'pre_logits' (B, C).
+    """
+    del train  # neither dropout nor batch statistics
+    x, out = hybrid_stem(
+      images, self.num_layers, self.width_factor, self.dtype, self.remat
+    )
+    out |= {'pre_logits_2d': x, 'pre_logits': global_mean(x)}
+    logits = classify(out['pre_logits'], self.num_classes, bias=self.head_bias)
+    return logits, out
+
+
+for _size, _units, _width in (
+  ('50x1', (3, 4, 6, 3), 1),
+  ('101x1', (3, 4, 23, 3), 1),
+  ('152x2', (3, 8, 36, 3), 2),
+):
+  register(f'bit_v1_r{_size}', BiTV1, num_layers=_units, width_factor=_width)
