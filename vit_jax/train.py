@@ -235,7 +235,10 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
     state, step = initial_state(run, checkpoints, say)
     first_step = step
     writer = writers.Writer(
-      workdir, resumed_step=step, tensorboard=config.log.tensorboard, main=main
+      workdir,
+      resumed_step=step,
+      tensorboard=config.log.tensorboard,
+      enabled=main,
     )
     stack.callback(writer.close)
     writer.config(config_json)
@@ -314,7 +317,12 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
       batches = _batches(config, source, mesh, step, label_maps)
     stack.callback(batches.close)
     progress = Progress(
-      total_steps, step, batch_size, 6.0 * macs, peak, mesh.size
+      total_steps,
+      step,
+      batch_size,
+      flops_per_image=6.0 * macs,
+      peak_flops=peak,
+      devices=mesh.size,
     )
     in_flight = collections.deque()
     last_save = time.time()
@@ -333,7 +341,7 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
         jax.block_until_ready(in_flight.popleft())
       if step == first_step + 1:
         jax.block_until_ready(values)
-        progress.restart(step)  # leaves the compilation out of the speed
+        progress.start(step)  # leaves the compilation out of the speed
       if profile and step == profile[1]:
         jax.profiler.stop_trace()
 
@@ -352,30 +360,29 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
         writer.write(step, {**values, **speed}, epoch=epoch)
         say(progress.line(step, epoch, values, speed))
 
-      paused = time.time()
-      if last or (eval_every and step % eval_every == 0):
-        check_finite()
-        results = evaluate()
-        evaluated_at = step
-      minutes = config.log.checkpoint_minutes
-      stopping = not last and stop.reached(step)
-      due = minutes is not None and _agree(
-        time.time() - last_save > 60 * minutes
-      )
-      if (
-        last
-        or stopping
-        or due
-        or (
-          config.log.checkpoint_steps
-          and step % config.log.checkpoint_steps == 0
+      with progress.paused():
+        if last or (eval_every and step % eval_every == 0):
+          check_finite()
+          results = evaluate()
+          evaluated_at = step
+        minutes = config.log.checkpoint_minutes
+        stopping = not last and stop.reached(step)
+        due = minutes is not None and _agree(
+          time.time() - last_save > 60 * minutes
         )
-      ):
-        if evaluated_at != step:
-          results = {}
-        save()
-        saved_at, last_save = step, time.time()
-      progress.pause(time.time() - paused)
+        if (
+          last
+          or stopping
+          or due
+          or (
+            config.log.checkpoint_steps
+            and step % config.log.checkpoint_steps == 0
+          )
+        ):
+          if evaluated_at != step:
+            results = {}
+          save()
+          saved_at, last_save = step, time.time()
       if stopping:
         checkpoints.wait()
         raise Preempted(

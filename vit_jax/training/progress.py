@@ -1,34 +1,31 @@
-"""Progress of long work: speed, ETA, the live line."""
+"""Speed, remaining time and the live line of a run; progress bars."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
 import sys
 import time
+from typing import Any, TypeVar
 
+from vit_jax.text import duration
 
-def duration(seconds: float) -> str:
-  """'42s', '3m10s', '5h02m', '3d04h'."""
-  seconds = max(0, round(seconds))
-  if seconds < 60:
-    return f'{seconds}s'
-  minutes, seconds = divmod(seconds, 60)
-  if minutes < 60:
-    return f'{minutes}m{seconds:02d}s'
-  hours, minutes = divmod(minutes, 60)
-  if hours < 48:
-    return f'{hours}h{minutes:02d}m'
-  days, hours = divmod(hours, 24)
-  return f'{days}d{hours:02d}h'
+Item = TypeVar('Item')
 
 
 class Progress:
-  """The live line: step, loss, lr, img/s, MFU, ETA.
+  """Measures the speed of training and writes the live line.
+
+  The time inside `paused()` (evaluation, saving) does not count, and neither
+  does the time before `start` (compilation of the first step).
 
   Args:
     total_steps: of the run.
-    first_step: where this process started.
+    first_step: the step that this process goes on from.
     batch_size: global.
-    flops_per_image: of a training step; None leaves MFU out.
-    peak: FLOP/s of one device; None leaves MFU out.
-    devices: how many take part.
+    flops_per_image: floating-point operations of one image's training step;
+      None leaves MFU out.
+    peak_flops: FLOP/s of one device; None leaves MFU out.
+    devices: how many share the work.
+    clock: seconds that only increase.
   """
 
   def __init__(
@@ -36,57 +33,83 @@ class Progress:
     total_steps: int,
     first_step: int,
     batch_size: int,
-    flops_per_image: float | None,
-    peak: float | None,
+    *,
+    flops_per_image: float | None = None,
+    peak_flops: float | None = None,
     devices: int = 1,
+    clock: Callable[[], float] = time.monotonic,
   ):
-    self._total, self._batch = total_steps, batch_size
-    self._flops, self._peak, self._devices = flops_per_image, peak, devices
-    self._last_step, self._last_time = first_step, time.time()
-    self._paused = 0.0
-    self._rate = None  # steps per second, smoothed
-    self._steps = self._seconds = 0
+    self._total, self._batch, self._devices = total_steps, batch_size, devices
+    self._flops, self._peak = flops_per_image, peak_flops
+    self._clock = clock
+    self._rate: float | None = None  # steps per second, smoothed
+    self._steps, self._seconds = 0, 0.0  # measured so far
+    self.start(first_step)
 
   @property
   def img_per_sec(self) -> float | None:
-    """Of all steps that were measured; None before the first."""
+    """Over all steps that were measured; None before the first of them."""
     return self._batch * self._steps / self._seconds if self._steps else None
 
-  def pause(self, seconds: float):
-    """Time that was not training (evaluation, the first compilation)."""
-    self._paused += seconds
-
-  def restart(self, step: int):
-    """Starts measuring afresh at `step` (after compilation)."""
-    self._last_step, self._last_time = step, time.time()
+  def start(self, step: int) -> None:
+    """Measures from now on, at `step` finished steps."""
+    self._last_step, self._last_time = step, self._clock()
     self._paused = 0.0
 
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Leaves the time inside out of the speed."""
+    begin = self._clock()
+    try:
+      yield
+    finally:
+      self._paused += self._clock() - begin
+
   def update(self, step: int) -> dict[str, float]:
-    """Speed since the last call: img/s, img/s per device, MFU, ETA seconds."""
-    now = time.time()
+    """The speed since the last call.
+
+    Returns:
+      'img_per_sec' and 'img_per_sec_per_device'; 'mfu', the model FLOP/s as a
+      fraction of the devices' peak (arXiv:2204.02311, appendix B), where both
+      are known; 'eta_seconds' until the end, from a smoothed speed. If no step
+      was made since the last call, the speed is 0 and the rest is left out.
+    """
+    now = self._clock()
+    steps = step - self._last_step
+    if not steps:
+      return {'img_per_sec': 0.0, 'img_per_sec_per_device': 0.0}
     seconds = max(1e-9, now - self._last_time - self._paused)
-    rate = (step - self._last_step) / seconds
-    self._steps += step - self._last_step
+    self._steps += steps
     self._seconds += seconds
-    self._last_step, self._last_time, self._paused = step, now, 0.0
-    if rate > 0:
-      self._rate = (
-        rate if self._rate is None else (0.7 * self._rate + 0.3 * rate)
-      )
+    self.start(step)
+    rate = steps / seconds
+    self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+    images = rate * self._batch
     speed = {
-      'img_per_sec': rate * self._batch,
-      'img_per_sec_per_device': rate * self._batch / self._devices,
+      'img_per_sec': images,
+      'img_per_sec_per_device': images / self._devices,
     }
     if self._flops and self._peak:
-      speed['mfu'] = (
-        rate * self._batch * self._flops / (self._peak * self._devices)
-      )
-    if self._rate:
-      speed['eta_seconds'] = (self._total - step) / self._rate
+      speed['mfu'] = images * self._flops / (self._peak * self._devices)
+    speed['eta_seconds'] = (self._total - step) / self._rate
     return speed
 
-  def line(self, step: int, epoch: float, values, speed) -> str:
-    parts = [
+  def line(
+    self,
+    step: int,
+    epoch: float,
+    values: Mapping[str, Any],
+    speed: Mapping[str, float],
+  ) -> str:
+    """The live line.
+
+    Args:
+      step: number of finished steps.
+      epoch: passes over the training data so far.
+      values: 'loss' and 'lr'.
+      speed: what `update` gave.
+    """
+    columns = [
       f'step {step}/{self._total}',
       f'epoch {epoch:.2f}',
       f'loss {float(values["loss"]):.4f}',
@@ -94,23 +117,31 @@ class Progress:
       f'{speed["img_per_sec"]:.0f} img/s',
     ]
     if self._devices > 1:
-      parts.append(f'{speed["img_per_sec_per_device"]:.0f}/device')
+      columns.append(f'{speed["img_per_sec_per_device"]:.0f}/device')
     if 'mfu' in speed:
-      parts.append(f'MFU {speed["mfu"]:.1%}')
+      columns.append(f'MFU {speed["mfu"]:.1%}')
     if 'eta_seconds' in speed and step < self._total:
-      parts.append(f'ETA {duration(speed["eta_seconds"])}')
-    return '  '.join(parts)
+      columns.append(f'ETA {duration(speed["eta_seconds"])}')
+    return '  '.join(columns)
 
 
-def progress_bar(items, total: int, what: str):
-  """Iterates with a rich progress bar and ETA, on a terminal; else plainly."""
+def progress_bar(
+  items: Iterable[Item], total: int, label: str
+) -> Iterator[Item]:
+  """Iterates over items; on a terminal with a progress bar on stderr.
+
+  Args:
+    items: what to iterate over.
+    total: number of items.
+    label: text at the left of the bar.
+  """
   if not sys.stderr.isatty():
     yield from items
     return
   from rich import console, progress
 
   with progress.Progress(
-    progress.TextColumn(what),
+    progress.TextColumn(label),
     progress.BarColumn(),
     progress.MofNCompleteColumn(),
     progress.TimeRemainingColumn(),

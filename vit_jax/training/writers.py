@@ -1,156 +1,176 @@
-"""What a run writes: the live line, metrics.jsonl, TensorBoard, summary.json.
+"""What a run writes: metrics.jsonl, TensorBoard events, config and summary.
 
-The only place that imports tensorboardX. Only process 0 writes.
+This is the only module that imports tensorboardX. Process 0 writes; the other
+processes of a run have a `Writer` that does nothing.
 """
 
+from collections.abc import Mapping
+from importlib import metadata
 import json
 import math
+import os
 import platform
 import subprocess
 import time
 from typing import Any
 
-from absl import logging
 from etils import epath
 import jax
 
 import vit_jax
+from vit_jax.files import write_atomically
 
-
-def _plain(value):
-  """A JSON number; non-finite values become strings, which JSON can hold."""
-  value = float(value)
-  return value if math.isfinite(value) else str(value)
+# Packages whose versions can change the numbers of a run.
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'numpy',
+)
 
 
 class Writer:
   """Writes one run's metrics into its workdir.
 
   Args:
-    workdir: the run's directory.
-    resumed_step: lines of metrics.jsonl beyond it belong to steps that will be
-      run again, and are removed.
-    tensorboard: also write event files.
-    main: False for all processes but the first: nothing is written.
+    workdir: the run's directory, local or remote.
+    resumed_step: the step that the run goes on from. What a killed run wrote
+      about later steps is removed, because these steps run again.
+    tensorboard: also write event files into WORKDIR/tensorboard.
+    enabled: False writes nothing, for all processes but the first.
   """
 
   def __init__(
     self,
-    workdir,
+    workdir: str | os.PathLike,
     *,
     resumed_step: int = 0,
     tensorboard: bool = True,
-    main: bool = True,
+    enabled: bool = True,
   ):
-    self._main = main
     self.workdir = epath.Path(workdir)
-    self._start = time.time()
+    self._enabled = enabled
+    self._start = time.monotonic()
     self._board = None
-    if not main:
+    if not enabled:
       return
     self.workdir.mkdir(parents=True, exist_ok=True)
     self._path = self.workdir / 'metrics.jsonl'
-    lines = []
-    if self._path.exists():
-      for line in self._path.read_text().splitlines():
-        try:
-          if json.loads(line)['step'] <= resumed_step:
-            lines.append(line)
-        except (ValueError, KeyError):  # half a line of a killed run
-          pass
-    self._lines = lines
-    self._local = '://' not in str(self.workdir)
-    self._path.write_text(''.join(f'{x}\n' for x in lines))
+    self._lines = _lines_until(self._path, resumed_step)
+    self._rewrite()
     if tensorboard:
       import tensorboardX
 
+      # TensorBoard drops the events of `purge_step` and of all later steps.
       self._board = tensorboardX.SummaryWriter(
-        str(self.workdir / 'tensorboard'), purge_step=resumed_step or None
+        str(self.workdir / 'tensorboard'),
+        purge_step=resumed_step + 1,
+        # A killed run loses the events of the last seconds.
+        flush_secs=10,
+        # tensorboardX names files by the second; a second file of one name
+        # would replace the first.
+        filename_suffix=f'.{time.time_ns()}',
       )
 
   def write(
     self,
     step: int,
-    values: dict[str, Any],
+    values: Mapping[str, Any],
     *,
     epoch: float = 0.0,
     prefix: str = '',
-  ):
-    """Appends one line of values, and the same to TensorBoard."""
-    if not self._main:
+  ) -> None:
+    """Appends one line of values, and the same values to TensorBoard.
+
+    Args:
+      step: number of finished steps.
+      values: scalars by name. NaN and infinities become strings, because JSON
+        has no such numbers.
+      epoch: passes over the training data so far.
+      prefix: put before every name, such as 'test_'.
+    """
+    if not self._enabled:
       return
-    values = {prefix + k: _plain(v) for k, v in values.items()}
+    scalars = {prefix + k: float(v) for k, v in values.items()}
     line = json.dumps(
       {
         'step': step,
         'epoch': round(epoch, 4),
-        'seconds': round(time.time() - self._start, 2),
-        **values,
+        'seconds': round(self._seconds(), 2),
+        **{k: v if math.isfinite(v) else str(v) for k, v in scalars.items()},
       }
     )
-    if self._local:
-      with self._path.open('a') as f:
-        f.write(line + '\n')
-    else:  # object stores cannot append
+    if '://' not in str(self.workdir):
+      with self._path.open('a') as file:
+        file.write(line + '\n')
+    else:  # object stores cannot append to a file
       self._lines.append(line)
-      self._path.write_text(''.join(f'{x}\n' for x in self._lines))
+      self._rewrite()
     if self._board is not None:
-      for key, value in values.items():
-        self._board.add_scalar(key, float(value), step)
+      for name, value in scalars.items():
+        self._board.add_scalar(name, value, step)
 
-  def say(self, text: str):
-    """One line for the person who watches."""
-    if self._main:
-      print(text, flush=True)
-      logging.debug('%s', text)
+  def config(self, recipe: Mapping[str, Any]) -> None:
+    """Writes the recipe, plain JSON values, as WORKDIR/config.json."""
+    self._write_json('config.json', recipe)
 
-  def config(self, config_json: dict[str, Any]):
-    if self._main:
-      _write_json(self.workdir / 'config.json', config_json)
+  def summary(self, values: Mapping[str, Any]) -> None:
+    """Writes WORKDIR/summary.json.
 
-  def summary(self, values: dict[str, Any]):
-    """WORKDIR/summary.json: results, wall time, versions, revision, device."""
-    if self._main:
-      _write_json(
-        self.workdir / 'summary.json',
-        {
-          **values,
-          'seconds': round(time.time() - self._start, 2),
-          'versions': versions(),
-          'git_revision': git_revision(),
-          'device': jax.devices()[0].device_kind,
-          'devices': jax.device_count(),
-          'processes': jax.process_count(),
-        },
-      )
+    Wall time in seconds, versions of packages, git revision and devices are
+    added to `values`.
+    """
+    self._write_json(
+      'summary.json',
+      {
+        **values,
+        'seconds': round(self._seconds(), 2),
+        'versions': versions(),
+        'git_revision': git_revision(),
+        'device': jax.devices()[0].device_kind,
+        'devices': jax.device_count(),
+        'processes': jax.process_count(),
+      },
+    )
 
-  def close(self):
+  def close(self) -> None:
+    """Flushes and closes the event file."""
     if self._board is not None:
       self._board.close()
 
+  def _seconds(self) -> float:
+    return time.monotonic() - self._start
 
-def _write_json(path, value):
-  """Atomically: a reader never sees half a file."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
-  temporary.replace(path)
+  def _rewrite(self) -> None:
+    write_atomically(self._path, ''.join(f'{x}\n' for x in self._lines))
+
+  def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+    if self._enabled:
+      write_atomically(self.workdir / name, json.dumps(value, indent=2) + '\n')
+
+
+def _lines_until(path: epath.Path, last_step: int) -> list[str]:
+  """The complete lines of a metrics file up to a step."""
+  lines = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      if json.loads(line)['step'] <= last_step:
+        lines.append(line)
+    except (ValueError, KeyError):  # a killed run can leave half a line
+      pass
+  return lines
 
 
 def versions() -> dict[str, str]:
-  from importlib import metadata
-
-  found = {'vit_jax': vit_jax.__version__, 'python': platform.python_version()}
-  for name in (
-    'jax',
-    'jaxlib',
-    'flax',
-    'optax',
-    'orbax-checkpoint',
-    'grain',
-    'numpy',
-  ):
-    found[name] = metadata.version(name)
-  return found
+  """Versions of vit_jax, Python and the packages that compute."""
+  return {
+    'vit_jax': vit_jax.__version__,
+    'python': platform.python_version(),
+    **{name: metadata.version(name) for name in _PACKAGES},
+  }
 
 
 def git_revision() -> str:

@@ -1,0 +1,90 @@
+"""Speed, MFU, ETA and the live line, on a clock that the test moves."""
+
+import pytest
+
+from vit_jax.training.progress import Progress, progress_bar
+
+
+class Clock:
+  def __init__(self):
+    self.now = 100.0
+
+  def __call__(self):
+    return self.now
+
+
+@pytest.fixture
+def clock():
+  return Clock()
+
+
+def test_speed_mfu_and_eta(clock):
+  progress = Progress(
+    100,
+    0,
+    32,
+    flops_per_image=1e9,
+    peak_flops=1e12,
+    devices=4,
+    clock=clock,
+  )
+  assert progress.img_per_sec is None
+  clock.now += 5  # 10 steps in 5 s
+  speed = progress.update(10)
+  assert speed['img_per_sec'] == pytest.approx(64)
+  assert speed['img_per_sec_per_device'] == pytest.approx(16)
+  # 64 images x 1 GFLOP a second of 4 x 1,000 GFLOP/s.
+  assert speed['mfu'] == pytest.approx(0.016)
+  assert speed['eta_seconds'] == pytest.approx(45)
+  values = {'loss': 1.25, 'lr': 3e-4}
+  assert progress.line(10, 0.5, values, speed) == (
+    'step 10/100  epoch 0.50  loss 1.2500  lr 3.00e-04  64 img/s  16/device  '
+    'MFU 1.6%  ETA 45s'
+  )
+
+
+def test_what_is_unknown_is_left_out(clock):
+  progress = Progress(20, 0, 8, clock=clock)
+  clock.now += 1
+  speed = progress.update(4)
+  assert 'mfu' not in speed
+  line = progress.line(20, 1.0, {'loss': 1, 'lr': 0}, speed)
+  assert 'MFU' not in line and 'ETA' not in line and '/device' not in line
+
+
+def test_pauses_and_compilation_do_not_count(clock):
+  progress = Progress(100, 40, 10, clock=clock)
+  clock.now += 60  # the first step is compiled
+  progress.start(41)
+  clock.now += 2
+  with progress.paused():
+    clock.now += 30
+  clock.now += 2
+  assert progress.update(45)['img_per_sec'] == pytest.approx(10)
+  clock.now += 1  # the pause before does not count again
+  assert progress.update(46)['img_per_sec'] == pytest.approx(10)
+  assert progress.img_per_sec == pytest.approx(10)
+
+
+def test_eta_follows_the_speed_slowly(clock):
+  progress = Progress(30, 0, 1, clock=clock)
+  clock.now += 10
+  progress.update(10)  # 1 step a second
+  clock.now += 5
+  speed = progress.update(20)  # 2 steps a second
+  assert speed['img_per_sec'] == pytest.approx(2)
+  assert speed['eta_seconds'] == pytest.approx(10 / 1.3)
+  assert progress.img_per_sec == pytest.approx(20 / 15)
+
+
+def test_no_step_since_the_last_update(clock):
+  progress = Progress(30, 0, 1, clock=clock)
+  progress.start(1)
+  assert progress.update(1) == {
+    'img_per_sec': 0.0,
+    'img_per_sec_per_device': 0.0,
+  }
+
+
+def test_progress_bar_gives_the_items():
+  assert list(progress_bar(iter('abc'), 3, 'letters')) == ['a', 'b', 'c']
