@@ -83,5 +83,7 @@ def set_data(c, dataset: str):
     c.eval.every_epochs = 50.0
     c.data.erasing = 0.0
     c.optim.name, c.optim.lr = 'sgd', 0.01
+    # timm's `sgd`: Nesterov momentum, and the decay passes through it.
+    c.optim.nesterov, c.optim.decay_style = True, 'coupled'
     c.optim.weight_decay = 1e-4
     c.model.drop_path = 0.0

@@ -83,7 +83,7 @@ def initial_state(run: Run, checkpoints, say) -> tuple[Any, int]:
     )
     say(f'loaded {config.run.pretrained}\n{report}')
     init = jax.jit(
-      lambda v: init_state(v, run.tx, bool(config.optim.ema)),
+      lambda v: init_state(v, run.tx, config.optim),
       out_shardings=run.shardings,
     )
     return init(variables), 0
@@ -260,7 +260,10 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
       params = (
         state.ema if config.eval.ema and config.optim.ema else (state.params)
       )
-      found = evaluator({'params': params, 'batch_stats': state.batch_stats})
+      stats = state.batch_stats
+      if config.eval.ema and state.ema_stats:
+        stats = state.ema_stats
+      found = evaluator({'params': params, 'batch_stats': stats})
       for name, values in found.items():
         writer.write(
           step, values, epoch=step / run.steps_per_epoch, prefix=f'{name}_'

@@ -7,8 +7,8 @@ import numpy as np
 from tests.parity.harness import kind
 from vit_jax.recipe.finetuning import hyperrule
 from vit_jax.recipe.keys import default_config
-from vit_jax.training import augment, losses
-from vit_jax.training.schedules import learning_rate, make_schedule, timm_cosine
+from vit_jax.training import augment, losses, mixing
+from vit_jax.training.schedules import make_schedule
 
 
 def compare_relative(case, key, value):
@@ -44,37 +44,37 @@ def compare_schedules(case, make):
 
 def google_schedule(entry, linear_end):
   """big_vision's and vit_jax's create_learning_rate_schedule."""
-  kind_of = entry['decay_type']
+  name = entry['decay_type']
   total = entry['total_steps']
-  if kind_of == 'stair':
-    return lambda step: learning_rate(
-      step,
-      name='step',
-      peak=entry['base'],
-      total_steps=total,
-      warmup_steps=entry.get('warmup_steps', 0),
-      cooldown_steps=entry.get('cooldown_steps', 0),
-      boundaries=entry.get('steps', ()),
-      multipliers=entry.get('mults', ()),
-    )
-  fields = dict(
-    name=kind_of,
-    lr=entry['base'],
-    warmup_steps=entry.get('warmup_steps', 0),
-    cooldown_steps=entry.get('cooldown_steps', 0),
-  )
-  if kind_of in ('linear', 'polynomial'):
+  fields = {
+    'name': 'step' if name == 'stair' else name,
+    'lr': entry['base'],
+    'warmup_steps': entry.get('warmup_steps', 0),
+    'cooldown_steps': entry.get('cooldown_steps', 0),
+  }
+  if name in ('linear', 'polynomial'):
     fields['end'] = float(entry.get('end', entry.get('linear_end', linear_end)))
     fields['power'] = float(entry.get('power', 1.0))
-    if kind_of == 'linear' and fields['power'] != 1:
+    if name == 'linear' and fields['power'] != 1:
       fields['name'] = 'polynomial'
-  if kind_of == 'rsqrt':
-    if entry.get('shift'):
-      raise ValueError('rsqrt with a shift is not covered')
+  if name == 'rsqrt':
     fields['timescale'] = entry.get('timescale', 10_000)
+    fields['shift'] = entry.get('shift', 0)
+  if name == 'stair':
+    fields['boundaries'] = tuple(entry.get('steps', ()))
+    fields['factors'] = tuple(entry.get('mults', ()))
+  return schedule(total, fields)
+
+
+def schedule(total_steps, fields):
+  """The product's schedule with the given keys of its section."""
   c = schedule_config(**fields)
   return make_schedule(
-    c.schedule, c.optim, total_steps=total, steps_per_epoch=total, batch_size=1
+    c.schedule,
+    c.optim,
+    total_steps=total_steps,
+    steps_per_epoch=total_steps,
+    batch_size=1,
   )
 
 
@@ -91,16 +91,22 @@ def check_vit_jax_schedule(case):
 @kind('timm_cosine_schedule')
 def check_timm_cosine(case):
   names = {
-    'base_lr': 'peak',
-    't_initial': 'period',
+    'base_lr': 'lr',
     'lr_min': 'end',
-    'warmup_t': 'warmup',
+    'warmup_t': 'warmup_steps',
     'warmup_lr_init': 'warmup_init',
   }
 
   def make(entry):
-    entry = {names.get(k, k): v for k, v in entry.items()}
-    return lambda t: timm_cosine(t, **entry)
+    fields = {names.get(k, k): v for k, v in entry.items()}
+    # The recipe says the length of the run instead of that of its first cycle.
+    cycles = range(fields.get('cycle_limit', 1))
+    total = fields.pop('t_initial') * sum(
+      fields.get('cycle_mul', 1.0) ** i for i in cycles
+    )
+    if fields.get('warmup_prefix'):
+      total += fields['warmup_steps']
+    return schedule(int(total), {'name': 'timm_cosine', **fields})
 
   compare_schedules(case, make)
 
@@ -157,7 +163,7 @@ def check_big_vision_losses(case):
       case.inputs['logits'], case.inputs[f'labels_{labels}']
     )
     compare_relative(
-      case, key, values if 'per_example' in options else losses.mean(values)
+      case, key, values if 'per_example' in options else jnp.mean(values)
     )
 
 
@@ -211,7 +217,7 @@ def check_token_labels(case):
   boxes = case.config['boxes_bbx1_bby1_bbx2_bby2']
   for key in list(case.outputs):
     if key in plain:
-      value = losses.mean(losses.softmax_xent(cls, plain[key]))
+      value = jnp.mean(losses.softmax_xent(cls, plain[key]))
       compare_relative(case, key, value)
       continue
     name, target, box, rest = key.split('.', 3)
@@ -227,6 +233,15 @@ def check_token_labels(case):
     )
 
 
+def drawn_mixing(lam, batch, box=(0, 0, 0, 0), cut=False):
+  """Mixing with given numbers: one for the batch, or one per example."""
+  return mixing.Mixing(
+    jnp.broadcast_to(jnp.asarray(lam, jnp.float32), batch),
+    jnp.broadcast_to(jnp.asarray(box), (batch, 4)),
+    jnp.broadcast_to(jnp.asarray(cut), batch),
+  )
+
+
 @kind('big_vision_mixup')
 def check_big_vision_mixup(case):
   partitionable = case.meta.get('threefry_partitionable', True)
@@ -236,11 +251,13 @@ def check_big_vision_mixup(case):
     with jax.threefry_partitionable(partitionable):
       key = jax.random.wrap_key_data(case.outputs[f'{i}.rng_in'])
       key_out, key_mix = jax.random.split(key)
-      lam = augment.mixup_lambda(key_mix, entry['p'], 'google')
+      lam = mixing.mixup_lambda(key_mix, entry['p'], 'google')
     case.compare(f'{i}.rng_in', jax.random.key_data(key), 0.5)
     case.compare(f'{i}.rng_out', jax.random.key_data(key_out), 0.5)
     case.compare(f'{i}.a', lam, atol)
-    mixed, targets = augment.apply_mixup(images, labels, lam, 'google')
+    mixed, targets = mixing.apply_mixing(
+      images, labels, drawn_mixing(lam, len(images)), 'google'
+    )
     case.compare(f'{i}.images', mixed, atol)
     case.compare(f'{i}.labels', targets, atol)
 
@@ -250,16 +267,21 @@ def check_timm_mixing(case):
   """Replays timm's recorded draws, per batch, per element and per pair."""
   atol = case.meta['tolerance']['atol']
   images = jnp.asarray(case.inputs['images'])
-  targets = augment.one_hot(
-    case.inputs['labels'],
-    case.config['num_classes'],
-    case.config['label_smoothing'],
-  )
+  targets = augment.one_hot(case.inputs['labels'], case.config['num_classes'])
   batch = len(images)
+
+  def mix(*drawn):
+    mixed, mixed_targets = mixing.apply_mixing(
+      images, targets, drawn_mixing(drawn[0], batch, *drawn[1:])
+    )
+    # timm mixes smooth targets; the loss smooths mixed ones, which is equal.
+    smoothing = case.config['label_smoothing']
+    return mixed, losses.smooth(mixed_targets, smoothing)
+
   for key in list(case.outputs):
     if key.startswith('mixup_target_'):
       lam = float(key.removeprefix('mixup_target_'))
-      case.compare(key, augment.apply_mixup(images, targets, lam)[1], atol)
+      case.compare(key, mix(lam)[1], atol)
   for entry in case.config['cases']:
     draws = [tuple(d) for d in entry['drawn_lam_and_use_cutmix']]
     boxes = iter(entry['boxes_yl_yh_xl_xh_lam_in_lam_out'])
@@ -277,10 +299,8 @@ def check_timm_mixing(case):
     lam, box, cut = np.float32(lam), np.array(box), np.array(cut)
     if entry.get('correct_lam', True) and cut.any():
       height, width = images.shape[1:3]
-      areas = augment.box_lambda(box, height, width)
+      areas = mixing.box_lambda(box, height, width)
       lam = np.where(cut, areas, lam)
-    blended, mixed_targets = augment.apply_mixup(images, targets, lam)
-    pasted, _ = augment.apply_cutmix(images, targets, box, lam)
-    mixed = jnp.where(cut[:, None, None, None], pasted, blended)
+    mixed, mixed_targets = mix(lam, box, cut)
     case.compare(f'{entry["key"]}.images', mixed, atol)
     case.compare(f'{entry["key"]}.targets', mixed_targets, atol)

@@ -461,13 +461,13 @@ def test_deit_recipe(arg):
 def test_deit_weight_decay():
   """No decay: vectors, biases, position table, class token. The distillation
   token decays, as in the released class."""
-  from vit_jax.training import optimizers
+  from vit_jax.training import rates as rates_lib
 
   c = deit_i1k.get_config('ti16,distill')
   run = build(
     c, make_mesh(devices=ONE), num_classes=1000, num_examples=1_281_167
   )
-  rates = optimizers.parameter_rates(c.optim, run.abstract_state.params)
+  rates = rates_lib.parameter_rates(c.optim, run.abstract_state.params)
   decayed = {path for path, rate in rates.items() if rate.decay}
   for path in rates:
     assert (path in decayed) == (

@@ -1,208 +1,22 @@
-"""Schedules and optimizers against closed forms, PyTorch and plain numpy."""
+"""Optimizers against closed forms, PyTorch and plain numpy."""
 
 import chex
 import flax
-from hypothesis import given, settings
-from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from vit_jax.recipe.finetuning import hyperrule
 from vit_jax.recipe.keys import default_config
-from vit_jax.training import optimizers
-from vit_jax.training.ema import ema_update
+from vit_jax.training import optimizers, rates
 from vit_jax.training.schedules import make_schedule
 
 
-def recipe(optim_fields=(), **schedule_fields):
+def recipe(optim_fields=()):
   c = default_config()
   c.optim.update(dict(optim_fields))
-  c.schedule.update(schedule_fields)
   return c
-
-
-def schedule(
-  total=100, steps_per_epoch=10, batch_size=128, optim_fields=(), **fields
-):
-  c = recipe({'lr': 0.5, **dict(optim_fields)}, **fields)
-  return make_schedule(
-    c.schedule,
-    c.optim,
-    total_steps=total,
-    steps_per_epoch=steps_per_epoch,
-    batch_size=batch_size,
-  )
-
-
-# ---------------------------------------------------------------- schedules
-
-
-@pytest.mark.parametrize(
-  'name, fields, end',
-  [
-    ('cosine', {}, 0.0),
-    ('cosine', {'end': 0.1}, 0.1),
-    ('linear', {}, 0.0),
-    ('linear', {'end': 0.01}, 0.01),
-    ('polynomial', {'power': 2.0}, 0.0),
-    ('constant', {}, 0.5),
-    ('rsqrt', {'cooldown_steps': 20}, 0.0),
-    ('constant', {'cooldown_epochs': 1.5}, 0.0),
-  ],
-)
-def test_schedule_end_points(name, fields, end):
-  fn = schedule(name=name, warmup_steps=10, **fields)
-  assert fn.peak == 0.5
-  np.testing.assert_allclose(
-    fn(jnp.array([0, 5, 10, 100])), [0, 0.25, 0.5, end], atol=1e-6
-  )
-  lr = np.asarray(jax.jit(jax.vmap(fn))(jnp.arange(101)))
-  assert np.all(np.diff(lr[10:]) <= 1e-7) and np.all(lr >= 0)
-
-
-@given(
-  st.sampled_from(['cosine', 'linear', 'polynomial', 'timm_cosine']),
-  st.integers(0, 40),
-  st.floats(0, 0.1),
-  st.floats(0.5, 3),
-)
-@settings(max_examples=30, deadline=None)
-def test_schedules_stay_between_their_ends(name, warmup, end, power):
-  fn = schedule(name=name, warmup_steps=warmup, end=end, power=power)
-  lr = np.asarray(fn(jnp.arange(120)))
-  assert lr.dtype == np.float32
-  assert np.all(lr <= 0.5 + 1e-6)
-  assert np.all(lr[max(warmup, 1) :] >= end - 1e-6)
-  np.testing.assert_allclose(lr[100:], end, atol=1e-6)
-
-
-def test_curves_at_the_middle():
-  at = lambda **fields: float(schedule(**fields)(55))
-  warm = dict(warmup_steps=10)
-  assert at(name='cosine', **warm) == pytest.approx(0.25)
-  assert at(name='linear', **warm) == pytest.approx(0.25)
-  assert at(name='polynomial', power=2.0, **warm) == pytest.approx(0.125)
-  assert at(name='rsqrt', timescale=15, **warm) == pytest.approx(0.25)
-  # 55 of 100, the warm-up not subtracted.
-  assert at(name='timm_cosine', **warm) == pytest.approx(
-    0.25 * (1 + np.cos(np.pi * 0.55))
-  )
-
-
-def test_step_schedule():
-  fn = schedule(name='step', boundaries=(30, 60))
-  np.testing.assert_allclose(
-    fn(jnp.array([0, 29, 30, 59, 60, 99])),
-    [0.5, 0.5, 0.05, 0.05, 0.005, 0.005],
-    rtol=1e-6,
-  )
-  by_fraction = schedule(name='step', boundaries=(0.3, 0.6))
-  steps = jnp.arange(100)
-  chex.assert_trees_all_equal(by_fraction(steps), fn(steps))
-
-
-def test_durations_agree():
-  steps = jnp.arange(100)
-  expected = schedule(name='cosine', warmup_steps=15)(steps)
-  for fields in (dict(warmup_epochs=1.5), dict(warmup_examples=15 * 128)):
-    chex.assert_trees_all_close(
-      schedule(name='cosine', **fields)(steps), expected, rtol=1e-6
-    )
-
-
-def test_lr_is_scaled_with_the_batch():
-  fn = schedule(
-    batch_size=1024,
-    optim_fields={'lr': 5e-4, 'lr_batch': 512},
-    name='cosine',
-    warmup_steps=10,
-    warmup_init=1e-6,
-  )
-  assert fn.peak == pytest.approx(1e-3)
-  assert float(fn(0)) == pytest.approx(1e-6)
-  assert float(fn(10)) == pytest.approx(1e-3)
-
-
-def test_timm_cosine_by_epoch_as_executed():
-  """DeiT: epochs 0 and 1 at the warm-up's start, epoch e at index e - 1."""
-  epochs, spe, lr, end, start = 30, 7, 1e-3, 1e-5, 1e-6
-  fields = dict(
-    total=epochs * spe,
-    steps_per_epoch=spe,
-    optim_fields={'lr': lr},
-    name='timm_cosine',
-    warmup_epochs=5.0,
-    warmup_init=start,
-    end=end,
-    by_epoch=True,
-  )
-
-  def at(t):
-    if t < 5:
-      return start + t * (lr - start) / 5
-    return end + 0.5 * (lr - end) * (1 + np.cos(np.pi * t / epochs))
-
-  steps = jnp.arange(epochs * spe)
-  deit = np.repeat([at(max(0, e - 1)) for e in range(epochs)], spe)
-  volo = np.repeat([at(e) for e in range(epochs)], spe)
-  np.testing.assert_allclose(
-    jax.jit(schedule(**fields).fn)(steps), deit, rtol=2e-5
-  )
-  np.testing.assert_allclose(
-    schedule(**fields, epoch_lag=0)(steps), volo, rtol=2e-5
-  )
-  # Cooldown: more epochs at the end value, the curve before them unchanged.
-  longer = schedule(
-    **{**fields, 'total': (epochs + 10) * spe},
-    epoch_lag=0,
-    cooldown_epochs=10.0,
-  )(jnp.arange((epochs + 10) * spe))
-  np.testing.assert_allclose(longer[: epochs * spe], volo, rtol=2e-5)
-  np.testing.assert_allclose(longer[epochs * spe :], end, rtol=1e-5)
-
-
-def test_by_epoch_holds_at_large_steps():
-  fn = schedule(
-    total=300 * 1251,
-    steps_per_epoch=1251,
-    name='timm_cosine',
-    by_epoch=True,
-    epoch_lag=0,
-  )
-  for epoch in (1, 150, 299):
-    first = float(fn(epoch * 1251))
-    assert first == float(fn((epoch + 1) * 1251 - 1))
-    assert first < float(fn(epoch * 1251 - 1))
-
-
-def test_hyperrule():
-  small = hyperrule(1_000, 32, 32)
-  assert (small.resize, small.crop, small.steps) == (160, 128, 500)
-  assert small.mixup == 0
-  large = hyperrule(1_281_167, 500, 375)
-  assert (large.resize, large.crop, large.steps) == (512, 480, 20_000)
-  assert large.mixup == 0.1 and large.boundaries == (6_001, 12_001, 18_001)
-
-
-@pytest.mark.parametrize(
-  'fields, message',
-  [
-    (dict(name='cosin'), 'cosin.*timm_cosine'),
-    (dict(warmup_steps=5, warmup_epochs=1.0), 'warmup_steps and warmup_epochs'),
-    (dict(warmup_epochs=-1.0), 'negative'),
-    (dict(warmup_steps=100), '100 steps of warm-up.*run of 100 steps'),
-    (dict(name='step'), 'boundaries'),
-    (dict(name='step', boundaries=(60, 30)), 'increasing'),
-    (dict(boundaries=(60,)), "name='step'"),
-    (dict(by_epoch=True), 'timm_cosine'),
-  ],
-)
-def test_schedule_errors(fields, message):
-  with pytest.raises(ValueError, match=message):
-    schedule(**fields)
 
 
 # --------------------------------------------------------------- optimizers
@@ -250,13 +64,13 @@ def torch_run(make, params, steps=5):
   torch = pytest.importorskip('torch')
   flat = {
     k: torch.nn.Parameter(torch.tensor(np.array(v)))
-    for k, v in optimizers.flat_paths(params).items()
+    for k, v in rates.flat_paths(params).items()
   }
   kernels = [p for k, p in flat.items() if k.endswith('/kernel')]
   rest = [p for k, p in flat.items() if not k.endswith('/kernel')]
   optimizer = make(torch, kernels, rest)
   for i in range(steps):
-    for k, g in optimizers.flat_paths(tree(i + 1)).items():
+    for k, g in rates.flat_paths(tree(i + 1)).items():
       flat[k].grad = torch.tensor(np.array(g))
     optimizer.step()
   return {k: p.detach().numpy() for k, p in flat.items()}
@@ -275,9 +89,7 @@ def test_adamw_equals_torch():
     ),
     tree(),
   )
-  chex.assert_trees_all_close(
-    optimizers.flat_paths(params), expected, atol=2e-5
-  )
+  chex.assert_trees_all_close(rates.flat_paths(params), expected, atol=2e-5)
 
 
 def test_sgd_equals_torch():
@@ -288,9 +100,27 @@ def test_sgd_equals_torch():
     ),
     tree(),
   )
-  chex.assert_trees_all_close(
-    optimizers.flat_paths(params), expected, atol=2e-5
+  chex.assert_trees_all_close(rates.flat_paths(params), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_sgd_with_coupled_decay_equals_torch(nesterov):
+  """timm's `sgd` and `momentum`: the decay passes through the momentum."""
+  fields = {'nesterov': nesterov, 'decay_style': 'coupled', 'weight_decay': 0.3}
+  params, _ = run({'name': 'sgd', **fields}, tree())
+  expected = torch_run(
+    lambda torch, kernels, rest: torch.optim.SGD(
+      [
+        {'params': kernels, 'weight_decay': 0.3},
+        {'params': rest, 'weight_decay': 0.0},
+      ],
+      lr=0.1,
+      momentum=0.9,
+      nesterov=nesterov,
+    ),
+    tree(),
   )
+  chex.assert_trees_all_close(rates.flat_paths(params), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize('name', ['adamw', 'adam', 'sgd', 'adafactor'])
@@ -302,14 +132,18 @@ def test_decay_styles_agree_at_constant_lr(name):
   )
   plain, _ = run({'name': name}, tree())
   chex.assert_trees_all_close(a, b, atol=1e-6)
-  for path, value in optimizers.flat_paths(a).items():
-    changed = np.any(value != optimizers.flat_paths(plain)[path])
+  for path, value in rates.flat_paths(a).items():
+    changed = np.any(value != rates.flat_paths(plain)[path])
     assert changed == path.endswith('/kernel')
 
 
 def test_decay_styles_along_a_schedule():
   """Without gradients only the decay moves: a product of (1 - factor)."""
-  fn = schedule(total=6, name='linear', optim_fields={'lr': 0.4})
+  c = default_config()
+  c.optim.lr, c.schedule.name = 0.4, 'linear'
+  fn = make_schedule(
+    c.schedule, c.optim, total_steps=6, steps_per_epoch=1, batch_size=1
+  )
   zeros = jax.tree.map(jnp.zeros_like, tree())
   factors = np.asarray(fn(jnp.arange(5)))
   for style, wd, unit in (('lr', 0.1, 1.0), ('schedule', 0.1, 0.4)):
@@ -344,7 +178,7 @@ def test_state_dtype():
     fields = {'name': name, 'lr': 0.01}
     half, state = run({**fields, 'state_dtype': 'bfloat16'}, tree())
     full, _ = run(fields, tree())
-    flat = optimizers.flat_paths(state)
+    flat = rates.flat_paths(state)
     kept = [v for k, v in flat.items() if f'/{moment}/' in f'/{k}']
     assert kept and all(v.dtype == jnp.bfloat16 for v in kept)
     assert all(v.dtype == jnp.float32 for v in jax.tree.leaves(half))
@@ -359,9 +193,9 @@ def test_state_dtype():
 def test_moments_mirror_the_parameters(name):
   params = tree()
   _, state = run({'name': name}, params, 0)
-  shapes = {k: v.shape for k, v in optimizers.flat_paths(params).items()}
+  shapes = {k: v.shape for k, v in rates.flat_paths(params).items()}
   seen = 0
-  for path, leaf in optimizers.flat_paths(state).items():
+  for path, leaf in rates.flat_paths(state).items():
     owner = [p for p in shapes if path.endswith('/' + p)]
     if owner:
       assert leaf.shape == shapes[max(owner, key=len)]
@@ -483,7 +317,7 @@ def test_group_factors_of_the_first_match():
     ({'groups': ((r'.*', {'lr': 0.0}),)}, 'freezes every'),
     ({'weight_decay': 0.1, 'decay_mask': r'kernel'}, 'decay_mask.*kernel'),
     ({'name': 'lion'}, 'lion.*adamw, adam, sgd, adafactor'),
-    ({'decay_style': 'l2'}, 'l2.*lr, schedule'),
+    ({'decay_style': 'l2'}, 'l2.*lr, schedule, coupled'),
     ({'state_dtype': 'float16'}, 'float16.*float32, bfloat16'),
     ({'clip': -1.0}, 'clip'),
   ],
@@ -494,7 +328,7 @@ def test_optimizer_errors(fields, message):
 
 
 def test_layer_decay_values():
-  rates = optimizers.parameter_rates(recipe({'layer_decay': 0.5}).optim, tree())
+  by_path = rates.parameter_rates(recipe({'layer_decay': 0.5}).optim, tree())
   expected = {
     'cls': 4,
     'embedding/kernel': 4,
@@ -505,7 +339,7 @@ def test_layer_decay_values():
     'Transformer/encoder_norm/scale': 0,
   }
   for path, power in expected.items():
-    assert rates[path].lr == 0.5**power, path
+    assert by_path[path].lr == 0.5**power, path
   params, _ = run({'name': 'sgd', 'layer_decay': 0.5}, tree(), 1, grads=tree(1))
   chex.assert_trees_all_close(
     params['cls'], tree()['cls'] - 0.1 / 16 * tree(1)['cls'], atol=1e-6
@@ -580,64 +414,14 @@ def test_block_positions_of_every_family(paths):
   nested = flax.traverse_util.unflatten_dict(
     {p: jnp.zeros((2, 2)) for group in paths for p in group}, sep='/'
   )
-  positions = optimizers.block_positions(nested)
+  positions = rates.block_positions(nested)
   for i, group in enumerate(paths):
     assert {positions[p] for p in group} == {i}, group
 
 
 def test_layer_decay_needs_blocks():
   with pytest.raises(ValueError, match='no stack of blocks.*head/kernel'):
-    optimizers.parameter_rates(
+    rates.parameter_rates(
       recipe({'layer_decay': 0.5}).optim,
       {'head': {'kernel': jnp.zeros((2, 2))}},
     )
-
-
-# ------------------------------------------------------ averages and safety
-
-
-def test_ema_closed_form():
-  values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-  ema = {'a': jnp.asarray(values[0])}
-  for v in values[1:]:
-    ema = ema_update(ema, {'a': jnp.asarray(v)}, 0.9)
-  weights = np.array([0.9**5] + [0.1 * 0.9 ** (5 - i) for i in range(1, 6)])
-  chex.assert_trees_all_close(ema['a'], weights @ values, atol=1e-6)
-
-
-def test_ema_ramp():
-  a, b = {'a': jnp.ones(3)}, {'a': jnp.zeros(3)}
-  for step, decay in ((0, 0.1), (8, 0.5), (10**6, 0.999)):
-    chex.assert_trees_all_close(
-      ema_update(a, b, 0.999, step)['a'], jnp.full(3, decay), rtol=1e-5
-    )
-
-
-def test_ema_of_unmoved_parameters_is_bit_equal():
-  params = tree()
-  chex.assert_trees_all_equal(ema_update(params, params, 0.9999, 17), params)
-
-
-@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-def test_skip_nonfinite_keeps_the_old_state(bad):
-  params = tree()
-  tx = optimizers.make_optimizer(
-    recipe({'clip': 1.0}).optim, lambda s: 0.1, params
-  )
-
-  @jax.jit
-  def step(params, state, grads):
-    updates, new_state = tx.update(grads, state, params)
-    new = (optax.apply_updates(params, updates), new_state)
-    return optimizers.skip_nonfinite(
-      optimizers.all_finite(grads), new, (params, state)
-    )
-
-  state = tx.init(params)
-  grads = tree(1)
-  broken = {**grads, 'cls': grads['cls'].at[0, 0, 1].set(bad)}
-  kept = step(params, state, broken)
-  chex.assert_trees_all_equal(kept, (params, state))
-  moved, _ = step(params, state, grads)
-  assert np.all(np.isfinite(moved['cls']))
-  assert np.all(moved['cls'] != params['cls'])

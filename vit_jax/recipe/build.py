@@ -105,7 +105,7 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     variables = jax.eval_shape(init_variables)
   tx = optimizers.make_optimizer(config.optim, schedule, variables['params'])
-  fresh = lambda: init_state(init_variables(), tx, bool(config.optim.ema))
+  fresh = lambda: init_state(init_variables(), tx, config.optim)
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     state = jax.eval_shape(fresh)
   shardings = rules.state_shardings(

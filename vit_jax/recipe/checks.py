@@ -17,6 +17,7 @@ from vit_jax.recipe.keys import (
   image_shape,
   model_fields,
 )
+from vit_jax.training import losses, mixing, optimizers, schedules
 
 _CHOICES = {
   'run.dtype': ('auto', 'float32', 'bfloat16'),
@@ -32,22 +33,14 @@ _CHOICES = {
   'data.interpolation': ('bilinear', 'bicubic', 'random'),
   'data.normalize': ('half', 'imagenet'),
   'data.device_cache': ('auto', 'on', 'off'),
-  'data.mix_style': ('timm', 'google'),
-  'loss.name': ('softmax', 'sigmoid'),
-  'loss.distill': ('none', 'soft', 'hard'),
+  'data.mix_style': tuple(mixing.PARTNERS),
+  'loss.name': tuple(losses.LOSSES),
+  'loss.distill': losses.DISTILLATIONS,
   'loss.teacher_normalize': ('', 'half', 'imagenet'),
-  'optim.name': ('adamw', 'adam', 'sgd', 'adafactor'),
-  'optim.decay_style': ('lr', 'schedule'),
-  'optim.state_dtype': ('float32', 'bfloat16'),
-  'schedule.name': (
-    'constant',
-    'cosine',
-    'linear',
-    'rsqrt',
-    'polynomial',
-    'step',
-    'timm_cosine',
-  ),
+  'optim.name': tuple(optimizers.OPTIMIZERS),
+  'optim.decay_style': optimizers.DECAY_STYLES,
+  'optim.state_dtype': optimizers.STATE_DTYPES,
+  'schedule.name': schedules.SCHEDULES,
   'mesh.preset': ('data', 'zero', 'fsdp', 'fsdp_tensor'),
   'eval.interpolation': ('bilinear', 'bicubic'),
 }

@@ -91,17 +91,21 @@ def default_config() -> ConfigDict:
   c.data.cutmix = 0.0
   c.data.switch_prob = 0.5  # cutmix instead of mixup when both are on
   c.data.mix_prob = 1.0  # probability of mixing a batch at all
-  c.data.mix_style = (
-    'timm'  # 'timm' (reversed partner) or 'google' (rolled, lambda >= 1/2)
-  )
+  c.data.mix_style = 'timm'  # 'timm' (reversed partner), 'google' (rolled, lambda >= 1/2), 'permute'
+  # Mix within so many groups of the batch, each with a coefficient of its own,
+  # as training on so many processes did.
+  c.data.mix_groups = 1
   c.data.erasing = 0.0  # probability of random erasing
+  c.data.erase_mixed = False  # erase after mixing instead of before
 
   c.model = ConfigDict()
   c.model.name = 'vit_s16'
   # further fields of the model class, e.g. c.model.patch_size = 4
 
   c.loss = ConfigDict()
-  c.loss.name = 'softmax'  # 'softmax', 'sigmoid'
+  c.loss.name = (
+    'softmax'  # 'softmax', 'sigmoid' (summed over classes), 'bce' (DeiT's)
+  )
   c.loss.label_smoothing = 0.0
   # (off, on): the targets of absent and present classes, before smoothing.
   c.loss.label_range = (0.0, 1.0)
@@ -132,16 +136,22 @@ def default_config() -> ConfigDict:
   c.optim.b2 = 0.999
   c.optim.eps = 1e-8
   c.optim.momentum = 0.9  # sgd
+  c.optim.nesterov = False  # sgd
   c.optim.state_dtype = (
     'float32'  # first moment or momentum: 'float32', 'bfloat16'
   )
   c.optim.weight_decay = 0.0
   # 'lr': p -= lr * wd * p (AdamW). 'schedule': p -= (lr / peak) * wd * p (big_vision).
+  # 'coupled': wd * p is added to the gradient (L2; PyTorch's SGD).
   c.optim.decay_style = 'lr'
   c.optim.decay_mask = r'.*/kernel$'  # regex over parameter paths that decay
   c.optim.clip = 0.0  # global norm; 0 = off
   c.optim.accumulate = 1  # micro-batches per step; equals the large batch
   c.optim.ema = 0.0  # decay of the parameter average; 0 = off
+  c.optim.ema_stats = True  # average the BatchNorm statistics too
+  c.optim.ema_ramp = (
+    False  # begin with a faster decay: min(ema, (1 + step) / (10 + step))
+  )
   c.optim.layer_decay = 1.0  # lr factor per block from the top down
   # ((regex, {'lr': factor, 'decay': factor}), ...): first match; lr 0 freezes.
   c.optim.groups = ()
@@ -155,18 +165,29 @@ def default_config() -> ConfigDict:
   c.schedule.warmup_init = 0.0  # lr at step 0
   c.schedule.end = 0.0  # lr at the end (cosine, linear, polynomial)
   c.schedule.power = 1.0  # polynomial
-  c.schedule.timescale = 10_000  # rsqrt
+  c.schedule.timescale = 10_000  # rsqrt: steps
+  c.schedule.shift = 0  # rsqrt: as if the curve had begun so many steps before
   # The last steps (or epochs; at most one of the two) of the run: linear to 0;
   # timm_cosine: stays at the end value.
   c.schedule.cooldown_steps = 0
   c.schedule.cooldown_epochs = placeholder(float)
   c.schedule.boundaries = ()  # step: fractions of the run in (0, 1), or steps
   c.schedule.factor = 0.1  # step: lr factor at each boundary
+  c.schedule.factors = ()  # step: instead of powers of `factor`, one per boundary
   # timm_cosine: constant within an epoch, as executed officially: epoch e runs
   # at index e - epoch_lag (1: DeiT's loop, which runs the first two epochs at
   # warmup_init; 0: VOLO's).
   c.schedule.by_epoch = False
   c.schedule.epoch_lag = 1
+  # timm_cosine, warm restarts: number of cycles, and how much longer each is and
+  # how much lower its peak than of the one before.
+  c.schedule.cycle_limit = 1
+  c.schedule.cycle_mul = 1.0
+  c.schedule.cycle_decay = 1.0
+  c.schedule.k_decay = 1.0  # timm_cosine: exponent of the time within a cycle
+  c.schedule.warmup_prefix = (
+    False  # timm_cosine: the cosine begins after the warm-up
+  )
 
   c.mesh = ConfigDict()
   c.mesh.preset = 'data'  # 'data', 'zero', 'fsdp', 'fsdp_tensor'

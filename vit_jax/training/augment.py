@@ -1,11 +1,9 @@
 """Augmentation on the device, inside the compiled step.
 
-Images arrive as uint8 (B, H, W, 3). `prepare_train` and `prepare_eval` are the
-whole way to what a model is given; the steps are public too, and those that
-draw random numbers are split from those that apply them (`apply_mixup`,
-`apply_cutmix`). All draws are made on global arrays from a key that depends on
-(seed, step) alone, and partners are taken across the global batch, so the
-number of devices does not change them.
+Images arrive as uint8 (B, H, W, 3); `prepare_train` and `prepare_eval` make of
+them what a model is given. All random numbers are drawn for global arrays from
+a key that depends on (seed, step) alone, so the number of devices does not
+change them.
 """
 
 import jax
@@ -13,22 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.preprocessing import NORMALIZATION
-
-# The image that each one is mixed with: the batch reversed (timm) or rolled by
-# one (Google).
-PARTNER = {
-  'timm': lambda x: x[::-1],
-  'google': lambda x: jnp.roll(x, 1, axis=0),
-}
+from vit_jax.training.mixing import inside_box, mix
 
 
-def one_hot(labels, num_classes: int, smoothing: float = 0.0):
-  """(B,) int -> (B, C) float32; e / C off, 1 - e + e / C on (as timm).
-
-  `losses.total_loss` smooths its targets itself: give it unsmoothed ones.
-  """
-  off = smoothing / num_classes
-  return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + off
+def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
+  """(B,) int -> (B, C) float32, not smoothed: `losses.total_loss` smooths."""
+  return jax.nn.one_hot(labels, num_classes)
 
 
 def normalize(images, style: str = 'half', dtype=jnp.float32):
@@ -62,7 +50,7 @@ def _bilinear(size_in: int, size_out: int) -> np.ndarray:
 
 
 def resize(images, size):
-  """Bilinear resize, half-pixel centres, no antialias, as two matmuls.
+  """Bilinear resize, half-pixel centers, no antialias, as two matmuls.
 
   Args:
     images: (B, H, W, 3), uint8 or float.
@@ -91,7 +79,7 @@ def random_erasing(
   """Random erasing (arXiv:1708.04896) in timm's 'pixel' mode: one noise box.
 
   Args:
-    images: (B, H, W, 3), normalised.
+    images: (B, H, W, 3), normalized.
     key: random key.
     prob: probability per image.
     area: of the box, range as a fraction of the image, drawn uniformly.
@@ -129,7 +117,7 @@ def random_erasing(
   # Every place where the box fits is equally likely, borders included.
   top = jnp.floor(place[0] * (height - h + 1)).astype(jnp.int32)
   left = jnp.floor(place[1] * (width - w + 1)).astype(jnp.int32)
-  inside = _inside(
+  inside = inside_box(
     jnp.stack([top, top + h, left, left + w], axis=1), height, width
   )
   inside &= erase[:, None, None, None]
@@ -137,154 +125,19 @@ def random_erasing(
   return jnp.where(inside, noise, images)
 
 
-def _inside(box, height: int, width: int):
-  """Boxes (B, 4) of (top, bottom, left, right) -> bool (B, H, W, 1)."""
-  top, bottom, left, right = (box[:, i, None, None, None] for i in range(4))
-  y = jnp.arange(height).reshape(1, -1, 1, 1)
-  x = jnp.arange(width).reshape(1, 1, -1, 1)
-  return (y >= top) & (y < bottom) & (x >= left) & (x < right)
-
-
-def _lambda(lam, like):
-  """A scalar, or (B,) shaped to broadcast with `like` (B, ...)."""
-  lam = jnp.asarray(lam, jnp.float32)
-  if lam.ndim == 0:
-    return lam
-  return lam.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _blend(x, weight, partner):
-  """weight * x + (1 - weight) * partner(x), computed in float32."""
-  y = x.astype(jnp.float32)
-  return (weight * y + (1 - weight) * partner(y)).astype(x.dtype)
-
-
-def apply_mixup(images, targets, lam, style: str = 'timm'):
-  """Mixup (arXiv:1710.09412): lam * x + (1 - lam) * its partner.
-
-  Args:
-    images: (B, H, W, 3).
-    targets: array (B, ...) or a tree of them, mixed the same way.
-    lam: scalar, or (B,), one per example.
-    style: key of PARTNER.
-
-  Returns:
-    Mixed images and targets.
-  """
-  mix_leaf = lambda x: _blend(x, _lambda(lam, x), PARTNER[style])
-  return mix_leaf(images), jax.tree.map(mix_leaf, targets)
-
-
-def apply_cutmix(images, targets, box, lam=None, style: str = 'timm'):
-  """CutMix (arXiv:1905.04899): a box is taken from the partner.
-
-  Args:
-    images: (B, H, W, 3).
-    targets: array (B, ...) or a tree of them, mixed by the area.
-    box: (top, bottom, left, right), or (B, 4), one per example.
-    lam: weight of an example's own targets, scalar or (B,); None: 1 - the
-      box's part of the area.
-    style: key of PARTNER.
-
-  Returns:
-    Mixed images and targets.
-  """
-  height, width = images.shape[1:3]
-  box = jnp.asarray(box)
-  if lam is None:
-    lam = box_lambda(box, height, width)
-  inside = _inside(jnp.atleast_2d(box), height, width)
-  images = jnp.where(inside, PARTNER[style](images), images)
-  mix_leaf = lambda x: _blend(x, _lambda(lam, x), PARTNER[style])
-  return images, jax.tree.map(mix_leaf, targets)
-
-
-def box_lambda(box, height: int, width: int):
-  """1 - the part of the image that the box (..., 4) covers."""
-  top, bottom, left, right = (box[..., i] for i in range(4))
-  return 1 - (bottom - top) * (right - left) / (height * width)
-
-
-def random_box(key, lam, height: int, width: int):
-  """A box of sides sqrt(1 - lam), uniform centre, clipped: (4,) int32."""
-  side = jnp.sqrt(1 - lam)
-  half_h = (height * side).astype(jnp.int32) // 2
-  half_w = (width * side).astype(jnp.int32) // 2
-  y_key, x_key = jax.random.split(key)
-  y = jax.random.randint(y_key, (), 0, height)
-  x = jax.random.randint(x_key, (), 0, width)
-  return jnp.stack(
-    [
-      jnp.clip(y - half_h, 0, height),
-      jnp.clip(y + half_h, 0, height),
-      jnp.clip(x - half_w, 0, width),
-      jnp.clip(x + half_w, 0, width),
-    ]
-  )
-
-
-def mixup_lambda(key, alpha: float, style: str = 'timm'):
-  """lam ~ Beta(alpha, alpha); Google takes max(lam, 1 - lam)."""
-  lam = jax.random.beta(key, alpha, alpha)
-  return jnp.maximum(lam, 1 - lam) if style == 'google' else lam
-
-
-def mix(images, targets, key, cfg):
-  """Mixup or CutMix of a batch, one draw for all of it.
-
-  Args:
-    images: (B, H, W, 3), normalised.
-    targets: dict of arrays (B, ...), as `losses.total_loss` takes them.
-    key: random key.
-    cfg: the recipe's `data` section: mixup, cutmix, switch_prob, mix_prob,
-      mix_style.
-
-  Returns:
-    Mixed images and targets.
-  """
-  if cfg.mix_style not in PARTNER:
-    raise ValueError(
-      f'data.mix_style={cfg.mix_style!r}; allowed: {", ".join(PARTNER)}'
-    )
-  for name in ('mixup', 'cutmix'):
-    if cfg[name] < 0:
-      raise ValueError(f'data.{name}={cfg[name]}: a Beta parameter, 0 for off')
-  if not cfg.mixup and not cfg.cutmix:
-    return images, targets
-  if cfg.cutmix and 'token_labels' in targets:
-    raise ValueError(
-      'token labels do not go with data.cutmix: set it to 0 '
-      '(the model mixes tokens itself)'
-    )
-  height, width = images.shape[1:3]
-  on_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
-  on = jax.random.bernoulli(on_key, cfg.mix_prob)
-  lam, weight = jnp.float32(1), jnp.float32(1)
-  if cfg.mixup:
-    lam = weight = mixup_lambda(mixup_key, cfg.mixup, cfg.mix_style)
-  if cfg.cutmix:
-    drawn = jax.random.beta(cutmix_key, cfg.cutmix, cfg.cutmix)
-    box = random_box(box_key, drawn, height, width)
-    outside = 1.0 - _inside(box[None], height, width)
-    switch = (
-      jax.random.bernoulli(switch_key, cfg.switch_prob) if cfg.mixup else True
-    )
-    lam = jnp.where(switch, box_lambda(box, height, width), lam)
-    weight = jnp.where(switch, outside, weight)
-  lam = jnp.where(on, lam, 1.0)
-  weight = jnp.where(on, weight, 1.0)
-  partner = PARTNER[cfg.mix_style]
-  return (
-    _blend(images, weight, partner),
-    jax.tree.map(lambda t: _blend(t, lam, partner), targets),
-  )
-
-
-def prepare_train(images, targets, key, cfg, dtype=jnp.float32):
+def prepare_train(
+  images: jax.Array,
+  targets: dict,
+  key: jax.Array,
+  cfg,
+  dtype=jnp.float32,
+  slices: int = 1,
+) -> tuple[jax.Array, dict]:
   """uint8 images -> what the model is trained on.
 
-  Device resize, normalisation, random erasing, mixing, in this order; crop and
-  flip have been done (on the host, or in `data.cache`).
+  Device resize, normalization, random erasing, mixing, in this order (erasing
+  last with `data.erase_mixed`); crop and flip have been done, on the host or in
+  `data.device_cache`.
 
   Args:
     images: (B, H, W, 3) uint8.
@@ -292,20 +145,26 @@ def prepare_train(images, targets, key, cfg, dtype=jnp.float32):
     key: random key of the step.
     cfg: the recipe's `data` section.
     dtype: compute dtype of the model.
+    slices: accumulation slices of the batch.
 
   Returns:
     Images (B, H', W', 3) of `dtype`, and the targets.
   """
   erase_key, mix_key = jax.random.split(key)
+  erase = lambda x: (
+    random_erasing(x, erase_key, cfg.erasing) if cfg.erasing else x
+  )
   images = prepare_eval(images, cfg)
-  if cfg.erasing:
-    images = random_erasing(images, erase_key, cfg.erasing)
-  images, targets = mix(images, targets, mix_key, cfg)
+  if not cfg.erase_mixed:
+    images = erase(images)
+  images, targets = mix(images, targets, mix_key, cfg, slices)
+  if cfg.erase_mixed:
+    images = erase(images)
   return images.astype(dtype), targets
 
 
 def prepare_eval(images, cfg, dtype=jnp.float32):
-  """uint8 images (B, H, W, 3) -> normalised, at data.image_size."""
+  """uint8 images (B, H, W, 3) -> normalized, at data.image_size."""
   size = cfg.image_size, cfg.image_width or cfg.image_size
   if cfg.device_resize and images.shape[1:3] != size:
     images = resize(images, size)

@@ -1,21 +1,23 @@
-"""The exponential moving average of the parameters."""
+"""The exponential moving average of parameters and BatchNorm statistics."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# ------------------------------------------------------ averages and safety
 
-
-def ema_update(ema, params, decay: float, step=None):
-  """Moving average of the parameters: ema + (1 - d) (params - ema).
+def ema_update(
+  ema: Any, new: Any, decay: float, step: jax.Array | None = None
+) -> Any:
+  """One update of the moving average: ema + (1 - d) (new - ema).
 
   Args:
-    ema: the average, a tree like `params`, at first a copy of it.
-    params: the new parameters.
+    ema: the average, a tree like `new`, at first a copy of it.
+    new: the parameters (or statistics) after the step.
     decay: d, as DeiT's 0.99996.
-    step: updates made before this one. If given, d is ramped up as min(decay,
-      (1 + step) / (10 + step)), so that short runs forget their start; None
-      for the constant decay of timm.
+    step: finished updates before this one. If given, d is min(decay,
+      (1 + step) / (10 + step)), so that a short run forgets its start; None for
+      the constant decay of timm.
 
   Returns:
     The new average.
@@ -24,5 +26,5 @@ def ema_update(ema, params, decay: float, step=None):
     step = jnp.asarray(step, jnp.float32)
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
   return jax.tree.map(
-    lambda e, p: (e + (1 - decay) * (p - e)).astype(e.dtype), ema, params
+    lambda e, n: (e + (1 - decay) * (n - e)).astype(e.dtype), ema, new
   )

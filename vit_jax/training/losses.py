@@ -1,30 +1,19 @@
-"""Training losses: classification, distillation, token labels, regulariser.
+"""Training losses: classification, distillation, token labels, regularizer.
 
-Everything is computed in float32 whatever the dtype of the logits. Functions
-named after a loss return one value per example; `mean` averages them over the
-examples that a mask keeps. `total_loss` composes what a recipe's `loss` section
-asks for. B batch, C classes, N tokens.
+Everything is computed in float32, whatever the dtype of the logits. Functions
+named after a loss return one value per example; `total_loss` combines what a
+recipe's `loss` section names. B batch, C classes, N tokens.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-LOSSES = ('softmax', 'sigmoid')
-DISTILLATIONS = ('none', 'soft', 'hard')
 
-
-def mean(values, mask=None):
-  """Mean of per-example values (B,) over the examples where mask (B,) is 1."""
-  if mask is None:
-    return jnp.mean(values)
-  mask = mask.astype(values.dtype)
-  kept = jnp.where(mask > 0, values, 0)  # padding may hold anything, also nan
-  return jnp.sum(kept * mask) / jnp.maximum(jnp.sum(mask), 1)
-
-
-def smooth(targets, smoothing: float):
+def smooth(targets: jax.Array, smoothing: float) -> jax.Array:
   """Label smoothing (arXiv:1512.00567, sec. 7): (1 - e) * targets + e / C.
 
   On one-hot targets that is e / C off and 1 - e + e / C on, as in timm. It is
@@ -35,13 +24,13 @@ def smooth(targets, smoothing: float):
   return targets * (1 - smoothing) + smoothing / targets.shape[-1]
 
 
-def softmax_xent(logits, targets):
+def softmax_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Cross-entropy with distributions: (..., C), (..., C) -> (...)."""
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
   return -jnp.sum(targets.astype(jnp.float32) * log_p, axis=-1)
 
 
-def sigmoid_xent(logits, targets):
+def sigmoid_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Multi-label cross-entropy, summed over the classes: (..., C) -> (...)."""
   logits = logits.astype(jnp.float32)
   targets = targets.astype(jnp.float32)
@@ -52,7 +41,26 @@ def sigmoid_xent(logits, targets):
   )
 
 
-def softmax_kl(logits, targets):
+def binary_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """DeiT's `--bce-loss`: (..., C), (..., C) -> (...).
+
+  Every class with a positive target becomes a target of 1, and the loss is the
+  mean over the classes, not their sum. Label smoothing makes every target
+  positive: the published commands with this loss have none.
+  """
+  hard = (targets > 0).astype(jnp.float32)
+  return sigmoid_xent(logits, hard) / logits.shape[-1]
+
+
+# Values of loss.name.
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  'softmax': softmax_xent,
+  'sigmoid': sigmoid_xent,
+  'bce': binary_xent,
+}
+
+
+def softmax_kl(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """KL(targets || softmax(logits)): cross-entropy less the targets' entropy."""
   entropy = jnp.sum(
     jax.scipy.special.entr(targets.astype(jnp.float32)), axis=-1
@@ -60,24 +68,32 @@ def softmax_kl(logits, targets):
   return softmax_xent(logits, targets) - entropy
 
 
-def soft_distillation(logits, teacher_logits, tau: float = 1.0):
+def soft_distillation(
+  logits: jax.Array, teacher_logits: jax.Array, tau: float = 1.0
+) -> jax.Array:
   """KL to the teacher at temperature tau, times tau^2 / C (arXiv:2012.12877).
 
-  The paper's eq. 2 has no 1 / C: it is what the released code divides by
-  (the number of elements, not of examples), and what its recipes mean.
+  Equation 2 of the paper has no 1 / C. The released code divides by the number
+  of elements instead of examples, and its recipes are tuned for that.
   """
   teacher = jax.nn.softmax(teacher_logits.astype(jnp.float32) / tau)
   kl = softmax_kl(logits.astype(jnp.float32) / tau, teacher)
   return kl * tau**2 / logits.shape[-1]
 
 
-def hard_distillation(logits, teacher_logits):
+def hard_distillation(
+  logits: jax.Array, teacher_logits: jax.Array
+) -> jax.Array:
   """Cross-entropy with the teacher's argmax (arXiv:2012.12877, eq. 3)."""
   best = jnp.argmax(teacher_logits, axis=-1)
   return softmax_xent(logits, jax.nn.one_hot(best, logits.shape[-1]))
 
 
-def mix_class_targets(targets, box, num_tokens: int):
+# Values of loss.distill.
+DISTILLATIONS = ('none', 'soft', 'hard')
+
+
+def mix_class_targets(targets, box, num_tokens: int) -> jax.Array:
   """Class targets of a MixToken batch (arXiv:2104.10858, sec. 3.3).
 
   Args:
@@ -95,8 +111,8 @@ def mix_class_targets(targets, box, num_tokens: int):
   return lam * targets + (1 - lam) * targets[::-1]
 
 
-def add_ground_truth(token_cls, label):
-  """Teacher's class target blended with the label (VOLO's fine-tuning).
+def add_ground_truth(token_cls: jax.Array, label: jax.Array) -> jax.Array:
+  """Blends the teacher's class target with the label (VOLO's fine-tuning).
 
   r * token_cls + (1 - r) * label with r = 0.5 where both name the same class,
   else 0.9 (`--ground-truth` of the released code). Both (B, C).
@@ -107,15 +123,15 @@ def add_ground_truth(token_cls, label):
 
 
 def token_label_loss(
-  logits,
-  token_logits,
-  cls_targets,
-  token_targets,
+  logits: jax.Array,
+  token_logits: jax.Array,
+  cls_targets: jax.Array,
+  token_targets: jax.Array,
   *,
   box=None,
   token_weight: float = 0.5,
-):
-  """Token labelling (arXiv:2104.10858, eq. 6): class plus mean token loss.
+) -> tuple[jax.Array, jax.Array]:
+  """Token labeling (arXiv:2104.10858, eq. 6): class plus mean token loss.
 
   Args:
     logits: (B, C) of the class token.
@@ -128,6 +144,9 @@ def token_label_loss(
 
   Returns:
     (B,) losses and (B,) token terms (unweighted).
+
+  Raises:
+    ValueError: the targets are for another number of tokens.
   """
   if token_targets.ndim == 2:
     token_targets = token_targets[:, None]
@@ -142,7 +161,9 @@ def token_label_loss(
   return softmax_xent(logits, cls_targets) + token_weight * tokens, tokens
 
 
-def attention_similarity(attention, num_pairs: int):
+def attention_similarity(
+  attention: Sequence[jax.Array], num_pairs: int
+) -> jax.Array:
   """Cosine similarity of consecutive attention maps (arXiv:2103.11886).
 
   Args:
@@ -151,16 +172,19 @@ def attention_similarity(attention, num_pairs: int):
 
   Returns:
     (B,) means over pairs and positions.
+
+  Raises:
+    ValueError: there is no pair.
   """
   pairs = list(itertools.pairwise(attention))[:num_pairs]
   if not pairs:
     raise ValueError(
-      'the cosine regulariser needs at least two attention maps '
+      'the cosine regularizer needs at least two attention maps '
       f'and one pair, got {len(attention)} maps and '
       f'cosine_reg_blocks={num_pairs}'
     )
   norm = lambda a: jnp.sqrt(jnp.maximum(jnp.sum(a * a, axis=1), 1e-16))
-  total = 0.0
+  total = jnp.float32(0)
   for a, b in pairs:
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     similarity = jnp.sum(a * b, axis=1) / (norm(a) * norm(b))
@@ -168,7 +192,7 @@ def attention_similarity(attention, num_pairs: int):
   return total / len(pairs)
 
 
-def _check(cfg):
+def _check(cfg) -> None:
   if cfg.name not in LOSSES:
     raise ValueError(f'loss.name={cfg.name!r}; allowed: {", ".join(LOSSES)}')
   if cfg.distill not in DISTILLATIONS:
@@ -177,12 +201,53 @@ def _check(cfg):
     )
 
 
-def total_loss(cfg, logits, out, targets, teacher_logits=None, mask=None):
+def _token_base(cfg, logits, out, targets, label):
+  """The class and token loss of a model with token logits, and the terms."""
+  if cfg.name != 'softmax':
+    raise ValueError(
+      f'loss.name={cfg.name!r}: a model with token logits is '
+      'trained with softmax'
+    )
+  token_cls, token_labels = label, label
+  if 'token_labels' in targets:
+    token_labels = smooth(targets['token_labels'], cfg.label_smoothing)
+    token_cls = smooth(targets['token_cls'], cfg.label_smoothing)
+    if cfg.ground_truth:
+      token_cls = add_ground_truth(token_cls, label)
+  return token_label_loss(
+    logits,
+    out['logits_aux'],
+    token_cls,
+    token_labels,
+    box=out.get('mix_box'),
+    token_weight=cfg.token_weight,
+  )
+
+
+def _distillation(cfg, student, teacher_logits) -> jax.Array:
+  """The mean distillation term."""
+  if teacher_logits is None:
+    raise ValueError(
+      f"loss.distill={cfg.distill!r} needs the teacher's "
+      'logits: set loss.teacher and loss.teacher_weights'
+    )
+  if cfg.distill == 'soft':
+    return jnp.mean(soft_distillation(student, teacher_logits, cfg.distill_tau))
+  return jnp.mean(hard_distillation(student, teacher_logits))
+
+
+def total_loss(
+  cfg,
+  logits: jax.Array,
+  out: Mapping[str, Any],
+  targets: Mapping[str, jax.Array],
+  teacher_logits: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The training loss of a recipe.
 
   (1 - alpha) * base + alpha * distillation + cosine_reg * similarity, where
-  base is the softmax or sigmoid loss of the class branch, with the token loss
-  added for a model that returns token logits.
+  base is the loss `cfg.name` of the class branch, with the token loss added for
+  a model that returns token logits.
 
   Args:
     cfg: the recipe's `loss` section.
@@ -190,61 +255,34 @@ def total_loss(cfg, logits, out, targets, teacher_logits=None, mask=None):
     out: the model's intermediates. `logits_class` (class branch) and
       `logits_distill` (distillation branch) take the place of `logits` where a
       model has them; `logits_aux` (B, N, C) turns on the token loss, `mix_box`
-      tells where MixToken mixed; `attention` serves the cosine regulariser.
+      tells where MixToken mixed; `attention` serves the cosine regularizer.
     targets: dict with 'label' (B, C), one-hot or soft, not smoothed; for token
       labels also 'token_labels' (B, N, C) and 'token_cls' (B, C).
     teacher_logits: (B, C), for distillation.
-    mask: (B,), 0 for padding.
 
   Returns:
-    The loss, a float32 scalar, and a dict of its unweighted parts.
+    The loss, a float32 scalar, and a dict of its unweighted terms.
+
+  Raises:
+    ValueError: an unknown name, or something that a term needs is missing.
   """
   _check(cfg)
   class_logits = out.get('logits_class', logits)
   off, on = cfg.label_range
   label = smooth(off + (on - off) * targets['label'], cfg.label_smoothing)
-  parts = {}
+  terms = {}
   if 'logits_aux' in out:
-    if cfg.name != 'softmax':
-      raise ValueError(
-        f'loss.name={cfg.name!r}: a model with token logits is '
-        'trained with softmax'
-      )
-    token_cls, token_labels = label, label
-    if 'token_labels' in targets:
-      token_labels = smooth(targets['token_labels'], cfg.label_smoothing)
-      token_cls = smooth(targets['token_cls'], cfg.label_smoothing)
-      if cfg.ground_truth:
-        token_cls = add_ground_truth(token_cls, label)
-    base, tokens = token_label_loss(
-      class_logits,
-      out['logits_aux'],
-      token_cls,
-      token_labels,
-      box=out.get('mix_box'),
-      token_weight=cfg.token_weight,
-    )
-    parts['tokens'] = mean(tokens, mask)
-  elif cfg.name == 'softmax':
-    base = softmax_xent(class_logits, label)
+    base, tokens = _token_base(cfg, class_logits, out, targets, label)
+    terms['tokens'] = jnp.mean(tokens)
   else:
-    base = sigmoid_xent(class_logits, label)
-  loss = parts['base'] = mean(base, mask)
+    base = LOSSES[cfg.name](class_logits, label)
+  loss = terms['base'] = jnp.mean(base)
 
   if cfg.distill != 'none':
-    if teacher_logits is None:
-      raise ValueError(
-        f"loss.distill={cfg.distill!r} needs the teacher's "
-        'logits: set loss.teacher and loss.teacher_weights'
-      )
     student = out.get('logits_distill', logits)
-    if cfg.distill == 'soft':
-      distill = soft_distillation(student, teacher_logits, cfg.distill_tau)
-    else:
-      distill = hard_distillation(student, teacher_logits)
-    parts['distill'] = mean(distill, mask)
+    terms['distill'] = _distillation(cfg, student, teacher_logits)
     alpha = cfg.distill_alpha
-    loss = (1 - alpha) * loss + alpha * parts['distill']
+    loss = (1 - alpha) * loss + alpha * terms['distill']
 
   if cfg.cosine_reg:
     if 'attention' not in out:
@@ -253,6 +291,6 @@ def total_loss(cfg, logits, out, targets, teacher_logits=None, mask=None):
         'model.return_attention = True'
       )
     similarity = attention_similarity(out['attention'], cfg.cosine_reg_blocks)
-    parts['cosine'] = mean(similarity, mask)
-    loss = loss + cfg.cosine_reg * parts['cosine']
-  return loss, parts
+    terms['cosine'] = jnp.mean(similarity)
+    loss = loss + cfg.cosine_reg * terms['cosine']
+  return loss, terms

@@ -1,196 +1,28 @@
-"""Learning-rate schedules and optimizers, as optax transformations.
+"""Optimizers: the recipe's `optim` section -> an optax transformation.
 
-`make_schedule` and `make_optimizer` read the recipe's `schedule` and `optim`
-sections. Moments have the tree (and, Adafactor apart, the shapes) of the
-parameters, so that the path of a state's leaf ends with its parameter's path.
-Parameter paths are written 'Transformer/encoderblock_0/MlpBlock_0/...'.
+Moments have the tree (and, except Adafactor's, the shapes) of the parameters,
+so that the path of each leaf of the state ends with the path of its parameter.
 """
 
-import dataclasses
-import difflib
-import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from vit_jax.training.rates import Rate, parameter_rates, path_name
 from vit_jax.training.schedules import Schedule
 
-# --------------------------------------------------- rates of the parameters
 
-
-def flat_paths(params) -> dict:
-  """{path: leaf} in tree order."""
-  return {
-    jax.tree_util.keystr(p, simple=True, separator='/'): leaf
-    for p, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-  """How fast one parameter moves: factors of the lr and of the weight decay.
-
-  `lr` is a float, or an array (L, 1, ..., 1) for a stack of L scanned blocks.
-  `frozen`: never moves, has no optimizer state and is not in the clipped norm.
-  """
-
-  lr: float | np.ndarray = 1.0
-  decay: float = 0.0
-  frozen: bool = False
-
-
-# Stacks of blocks in forward order; the first group is the index in the stack,
-# absent if the blocks are scanned. ResNet stages have two indices.
-_STACKS = (
-  re.compile(r'block(\d+)/unit(\d+)/.*'),
-  re.compile(r'outlooker(?:_(\d+))?/.*'),
-  re.compile(
-    r'(?:(?:Transformer/)?encoderblock|MixerBlock|block)(?:_(\d+))?/.*'
-  ),
-  re.compile(r'cls_block(?:_(\d+))?/.*'),
-)
-# What comes after the last block; everything else is before the first.
-_TOP = re.compile(
-  r'((Transformer/)?encoder_norm|head|head_dist|aux_head|pre_logits|'
-  r'pre_head_layer_norm|norm-pre-head|MAPHead_\d+|lca|pos_layer_embedding)'
-  r'(/.*)?'
-)
-
-
-def block_positions(params) -> dict:
-  """Where each parameter stands between the input (0) and the head (L + 1).
-
-  Returns:
-    {path: position}, an int, or an int array for a stack of scanned blocks:
-    0 for the stem, tokens and position tables, 1 .. L for the L blocks in
-    forward order, L + 1 for what follows them.
-  """
-  keys = {}  # path -> list of sortable block keys
-  for path, leaf in flat_paths(params).items():
-    for rank, stack in enumerate(_STACKS):
-      match = stack.fullmatch(path)
-      if match:
-        index = [int(g) for g in match.groups() if g is not None]
-        if index:
-          keys[path] = [(rank, 0, *index)]
-        else:  # scanned blocks follow the unrolled ones of the same stack
-          keys[path] = [(rank, 1, i) for i in range(leaf.shape[0])]
-        break
-  order = sorted({k for ks in keys.values() for k in ks})
-  number = {k: i + 1 for i, k in enumerate(order)}
-  positions = {}
-  for path in flat_paths(params):
-    if path in keys:
-      where = np.array([number[k] for k in keys[path]])
-      stacked = keys[path][0][1] == 1
-      positions[path] = where if stacked else int(where[0])
-    else:
-      positions[path] = len(order) + 1 if _TOP.fullmatch(path) else 0
-  return positions
-
-
-def _layer_factors(layer_decay: float, params) -> dict:
-  """{path: layer_decay ** (number of steps below the head)}."""
-  positions = block_positions(params)
-  last = max((int(np.max(p)) for p in positions.values()), default=0)
-  blocks = [p for p in positions.values() if 0 < np.max(p)]
-  if not blocks or last < 2:
-    raise ValueError(
-      f'optim.layer_decay={layer_decay}: no stack of blocks in '
-      f'the parameters {_names(flat_paths(params))}'
-    )
-  factors = {}
-  for path, leaf in flat_paths(params).items():
-    position = positions[path]
-    factor = np.power(np.float32(layer_decay), last - position)
-    if isinstance(position, np.ndarray):
-      factors[path] = factor.astype(np.float32).reshape(
-        -1, *(1,) * (leaf.ndim - 1)
-      )
-    else:
-      factors[path] = float(factor)
-  return factors
-
-
-def _names(paths, limit: int = 8) -> str:
-  paths = list(paths)
-  more = f', ... ({len(paths)} in all)' if len(paths) > limit else ''
-  return ', '.join(paths[:limit]) + more
-
-
-def _check_matches(pattern: str, key: str, paths) -> list[str]:
-  """Paths that the regex matches as a whole; ValueError if there is none."""
-  try:
-    regex = re.compile(pattern)
-  except re.error as e:
-    raise ValueError(
-      f'{key}: {pattern!r} is not a regular expression: {e}'
-    ) from None
-  found = [p for p in paths if regex.fullmatch(p)]
-  if not found:
-    word = re.sub(r'[^\w/]+', '', pattern)
-    near = (
-      [p for p in paths if regex.search(p)]
-      or [p for p in paths if word and word.lower() in p.lower()]
-      or difflib.get_close_matches(word, paths, n=5, cutoff=0.3)
-    )
-    hint = f'near it: {_names(near)}' if near else f'there are: {_names(paths)}'
-    raise ValueError(
-      f'{key}: {pattern!r} matches no parameter (the whole path must match, '
-      f"as in 'head/.*'); {hint}"
-    )
-  return found
-
-
-def parameter_rates(cfg, params) -> dict[str, Rate]:
-  """The `Rate` of every parameter, from the recipe's `optim` section.
-
-  Reads decay_mask, groups and layer_decay. The lr factor is that of the first
-  matching group times that of the layer; an lr factor of 0 freezes.
-  """
-  flat = flat_paths(params)
-  rates = {path: Rate(decay=0.0) for path in flat}
-  if cfg.weight_decay:
-    for path in _check_matches(cfg.decay_mask, 'optim.decay_mask', flat):
-      rates[path] = Rate(decay=1.0)
-  if cfg.layer_decay != 1:
-    for path, factor in _layer_factors(cfg.layer_decay, params).items():
-      rates[path] = dataclasses.replace(rates[path], lr=factor)
-  taken = set()
-  for pattern, factors in cfg.groups:
-    unknown = set(factors) - {'lr', 'decay'}
-    if unknown:
-      raise ValueError(
-        f'optim.groups: {pattern!r} sets {sorted(unknown)}; '
-        "allowed: 'lr', 'decay'"
-      )
-    for path in _check_matches(pattern, 'optim.groups', flat):
-      if path in taken:
-        continue
-      taken.add(path)
-      lr, decay = factors.get('lr', 1.0), factors.get('decay', 1.0)
-      if lr < 0 or decay < 0:
-        raise ValueError(
-          f'optim.groups: {pattern!r} has a negative factor: {dict(factors)}'
-        )
-      rates[path] = Rate(
-        lr=rates[path].lr * lr, decay=rates[path].decay * decay, frozen=lr == 0
-      )
-  if all(r.frozen for r in rates.values()):
-    raise ValueError('optim.groups freezes every parameter: nothing is trained')
-  return rates
-
-
-# --------------------------------------------------------------- optimizers
-
-
-def scale_by_adafactor(b1: float, b2: float, state_dtype):
+def scale_by_adafactor(
+  b1: float, b2: float, state_dtype: Any
+) -> optax.GradientTransformation:
   """big_vision's Adafactor (arXiv:2106.04560, sec. 3.4).
 
-  Second moments factored from 32 x 32 on, their decay min(b2, 1 - t^-0.8);
-  no relative step size; first moment `b1` without bias correction.
+  Second moments of at least 32 x 32 entries are factored; their decay is
+  min(b2, 1 - t^-0.8). The step size is not relative to the parameters. The
+  first moment, with decay `b1` (0: none), has no bias correction.
   """
 
   def decay(step, exponent):
@@ -213,19 +45,37 @@ def _adam(cfg):
   )
 
 
-# 'adam' is big_vision's name for it; the decay is decoupled in either.
-OPTIMIZERS = {
+# Values of optim.name. "adam" and "adamw" are the same: how weights decay is
+# a key of its own, optim.decay_style.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   'adamw': _adam,
   'adam': _adam,
   'sgd': lambda cfg: optax.trace(
-    cfg.momentum, accumulator_dtype=jnp.dtype(cfg.state_dtype)
+    cfg.momentum, cfg.nesterov, jnp.dtype(cfg.state_dtype)
   ),
   'adafactor': lambda cfg: scale_by_adafactor(
     cfg.b1, cfg.b2, jnp.dtype(cfg.state_dtype)
   ),
 }
-DECAY_STYLES = ('lr', 'schedule')
+DECAY_STYLES = ('lr', 'schedule', 'coupled')
 STATE_DTYPES = ('float32', 'bfloat16')
+
+
+def _add_coupled_decay(weight_decay: float, rates: dict[str, Rate]):
+  """Adds weight_decay g p to the gradient of a parameter with decay factor g.
+
+  That is an L2 penalty, as PyTorch's SGD has it: the decay passes through the
+  momentum and is multiplied by the learning rate.
+  """
+
+  def update(grads, state, params):
+    def one(path, grad, p):
+      factor = weight_decay * rates[path_name(path)].decay
+      return grad + factor * p if factor else grad
+
+    return jax.tree_util.tree_map_with_path(one, grads, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
@@ -234,6 +84,7 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
   With lr_t of the schedule and a parameter's factors f and g,
   'lr':       update = -lr_t f (direction + weight_decay g p)
   'schedule': update = -lr_t f direction - (lr_t / peak) weight_decay g p
+  'coupled':  update = -lr_t f direction, the decay is in the gradient
   """
   peak = schedule.peak or 1.0  # with lr = 0 nothing moves
 
@@ -245,9 +96,10 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
     lr = schedule(state.count)
 
     def one(path, direction, p):
-      rate = rates[jax.tree_util.keystr(path, simple=True, separator='/')]
+      rate = rates[path_name(path)]
       change = lr * rate.lr * direction
-      if rate.decay and cfg.weight_decay:
+      decays = rate.decay and cfg.weight_decay and cfg.decay_style != 'coupled'
+      if decays:
         factor = lr * rate.lr if cfg.decay_style == 'lr' else lr / peak
         change += factor * (cfg.weight_decay * rate.decay) * p
       return -change.astype(p.dtype)
@@ -258,7 +110,9 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
   return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(cfg, schedule, params) -> optax.GradientTransformation:
+def make_optimizer(
+  cfg, schedule: Callable[[Any], jax.Array], params: Any
+) -> optax.GradientTransformation:
   """Clip, optimizer, rates and decay of a recipe, in this order.
 
   Args:
@@ -271,6 +125,10 @@ def make_optimizer(cfg, schedule, params) -> optax.GradientTransformation:
   Returns:
     The transformation. Frozen parameters have no state and take no part in the
     norm that is clipped. Its `update` needs the parameters.
+
+  Raises:
+    ValueError: an unknown name, a negative value, or what `parameter_rates`
+      refuses.
   """
   for key, allowed in (
     ('name', OPTIMIZERS),
@@ -287,30 +145,19 @@ def make_optimizer(cfg, schedule, params) -> optax.GradientTransformation:
   if not isinstance(schedule, Schedule):
     schedule = Schedule(schedule, float(cfg.lr))
   rates = parameter_rates(cfg, params)
+  scale = OPTIMIZERS[cfg.name](cfg)
+  if cfg.decay_style == 'coupled':
+    decay = _add_coupled_decay(cfg.weight_decay, rates)
+    scale = optax.chain(decay, scale)
   tx = optax.chain(
     optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),
-    OPTIMIZERS[cfg.name](cfg),
+    scale,
     _apply_rates(cfg, schedule, rates),
   )
   if not any(r.frozen for r in rates.values()):
     return tx
   labels = jax.tree_util.tree_map_with_path(
-    lambda path, _: (
-      'frozen'
-      if rates[jax.tree_util.keystr(path, simple=True, separator='/')].frozen
-      else 'trained'
-    ),
+    lambda path, _: 'frozen' if rates[path_name(path)].frozen else 'trained',
     params,
   )
   return optax.partition({'trained': tx, 'frozen': optax.set_to_zero()}, labels)
-
-
-def all_finite(*trees):
-  """Whether every number in the trees is finite: a bool scalar."""
-  leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(trees)]
-  return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
-
-
-def skip_nonfinite(finite, new, old):
-  """`new` if the bool scalar `finite`, else `old`: trees of one structure."""
-  return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)

@@ -1,175 +1,232 @@
-"""Learning-rate schedules as functions of the step."""
+"""Learning-rate schedules: the recipe's `schedule` section -> step -> rate.
+
+Steps count from 0, and the rate of step n is the one that update n + 1 uses.
+The curves are optax's, given the fraction of the run that has passed instead of
+a number of steps, because a warm-up in epochs need not be a whole number of
+steps.
+"""
 
 from collections.abc import Callable
 import dataclasses
-import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-# ---------------------------------------------------------------- schedules
+UNITS = ('steps', 'epochs', 'examples')
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
   """step -> learning rate (float32), and the peak it was made for."""
 
-  fn: Callable
+  fn: Callable[[jax.typing.ArrayLike], jax.Array]
   peak: float
 
-  def __call__(self, step):
+  def __call__(self, step: jax.typing.ArrayLike) -> jax.Array:
     return self.fn(step)
 
 
-def learning_rate(
-  step,
-  *,
-  name: str,
-  peak: float,
-  total_steps: int,
-  warmup_steps: float = 0,
-  warmup_init: float = 0.0,
-  end: float = 0.0,
-  power: float = 1.0,
-  timescale: float = 10_000,
-  cooldown_steps: float = 0,
-  boundaries=(),
-  multipliers=(),
-):
-  """The learning rate of big_vision's and vit_jax's schedules.
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """The lengths of a run in steps; the last two may be fractions of one."""
 
-  Linear warm-up from `warmup_init`, then a curve over the rest of the run,
-  then, with `cooldown_steps`, a factor that falls linearly to 0 at the end.
+  total: int
+  warmup: float
+  cooldown: float
 
-  Args:
-    step: int, scalar or array; traced or not.
-    name: 'constant'; 'cosine', 'linear', 'polynomial' (from peak to `end`);
-      'rsqrt' (peak / sqrt(1 + steps since warm-up / timescale)); 'step' (peak *
-      multipliers[i] from step boundaries[i] on).
-    peak: learning rate after the warm-up.
-    total_steps: length of the run.
-    warmup_steps, warmup_init: length and first value of the warm-up.
-    end: last value.
-    power: of 'polynomial'.
-    timescale: of 'rsqrt', in steps.
-    cooldown_steps: length of the cooldown.
-    boundaries, multipliers: of 'step', in steps and as factors of the peak.
+  def progress(self, step: jax.Array) -> jax.Array:
+    """The fraction of the run after the warm-up that has passed, in [0, 1]."""
+    return jnp.clip((step - self.warmup) / (self.total - self.warmup), 0, 1)
 
-  Returns:
-    float32, the shape of `step`.
-  """
-  step = jnp.asarray(step, jnp.float32)
-  progress = jnp.clip(
-    (step - warmup_steps) / (total_steps - warmup_steps), 0, 1
+
+def _constant(cfg, peak: float, span: Span):
+  return lambda step: jnp.full_like(step, optax.constant_schedule(peak)(step))
+
+
+def _cosine(cfg, peak: float, span: Span):
+  decay = optax.cosine_decay_schedule(peak - cfg.end, decay_steps=1)
+  return lambda step: cfg.end + decay(span.progress(step))
+
+
+def _linear(cfg, peak: float, span: Span):
+  decay = optax.linear_schedule(peak, cfg.end, transition_steps=1)
+  return lambda step: decay(span.progress(step))
+
+
+def _polynomial(cfg, peak: float, span: Span):
+  decay = optax.polynomial_schedule(
+    peak, cfg.end, cfg.power, transition_steps=1
   )
-  if name == 'constant':
-    lr = jnp.full_like(step, peak)
-  elif name == 'cosine':
-    lr = end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-  elif name in ('linear', 'polynomial'):
-    lr = end + (peak - end) * (1 - progress) ** (
-      power if name == 'polynomial' else 1
+  return lambda step: decay(span.progress(step))
+
+
+def _rsqrt(cfg, peak: float, span: Span):
+  """peak / sqrt(1 + (steps since the warm-up + shift) / timescale)."""
+  if cfg.timescale <= 0:
+    raise ValueError(f'schedule.timescale={cfg.timescale} must be positive')
+
+  def rate(step):
+    since = jnp.maximum(step - span.warmup, 0)
+    return peak / jnp.sqrt(1 + (since + cfg.shift) / cfg.timescale)
+
+  return rate
+
+
+def _step(cfg, peak: float, span: Span):
+  """Constant, with another factor of the peak from each boundary on."""
+  boundaries = _boundaries(cfg, span.total)
+  factors = tuple(cfg.factors) or tuple(
+    cfg.factor ** (i + 1) for i in range(len(boundaries))
+  )
+  if len(factors) != len(boundaries):
+    raise ValueError(
+      f'schedule.factors={factors} needs one entry for each of '
+      f'schedule.boundaries={tuple(cfg.boundaries)}'
     )
-  elif name == 'rsqrt':
-    lr = peak / jnp.sqrt(1 + jnp.maximum(step - warmup_steps, 0) / timescale)
-  elif name == 'step':
-    factors = np.array([1.0, *multipliers], np.float32) * np.float32(peak)
-    passed = jnp.searchsorted(np.array(boundaries, np.float32), step, 'right')
-    lr = jnp.asarray(factors)[passed]
-  else:
-    raise ValueError(f'schedule.name={name!r}; allowed: {", ".join(SCHEDULES)}')
-  if warmup_steps:
-    warm = warmup_init + (lr - warmup_init) * step / warmup_steps
-    lr = jnp.where(step < warmup_steps, warm, lr)
-  if cooldown_steps:
-    lr *= jnp.clip((total_steps - step) / cooldown_steps, 0, 1)
-  return lr
+  rates = np.float32(peak) * np.array([1, *factors], np.float32)
+  return optax.join_schedules(
+    [optax.constant_schedule(rate) for rate in rates], boundaries
+  )
 
 
-def timm_cosine(
-  t,
-  *,
-  peak: float,
-  period: float,
-  end: float = 0.0,
-  warmup: float = 0,
-  warmup_init: float = 0.0,
-  warmup_prefix: bool = False,
-  cycle_mul: float = 1.0,
-  cycle_decay: float = 1.0,
-  cycle_limit: int = 1,
-  k_decay: float = 1.0,
-):
+def _timm_cosine(cfg, peak: float, span: Span):
   """timm's CosineLRScheduler, which DeiT's family was trained with.
 
-  Unlike 'cosine', the warm-up is not subtracted from t (unless
-  `warmup_prefix`), so the curve starts below its peak; after the last cycle
-  the rate stays at `end`.
-
-  Args:
-    t: index, in any unit (epochs, steps), scalar or array.
-    peak: rate at the start of the first cycle.
-    period: length of the first cycle, in units of t.
-    end: rate at the end of every cycle.
-    warmup, warmup_init: length and first value of the linear warm-up.
-    warmup_prefix: count t from the end of the warm-up.
-    cycle_mul, cycle_decay, cycle_limit: each cycle is so much longer and
-      its peak so much lower than the one before; number of cycles
-      (arXiv:1608.03983).
-    k_decay: exponent of the time within a cycle (arXiv:2004.05909).
-
-  Returns:
-    float32, the shape of t.
+  Unlike 'cosine', the warm-up is not subtracted from the time of the cosine
+  (unless `warmup_prefix`), so the curve starts below its peak. Restarts as in
+  arXiv:1608.03983; the exponent of the time is from arXiv:2004.05909. After the
+  last cycle the rate stays at `end`. The warm-up leads to the peak.
   """
-  t = jnp.asarray(t, jnp.float32)
-  x = t - warmup if warmup_prefix else t
-  lengths = period * np.power(float(cycle_mul), np.arange(cycle_limit))
-  lr = jnp.full_like(t, end)
-  start = 0.0
-  for i, length in enumerate(lengths):
-    top = peak * cycle_decay**i
-    part = jnp.clip((x - start) / length, 0, 1) ** k_decay
-    curve = end + (top - end) * 0.5 * (1 + jnp.cos(jnp.pi * part))
-    lr = jnp.where((x >= start) & (x < start + length), curve, lr)
+  slope = (peak - cfg.warmup_init) / (span.warmup or 1)
+  start = span.warmup if cfg.warmup_prefix else 0.0
+  relative = [cfg.cycle_mul**i for i in range(cfg.cycle_limit)]
+  first = (span.total - span.cooldown - start) / sum(relative)
+  cycles = []  # (first step, length, curve over the fraction of the cycle)
+  for i, length in enumerate(first * r for r in relative):
+    top = peak * cfg.cycle_decay**i
+    curve = optax.cosine_decay_schedule(top - cfg.end, decay_steps=1)
+    cycles.append((start, length, curve))
     start += length
-  if warmup:
-    lr = jnp.where(
-      t < warmup, warmup_init + t * ((peak - warmup_init) / warmup), lr
+
+  def rate(step):
+    lr = jnp.full_like(step, cfg.end)
+    for begin, length, curve in cycles:
+      passed = jnp.clip((step - begin) / length, 0, 1) ** cfg.k_decay
+      inside = (step >= begin) & (step < begin + length)
+      lr = jnp.where(inside, cfg.end + curve(passed), lr)
+    if span.warmup:
+      lr = jnp.where(step < span.warmup, cfg.warmup_init + step * slope, lr)
+    return lr
+
+  return rate
+
+
+CURVES = {
+  'constant': _constant,
+  'cosine': _cosine,
+  'linear': _linear,
+  'rsqrt': _rsqrt,
+  'polynomial': _polynomial,
+  'step': _step,
+  'timm_cosine': _timm_cosine,
+}
+SCHEDULES = tuple(CURVES)
+
+
+def _boundaries(cfg, total_steps: int) -> list[int]:
+  """The steps at which the rate of a 'step' schedule changes."""
+  boundaries = [
+    round(b * total_steps) if 0 < b < 1 else b for b in cfg.boundaries
+  ]
+  if boundaries != sorted(boundaries) or any(b <= 0 for b in boundaries):
+    raise ValueError(
+      f'schedule.boundaries={tuple(cfg.boundaries)} must be '
+      'positive and increasing: fractions of the run, or steps'
     )
-  return lr
+  return boundaries
 
 
-SCHEDULES = (
-  'constant',
-  'cosine',
-  'linear',
-  'rsqrt',
-  'polynomial',
-  'step',
-  'timm_cosine',
-)
-
-
-def _duration(cfg, name, steps_per_epoch, batch_size) -> float:
+def _duration(cfg, name: str, steps_per_epoch: float, batch_size: int) -> float:
   """Steps of cfg.{name}_steps, _epochs or _examples; at most one is set."""
-  units = {'steps': 1, 'epochs': steps_per_epoch, 'examples': 1 / batch_size}
-  given = {u: cfg.get(f'{name}_{u}') for u in units}
-  given = {u: value for u, value in given.items() if value}
+  factors = dict(zip(UNITS, (1, steps_per_epoch, 1 / batch_size), strict=True))
+  given = {
+    unit: value for unit in UNITS if (value := cfg.get(f'{name}_{unit}'))
+  }
   if len(given) > 1:
     raise ValueError(
       'schedule: '
-      + ' and '.join(f'{name}_{u}' for u in given)
+      + ' and '.join(f'{name}_{unit}' for unit in given)
       + ' are both set; give at most one of them'
     )
   for unit, value in given.items():
     if value < 0:
       raise ValueError(f'schedule.{name}_{unit}={value} is negative')
-    return value * units[unit]
+    return value * factors[unit]
   return 0
 
 
+def _check(cfg, span: Span) -> None:
+  """ValueError for a schedule section that cannot work."""
+  if cfg.name not in CURVES:
+    raise ValueError(
+      f'schedule.name={cfg.name!r}; allowed: {", ".join(SCHEDULES)}'
+    )
+  if span.warmup + span.cooldown >= span.total:
+    raise ValueError(
+      f'schedule: {span.warmup:g} steps of warm-up and {span.cooldown:g} of '
+      f'cooldown do not fit into a run of {span.total} steps: shorten them, or '
+      'lengthen the run (run.steps, epochs or examples)'
+    )
+  if cfg.by_epoch and cfg.name != 'timm_cosine':
+    raise ValueError(
+      'schedule.by_epoch is only for schedule.name='
+      f"'timm_cosine', not {cfg.name!r}"
+    )
+  if (cfg.name == 'step') != bool(cfg.boundaries):
+    raise ValueError(
+      "schedule.boundaries go with schedule.name='step', and "
+      f'only with it: name={cfg.name!r}, '
+      f'boundaries={tuple(cfg.boundaries)}'
+    )
+  if cfg.cycle_limit < 1:
+    raise ValueError(f'schedule.cycle_limit={cfg.cycle_limit}; at least 1')
+
+
+def _with_ends(curve, cfg, span: Span):
+  """A curve with the linear warm-up and the linear cooldown of Google's code.
+
+  The warm-up leads from `warmup_init` to the first value of the curve. The
+  cooldown is a factor that falls to 0.
+  """
+
+  def rate(step):
+    lr = curve(step)
+    if span.warmup:
+      warm = cfg.warmup_init + (lr - cfg.warmup_init) * step / span.warmup
+      lr = jnp.where(step < span.warmup, warm, lr)
+    if span.cooldown:
+      lr *= jnp.clip((span.total - step) / span.cooldown, 0, 1)
+    return lr
+
+  return rate
+
+
+def _by_epoch(rate, epoch_lag: int, steps_per_epoch: float):
+  """Holds a rate within each epoch: that of the epoch `epoch_lag` before."""
+
+  def held(step):
+    # +0.5 so that float32 rounding cannot push an exact epoch boundary into the
+    # epoch before.
+    epoch = jnp.floor((step + 0.5) / steps_per_epoch)
+    return rate(jnp.maximum(epoch - epoch_lag, 0) * steps_per_epoch)
+
+  return held
+
+
 def make_schedule(
-  cfg_schedule,
+  cfg,
   cfg_optim,
   *,
   total_steps: int,
@@ -179,81 +236,30 @@ def make_schedule(
   """The learning rate of a recipe as a function of the step.
 
   Args:
-    cfg_schedule: the recipe's `schedule` section.
-    cfg_optim: its `optim` section: `lr` and `lr_batch` (the batch size `lr`
-      is meant for; the peak is lr * batch_size / lr_batch). `warmup_init` and
-      `end` are not scaled.
+    cfg: the recipe's `schedule` section.
+    cfg_optim: the recipe's `optim` section: `lr` and `lr_batch`, the batch size
+      that `lr` is meant for: the peak is lr * batch_size / lr_batch, or `lr`
+      without it. `warmup_init` and `end` are not scaled.
     total_steps: length of the run, cooldown included.
     steps_per_epoch: may be fractional.
     batch_size: global.
+
+  Raises:
+    ValueError: an unknown name, durations that do not fit into the run, or keys
+      of another schedule.
   """
-  cfg = cfg_schedule
-  if cfg.name not in SCHEDULES:
-    raise ValueError(
-      f'schedule.name={cfg.name!r}; allowed: {", ".join(SCHEDULES)}'
-    )
   peak = float(cfg_optim.lr)
   if cfg_optim.lr_batch:
     peak *= batch_size / cfg_optim.lr_batch
-  warmup = _duration(cfg, 'warmup', steps_per_epoch, batch_size)
-  cooldown = _duration(cfg, 'cooldown', steps_per_epoch, batch_size)
-  if warmup + cooldown >= total_steps:
-    raise ValueError(
-      f'schedule: {warmup:g} steps of warm-up and {cooldown:g} of cooldown '
-      f'do not fit into a run of {total_steps} steps: shorten them, or '
-      'lengthen the run (run.steps, epochs or examples)'
-    )
-  if cfg.name == 'timm_cosine':
-    curve = functools.partial(
-      timm_cosine,
-      peak=peak,
-      period=total_steps - cooldown,
-      end=cfg.end,
-      warmup=warmup,
-      warmup_init=cfg.warmup_init,
-    )
-    if not cfg.by_epoch:
-      return Schedule(curve, peak)
-
-    def by_epoch(step):
-      # The half keeps the division of whole numbers on the right side.
-      epoch = jnp.floor(
-        (jnp.asarray(step, jnp.float32) + 0.5) / steps_per_epoch
-      )
-      return curve(jnp.maximum(epoch - cfg.epoch_lag, 0) * steps_per_epoch)
-
-    return Schedule(by_epoch, peak)
-  if cfg.by_epoch:
-    raise ValueError(
-      'schedule.by_epoch is only for schedule.name='
-      f"'timm_cosine', not {cfg.name!r}"
-    )
-  boundaries = [
-    round(b * total_steps) if 0 < b < 1 else b for b in cfg.boundaries
-  ]
-  if boundaries != sorted(boundaries) or any(b <= 0 for b in boundaries):
-    raise ValueError(
-      f'schedule.boundaries={tuple(cfg.boundaries)} must be '
-      'positive and increasing: fractions of the run, or steps'
-    )
-  if (cfg.name == 'step') != bool(boundaries):
-    raise ValueError(
-      "schedule.boundaries go with schedule.name='step', and "
-      f'only with it: name={cfg.name!r}, '
-      f'boundaries={tuple(cfg.boundaries)}'
-    )
-  fn = functools.partial(
-    learning_rate,
-    name=cfg.name,
-    peak=peak,
-    total_steps=total_steps,
-    warmup_steps=warmup,
-    warmup_init=cfg.warmup_init,
-    end=cfg.end,
-    power=cfg.power,
-    timescale=cfg.timescale,
-    cooldown_steps=cooldown,
-    boundaries=boundaries,
-    multipliers=[cfg.factor ** (i + 1) for i in range(len(boundaries))],
+  span = Span(
+    total_steps,
+    _duration(cfg, 'warmup', steps_per_epoch, batch_size),
+    _duration(cfg, 'cooldown', steps_per_epoch, batch_size),
   )
-  return Schedule(fn, peak)
+  _check(cfg, span)
+  rate = CURVES[cfg.name](cfg, peak, span)
+  if cfg.name != 'timm_cosine':  # has ends of its own
+    rate = _with_ends(rate, cfg, span)
+  if cfg.by_epoch:
+    rate = _by_epoch(rate, cfg.epoch_lag, steps_per_epoch)
+  return Schedule(lambda step: rate(jnp.asarray(step, jnp.float32)), peak)

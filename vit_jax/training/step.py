@@ -20,7 +20,7 @@ from vit_jax.training.ema import ema_update
 from vit_jax.training.state import TrainState
 
 
-def _targets(batch, num_classes: int):
+def make_targets(batch, num_classes: int):
   label = batch['label']
   if label.ndim == 1:
     label = augment.one_hot(label, num_classes)
@@ -102,10 +102,11 @@ def make_train_step(
       batch = token_targets.expand(batch, num_classes)
     images, targets = augment.prepare_train(
       batch['image'],
-      _targets(batch, num_classes),
+      make_targets(batch, num_classes),
       augment_key,
       config.data,
       dtype,
+      slices=parts,
     )
     micro = {'image': images, 'targets': targets}
     if teacher is not None:
@@ -157,9 +158,12 @@ def make_train_step(
     proceed = finite if config.run.nan == 'skip' else bad_step < 0
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
+    ema, ema_stats = state.ema, state.ema_stats
     if config.optim.ema:
-      ema = ema_update(ema, params, config.optim.ema, state.step)
+      at = state.step if config.optim.ema_ramp else None
+      ema = ema_update(ema, params, config.optim.ema, at)
+    if ema_stats:
+      ema_stats = ema_update(ema_stats, batch_stats, config.optim.ema, at)
     keep = lambda new, old: jax.tree.map(
       lambda a, b: jnp.where(proceed, a, b), new, old
     )
@@ -169,6 +173,7 @@ def make_train_step(
       batch_stats=keep(batch_stats, state.batch_stats),
       opt_state=keep(opt_state, state.opt_state),
       ema=keep(ema, state.ema),
+      ema_stats=keep(ema_stats, state.ema_stats),
       bad_step=bad_step,
       skipped=state.skipped + ~finite,
     )

@@ -1,0 +1,347 @@
+"""Runs recorded training steps through a recipe and the product's own step.
+
+`RecipeRun` loads a recipe from `configs/`, replaces sizes, data and those
+settings that the file records, builds it as training does, loads the recorded
+initial parameters and runs `make_train_step` on the recorded batches. Random
+draws are replaced by the recorded ones; nothing else is.
+"""
+
+from collections.abc import Iterable
+import contextlib
+import pathlib
+import re
+from typing import Any
+from unittest import mock
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vit_jax.models import volo
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.recipe import build as recipe_build
+from vit_jax.recipe.checks import check
+from vit_jax.recipe.keys import get
+from vit_jax.recipe.overrides import load_recipe
+from vit_jax.training import mixing
+from vit_jax.training.state import init_state
+from vit_jax.training.step import make_train_step
+from vit_jax.weights import from_state_dict, to_state_dict
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+# Whatever a recorded run has of sizes and data.
+SIZES = (
+  'data.batch_size',
+  'data.image_size',
+  'data.image_width',
+  'data.device_resize',
+  'data.erasing',
+  'data.mix_groups',
+  'loss.teacher_weights',
+  'mesh.preset',
+  'model.',
+  'optim.accumulate',
+  'run.epochs',
+  'run.steps',
+  'run.examples',
+  'schedule.warmup_steps',
+  'schedule.warmup_epochs',
+  'schedule.warmup_examples',
+  'schedule.cooldown_steps',
+  'schedule.cooldown_epochs',
+)
+
+
+def load(recipe: str):
+  """The recipe 'name:argument' of `configs/`."""
+  name, _, argument = recipe.partition(':')
+  return load_recipe(str(CONFIGS / f'{name}.py')).get_config(argument or None)
+
+
+def set_keys(config, settings: dict[str, Any]) -> list[str]:
+  """Sets keys of a recipe; returns those, sizes apart, that changed."""
+  changed = []
+  for key, value in settings.items():
+    section, name = key.split('.', 1)
+    before = config[section].get(name)
+    if before != value and not key.startswith(SIZES):
+      changed.append(f'{key}: {before} -> {value}')
+    with config.ignore_type():
+      config[section][name] = value
+  return changed
+
+
+def record(case, keys: Iterable[str], difference, tolerance: float, name: str):
+  """Notes that outputs were compared, with their largest difference."""
+  difference = float(difference)
+  ratio = difference / tolerance if np.isfinite(difference) else np.inf
+  if not ratio < case.worst or not case.compared:
+    case.worst, case.difference = ratio, difference
+    case.tolerance, case.worst_key = tolerance, name
+  case.compared.update(keys)
+
+
+class RecipeRun:
+  """A recipe, built for recorded steps.
+
+  Attributes:
+    config: the recipe with the recorded settings.
+    changed: settings, sizes apart, in which the recipe and the record differ.
+  """
+
+  def __init__(
+    self,
+    case,
+    recipe: str,
+    settings: dict[str, Any],
+    *,
+    num_classes: int,
+    image_size: tuple[int, int],
+    steps_per_epoch: int,
+    teacher: bool = False,
+  ):
+    self.case = case
+    self.config = config = load(recipe)
+    lengths = ('run.steps', 'run.epochs', 'run.examples')
+    given = [key for key in lengths if key in settings]
+    self.changed = set_keys(
+      config,
+      {
+        **({key: None for key in lengths} if given else {}),
+        'data.image_size': image_size[0],
+        'data.image_width': image_size[1],
+        'data.device_resize': None,
+        'data.erasing': 0.0,
+        'data.mix_groups': 1,
+        'mesh.preset': 'data',
+        **({'loss.teacher_weights': 'random'} if teacher else {}),
+        **settings,
+      },
+    )
+    check(config)
+    run = recipe_build.build(
+      config,
+      make_mesh(devices=jax.devices()[:1]),
+      num_classes=num_classes,
+      num_examples=steps_per_epoch * config.data.batch_size,
+    )
+    self.model, self.schedule = run.model, run.schedule
+    variables, report = from_state_dict(self.model, case.params, image_size)
+    self.format = report.format
+    self.state = init_state(
+      jax.tree.map(jnp.asarray, variables), run.tx, config.optim
+    )
+    step = make_train_step(
+      config,
+      run.model,
+      run.tx,
+      run.schedule,
+      num_classes,
+      teacher=(lambda _, images, batch: batch['teacher']) if teacher else None,
+    )
+    self._step = jax.jit(lambda *args: _with_draws(step, *args))
+
+  def start_at(self, step: int) -> None:
+    """Sets the step counters, as a resumed run has them."""
+    self.state = self.state.replace(
+      step=jnp.int32(step),
+      opt_state=optax.tree.set(self.state.opt_state, count=jnp.int32(step)),
+    )
+
+  def step(self, batch: dict, draws: dict | None = None) -> dict[str, Any]:
+    """One training step; returns its metrics, with the norm of the update."""
+    before = self.state.params
+    self.state, values = self._step(
+      self.state, {**batch}, {'teacher': {}}, draws or {}
+    )
+    moved = jax.tree.map(jnp.subtract, self.state.params, before)
+    return {**values, 'update_norm': optax.tree.norm(moved)}
+
+  def targets(self, batch: dict, draws: dict | None = None) -> np.ndarray:
+    """The class targets that the loss is computed with."""
+    from vit_jax.training import augment, losses
+    from vit_jax.training.step import make_targets
+
+    with _recorded(draws or {}):
+      _, targets = augment.prepare_train(
+        jnp.asarray(batch['image']),
+        make_targets(batch, self.model.num_classes),
+        jax.random.key(0),
+        self.config.data,
+      )
+    smoothing = self.config.loss.label_smoothing
+    return losses.smooth(targets['label'], smoothing)
+
+  def released(self, tree, stats=None) -> dict[str, np.ndarray]:
+    """A tree of the parameters' structure under the released names."""
+    stats = self.state.batch_stats if stats is None else stats
+    named = to_state_dict(
+      {'params': tree, 'batch_stats': stats}, self.model, self.format
+    )
+    return {name.removeprefix('params/'): x for name, x in named.items()}
+
+  def moment(self, name: str):
+    """The part of the optimizer state called `name`."""
+    return optax.tree.get(self.state.opt_state, name)
+
+
+@contextlib.contextmanager
+def _recorded(draws: dict):
+  """Replaces random draws by recorded ones."""
+  with contextlib.ExitStack() as stack:
+    if 'mixing' in draws:
+      stack.enter_context(
+        mock.patch.object(
+          mixing, 'draw_mixing', lambda *args, **kw: draws['mixing']
+        )
+      )
+    if 'box' in draws:
+      stack.enter_context(
+        mock.patch.object(volo, 'mix_box', lambda *args: tuple(draws['box']))
+      )
+    yield
+
+
+def _with_draws(step, state, batch, extras, draws):
+  with _recorded(draws):
+    return step(state, batch, extras)
+
+
+# ------------------------------------------------------------- comparisons
+
+
+def compare_steps(case, history: list[dict], loss_groups: int = 1) -> None:
+  """Compares what each step reports: loss, rate and norms.
+
+  `loss_groups`: the record has so many losses a step, of its slices; the step
+  reports their mean.
+  """
+  tolerance = case.meta['tolerance']
+  values = {
+    key: np.array([float(h[key]) for h in history], np.float64)
+    for key in ('loss', 'lr', 'grad_norm', 'update_norm')
+  }
+  want = case.outputs['loss'].astype(np.float64)
+  want = want.reshape(-1, loss_groups).mean(axis=1)
+  record(
+    case,
+    ['loss'],
+    np.max(np.abs(values['loss'] - want)),
+    tolerance['loss_atol'],
+    'loss',
+  )
+  for key, rtol in (
+    ('lr', tolerance['lr_rtol']),
+    ('grad_norm', tolerance['grad_norm_rtol']),
+    ('update_norm', tolerance['grad_norm_rtol']),
+  ):
+    if key in case.outputs:
+      want = case.outputs[key].astype(np.float64)
+      scale = np.maximum(np.abs(want), 1e-12)
+      record(case, [key], np.max(np.abs(values[key] - want) / scale), rtol, key)
+
+
+def _compared(case, name: str, x: np.ndarray) -> np.ndarray:
+  """The entries of a tensor that the file compares."""
+  note = case.meta.get('not_compared', {}).get(name)
+  if note is None:
+    return x
+  entries = re.match(r'entries \[(\d*):(\d*)\]', note)
+  if entries is None:
+    return x[:0]
+  first, last = (int(e) if e else None for e in entries.groups())
+  return np.delete(x, np.s_[first:last], axis=0)
+
+
+def _differences(case, prefix: str, named: dict[str, np.ndarray]):
+  """(key, difference, recorded) of all outputs under a prefix."""
+  for key, want in case.outputs.items():
+    if not key.startswith(prefix):
+      continue
+    name = key.removeprefix(prefix)
+    if name.endswith('num_batches_tracked'):
+      case.compared.add(key)
+      continue
+    if name not in named:
+      raise ValueError(f'{key}: the model has no {name}')
+    value = np.asarray(named[name], np.float64)
+    if value.shape != want.shape:
+      raise ValueError(f'{key}: shape {value.shape}, recorded {want.shape}')
+    want = want.astype(np.float64)
+    yield (
+      key,
+      _compared(case, name, value) - _compared(case, name, want),
+      _compared(case, name, want),
+    )
+
+
+def is_statistic(name: str) -> bool:
+  """Whether a released name is of BatchNorm's running statistics."""
+  return name.endswith(('running_mean', 'running_var'))
+
+
+def compare_trees(case, prefix: str, named: dict, tolerance: float) -> None:
+  """Compares parameters (or averages); statistics have their own tolerance."""
+  for key, difference, _ in _differences(case, prefix, named):
+    limit = tolerance
+    if is_statistic(key):
+      limit = case.meta['tolerance']['buffers_atol']
+    record(case, [key], np.max(np.abs(difference), initial=0.0), limit, key)
+
+
+def compare_update(case, named: dict) -> None:
+  """Compares final parameters, and their difference with the movement."""
+  tolerance = case.meta['tolerance']
+  compare_trees(case, 'params/', named, tolerance['final_params_atol'])
+  error = moved = 0.0
+  for key, difference, want in _differences(case, 'params/', named):
+    if not is_statistic(key):
+      name = key.removeprefix('params/')
+      start = _compared(case, name, case.params[name].astype(np.float64))
+      error += np.sum(difference**2)
+      moved += np.sum((want - start) ** 2)
+  record(
+    case,
+    [],
+    np.sqrt(error / moved),
+    tolerance['update_rel_l2'],
+    'relative L2 of the update',
+  )
+
+
+def compare_moments(case, prefix: str, named: dict) -> None:
+  """Compares optimizer state, relative to each tensor's largest entry."""
+  text = case.meta['tolerance']['optimizer_state']
+  rtol = float(re.search(r'<= ([\d.e-]+) \*', text)[1])
+  for key, difference, want in _differences(case, prefix, named):
+    if difference.size:
+      scale = np.max(np.abs(want)) or 1.0
+      record(case, [key], np.max(np.abs(difference)) / scale, rtol, key)
+    else:
+      case.compared.add(key)
+
+
+def rename(tree, names: dict[str, str]) -> dict[str, np.ndarray]:
+  """A flat tree with some paths renamed."""
+  flat = flatten_dict(tree, sep='/')
+  return {names.get(path, path): np.asarray(x) for path, x in flat.items()}
+
+
+def nested(flat: dict[str, np.ndarray]):
+  """{'a/b': x} -> {'a': {'b': x}} of device arrays."""
+  return unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()}, sep='/')
+
+
+__all__ = [
+  'RecipeRun',
+  'compare_moments',
+  'compare_steps',
+  'compare_trees',
+  'compare_update',
+  'get',
+  'nested',
+  'record',
+  'rename',
+]

@@ -1,0 +1,237 @@
+"""Mixup and CutMix on the device: what is drawn, and how it is applied.
+
+`draw_mixing` draws the random numbers of a batch and `apply_mixing` uses them.
+Partners are taken across the global batch, so the number of devices does not
+change them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Values of data.mix_style: how the partners of a group of examples (n, ...) are
+# found. timm reverses the batch, Google rolls it by one; 'permute' draws a
+# permutation, as big_transfer does.
+PARTNERS: dict[str, Callable[[jax.Array], jax.Array] | None] = {
+  'timm': lambda x: x[::-1],
+  'google': lambda x: jnp.roll(x, 1, axis=0),
+  'permute': None,
+}
+
+
+class Mixing(NamedTuple):
+  """The random numbers of one batch's mixing, one entry per example.
+
+  Fields:
+    lam: (B,) weight of an example's own targets, and of its own pixels in
+      mixup.
+    box: (B, 4) of (top, bottom, left, right), taken from the partner in CutMix.
+    cut: (B,) bool, CutMix instead of mixup.
+    partner: (B,) index of the partner for style 'permute', else None.
+  """
+
+  lam: jax.Array
+  box: jax.Array
+  cut: jax.Array
+  partner: jax.Array | None = None
+
+
+def box_lambda(box: jax.Array, height: int, width: int) -> jax.Array:
+  """The fraction of the image that the box (..., 4) leaves uncovered."""
+  top, bottom, left, right = (box[..., i] for i in range(4))
+  return 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def random_box(
+  key: jax.Array, lam: jax.Array, height: int, width: int
+) -> jax.Array:
+  """A box of sides sqrt(1 - lam), uniform center, clipped: (4,) int32."""
+  side = jnp.sqrt(1 - lam)
+  half_h = (height * side).astype(jnp.int32) // 2
+  half_w = (width * side).astype(jnp.int32) // 2
+  y_key, x_key = jax.random.split(key)
+  y = jax.random.randint(y_key, (), 0, height)
+  x = jax.random.randint(x_key, (), 0, width)
+  return jnp.stack(
+    [
+      jnp.clip(y - half_h, 0, height),
+      jnp.clip(y + half_h, 0, height),
+      jnp.clip(x - half_w, 0, width),
+      jnp.clip(x + half_w, 0, width),
+    ]
+  )
+
+
+def mixup_lambda(key: jax.Array, alpha: float, style: str = 'timm'):
+  """lam ~ Beta(alpha, alpha); Google takes max(lam, 1 - lam)."""
+  lam = jax.random.beta(key, alpha, alpha)
+  return jnp.maximum(lam, 1 - lam) if style == 'google' else lam
+
+
+def _draw_one(key: jax.Array, cfg, height: int, width: int):
+  """One draw of (lam, box, cut)."""
+  on_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
+  lam, cut = jnp.float32(1), jnp.bool_(False)
+  box = jnp.zeros(4, jnp.int32)
+  if cfg.mixup:
+    lam = mixup_lambda(mixup_key, cfg.mixup, cfg.mix_style)
+  if cfg.cutmix:
+    drawn = jax.random.beta(cutmix_key, cfg.cutmix, cfg.cutmix)
+    box = random_box(box_key, drawn, height, width)
+    cut = (
+      jax.random.bernoulli(switch_key, cfg.switch_prob)
+      if cfg.mixup
+      else jnp.bool_(True)
+    )
+    lam = jnp.where(cut, box_lambda(box, height, width), lam)
+  on = jax.random.bernoulli(on_key, cfg.mix_prob)
+  return jnp.where(on, lam, 1.0), box, cut & on
+
+
+def _draw_partners(key: jax.Array, batch: int, slices: int) -> jax.Array:
+  """(B,) indices: a permutation of each slice, whose examples are strided."""
+  own = jnp.arange(batch).reshape(-1, slices)
+  columns = jax.random.permutation(key, own, axis=0, independent=True)
+  return columns.reshape(batch)
+
+
+def draw_mixing(
+  key: jax.Array, cfg, shape: tuple[int, ...], slices: int = 1
+) -> Mixing:
+  """Draws the mixing of a batch.
+
+  Args:
+    key: random key.
+    cfg: the recipe's `data` section: mixup, cutmix, switch_prob, mix_prob,
+      mix_style, mix_groups.
+    shape: (B, H, W, 3) of the images.
+    slices: accumulation slices of the batch; style 'permute' mixes within each.
+      Slice i holds the examples i, i + slices, ...
+
+  Returns:
+    One coefficient, box and choice for each of `mix_groups` groups, spread over
+    their examples: group i holds the examples i, i + groups, ...
+  """
+  batch, height, width, _ = shape
+  groups = cfg.mix_groups
+  if groups == 1:
+    drawn = [x[None] for x in _draw_one(key, cfg, height, width)]
+  else:
+    drawn = jax.vmap(lambda k: _draw_one(k, cfg, height, width))(
+      jax.random.split(key, groups)
+    )
+  lam, box, cut = (
+    jnp.tile(x, (batch // groups, *(1,) * (x.ndim - 1))) for x in drawn
+  )
+  partner = None
+  if cfg.mix_style == 'permute':
+    partner = _draw_partners(jax.random.fold_in(key, 1), batch, slices)
+  return Mixing(lam, box, cut, partner)
+
+
+def _partner_of(mixing: Mixing, style: str, groups: int):
+  """Function that gives the partners of (B, ...), each within its group."""
+  find = PARTNERS[style]
+  if find is None:
+    return lambda x: x[mixing.partner]
+
+  def partner(x):
+    grouped = x.reshape(x.shape[0] // groups, groups, *x.shape[1:])
+    return find(grouped).reshape(x.shape)
+
+  return partner
+
+
+def _blend(x: jax.Array, weight: jax.Array, partner) -> jax.Array:
+  """weight * x + (1 - weight) * partner(x), computed in float32."""
+  y = x.astype(jnp.float32)
+  return (weight * y + (1 - weight) * partner(y)).astype(x.dtype)
+
+
+def apply_mixing(
+  images: jax.Array,
+  targets: Any,
+  mixing: Mixing,
+  style: str = 'timm',
+  groups: int = 1,
+):
+  """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899), drawn before.
+
+  Args:
+    images: (B, H, W, 3).
+    targets: array (B, ...) or a tree of them, mixed by `mixing.lam`.
+    mixing: the drawn numbers.
+    style: key of PARTNERS.
+    groups: examples are mixed within groups; group i holds the examples i,
+      i + groups, ...
+
+  Returns:
+    Mixed images and targets.
+  """
+  partner = _partner_of(mixing, style, groups)
+  spread = lambda v, like: v.reshape(-1, *(1,) * (like.ndim - 1))
+  outside = 1.0 - inside_box(mixing.box, *images.shape[1:3])
+  weight = jnp.where(
+    spread(mixing.cut, images), outside, spread(mixing.lam, images)
+  )
+  return (
+    _blend(images, weight, partner),
+    jax.tree.map(lambda t: _blend(t, spread(mixing.lam, t), partner), targets),
+  )
+
+
+def _check_mixing(cfg, batch: int, targets) -> None:
+  """ValueError for mixing that cannot work."""
+  if cfg.mix_style not in PARTNERS:
+    raise ValueError(
+      f'data.mix_style={cfg.mix_style!r}; allowed: {", ".join(PARTNERS)}'
+    )
+  for name in ('mixup', 'cutmix'):
+    if cfg[name] < 0:
+      raise ValueError(f'data.{name}={cfg[name]}: a Beta parameter, 0 for off')
+  if cfg.mix_groups < 1 or batch % cfg.mix_groups:
+    raise ValueError(
+      f'data.mix_groups={cfg.mix_groups} does not divide the batch of {batch}: '
+      'use a divisor, or 1 for one coefficient per batch'
+    )
+  if cfg.cutmix and 'token_labels' in targets:
+    raise ValueError(
+      'token labels do not go with data.cutmix: set it to 0 '
+      '(the model mixes tokens itself)'
+    )
+
+
+def mix(
+  images: jax.Array, targets: dict, key: jax.Array, cfg, slices: int = 1
+) -> tuple[jax.Array, dict]:
+  """Mixup or CutMix of a batch, one draw for each of `mix_groups` groups.
+
+  Args:
+    images: (B, H, W, 3), normalized.
+    targets: dict of arrays (B, ...), as `losses.total_loss` takes them.
+    key: random key.
+    cfg: the recipe's `data` section, see `draw_mixing`.
+    slices: accumulation slices of the batch.
+
+  Returns:
+    Mixed images and targets.
+
+  Raises:
+    ValueError: an unknown style, a negative parameter, groups that do not
+      divide the batch, or CutMix of images with token labels.
+  """
+  _check_mixing(cfg, images.shape[0], targets)
+  if not cfg.mixup and not cfg.cutmix:
+    return images, targets
+  mixing = draw_mixing(key, cfg, images.shape, slices)
+  return apply_mixing(images, targets, mixing, cfg.mix_style, cfg.mix_groups)
+
+
+def inside_box(box, height: int, width: int):
+  """Boxes (B, 4) of (top, bottom, left, right) -> bool (B, H, W, 1)."""
+  top, bottom, left, right = (box[:, i, None, None, None] for i in range(4))
+  y = jnp.arange(height).reshape(1, -1, 1, 1)
+  x = jnp.arange(width).reshape(1, 1, -1, 1)
+  return (y >= top) & (y < bottom) & (x >= left) & (x < right)
