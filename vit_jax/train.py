@@ -45,7 +45,7 @@ from vit_jax.recipe.keys import (
   preprocessing,
   to_json,
 )
-from vit_jax.recipe.stored import check_workdir
+from vit_jax.recipe.stored import adopt_earlier, check_workdir
 from vit_jax.training import checkpoint, writers
 from vit_jax.training import step as step_lib
 from vit_jax.training.progress import Progress
@@ -161,6 +161,9 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
     Preempted: after SIGTERM, once the state is saved.
   """
   check(config)
+  adopted = adopt_earlier(config, workdir)
+  if config.run.resume:
+    adopted += adopt_earlier(config, config.run.resume)
   config_json = to_json(config)
   check_workdir(workdir, config_json)
   mesh = make_mesh(
@@ -217,6 +220,8 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
     f'mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}, '
     f'{run.model.dtype}'
   )
+  if adopted:
+    say(f'as the version that began this run: {", ".join(adopted)}')
   if config.log.overview:
     say(rules.describe(run.abstract_state.params, run.shardings.params))
 

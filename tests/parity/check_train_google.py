@@ -77,8 +77,7 @@ def optimizer_settings(c: dict) -> dict:
 
 
 def schedule_settings(schedule: dict, lr: float) -> dict:
-  """big_vision's schedule as keys of a recipe; its end counts in units of lr.
-  """
+  """big_vision's schedule as keys of a recipe; its end counts in units of lr."""
   left = dict(schedule)
   name = left.pop('decay_type')
   settings = {
@@ -153,9 +152,7 @@ def _compare_google(case, run, history) -> None:
   compare_update(case, run.released(run.state.params))
   for name in ('mu', 'nu', 'trace', 'ema', 'v', 'v_row', 'v_col'):
     if any(key.startswith(f'opt/{name}/') for key in case.outputs):
-      moment = jax.tree.map(
-        lambda x: x.astype(jnp.float32), run.moment(name)
-      )
+      moment = jax.tree.map(lambda x: x.astype(jnp.float32), run.moment(name))
       compare_moments(case, f'opt/{name}/', run.released(moment))
 
 

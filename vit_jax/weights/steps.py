@@ -121,9 +121,12 @@ def load_params(
     flat dict {'params/...': array, 'batch_stats/...': array} and metadata.
   """
   tree, metadata, _ = load_tree(path)
-  params = tree['ema'] if average and tree.get('ema') else tree['params']
+  averaged = average and tree.get('ema')
+  params = tree['ema'] if averaged else tree['params']
+  # Statistics are averaged since 0.2.0, and only with optim.ema_stats.
+  stats = (averaged and tree.get('ema_stats')) or tree['batch_stats']
   flat = {}
-  collections = {'params': params, 'batch_stats': tree['batch_stats']}
+  collections = {'params': params, 'batch_stats': stats}
   for name, collection in collections.items():
     for p, x in jax.tree_util.tree_leaves_with_path(collection):
       flat[name + '/' + jax.tree_util.keystr(p, simple=True, separator='/')] = (
