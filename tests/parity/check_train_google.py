@@ -77,7 +77,7 @@ def optimizer_settings(c: dict) -> dict:
 
 
 def schedule_settings(schedule: dict, lr: float) -> dict:
-  """big_vision's schedule as keys of a recipe; its end counts in units of lr."""
+  """big_vision's schedule as keys of a recipe; its end is a factor of lr."""
   left = dict(schedule)
   name = left.pop('decay_type')
   settings = {

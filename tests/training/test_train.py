@@ -131,8 +131,8 @@ def test_nan_can_be_skipped(tmp_path, monkeypatch):
   """Steps 2 and 3 have a NaN loss: they are left out and counted."""
   real = step_lib.augment.prepare_train
 
-  def poisoned(images, targets, key, cfg, dtype):
-    images, targets = real(images, targets, key, cfg, dtype)
+  def poisoned(images, targets, key, *args, **kwargs):
+    images, targets = real(images, targets, key, *args, **kwargs)
     odd = jax.random.bits(key) % 2 == 0
     return jax.numpy.where(odd, np.nan, images), targets
 
