@@ -38,7 +38,9 @@ class Span:
 
   def progress(self, step: jax.Array) -> jax.Array:
     """The fraction of the run after the warm-up that has passed, in [0, 1]."""
-    return jnp.clip((step - self.warmup) / (self.total - self.warmup), 0, 1)
+    passed = (step - self.warmup) / (self.total - self.warmup)
+    # A quotient of equal numbers may be rounded below 1: x / a as x * (1 / a).
+    return jnp.where(step >= self.total, 1.0, jnp.clip(passed, 0, 1))
 
 
 def _constant(cfg, peak: float, span: Span):
