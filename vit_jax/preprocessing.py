@@ -11,9 +11,22 @@ from typing import Any
 NORMALIZATION = {
   'half': ((127.5,) * 3, (127.5,) * 3),  # to [-1, 1]: all Google models
   'imagenet': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+  'unit': ((0.0,) * 3, (255.0,) * 3),  # to [0, 1]
 }
-# 'bilinear' is OpenCV's, without antialiasing; 'bicubic' is Pillow's, with it.
-INTERPOLATIONS = ('bilinear', 'bicubic')
+# tf.image.resize's methods, and Pillow's, which torchvision and timm use.
+# Pillow's antialias; TensorFlow's do where the name says so.
+TENSORFLOW_INTERPOLATIONS = (
+  'bilinear',
+  'area',
+  'tf_bicubic',
+  'tf_bilinear_antialias',
+  'tf_bicubic_antialias',
+)
+PILLOW_INTERPOLATIONS = ('bicubic', 'bilinear_antialias')
+INTERPOLATIONS = (*TENSORFLOW_INTERPOLATIONS, *PILLOW_INTERPOLATIONS)
+# What becomes of the floating-point pixels that TensorFlow's methods compute.
+ROUNDINGS = ('nearest', 'truncate', 'none')
+CROP_RESIZES = ('timm', 'resize_small', 'squash')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +40,26 @@ class Preprocessing:
   Attributes:
     size: (height, width) in pixels of what the model takes.
     crop: None resizes the image to `size` without regard to its aspect ratio.
-      A ratio c > 0 resizes the shorter side to size / c, keeps the aspect
-      ratio, and takes the center; above 1 (VOLO: 1.15) the resized image is
-      smaller than `size` and is padded with black.
-    interpolation: key of INTERPOLATIONS.
+      A ratio c > 0 resizes to size / c and takes the center; above 1 (VOLO:
+      1.15) the resized image is smaller than `size` and is padded with black.
+    interpolation: one of INTERPOLATIONS. 'bilinear' does not antialias,
+      'bicubic' is Pillow's and does.
     normalize: key of NORMALIZATION.
+    crop_resize: how to resize before the center is taken. 'timm': the shorter
+      side to size / c, the longer one in proportion, both rounded down.
+      'resize_small': the same, rounded to the nearest, as in big_vision.
+      'squash': both sides to size / c, without regard to the aspect ratio.
+    rounding: of TensorFlow's interpolations: to the 'nearest' integer,
+      'truncate' to the integer below (big_vision), or 'none' to keep floating
+      point (vision_transformer).
   """
 
   size: tuple[int, int] = (224, 224)
   crop: float | None = None
   interpolation: str = 'bilinear'
   normalize: str = 'half'
+  crop_resize: str = 'timm'
+  rounding: str = 'nearest'
 
   def __post_init__(self):
     object.__setattr__(self, 'size', as_size(self.size))
@@ -49,13 +71,16 @@ class Preprocessing:
         )
       object.__setattr__(self, 'crop', float(self.crop))
     for name, allowed in (
+      ('crop_resize', CROP_RESIZES),
       ('interpolation', INTERPOLATIONS),
+      ('rounding', ROUNDINGS),
       ('normalize', NORMALIZATION),
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(
           f'{name}={getattr(self, name)!r}; allowed: {", ".join(allowed)}'
         )
+    check_rounding(self.rounding, self.interpolation)
 
   def to_json(self) -> dict[str, Any]:
     """Plain JSON values, which `from_json` reads back to an equal value."""
@@ -71,6 +96,16 @@ class Preprocessing:
         f'unknown key {unknown[0]!r}; allowed: {", ".join(sorted(names))}'
       )
     return cls(**values)
+
+
+def check_rounding(rounding: str, interpolation: str) -> None:
+  """Raises ValueError for a rounding that an interpolation cannot have."""
+  if rounding != 'nearest' and interpolation not in TENSORFLOW_INTERPOLATIONS:
+    raise ValueError(
+      f'rounding={rounding!r} with interpolation={interpolation!r}: Pillow '
+      "rounds by itself. Use rounding='nearest', or one of the interpolations "
+      f'{", ".join(TENSORFLOW_INTERPOLATIONS)}'
+    )
 
 
 def as_size(value: int | Sequence[int]) -> tuple[int, int]:

@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import device_cache as device_cache_lib
-from vit_jax.data import loader
 from vit_jax.data.prefetch import prefetch
 from vit_jax.evaluation.exact import Evaluator
 from vit_jax.models import flops
@@ -30,16 +28,17 @@ from vit_jax.parallel.mesh import (
   put_batch,
   put_replicated,
 )
+from vit_jax.recipe import data as recipe_data
 from vit_jax.recipe.build import (
   Run,
   build,
-  host_shape,
   open_eval_sets,
   open_train_source,
   run_metadata,
 )
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import (
+  host_shape,
   image_shape,
   in_steps,
   preprocessing,
@@ -122,10 +121,9 @@ class _StopSignal:
 def _batches(config, source, mesh, start_step: int, label_maps=None):
   """Device batches from start_step on, prefetched."""
   index, count = batch_slice(mesh)
-  host = loader.train_batches(
+  host = recipe_data.train_batches(
+    config,
     source,
-    config.data,
-    seed=config.run.seed,
     start_step=start_step,
     process_index=index,
     process_count=count,
@@ -193,19 +191,25 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
     from vit_jax.data import token_labels
 
     label_maps = token_labels.open_for_training(
-      config.data.labels, run.model, source, config.data, num_classes
+      config.data.labels,
+      run.model,
+      source,
+      num_classes,
+      image_size=image_shape(config),
+      host_size=host_shape(config),
+      swap_axes=config.data.labels_swap_axes,
     )
   device_cache = load_batch = None
-  if label_maps is None and device_cache_lib.wants_cache(source, config.data):
-    device_cache = device_cache_lib.DeviceCache(
-      source,
-      config.data,
-      config.run.seed,
-      put=lambda x: put_replicated(x, mesh),
+  cached = None
+  if label_maps is None:
+    cached = recipe_data.make_device_cache(
+      config, source, put=lambda x: put_replicated(x, mesh)
     )
+  if cached is not None:
+    device_cache, make_batch = cached
     extras['cache'] = device_cache.arrays
-    load_batch = lambda batch, extras, key: device_cache_lib.cached_batch(
-      extras['cache'], batch['indices'], key, config.data
+    load_batch = lambda batch, extras, key: make_batch(
+      extras['cache'], batch['indices'], key
     )
 
   parameters = sum(x.size for x in jax.tree.leaves(run.abstract_state.params))
@@ -254,6 +258,7 @@ def train_and_evaluate(config, workdir, devices=None) -> dict[str, Any]:
       num_classes=num_classes,
       preprocessing=preprocessing(config),
       host_size=host_shape(config),
+      jpeg_dct=config.data.jpeg_dct,
       loss=config.loss.name,
       batch_size=config.eval.batch_size or config.data.batch_size,
       threads=config.data.threads,

@@ -10,11 +10,12 @@ import pytest
 from tests.helpers import tiny_config
 from tests.random_variables import random_variables
 from vit_jax import train
-from vit_jax.data import loader, token_labels, token_targets, transforms
+from vit_jax.data import token_labels, token_targets, transforms
 from vit_jax.data.randaugment.timm import timm_op
 from vit_jax.data.sources.opening import open_source
 from vit_jax.models import ceit, mixer, vit, volo
 from vit_jax.preprocessing import Preprocessing
+from vit_jax.recipe import data as recipe_data
 from vit_jax.teachers import token_labels as teacher_labels
 from vit_jax.training import losses
 
@@ -199,7 +200,11 @@ def teacher():
 @pytest.fixture(scope='module')
 def data():
   return open_source(
-    'synthetic', split='train', num_classes=C, num_examples=40, image_size=32
+    'synthetic',
+    split='train',
+    num_classes=C,
+    num_examples=40,
+    image_size=(32, 32),
   )
 
 
@@ -231,7 +236,7 @@ def test_stored_labels_are_the_teachers(directory, teacher, data):
   model, variables = teacher
   for i in (0, 14, 15, 39):
     image = transforms.eval_image(
-      data[i]['image'], (16, 32), 'squash', 'bicubic'
+      data[i]['image'], Preprocessing((16, 32), interpolation='bicubic')
     )
     mean = np.array((123.675, 116.28, 103.53))
     x = (image - mean) / np.array((58.395, 57.12, 57.375))
@@ -289,7 +294,11 @@ def test_making_labels_goes_on_where_it_stopped(directory, teacher, data):
 def test_labels_of_other_data_are_refused(directory, data):
   labels = token_labels.TokenLabels(directory)
   other = open_source(
-    'synthetic', split='train', num_classes=C, num_examples=41, image_size=32
+    'synthetic',
+    split='train',
+    num_classes=C,
+    num_examples=41,
+    image_size=(32, 32),
   )
   with pytest.raises(ValueError, match=r'are of synthetic.*\(40 examples\)'):
     labels.check(other, C)
@@ -309,14 +318,17 @@ def test_swapped_axes(directory):
 
 
 def test_batches_and_expansion(directory, data):
-  cfg = tiny_config(
+  config = tiny_config(
     data=dict(
       crop='inception', randaugment='rand-m9-inc1', image_size=32, batch_size=8
     )
-  ).data
-  labels = token_labels.open_for_training(directory, tiny_volo(), data, cfg, C)
+  )
+  open_labels = lambda model: token_labels.open_for_training(
+    directory, model, data, C, image_size=(32, 32), host_size=(32, 32)
+  )
+  labels = open_labels(tiny_volo())
   assert labels.grid == (4, 4) and labels.size == (32, 32)
-  with loader.train_batches(data, cfg, seed=0, token_labels=labels) as it:
+  with recipe_data.train_batches(config, data, token_labels=labels) as it:
     batch = next(it)
   assert batch['token_logits'].dtype == np.float16
   assert batch['token_source'].shape == (8, 4, 4)
@@ -328,17 +340,13 @@ def test_batches_and_expansion(directory, data):
   np.testing.assert_allclose(got['token_labels'].sum(-1), 1, atol=1e-5)
   assert not any(k in got for k in ('token_logits', 'token_source'))
 
-  relabel = token_labels.open_for_training(
-    directory,
+  relabel = open_labels(
     vit.ViT(
       num_classes=C, patch_size=16, width=8, depth=1, num_heads=2, mlp_dim=8
-    ),
-    data,
-    cfg,
-    C,
+    )
   )
   assert relabel.grid == (1, 1)
-  with loader.train_batches(data, cfg, seed=0, token_labels=relabel) as it:
+  with recipe_data.train_batches(config, data, token_labels=relabel) as it:
     same = next(it)
   found = token_targets.expand(same, C)
   assert 'token_labels' not in found

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny_config
-from vit_jax.data import loader
 from vit_jax.data.sources.opening import open_source
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import batch_slice, make_mesh, put_batch
+from vit_jax.recipe import data as recipe_data
 from vit_jax.recipe.build import Run, build
 from vit_jax.training import step
 
@@ -76,9 +76,9 @@ def batches() -> list[dict[str, np.ndarray]]:
     split='train',
     num_examples=96,
     num_classes=CLASSES,
-    image_size=16,
+    image_size=(16, 16),
   )
-  with loader.train_batches(source, config.data, seed=0) as found:
+  with recipe_data.train_batches(config, source) as found:
     return [
       {k: b[k] for k in ('image', 'label')} for b, _ in zip(found, range(STEPS))
     ]

@@ -14,11 +14,11 @@ from configs import deit_i1k
 from tests.helpers import saved_state, tiny_config
 from vit_jax import train
 from vit_jax.cli import parser
-from vit_jax.data import loader
 from vit_jax.data.sources.opening import open_source
 from vit_jax.models.registry import create_model
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import make_mesh, put_batch
+from vit_jax.recipe import data as recipe_data
 from vit_jax.recipe.build import build, open_train_source
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import ConfigError
@@ -215,7 +215,11 @@ def stored(teacher_dir, tmp_path_factory):
 
   root = tmp_path_factory.mktemp('images')
   data = open_source(
-    'synthetic', split='train', num_examples=30, num_classes=5, image_size=16
+    'synthetic',
+    split='train',
+    num_examples=30,
+    num_classes=5,
+    image_size=(16, 16),
   )
   for i in range(30):
     path = root / 'train' / f'c{data[i]["label"]}' / f'{i}.png'
@@ -262,7 +266,7 @@ def test_stored_logits_equal_the_live_teacher(stored, teacher_dir):
   live, variables = make(folder_config(root, teacher_dir), mesh)
   live = jax.jit(live)
   assert table['logits'].shape[0] == 32  # padded to the 8 devices
-  batches = loader.train_batches(source, config.data, seed=0)
+  batches = recipe_data.train_batches(config, source)
   for _ in range(3):
     batch = next(batches)
     images = augment.normalize(batch['image'], 'half')
@@ -378,8 +382,8 @@ def global_sequence(config, processes: int, steps: int):
   """Global batches put together from those of each process."""
   source = open_train_source(config)
   parts = [
-    loader.train_batches(
-      source, config.data, seed=3, process_index=p, process_count=processes
+    recipe_data.train_batches(
+      config, source, process_index=p, process_count=processes
     )
     for p in range(processes)
   ]
@@ -393,7 +397,7 @@ def global_sequence(config, processes: int, steps: int):
 def test_the_same_global_sequence_everywhere():
   """Repeats, RandAugment, mixup and CutMix: 1 and 2 processes, 1 and 8
   devices."""
-  config = tiny_config(data=SEQUENCE)
+  config = tiny_config(run=dict(seed=3), data=SEQUENCE)
   sequences = [list(global_sequence(config, n, 6)) for n in (1, 2)]
   for got, want in zip(*sequences):
     chex.assert_trees_all_equal(got, want)

@@ -9,9 +9,10 @@ from configs import noisy_student
 from tests.helpers import tiny_config
 from vit_jax import train
 from vit_jax.cli import parser
-from vit_jax.data import loader, pack, records
+from vit_jax.data import pack, records
 from vit_jax.data.sources.opening import open_source
 from vit_jax.inference import classifier as classifier_lib
+from vit_jax.recipe import data as recipe_data
 from vit_jax.recipe.build import open_train_source
 from vit_jax.recipe.checks import check
 from vit_jax.teachers import pseudo_labels
@@ -22,7 +23,11 @@ ONE = jax.devices()[:1]
 def write_images(root, start, stop, folder):
   """Synthetic images with their classes, as PNG files."""
   data = open_source(
-    'synthetic', split='train', num_examples=stop, num_classes=5, image_size=16
+    'synthetic',
+    split='train',
+    num_examples=stop,
+    num_classes=5,
+    image_size=(16, 16),
   )
   for i in range(start, stop):
     path = root / folder(data[i]['label']) / f'{i}.png'
@@ -169,7 +174,7 @@ def test_a_student_learns_from_both(teacher, images, tmp_path):
   config.eval.sets = {'labelled': {'split': 'train'}}
   source = open_train_source(config)
   assert len(source) == 20 + meta['labelled'] and source.multi_label
-  with loader.train_batches(source, config.data, seed=0) as batches:
+  with recipe_data.train_batches(config, source) as batches:
     labels = np.concatenate([next(batches)['label'] for _ in range(4)])
   np.testing.assert_allclose(labels.sum(-1), 1, atol=1e-5)
   sure = labels.max(-1) == 1

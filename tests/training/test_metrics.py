@@ -34,22 +34,47 @@ def test_equals_counting(seed, real):
   np.testing.assert_allclose(sums['loss'], losses[:real].sum(), rtol=1e-5)
 
 
-def test_one_hot_smoothed_and_int_labels_agree():
-  logits, labels, _losses = batch(0)
-  one_hot = jax.nn.one_hot(labels, 9)
-  expected = metrics.batch_metrics(logits, labels)
-  for targets in (one_hot, one_hot * 0.9 + 0.1 / 9):
-    chex.assert_trees_all_equal(
-      metrics.batch_metrics(logits, targets), expected
+def test_one_hot_and_int_labels_agree():
+  logits, labels, losses = batch(0)
+  chex.assert_trees_all_close(
+    metrics.batch_metrics(logits, jax.nn.one_hot(labels, 9), losses),
+    metrics.batch_metrics(logits, labels, losses),
+    rtol=1e-6,
+  )
+
+
+def test_examples_count_as_much_as_their_largest_label():
+  """big_vision's rule: smoothed labels count a little less than 1."""
+  logits, labels, losses = batch(0)
+  hard = metrics.batch_metrics(logits, labels, losses)
+  on, off = 0.9, 0.05
+  smoothed = jnp.where(jax.nn.one_hot(labels, 9) > 0, on, off)
+  soft = metrics.batch_metrics(logits, smoothed, losses)
+  assert soft['images'] == 12
+  np.testing.assert_allclose(soft['examples'], 12 * on, rtol=1e-6)
+  np.testing.assert_allclose(soft['loss'], on * hard['loss'], rtol=1e-6)
+  for key in ('top1', 'top5'):  # a miss adds the value of the other classes
+    hits = float(hard[key])
+    np.testing.assert_allclose(
+      soft[key], on * (hits * on + (12 - hits) * off), rtol=1e-6
     )
 
 
 def test_multi_label_is_precision_at_one():
   logits = jnp.array([[3.0, 2, 1], [1, 3, 2], [0, 0, 9]])
   labels = jnp.array([[1.0, 1, 0], [1, 0, 1], [0, 0, 0]])
-  sums = metrics.batch_metrics(logits, labels)
-  # Right, wrong, and an image without any label, which nothing can hit.
-  assert sums['top1'] == 1 and sums['top5'] == 2 and sums['examples'] == 3
+  losses = jnp.array([1.0, 2.0, jnp.nan])
+  sums = metrics.batch_metrics(logits, labels, losses)
+  # Right, wrong, and an image without any label, which does not count.
+  assert sums['top1'] == 1 and sums['top5'] == 2
+  assert sums['images'] == 3 and sums['examples'] == 2 and sums['loss'] == 3
+
+
+def test_nan_logits_are_wrong():
+  logits = jnp.full((2, 9), jnp.nan)
+  for labels in (jnp.array([0, 5]), jnp.ones((2, 9))):
+    sums = metrics.batch_metrics(logits, labels)
+    assert sums['top1'] == 0 and sums['examples'] == 2
 
 
 def test_equal_logits_choose_the_lower_class():

@@ -215,7 +215,7 @@ def _lower_train(config, run, facts: DataFacts):
   import jax
   import jax.numpy as jnp
 
-  from vit_jax.recipe.build import host_shape
+  from vit_jax.recipe.keys import host_shape
   from vit_jax.teachers.teacher import abstract_teacher
   from vit_jax.training import step as step_lib
 
@@ -276,8 +276,7 @@ def _add_evaluation(
 
   from vit_jax.evaluation.exact import make_eval_step
   from vit_jax.parallel.mesh import batch_shards
-  from vit_jax.recipe.build import host_shape
-  from vit_jax.recipe.keys import preprocessing
+  from vit_jax.recipe.keys import host_shape, preprocessing
 
   config, shards = request.config, batch_shards(run.mesh)
   batch_size = config.eval.batch_size or config.data.batch_size

@@ -1,79 +1,88 @@
-"""The fast path of small data: the whole set on the device.
+"""A small data set held on the device as a whole.
 
 A data set such as CIFAR-10 is 146 MiB of uint8. Held on the device, a batch is
-a gather, and crop, flip and resize run inside the jitted step: only the numbers
-of the examples travel. The order is a function of (seed, step) as in
-pipeline.py, though not the same one.
+a gather, and crop, flip and resize run inside the compiled step: only the
+numbers of the examples are sent there. The order is a function of (seed, step)
+as in `loader`, though not the same one.
 
-    cache = DeviceCache(source, config.data, seed)
+    cache = DeviceCache(source, transform, batch_size=512, seed=0)
     step(state, cache.arrays, cache.indices(i), key)   # calls cached_batch
 
-Pass `cache.arrays` as an argument: closed over, it would be compiled in.
+Pass `cache.arrays` as an argument: a function that closes over them would be
+compiled with the data inside.
 """
 
 from collections.abc import Callable
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import transforms
+from vit_jax.data import device_crops
+from vit_jax.data.loader import sequence_position
 from vit_jax.data.sources.source import Source
+from vit_jax.data.transforms import TrainTransform
 
-MAX_BYTES = 1 << 30  # what 'auto' puts on a device
+MODES = ('auto', 'on', 'off')
+MAX_BYTES = 1 << 30  # 'auto' holds no larger set on a device
+# Added before pixels are truncated, so that the rounding errors of the matrix
+# product do not take 1 from values that are integers.
+_TRUNCATION_MARGIN = 1e-3
 
 
-def why_not_cached(source: Source, cfg: Any) -> str:
-  """'' if the recipe's data can live on the device, else the reason."""
-  size = transforms.target_size(cfg)
-  if cfg.randaugment:
+def why_not_cached(source: Source, transform: TrainTransform) -> str:
+  """Why this data cannot be held on the device; '' if it can."""
+  if transform.randaugment:
     return 'data.randaugment runs on the host'
-  if cfg.color_jitter:
+  if transform.color_jitter:
     return 'data.color_jitter runs on the host'
-  if cfg.labels:
-    return 'data.labels are read on the host'
   if source.image_shape is None:
     return f'the images of {source.name} differ in size, or may'
-  plain = cfg.crop in ('pad_crop', 'resize', 'none')
-  if cfg.interpolation != 'bilinear' and not (
-    plain and source.image_shape == size
-  ):
-    return f'data.interpolation={cfg.interpolation!r} runs on the host'
-  if cfg.crop == 'none' and source.image_shape != size:
+  same_size = source.image_shape == transform.size
+  resizes = not same_size or transform.crop not in (
+    'pad_crop',
+    'resize',
+    'none',
+  )
+  if transform.interpolation != 'bilinear' and resizes:
+    return f'data.interpolation={transform.interpolation!r} runs on the host'
+  if transform.crop == 'none' and not same_size:
     return (
-      f"data.crop='none' with images of {source.image_shape} and "
-      f'data.image_size={size}'
+      f"data.crop='none' with images of {source.image_shape}, but the model "
+      f'takes {transform.size}'
     )
   return ''
 
 
-def wants_cache(source: Source, cfg: Any) -> bool:
-  """Whether `data.device_cache` puts this source on the device.
+def wants_cache(source: Source, transform: TrainTransform, mode: str) -> bool:
+  """Whether a source is to be held on the device.
 
-  'auto' does where it is possible and takes at most 1 GiB.
+  Args:
+    source: the training data.
+    transform: what would be done to its images.
+    mode: 'on', 'off', or 'auto': where it is possible and takes at most 1 GiB.
 
   Raises:
-    ValueError: it is 'on' and not possible, or not one of 'on', 'off', 'auto'.
+    ValueError: `mode` is 'on' and it is not possible, or not one of MODES.
   """
-  if cfg.device_cache not in ('on', 'off', 'auto'):
+  if mode not in MODES:
     raise ValueError(
-      f"data.device_cache={cfg.device_cache!r}: must be 'on', 'off' or 'auto'"
+      f'data.device_cache={mode!r}: must be one of {", ".join(MODES)}'
     )
-  if cfg.device_cache == 'off':
+  if mode == 'off':
     return False
-  reason = why_not_cached(source, cfg)
-  if cfg.device_cache == 'on':
+  reason = why_not_cached(source, transform)
+  if mode == 'on':
     if reason:
       raise ValueError(
         f"data.device_cache='on' is not possible: {reason}. "
         "Use 'auto' or 'off'."
       )
     return True
-  return not reason and (
-    len(source) * math.prod(source.image_shape) * 3 <= MAX_BYTES
-  )
+  if reason or source.image_shape is None:
+    return False
+  return len(source) * math.prod(source.image_shape) * 3 <= MAX_BYTES
 
 
 class DeviceCache:
@@ -81,42 +90,52 @@ class DeviceCache:
 
   Attributes:
     arrays: {'image': uint8 (N, H, W, 3), 'label': int32 (N,) or multi-hot
-      float32 (N, C)}, the argument of the jitted step.
+      float32 (N, C)}, an argument of the compiled step.
   """
 
   def __init__(
-    self, source: Source, cfg: Any, seed: int, put: Callable = jnp.asarray
+    self,
+    source: Source,
+    transform: TrainTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    repeats: int = 1,
+    repeat_groups: int = 1,
+    put: Callable = jnp.asarray,
   ):
     """Reads the whole source.
 
     Args:
       source: images of one size.
-      cfg: section `data` of a config.
-      seed: the run's seed.
+      transform: what `cached_batch` will be given.
+      batch_size: of the global batch.
+      seed: of the order.
+      repeats, repeat_groups: see `loader.sequence_position`.
       put: moves a numpy array to the device or devices (replicated).
+
+    Raises:
+      ValueError: this data cannot be held on the device.
     """
-    reason = why_not_cached(source, cfg)
+    reason = why_not_cached(source, transform)
     if reason:
       raise ValueError(f'this data cannot be held on the device: {reason}')
-    transforms.TrainTransform(cfg)  # checks the keys
     images, labels = source.arrays()
     self.arrays = {'image': put(images), 'label': put(labels)}
-    self._n, self._batch, self._repeats = (
-      len(source),
-      cfg.batch_size,
-      max(cfg.repeats, 1),
-    )
+    self._n, self._batch = len(source), batch_size
+    self._repeats = repeats, batch_size, repeat_groups
     self._seed = seed
     self._orders: dict[int, np.ndarray] = {}
 
   def indices(self, step: int) -> np.ndarray:
     """int32 (batch_size,): the examples of the global batch of a step."""
-    position = (step * self._batch + np.arange(self._batch)) // self._repeats
-    epochs, places = np.divmod(position, self._n)
+    position = step * self._batch + np.arange(self._batch)
+    position = sequence_position(position, *self._repeats)
+    epochs, ranks = np.divmod(position, self._n)
     out = np.empty(self._batch, np.int32)
     for epoch in np.unique(epochs):
-      here = epochs == epoch
-      out[here] = self._order(int(epoch))[places[here]]
+      in_epoch = epochs == epoch
+      out[in_epoch] = self._order(int(epoch))[ranks[in_epoch]]
     return out
 
   def _order(self, epoch: int) -> np.ndarray:
@@ -131,7 +150,10 @@ class DeviceCache:
 
 
 def cached_batch(
-  arrays: dict, indices: jax.Array, key: jax.Array, cfg: Any
+  arrays: dict,
+  indices: jax.Array,
+  key: jax.Array,
+  transform: TrainTransform,
 ) -> dict[str, jax.Array]:
   """Gathers, crops, flips and resizes a batch; to be called inside jit.
 
@@ -139,107 +161,28 @@ def cached_batch(
     arrays: `DeviceCache.arrays`.
     indices: int32 (B,).
     key: the random key of this step's augmentation.
-    cfg: section `data` of a config (static).
+    transform: what is done to each image (static).
 
   Returns:
     'image' float32 (B, height, width, 3) in [0, 255], 'label' as cached and
-    'index' int32 (B,).
+    'index' int32 (B,). With the rounding 'nearest' pixels are not rounded,
+    since they need not be stored as integers here.
   """
   images = jnp.take(arrays['image'], indices, axis=0)
   _, height, width, _ = images.shape
-  size = transforms.target_size(cfg)
   keys = jax.random.split(key, indices.shape[0])
-  rows, columns = jax.vmap(lambda k: _draw(k, height, width, size, cfg))(keys)
-  hi = jax.lax.Precision.HIGHEST
+  rows, columns = jax.vmap(
+    lambda k: device_crops.crop_matrices(k, height, width, transform)
+  )(keys)
+  highest = jax.lax.Precision.HIGHEST
   images = jnp.einsum(
-    'bih,bhwc->biwc', rows, images.astype(jnp.float32), precision=hi
+    'bih,bhwc->biwc', rows, images.astype(jnp.float32), precision=highest
   )
-  images = jnp.einsum('bjw,biwc->bijc', columns, images, precision=hi)
+  images = jnp.einsum('bjw,biwc->bijc', columns, images, precision=highest)
+  if transform.rounding == 'truncate':
+    images = jnp.floor(images + _TRUNCATION_MARGIN)
   return {
     'image': images,
     'label': jnp.take(arrays['label'], indices, axis=0),
     'index': indices,
   }
-
-
-def _draw(key, height, width, size, cfg):
-  """One example's crop, flip and resize as matrices (out, in) by axis."""
-  crop_key, flip_key = jax.random.split(key)
-  if cfg.crop == 'inception':
-    top, left, h, w = _inception_box(
-      crop_key, height, width, tuple(cfg.area), tuple(cfg.aspect)
-    )
-    rows = _weights(top, h, top, top + h - 1, height, size[0])
-    columns = _weights(left, w, left, left + w - 1, width, size[1])
-  elif cfg.crop in ('resize_crop', 'squash_crop'):
-    between = (
-      transforms.short_side(height, width, cfg.resize)
-      if cfg.crop == 'resize_crop'
-      else (cfg.resize,) * 2
-    )
-    weights = []
-    for k, old, mid, new in zip(
-      jax.random.split(crop_key), (height, width), between, size, strict=True
-    ):
-      start = jax.random.randint(k, (), 0, mid - new + 1)
-      scale = old / mid
-      weights.append(_weights(start * scale, new * scale, 0, old - 1, old, new))
-    rows, columns = weights
-  else:
-    pad = cfg.pad if cfg.crop == 'pad_crop' else 0
-    top, left = jax.random.randint(crop_key, (2,), -pad, pad + 1)
-    rows = _weights(top, height, top, top + height - 1, height, size[0])
-    columns = _weights(left, width, left, left + width - 1, width, size[1])
-  flip = jax.random.uniform(flip_key) < cfg.flip
-  return rows, jnp.where(flip, columns[::-1], columns)
-
-
-def _weights(start, length, low, high, old, new):
-  """The matrix (new, old) that resizes [start, start + length) bilinearly.
-
-  Half-pixel centres, kept within [low, high]; pixels outside the image count
-  as zero. Equals OpenCV's INTER_LINEAR on the cut-out box.
-  """
-  place = (jnp.arange(new, dtype=jnp.float32) + 0.5) * (length / new) - 0.5
-  place = jnp.clip(start + place, low, high)
-  distance = jnp.abs(
-    place[:, None] - jnp.arange(old, dtype=jnp.float32)[None, :]
-  )
-  return jnp.maximum(0.0, 1.0 - distance)
-
-
-def _inception_box(key, height, width, area, aspect):
-  """`transforms.inception_box` in jnp: ten attempts, the first that fits."""
-  area_key, aspect_key, place_key = jax.random.split(key, 3)
-  target = (
-    height
-    * width
-    * jax.random.uniform(area_key, (10,), minval=area[0], maxval=area[1])
-  )
-  ratio = jnp.exp(
-    jax.random.uniform(
-      aspect_key, (10,), minval=math.log(aspect[0]), maxval=math.log(aspect[1])
-    )
-  )
-  w, h = (
-    jnp.round(jnp.sqrt(target * ratio)),
-    jnp.round(jnp.sqrt(target / ratio)),
-  )
-  fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-  first = jnp.argmax(fits)
-  if width / height < aspect[0]:
-    last_w, last_h = width, min(height, round(width / aspect[0]))
-  elif width / height > aspect[1]:
-    last_w, last_h = min(width, round(height * aspect[1])), height
-  else:
-    last_w, last_h = width, height
-  found = fits[first]
-  w, h = jnp.where(found, w[first], last_w), jnp.where(found, h[first], last_h)
-  u = jax.random.uniform(place_key, (2,))
-  top = jnp.where(
-    found, jnp.floor(u[0] * (height - h + 1)), (height - last_h) // 2
-  )
-  left = jnp.where(
-    found, jnp.floor(u[1] * (width - w + 1)), (width - last_w) // 2
-  )
-  return top, left, h, w

@@ -1,32 +1,35 @@
-"""From a source to this process' batches, as a function of (seed, step).
+"""From a source to the batches of one process, as a function of (seed, step).
 
-The global sequence of training examples and the augmentation of each depend on
-the seed and the position alone. Process p of P takes every P-th run of B / P
-examples, so its batches are slices of the same global batches whatever P is,
-and a run resumes at a step by starting there: nothing about data needs saving.
+The global sequence of training examples, and the augmentation of each, depend
+on the seed and on the position in the sequence alone. Of P processes, process
+p takes every P-th run of B / P examples. So its batches are slices of the same
+global batches for every P, and a run resumes at a step by starting there:
+nothing about the data needs to be saved.
 
-    batches = train_batches(source, config.data, seed=0, start_step=1000)
-    for batch in prefetch(batches, put_on_device, config.data.prefetch):
+    batches = train_batches(source, transform, batch_size=1024, seed=0,
+                            start_step=1000)
+    for batch in prefetch(batches, put_on_device):
       ...
 
-With `data.workers` > 0 the decoding happens in spawned processes, which import
-the main module again: a script needs `if __name__ == '__main__':`.
+With `workers` > 0 images are decoded in spawned processes, which import the
+main module again: a script needs `if __name__ == '__main__':`.
 """
 
 from collections.abc import Callable, Iterator
 import logging
-from typing import Any
 
 from absl import flags
 import grain
 import numpy as np
 
-from vit_jax.data import transforms
+from vit_jax.data.decode import BadImage, check_jpeg_dct, decode
 from vit_jax.data.sources.source import Source, label_array, set_label
+from vit_jax.data.transforms import TrainTransform, eval_image
+from vit_jax.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
 
-_MAX_NEIGHBOURS = 100  # corrupt examples in a row before giving up
+_MAX_NEIGHBORS = 100  # corrupt examples in a row before the run stops
 
 
 class TooManyBadImages(ValueError):
@@ -35,24 +38,37 @@ class TooManyBadImages(ValueError):
 
 def train_batches(
   source: Source,
-  cfg: Any,
+  transform: TrainTransform,
   *,
+  batch_size: int,
   seed: int,
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  repeats: int = 1,
+  repeat_groups: int = 1,
+  jpeg_dct: str = 'accurate',
+  threads: int = 4,
+  workers: int = 0,
+  max_bad_fraction: float = 0.01,
   token_labels: Callable | None = None,
   geometry: bool = False,
 ) -> 'Batches':
-  """An endless iterator over this process' share of each global batch.
+  """An endless iterator over one process' share of each global batch.
 
   Args:
     source: where examples come from.
-    cfg: section `data` of a config.
-    seed: the run's seed.
+    transform: augmentation of each image.
+    batch_size: examples of a global batch.
+    seed: of the order and of the augmentation.
     start_step: the first batch is the one of this step.
-    process_index: which slice of each global batch is ours.
+    process_index: which slice of each global batch to make.
     process_count: into how many slices a global batch is cut.
+    repeats: how often each image occurs, see `Repeat`.
+    repeat_groups: groups of the batch over which repeats are spread.
+    jpeg_dct: see `decode.decode`.
+    threads, workers: threads, and processes, that decode and augment.
+    max_bad_fraction: unreadable images that are tolerated.
     token_labels: `(index, transforms.Geometry) -> dict of arrays`, added to the
       example, for labels that live on the image's grid; a single array is
       added as 'token_labels'.
@@ -60,41 +76,43 @@ def train_batches(
       as fractions of the image, and 'flip' (b,), bool.
 
   Returns:
-    Iterator of dicts: 'image' uint8 (b, H, W, 3); 'label' int32 (b,), or
-    multi-hot float32 (b, C) for a multi-label source; 'index' int64 (b,), the
-    example's number in the source. b = batch_size / process_count. It has
-    `close()`, and `bad`, {path: reason} of the images it could not read. Such
-    an image is replaced by the next one in the source.
+    Iterator of dicts: 'image' (b, H, W, 3), uint8, or float32 if the transform
+    does not round; 'label' int32 (b,), or multi-hot float32 (b, C) for a
+    multi-label source; 'index' int64 (b,), the example's number in the source.
+    b = batch_size / process_count. It has `close()`, and `bad`, {path: reason}
+    of the images it could not read. Such an image is replaced by the next one
+    in the source.
 
   Raises:
-    ValueError: a key of `cfg` has a value that is not allowed.
-    TooManyBadImages: (from the iterator) past `cfg.max_bad_fraction`.
+    ValueError: an argument has a value that is not allowed.
+    TooManyBadImages: (from the iterator) past `max_bad_fraction`.
   """
-  batch = _local_batch(cfg.batch_size, process_count, 'data.batch_size')
-  if cfg.repeats < 1:
-    raise ValueError(f'data.repeats={cfg.repeats}: must be at least 1')
-  load = _LoadTrain(
-    source, transforms.TrainTransform(cfg), token_labels, geometry
-  )
+  local_batch = _local_batch(batch_size, process_count, 'data.batch_size')
+  if repeats < 1:
+    raise ValueError(f'data.repeats={repeats}: must be at least 1')
+  if repeat_groups < 1 or batch_size % repeat_groups:
+    raise ValueError(
+      f'data.repeat_groups={repeat_groups}: must divide the batch of '
+      f'{batch_size}'
+    )
+  check_jpeg_dct(jpeg_dct)
+  load = _LoadTrain(source, transform, jpeg_dct, token_labels, geometry)
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-  if cfg.repeats > 1:
-    dataset = _RepeatEach(dataset, cfg.repeats)
-  dataset = dataset.random_map(load).batch(batch, drop_remainder=True)
+  if repeats > 1:
+    dataset = Repeat(dataset, repeats, batch_size, repeat_groups)
+  dataset = dataset.random_map(load).batch(local_batch, drop_remainder=True)
   dataset = dataset[process_index::process_count][start_step:]
   return Batches(
-    _start(dataset, source, cfg.threads, cfg.workers),
-    source,
-    cfg.max_bad_fraction,
+    _start(dataset, source, threads, workers), source, max_bad_fraction
   )
 
 
 def eval_batches(
   source: Source,
+  preprocessing: Preprocessing,
   *,
   batch_size: int,
-  image_size: int | tuple[int, int],
-  crop: str | float = 'squash',
-  interpolation: str = 'bilinear',
+  jpeg_dct: str = 'accurate',
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 4,
@@ -108,21 +126,21 @@ def eval_batches(
   as well, counted in `bad`, and past `max_bad_fraction` stops the pass.
 
   Args:
+    source: where examples come from.
+    preprocessing: how each image is resized and cropped.
     batch_size: of the global batch; a process gets batch_size / process_count.
-    image_size, crop, interpolation: see `transforms.eval_image`.
+    jpeg_dct, ..., max_bad_fraction: see `train_batches`.
 
   Returns:
     Iterator of dicts as of `train_batches`, and 'mask' float32 (b,), 1 for an
     example and 0 for filling. Its `len()` is the number of batches.
   """
-  batch = _local_batch(batch_size, process_count, 'eval.batch_size')
-  transforms.check_eval(crop, interpolation)
+  local_batch = _local_batch(batch_size, process_count, 'eval.batch_size')
+  check_jpeg_dct(jpeg_dct)
   steps = -(-len(source) // batch_size)
-  load = _LoadEval(
-    source, transforms.image_size(image_size), crop, interpolation
-  )
+  load = _LoadEval(source, preprocessing, jpeg_dct)
   dataset = grain.MapDataset.range(steps * batch_size).map(load)
-  dataset = dataset.batch(batch, drop_remainder=True)
+  dataset = dataset.batch(local_batch, drop_remainder=True)
   dataset = dataset[process_index::process_count]
   return Batches(
     _start(dataset, source, threads, workers), source, max_bad_fraction, steps
@@ -144,7 +162,8 @@ def _start(dataset, source, threads: int, workers: int):
     raise ValueError(
       f'data.threads={threads}, data.workers={workers}: must not be negative'
     )
-  if source.in_memory:  # Python-bound: more threads only wait for each other
+  if source.in_memory:
+    # Nothing is read or decoded, so threads would wait for the interpreter.
     threads = min(threads, 1)
   dataset = dataset.to_iter_dataset(
     grain.ReadOptions(
@@ -152,7 +171,7 @@ def _start(dataset, source, threads: int, workers: int):
     )
   )
   if workers:
-    if not flags.FLAGS.is_parsed():  # Grain's processes are told the flags
+    if not flags.FLAGS.is_parsed():  # Grain hands the flags to its processes
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(
@@ -162,15 +181,40 @@ def _start(dataset, source, threads: int, workers: int):
   return iter(dataset)
 
 
-class _RepeatEach(grain.MapDataset):
-  """Every element `times` times in a row (repeated augmentation,
-  arXiv:1901.09335), before the random transforms see their position."""
+def sequence_position(
+  position: np.ndarray | int, repeats: int, batch_size: int, groups: int
+) -> np.ndarray | int:
+  """Which image of the shuffled sequence is at a position of the batches.
+
+  Repeated augmentation (arXiv:1901.09335) takes each image `repeats` times. As
+  DeiT's sampler deals the repeated sequence out to its processes one by one,
+  consecutive repeats are spread over the `groups` consecutive groups of a
+  global batch. A group of a batch normalization then has no image twice, if
+  there are at least `repeats` groups. One group keeps repeats side by side.
+
+  Args:
+    position: in the sequence of all global batches, from 0.
+    repeats: of each image.
+    batch_size: of the global batch.
+    groups: a divisor of `batch_size`.
+  """
+  step, inside = position // batch_size, position % batch_size
+  group_size = batch_size // groups
+  dealt = (inside % group_size) * groups + inside // group_size
+  return (step * batch_size + dealt) // repeats
+
+
+class Repeat(grain.MapDataset):
+  """Repeated augmentation, in the order of `sequence_position`.
+
+  It stands before the random transforms, which draw anew for each repeat.
+  """
 
   _MUTATES_ELEMENT_SPEC = False
 
-  def __init__(self, parent, times: int):
+  def __init__(self, parent, repeats: int, batch_size: int, groups: int):
     super().__init__(parent)
-    self._times = times
+    self._order = repeats, batch_size, groups
 
   def __len__(self):
     return len(self._parent)
@@ -178,37 +222,24 @@ class _RepeatEach(grain.MapDataset):
   def __getitem__(self, index):
     if isinstance(index, slice):
       return self.slice(index)
-    return self._parent[index // self._times]
+    return self._parent[sequence_position(index, *self._order)]
 
 
 class _LoadTrain:
   """(index, generator) -> example: reads, decodes, augments."""
 
-  def __init__(self, source, transform, token_labels, geometry):
-    self.source, self.transform = source, transform
+  def __init__(self, source, transform, jpeg_dct, token_labels, geometry):
+    self.source, self.transform, self.jpeg_dct = source, transform, jpeg_dct
     self.token_labels, self.geometry = token_labels, geometry
 
-  def __call__(self, asked: int, rng: np.random.Generator) -> dict:
-    index = int(asked)
-    for _ in range(min(_MAX_NEIGHBOURS, len(self.source))):
-      try:
-        example = self.source[index]
-        image = transforms.decode(example['image'])
-        break
-      except (OSError, transforms.BadImage):
-        index = (index + 1) % len(self.source)
-    else:
-      raise TooManyBadImages(
-        f'{min(_MAX_NEIGHBOURS, len(self.source))} images in a row cannot be '
-        f'read, from {self.source.describe(int(asked))} on '
-        f'({why_bad(self.source, int(asked))}). Is the data complete?'
-      )
+  def __call__(self, requested: int, rng: np.random.Generator) -> dict:
+    index, image, label = self._read(int(requested))
     image, geometry = self.transform(image, rng)
     out = {
       'image': image,
-      'label': _label(self.source, example['label']),
+      'label': _label(self.source, label),
       'index': np.int64(index),
-      'asked': np.int64(asked),
+      'requested': np.int64(requested),
     }
     if self.token_labels is not None:
       labels = self.token_labels(index, geometry)
@@ -220,51 +251,65 @@ class _LoadTrain:
       out['flip'] = np.bool_(geometry.flip)
     return out
 
+  def _read(self, requested: int):
+    """(index, image, label) of the first readable example from one on."""
+    attempts = min(_MAX_NEIGHBORS, len(self.source))
+    for offset in range(attempts):
+      index = (requested + offset) % len(self.source)
+      try:
+        example = self.source[index]
+        return index, decode(example['image'], self.jpeg_dct), example['label']
+      except (OSError, BadImage):
+        continue
+    raise TooManyBadImages(
+      f'{attempts} images in a row cannot be read, from '
+      f'{self.source.describe(requested)} on '
+      f'({why_bad(self.source, requested)}). Is the data complete?'
+    )
+
 
 class _LoadEval:
   """index -> example, masked where past the end or not readable."""
 
-  def __init__(self, source, size, crop, interpolation):
-    self.source, self.size = source, size
-    self.crop, self.interpolation = crop, interpolation
+  def __init__(self, source, preprocessing, jpeg_dct):
+    self.source, self.preprocessing = source, preprocessing
+    self.jpeg_dct = jpeg_dct
 
   def __call__(self, index: int) -> dict:
     index = int(index)
-    image = np.zeros((*self.size, 3), np.uint8)
-    label = label_array(self.source, 1)[0]
-    mask = False
+    decoded = label = None
     if index < len(self.source):
       try:
         example = self.source[index]
-        decoded = transforms.decode(example['image'])
-        mask = True
-      except (OSError, transforms.BadImage):
-        pass
-    if mask:
-      image = transforms.eval_image(
-        decoded, self.size, self.crop, self.interpolation
-      )
-      label = _label(self.source, example['label'])
+        decoded = decode(example['image'], self.jpeg_dct)
+        label = example['label']
+      except (OSError, BadImage):
+        pass  # `Batches` counts it, because its mask is 0
+    if decoded is None:
+      dtype = np.float32 if self.preprocessing.rounding == 'none' else np.uint8
+      image = np.zeros((*self.preprocessing.size, 3), dtype)
+    else:
+      image = eval_image(decoded, self.preprocessing)
     return {
       'image': image,
-      'label': label,
-      'mask': np.float32(mask),
+      'label': _label(self.source, label),
+      'mask': np.float32(decoded is not None),
       'index': np.int64(index),
     }
 
 
 def _label(source, label):
-  """int32, or a multi-hot float32 (C,)."""
+  """int32, or multi-hot float32 (C,); zeros for None."""
   array = label_array(source, 1)
-  set_label(array, 0, label)
+  if label is not None:
+    set_label(array, 0, label)
   return array[0]
 
 
 def why_bad(source: Source, i: int) -> str:
   """Why example i cannot be read."""
   try:
-    data = source[i]['image']
-    transforms.decode(data)
+    decode(source[i]['image'])
   except Exception as e:  # whatever it is, it goes into a message
     return f'{type(e).__name__}: {e}'
   return 'it can be read now'
@@ -300,23 +345,28 @@ class Batches:
     return self._length
 
   def __next__(self) -> dict[str, np.ndarray]:
-    # Out of the shared memory of worker processes, if that is where it is.
+    # Worker processes hand arrays over in shared memory that is reused: copy.
     batch = {
       k: v if type(v) is np.ndarray else np.array(v)
       for k, v in next(self._iterator).items()
     }
-    n = len(self._source)
-    if 'asked' in batch:
-      asked = batch.pop('asked')
-      for i in np.flatnonzero(asked != batch['index']):
-        first = int(asked[i])
-        for k in range((int(batch['index'][i]) - first) % n):
-          self._note((first + k) % n)
-    else:
-      for i in np.flatnonzero(batch['mask'] == 0):
-        if batch['index'][i] < n:
-          self._note(int(batch['index'][i]))
+    for index in self._unreadable(batch):
+      self._note(index)
+    batch.pop('requested', None)
     return batch
+
+  def _unreadable(self, batch) -> Iterator[int]:
+    """The examples that a batch should have had, but could not be read."""
+    n = len(self._source)
+    if 'requested' in batch:  # training: the next readable one was taken
+      replaced = np.flatnonzero(batch['requested'] != batch['index'])
+      for i in replaced:
+        first = int(batch['requested'][i])
+        for k in range((int(batch['index'][i]) - first) % n):
+          yield (first + k) % n
+    else:  # evaluation: masked, as is what fills up the last batch
+      masked = batch['index'][batch['mask'] == 0]
+      yield from (int(i) for i in masked if i < n)
 
   def _note(self, index: int):
     """Logs and counts a bad image; raises when there are too many."""

@@ -1,7 +1,7 @@
 """Packs images into ArrayRecord shards: the engine of `vit-jax pack`.
 
-One sequential-friendly, shuffled copy of a large data set, read by the source
-'packed'. The inputs may be
+A shuffled copy of a large data set in few large files, which the source
+'packed' reads. The inputs may be
 
   a folder   DIR/class/x.jpg, or DIR/{train,val,test}/class/x.jpg, which packs
              every split
@@ -17,42 +17,38 @@ when everything is written, the metadata file last.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import logging
 import os
 import pathlib
-import tarfile
+from typing import Any
 import zlib
 
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import records, transforms
-from vit_jax.data.sources.folder import IMAGE_SUFFIXES, scan_classes
+from vit_jax import files
+from vit_jax.data import records
+from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.pack_inputs import (
+  Item,
+  list_items,
+  number_labels,
+  read_labels,
+)
+from vit_jax.data.resize import resize
+from vit_jax.data.sources.folder import IMAGE_SUFFIXES
+from vit_jax.data.transforms import short_side as short_side_size
 
 log = logging.getLogger(__name__)
 
-EXAMPLES_PER_SHARD = 10_000  # what the default number of shards aims at
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-  """One image: a file, or `size` bytes at `offset` of a tar."""
-
-  path: str
-  name: str  # the id
-  label: str  # class name by its place; '' where there is none
-  offset: int = 0
-  size: int = -1
-
-  def read(self) -> bytes:
-    with open(self.path, 'rb') as f:
-      f.seek(self.offset)
-      return f.read(self.size)
+EXAMPLES_PER_SHARD = 10_000  # that the default number of shards aims at
+_POOL_CHUNK = 256  # images that may wait for the writer
+_LISTED_BAD_EXAMPLES = 1000  # that the metadata names
 
 
 def pack(
@@ -82,7 +78,7 @@ def pack(
     short_side: shrink larger images to this shorter side, re-encoded as JPEG.
     quality: of that JPEG.
     labels_file: JSON or CSV with the labels, see the module docstring.
-    threads: that read, check and re-encode; by default one a core.
+    threads: that read, check and re-encode; by default one for each core.
     overwrite: replace a split that is there already.
     progress: called with (images done, images in the split).
 
@@ -120,41 +116,30 @@ def pack(
     overwrite=overwrite,
     progress=progress,
   )
-  labels = _read_labels(pathlib.Path(labels_file)) if labels_file else None
+  labels = read_labels(pathlib.Path(labels_file)) if labels_file else None
   if split is None and len(paths) == 1 and (paths[0] / 'train').is_dir():
-    parts = [
-      (name, [paths[0] / name])
+    splits = {
+      name: [paths[0] / name]
       for name in ('train', 'validation', 'val', 'test')
       if (paths[0] / name).is_dir()
-    ]
+    }
   else:
-    parts = [(split or 'train', paths)]
-  for name, _ in parts:
-    if not overwrite and has_split(out, name):
-      raise ValueError(
-        f'{out} already has the split {name!r}: give another directory or '
-        'split, or overwrite=True'
-      )
+    splits = {split or 'train': paths}
+  for name in splits:  # before any of them is written
+    _refuse_existing(out, name, overwrite)
   return {
-    name: _pack_split(name, part, out, labels, **options)
-    for name, part in parts
+    name: _pack_split(name, split_paths, out, labels, **options)
+    for name, split_paths in splits.items()
   }
 
 
 def _pack_split(
-  split,
-  paths,
-  out,
-  labels,
-  *,
-  shards,
-  shuffle_seed,
-  short_side,
-  quality,
-  threads,
-  overwrite,
-  progress,
-) -> dict:
+  split: str,
+  paths: list[pathlib.Path],
+  out: pathlib.Path,
+  labels: dict | None,
+  **options,
+) -> dict[str, Any]:
   """Packs one split and returns its metadata."""
   items = sorted(
     (i for p in paths for i in list_items(p, labels is not None)),
@@ -165,21 +150,8 @@ def _pack_split(
       f'{", ".join(map(str, paths))}: no images '
       f'({", ".join(IMAGE_SUFFIXES)}, in any case)'
     )
-  numbers, classes = _number(items, labels, classes_of_train(split, out))
-  return write_split(
-    split,
-    out,
-    items,
-    numbers,
-    classes,
-    shards=shards,
-    shuffle_seed=shuffle_seed,
-    short_side=short_side,
-    quality=quality,
-    threads=threads,
-    overwrite=overwrite,
-    progress=progress,
-  )
+  numbers, classes = number_labels(items, labels, classes_of_train(split, out))
+  return write_split(split, out, items, numbers, classes, **options)
 
 
 def write_split(
@@ -212,232 +184,45 @@ def write_split(
   Raises:
     ValueError: the split exists, or no image can be decoded.
   """
-  if not overwrite and has_split(out, split):
-    raise ValueError(
-      f'{out} already has the split {split!r}: give another directory or '
-      'split, or overwrite=True'
-    )
+  _refuse_existing(out, split, overwrite)
   if shuffle_seed is not None:
-    order = np.random.Generator(np.random.Philox(shuffle_seed)).permutation(
-      len(items)
-    )
+    rng = np.random.Generator(np.random.Philox(shuffle_seed))
+    order = rng.permutation(len(items))
     items = [items[i] for i in order]
     numbers = [numbers[i] for i in order]
   shards = shards or -(-len(items) // EXAMPLES_PER_SHARD)
-  bounds = [len(items) * i // shards for i in range(shards + 1)]
   names = [records.shard_name(split, i, shards) for i in range(shards)]
-  soft = any(isinstance(n, dict) for n in numbers)
-  counts, bad, shapes = [], [], set()
-  per_class = np.zeros(classes['num_classes'], np.int64)
-  digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode())
-  done = 0
-  check = lambda item: _check(item, short_side, quality)
+  bounds = [len(items) * i // shards for i in range(shards + 1)]
+  summary = _Summary(classes, len(items), progress)
+  prepare = functools.partial(_prepare, short_side=short_side, quality=quality)
   try:
     with futures.ThreadPoolExecutor(threads) as pool:
       for name, low, high in zip(names, bounds, bounds[1:], strict=False):
-        writer = _writer(out / (name + '.tmp'))
-        written = 0
-        try:
-          for i, (image, shape, reason) in zip(
-            range(low, high),
-            _ordered(pool, check, items[low:high]),
-            strict=False,
-          ):
-            done += 1
-            if progress:
-              progress(done, len(items))
-            if reason:
-              bad.append({'id': items[i].name, 'reason': reason})
-              log.warning('left out: %s (%s)', items[i].name, reason)
-              continue
-            record = records.encode_record(image, numbers[i], items[i].name)
-            writer.write(record)
-            digest.update(
-              f'{items[i].name} {numbers[i]} {zlib.crc32(image)}\n'.encode()
-            )
-            per_class[_counted(numbers[i])] += 1
-            shapes.add(shape)
-            written += 1
-        finally:
-          writer.close()
-        counts.append(written)
-    if not sum(counts):
+        prepared = _ordered_map(pool, prepare, items[low:high])
+        _write_shard(
+          out / (name + '.tmp'),
+          zip(items[low:high], numbers[low:high], prepared, strict=True),
+          summary,
+        )
+    if not summary.num_examples:
       raise ValueError(
         f'none of the {len(items)} images can be decoded; the first: '
-        f'{bad[0]["id"]}: {bad[0]["reason"]}'
+        f'{summary.bad[0]["id"]}: {summary.bad[0]["reason"]}'
       )
+    soft = any(isinstance(n, dict) for n in numbers)
     meta = {
       'format': 'vit_jax packed images',
       'version': records.SOFT_VERSION if soft else records.VERSION,
       'split': split,
-      'num_examples': sum(counts),
-      **classes,
-      'image_shape': list(shapes.pop()) if len(shapes) == 1 else None,
-      'shards': [
-        {'file': n, 'count': c} for n, c in zip(names, counts, strict=False)
-      ],
-      'examples_per_class': per_class.tolist(),
-      'bad': len(bad),
-      'bad_examples': bad[:1000],
+      **summary.to_json(names),
       'short_side': short_side,
       'shuffle_seed': shuffle_seed,
-      'fingerprint': digest.hexdigest()[:16],
     }
     _publish(split, out, names, meta)
   finally:
     for name in names:
       (out / (name + '.tmp')).unlink(missing_ok=True)
   return meta
-
-
-def _counted(labels):
-  """What an example counts for: its labels, the most probable soft one."""
-  return max(labels, key=labels.get) if isinstance(labels, dict) else labels
-
-
-def _publish(split, out, names, meta):
-  """Gives the files their names: stale metadata away, shards, metadata."""
-  index = out / (split + records.META_SUFFIX)
-  stale = []
-  if index.exists():
-    stale = [s['file'] for s in json.loads(index.read_text())['shards']]
-    index.unlink()
-  for name in names:
-    os.replace(out / (name + '.tmp'), out / name)
-  for name in set(stale) - set(names):
-    (out / name).unlink(missing_ok=True)
-  temporary = out / (index.name + '.tmp')
-  temporary.write_text(json.dumps(meta, indent=1))
-  os.replace(temporary, index)
-
-
-def _writer(path: pathlib.Path):
-  from array_record.python import array_record_module
-
-  return array_record_module.ArrayRecordWriter(
-    str(path), 'group_size:1,uncompressed'
-  )
-
-
-def _ordered(pool, function, items) -> Iterator:
-  """`map` in a pool, in order, with few results waiting."""
-  chunk = 256
-  for start in range(0, len(items), chunk):
-    yield from pool.map(function, items[start : start + chunk])
-
-
-def _check(item: Item, short_side, quality):
-  """(bytes to store, (height, width), '') or (None, None, what is wrong)."""
-  try:
-    data = item.read()
-    image = transforms.decode(data)
-  except (OSError, transforms.BadImage) as e:
-    return None, None, str(e)
-  if short_side and min(image.shape[:2]) > short_side:
-    height, width = transforms.short_side(*image.shape[:2], short_side)
-    small = Image.fromarray(image).resize(
-      (width, height), Image.Resampling.BICUBIC
-    )
-    buffer = io.BytesIO()
-    small.save(buffer, 'JPEG', quality=quality)
-    return buffer.getvalue(), (height, width), ''
-  return data, image.shape[:2], ''
-
-
-# --- What there is to pack --------------------------------------------------
-
-
-def list_items(path: pathlib.Path, labelled: bool) -> list[Item]:
-  """The images of a folder or tar file.
-
-  `labelled`: labels come from elsewhere, so a folder is searched to any depth
-  instead of taking its directories as classes.
-  """
-  if path.is_dir():
-    if labelled:
-      return [
-        Item(str(p), p.relative_to(path).as_posix(), '')
-        for p in path.rglob('*')
-        if _is_image(p.name)
-      ]
-    return [
-      Item(str(path / c / f), f'{c}/{f}', c)
-      for c, files in scan_classes(path).items()
-      for f in files
-    ]
-  if not tarfile.is_tarfile(path):
-    raise ValueError(f'{path} is neither a directory nor a tar file')
-  try:
-    with tarfile.open(path, 'r:') as tar:
-      return _list_tar(path, tar, 0, path.name.split('.')[0])
-  except tarfile.ReadError as e:
-    raise ValueError(
-      f'{path} is a compressed or broken tar ({e}). Compressed tars cannot '
-      f'be read at random: decompress it first, e.g. gunzip {path.name}'
-    ) from e
-
-
-def _list_tar(path, tar, base: int, stem: str) -> list[Item]:
-  """The images of a tar that starts at byte `base` of the file `path`."""
-  items = []
-  for member in tar:
-    if not member.isfile():
-      continue
-    name = pathlib.PurePosixPath(member.name.removeprefix('./'))
-    start = base + member.offset_data
-    if name.suffix.lower() == '.tar':
-      with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner:
-        items += _list_tar(path, inner, start, name.stem)
-    elif _is_image(name.name):
-      inside = name.parent.name
-      full = name.as_posix() if inside else f'{stem}/{name}'
-      items.append(Item(str(path), full, inside or stem, start, member.size))
-  return items
-
-
-def _is_image(name: str) -> bool:
-  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
-
-
-def _read_labels(path: pathlib.Path) -> dict[str, list | str | int]:
-  """{file name: label or list of labels} of a JSON or CSV file."""
-  if not path.exists():
-    raise ValueError(f'labels_file={path} does not exist')
-  number = lambda x: int(x) if x.lstrip('-').isdigit() else x
-  if path.suffix.lower() == '.json':
-    try:
-      labels = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-      raise ValueError(f'labels_file={path} is not JSON: {e}') from e
-    if not isinstance(labels, dict):
-      raise ValueError(
-        f'labels_file={path}: must be an object {{"x.jpg": label or '
-        f'[labels]}}, not a {type(labels).__name__}'
-      )
-    return labels
-  labels = {}
-  with path.open(newline='') as f:
-    for row in csv.reader(f):
-      if not row or row[0].lower() in (
-        'file',
-        'filename',
-        'image',
-        'path',
-        'id',
-        'name',
-        'image_id',
-      ):
-        continue  # empty, or a header
-      cells = [
-        number(x.strip())
-        for cell in row[1:]
-        for x in cell.split(';')
-        if x.strip()
-      ]
-      labels[row[0]] = cells
-  if all(len(v) == 1 for v in labels.values()):
-    return {k: v[0] for k, v in labels.items()}
-  return labels
 
 
 def has_split(out: pathlib.Path, split: str) -> bool:
@@ -454,65 +239,141 @@ def classes_of_train(split: str, out: pathlib.Path) -> dict | None:
   return {k: meta[k] for k in ('num_classes', 'class_names', 'multi_label')}
 
 
-def _number(items, labels, given) -> tuple[list[list[int]], dict]:
-  """The class numbers of each item, and what the classes are."""
-  if labels is None:
-    raw = [[i.label] for i in items]
-    multi = False
-    if (
-      len({i.label for i in items}) == 1
-      and not given
-      and all(i.size >= 0 for i in items)
-    ):
-      raise ValueError(
-        f'all images are of one class, {items[0].label!r}: a tar needs class '
-        'directories, or one tar a class, or give labels_file'
-      )
-  else:
-    found = [_find(labels, i.name) for i in items]
-    lost = [i.name for i, f in zip(items, found, strict=False) if f is None]
-    if lost:
-      raise ValueError(
-        f'{len(lost)} of {len(items)} images have no entry in the labels '
-        f'file, such as {", ".join(lost[:3])}'
-      )
-    multi = any(isinstance(f, list) for f in found)
-    raw = [f if isinstance(f, list) else [f] for f in found]
-  every = {x for r in raw for x in r}
-  if given:
-    multi = given['multi_label']
-    if not multi and any(len(r) != 1 for r in raw):
-      raise ValueError(
-        'some images have several labels, those of the packed '
-        "'train' have one each: pack 'train' again"
-      )
-  if all(isinstance(x, int) for x in every):
-    limit = given['num_classes'] if given else max(every, default=0) + 1
-    wrong = sorted(x for x in every if not 0 <= x < limit)
-    names, lookup = (given['class_names'] if given else None), lambda x: x
-  else:
-    names = given['class_names'] if given else sorted(map(str, every))
-    table = {n: i for i, n in enumerate(names or ())}
-    limit = given['num_classes'] if given else len(table)
-    wrong = sorted(str(x) for x in every if str(x) not in table)
-    lookup = lambda x: table[str(x)]
-  if wrong:
+def _refuse_existing(out: pathlib.Path, split: str, overwrite: bool) -> None:
+  if not overwrite and has_split(out, split):
     raise ValueError(
-      f'{len(wrong)} labels are not classes'
-      + (" of the packed 'train'" if given else '')
-      + f': {", ".join(map(str, wrong[:10]))}'
+      f'{out} already has the split {split!r}: give another directory or '
+      'split, or overwrite=True'
     )
-  return [[lookup(x) for x in r] for r in raw], {
-    'num_classes': limit,
-    'class_names': names,
-    'multi_label': multi,
-  }
 
 
-def _find(labels: dict, name: str):
-  """The entry of an image: by its path, its file name, or its stem."""
-  path = pathlib.PurePosixPath(name)
-  for key in (name, path.name, path.stem):
-    if key in labels:
-      return labels[key]
-  return None
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+  """An image that is ready to be stored, or the reason why it is not."""
+
+  image: bytes = b''
+  size: tuple[int, int] = (0, 0)
+  reason: str = ''
+
+
+class _Summary:
+  """What was written of a split, for its metadata.
+
+  Attributes:
+    num_examples: images written.
+    bad: {'id', 'reason'} of each image that was left out.
+  """
+
+  def __init__(self, classes: dict, total: int, progress: Callable | None):
+    self._classes, self._total, self._progress = classes, total, progress
+    self.num_examples, self.bad = 0, []
+    self._shard_counts: list[int] = []
+    self._per_class = np.zeros(classes['num_classes'], np.int64)
+    self._sizes: set[tuple[int, int]] = set()
+    self._digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode())
+
+  def start_shard(self):
+    self._shard_counts.append(0)
+
+  def add(self, name: str, labels: list | dict, prepared: _Prepared):
+    self.num_examples += 1
+    self._shard_counts[-1] += 1
+    self._digest.update(
+      f'{name} {labels} {zlib.crc32(prepared.image)}\n'.encode()
+    )
+    # A soft label counts for its most probable class.
+    counted = (
+      max(labels, key=labels.get) if isinstance(labels, dict) else labels
+    )
+    self._per_class[counted] += 1
+    self._sizes.add(prepared.size)
+    self._report()
+
+  def leave_out(self, name: str, reason: str):
+    self.bad.append({'id': name, 'reason': reason})
+    log.warning('left out: %s (%s)', name, reason)
+    self._report()
+
+  def _report(self):
+    if self._progress:
+      self._progress(self.num_examples + len(self.bad), self._total)
+
+  def to_json(self, shard_names: list[str]) -> dict[str, Any]:
+    return {
+      'num_examples': self.num_examples,
+      **self._classes,
+      'image_shape': list(*self._sizes) if len(self._sizes) == 1 else None,
+      'shards': [
+        {'file': name, 'count': count}
+        for name, count in zip(shard_names, self._shard_counts, strict=True)
+      ],
+      'examples_per_class': self._per_class.tolist(),
+      'bad': len(self.bad),
+      'bad_examples': self.bad[:_LISTED_BAD_EXAMPLES],
+      'fingerprint': self._digest.hexdigest()[:16],
+    }
+
+
+def _write_shard(
+  path: pathlib.Path, examples: Iterator, summary: _Summary
+) -> None:
+  """Writes the (item, labels, prepared image) of one shard."""
+  from array_record.python import array_record_module
+
+  writer = array_record_module.ArrayRecordWriter(
+    str(path), 'group_size:1,uncompressed'
+  )
+  summary.start_shard()
+  try:
+    for item, labels, prepared in examples:
+      if prepared.reason:
+        summary.leave_out(item.name, prepared.reason)
+        continue
+      writer.write(records.encode_record(prepared.image, labels, item.name))
+      summary.add(item.name, labels, prepared)
+  finally:
+    writer.close()
+
+
+def _publish(
+  split: str, out: pathlib.Path, names: list[str], meta: dict
+) -> None:
+  """Makes a finished split visible, in place of an earlier one.
+
+  The metadata goes first and comes last, so a reader never sees metadata of
+  other shards.
+  """
+  index = out / (split + records.META_SUFFIX)
+  stale = []
+  if index.exists():
+    stale = [s['file'] for s in json.loads(index.read_text())['shards']]
+    index.unlink()
+  for name in names:
+    os.replace(out / (name + '.tmp'), out / name)
+  for name in set(stale) - set(names):
+    (out / name).unlink(missing_ok=True)
+  files.write_atomically(index, json.dumps(meta, indent=1))
+
+
+def _ordered_map(
+  pool: futures.Executor, function: Callable, items: list
+) -> Iterator:
+  """`map` in a pool, in order, with a limited number of results waiting."""
+  for start in range(0, len(items), _POOL_CHUNK):
+    yield from pool.map(function, items[start : start + _POOL_CHUNK])
+
+
+def _prepare(item: Item, short_side: int | None, quality: int) -> _Prepared:
+  """Reads an image, makes sure that it decodes, and shrinks it if need be."""
+  try:
+    data = item.read()
+    image = decode(data)
+  except (OSError, BadImage) as e:
+    return _Prepared(reason=str(e) or type(e).__name__)
+  if not short_side or min(image.shape[:2]) <= short_side:
+    return _Prepared(data, image.shape[:2])
+  size = short_side_size(*image.shape[:2], short_side)
+  buffer = io.BytesIO()
+  small = Image.fromarray(resize(image, size, 'bicubic'))
+  small.save(buffer, 'JPEG', quality=quality)
+  return _Prepared(buffer.getvalue(), size)

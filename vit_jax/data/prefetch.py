@@ -1,4 +1,4 @@
-"""Keeps a few batches ready on the device."""
+"""Keeps a few batches ready on the device, made by a thread."""
 
 from collections.abc import Callable, Iterator
 import queue
@@ -21,8 +21,10 @@ def prefetch(
 
 
 class Prefetch:
-  """See `prefetch`. An exception of the iterator or of `put` is raised by
-  `next`, at its place in the sequence.
+  """See `prefetch`.
+
+  An exception of the iterator or of `put` is raised by `next` when its item is
+  due.
 
   Attributes:
     waited: seconds that `next` spent waiting; near zero when input keeps up.
@@ -30,11 +32,12 @@ class Prefetch:
 
   _END, _ERROR, _ITEM = range(3)
 
-  def __init__(self, iterator, put, size):
+  def __init__(self, iterator: Iterator, put: Callable, size: int):
     self._iterator, self._put = iter(iterator), put
     self._source = iterator
     self._stop = threading.Event()
-    self._last = None  # how the sequence ended: (END | ERROR, exception)
+    # How the sequence ended: (_END or _ERROR, the exception).
+    self._last: tuple | None = None
     self.waited = 0.0
     self._thread = None
     if size > 0:
@@ -47,7 +50,7 @@ class Prefetch:
   def __iter__(self):
     return self
 
-  def _produce(self):
+  def _produce(self) -> tuple[int, Any]:
     try:
       return self._ITEM, self._put(next(self._iterator))
     except StopIteration:

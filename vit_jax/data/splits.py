@@ -1,11 +1,12 @@
 """Names and sub-splits of data sets."""
 
 from collections.abc import Sequence
+import logging
 import re
 
-from vit_jax.data.sources.source import log
+log = logging.getLogger(__name__)
 
-# What a folder or file may call the split that is asked for, best first.
+# The names under which a source may have a split, the best first.
 SPLIT_ALIASES = {
   'train': ('train',),
   'test': ('test', 'validation', 'val'),
@@ -14,21 +15,31 @@ SPLIT_ALIASES = {
 }
 
 
-def _unknown_split(split: str, there, what: str) -> ValueError:
+def unknown_split(split: str, there: Sequence[str], what: str) -> ValueError:
+  """The error for a split that a source does not have."""
   return ValueError(
-    f'{what} has no split {split!r}; it has {", ".join(there)}. A part of '
-    "one can be held out: 'train[:90%]' and 'train[90%:]'"
+    f'{what} has no split {split!r}; it has {", ".join(there)}. Some of its '
+    "examples can be held out: 'train[:90%]' and 'train[90%:]'"
   )
 
 
-def _pick_split(split: str, there: Sequence[str], what: str) -> str:
-  """The split to read: itself, or what this source calls its test split."""
+def pick_split(split: str, there: Sequence[str], what: str) -> str:
+  """The name under which a source has a split.
+
+  Args:
+    split: the name wanted; one for testing stands for the others too.
+    there: the splits of the source.
+    what: the source, for messages.
+
+  Raises:
+    ValueError: the source has none of the names.
+  """
   for name in SPLIT_ALIASES.get(split, (split,)):
     if name in there:
       if name != split:
         log.info('%s has no split %r: using %r', what, split, name)
       return name
-  raise _unknown_split(split, there, what)
+  raise unknown_split(split, there, what)
 
 
 def parse_split(split: str) -> list[tuple[str, str, str]]:
@@ -37,23 +48,29 @@ def parse_split(split: str) -> list[tuple[str, str, str]]:
   Raises:
     ValueError: the text is not in TFDS's split syntax.
   """
-  parts = []
-  for part in split.split('+'):
+  slices = []
+  for text in split.split('+'):
     match = re.fullmatch(
-      r'\s*([\w\-.]+)(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*', part
+      r'\s*([\w\-.]+)(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*', text
     )
     if not match:
       raise ValueError(
-        f'split {split!r}: cannot read {part!r}; examples are '
+        f'split {split!r}: cannot read {text!r}; examples are '
         "'train', 'train[:98%]', 'train[-500:]', 'train[10%:20%]+test'"
       )
-    parts.append((match[1], match[2] or '', match[3] or ''))
-  return parts
+    slices.append((match[1], match[2] or '', match[3] or ''))
+  return slices
 
 
 def split_bounds(start: str, stop: str, n: int) -> tuple[int, int]:
-  """Absolute [start, stop) of a slice of n examples; percentages round to the
-  nearest, as in TFDS."""
+  """Absolute [start, stop) of a slice of n examples.
+
+  Percentages are rounded to the nearest example, as in TFDS.
+
+  Args:
+    start, stop: such as '10', '-500' or '98%'; '' for the first and the last.
+    n: examples of the split.
+  """
 
   def absolute(text: str, default: int) -> int:
     if not text:

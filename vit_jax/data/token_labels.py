@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import transforms
 from vit_jax.data.sources.source import Source
 from vit_jax.data.token_targets import token_source
+from vit_jax.data.transforms import Geometry
 
 META = 'token_labels.json'
 VERSION = 1
@@ -98,7 +98,7 @@ class TokenLabels:
     return self.meta['examples']
 
   def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    if self._records is None:  # opened lazily: readers do not pickle
+    if self._records is None:  # not in __init__: readers do not pickle
       from array_record.python import array_record_data_source
 
       self._records = array_record_data_source.ArrayRecordDataSource(
@@ -111,9 +111,7 @@ class TokenLabels:
       np.frombuffer(record, '<i4', n, offset=2 * n).reshape(shape),
     )
 
-  def __call__(
-    self, index: int, geometry: transforms.Geometry
-  ) -> dict[str, np.ndarray]:
+  def __call__(self, index: int, geometry: Geometry) -> dict[str, np.ndarray]:
     logits, classes = self[index]
     top, left, height, width = geometry.box
     box = (
@@ -147,31 +145,35 @@ class TokenLabels:
 
 
 def open_for_training(
-  path, model, source, cfg, num_classes: int
+  path,
+  model,
+  source: Source,
+  num_classes: int,
+  *,
+  image_size: tuple[int, int],
+  host_size: tuple[int, int],
+  swap_axes: bool = False,
 ) -> TokenLabels:
-  """The labels of a recipe.
+  """The labels of the examples that a model is trained on.
 
   Args:
     path: of the labels.
     model: the student.
     source: of the training data.
-    cfg: section `data` of the recipe.
     num_classes: of the head.
+    image_size: (height, width) of what the model takes.
+    host_size: (height, width) of the images that the host makes.
+    swap_axes: see `TokenLabels`.
 
   Raises:
     ValueError: labels of other data, or an image that is not square where the
       student's tokens cannot be laid out.
   """
-  travels = (
-    transforms.image_size(cfg.device_resize)
-    if cfg.device_resize
-    else transforms.target_size(cfg)
-  )
   labels = TokenLabels(
     path,
-    grid=student_grid(model, transforms.target_size(cfg)),
-    size=travels,
-    swap_axes=cfg.labels_swap_axes,
+    grid=student_grid(model, image_size),
+    size=host_size,
+    swap_axes=swap_axes,
   )
   labels.check(source, num_classes)
   return labels

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
 from absl import logging
@@ -75,6 +76,7 @@ class Evaluator:
     loss: key of LOSSES.
     batch_size: global; rounded down to a multiple of the devices that share a
       batch, so that all get equally many examples.
+    jpeg_dct: see `decode.decode`.
     threads: threads of each process that read and decode.
     max_bad_fraction: of the images of a set that cannot be read; they are left
       out and named in the log.
@@ -91,14 +93,17 @@ class Evaluator:
     host_size: tuple[int, int] | None = None,
     loss: str = 'softmax',
     batch_size: int = 32,
+    jpeg_dct: str = 'accurate',
     threads: int = 4,
     max_bad_fraction: float = 0.01,
   ):
     self._mesh, self._sets = mesh, sets
-    self._preprocessing = preprocessing
-    self._host_size = host_size or preprocessing.size
+    self._host_preprocessing = dataclasses.replace(
+      preprocessing, size=host_size or preprocessing.size
+    )
     shards = batch_shards(mesh)
     self._batch_size = max(1, batch_size // shards) * shards
+    self._jpeg_dct = jpeg_dct
     self._threads, self._max_bad_fraction = threads, max_bad_fraction
     self._step = jax.jit(
       make_eval_step(
@@ -131,13 +136,22 @@ class Evaluator:
         if len(in_flight) > _MOST_IN_FLIGHT:
           sums.append(jax.device_get(in_flight.popleft()))
     sums += jax.device_get(list(in_flight))
-    result = metrics.summarize(metrics.merge(*sums))
-    left_out = len(source) - result['examples']
-    if left_out:  # the loader has named each of them in the log
+    merged = metrics.merge(*sums)
+    corrupt = len(source) - round(float(merged['images']))
+    if corrupt:  # the loader has named each of them in the log
       logging.warning(
         'eval set %s: %d of %d images are corrupt and were left out',
         name,
-        left_out,
+        corrupt,
+        len(source),
+      )
+    result = metrics.summarize(merged)
+    unlabeled = len(source) - corrupt - result['examples']
+    if source.multi_label and unlabeled:
+      logging.info(
+        'eval set %s: %d of %d images have no label and do not count',
+        name,
+        unlabeled,
         len(source),
       )
     return result
@@ -146,10 +160,9 @@ class Evaluator:
     index, count = batch_slice(self._mesh)
     return loader.eval_batches(
       source,
+      self._host_preprocessing,
       batch_size=self._batch_size,
-      image_size=self._host_size,
-      crop=self._preprocessing.crop or 'squash',
-      interpolation=self._preprocessing.interpolation,
+      jpeg_dct=self._jpeg_dct,
       threads=self._threads,
       process_index=index,
       process_count=count,

@@ -11,20 +11,48 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.data import transforms
+from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.sources.opening import directory_source, open_source
 from vit_jax.data.sources.source import Source
+from vit_jax.data.transforms import eval_image
 from vit_jax.inference.classifier import Classifier, load_classifier
+from vit_jax.preprocessing import Preprocessing
 from vit_jax.training.progress import progress_bar
 
 SHOTS = (1, 5, 10, 25)
 BIAS = 100.0  # the constant feature
 
 
-def ridge_probe(
+def support_indices(
+  labels: np.ndarray, num_classes: int, shots: int, seed: int
+) -> np.ndarray:
+  """Which training examples a probe learns from, as big_vision draws them.
+
+  Args:
+    labels: (N,), of the training examples.
+    num_classes: C.
+    shots: examples of each class; of a smaller class, all.
+    seed: of the draw.
+
+  Returns:
+    Indices into the training examples, in the order of the classes.
+  """
+  rng = np.random.default_rng(seed)
+  return np.concatenate(
+    [
+      rng.permutation(np.flatnonzero(labels == c))[:shots]
+      for c in range(num_classes)
+    ]
+  )
+
+
+def ridge_scores(
   features, labels, test_features, num_classes: int, *, l2: float = 2.0**10
 ) -> np.ndarray:
-  """Classes that a ridge regression gives to test features.
+  """Scores that a ridge regression gives to test features.
+
+  Features are divided by the standard deviation of the support set, around its
+  mean, and get a constant one; targets are 1 for the class and -1 for others.
 
   Args:
     features, labels: support set, (N, D) and (N,).
@@ -33,7 +61,7 @@ def ridge_probe(
     l2: weight of the penalty, of the constant feature's weight too.
 
   Returns:
-    (M,) class numbers.
+    (M, C), float64; the largest is the predicted class.
   """
   x = np.asarray(features, np.float64)
   mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
@@ -47,7 +75,7 @@ def ridge_probe(
     weights = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), y)
   else:
     weights = np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ y)
-  return np.argmax(test @ weights, axis=1)
+  return test @ weights
 
 
 def extract_features(
@@ -59,7 +87,9 @@ def extract_features(
   Raises ValueError, naming it, for an image that cannot be read.
   """
   size = classifier.image_size
-  between = tuple(round(n * 8 / 7) for n in size)
+  preprocessing = Preprocessing(
+    size, 7 / 8, crop_resize='squash', interpolation=classifier.interpolation
+  )
   step = jax.jit(lambda v, x: classifier.forward(v, x)[1]['pre_logits'])
   features, labels = [], []
   starts = range(0, len(source), batch_size)
@@ -69,15 +99,9 @@ def extract_features(
     for row, i in enumerate(range(start, stop)):
       example = source[i]
       try:
-        image = transforms.resize(
-          transforms.decode(example['image']), between, classifier.interpolation
-        )
-      except transforms.BadImage as e:
+        batch[row] = eval_image(decode(example['image']), preprocessing)
+      except BadImage as e:
         raise ValueError(f'{source.describe(i)}: {e}') from e
-      batch[row] = transforms.cut(
-        image,
-        (*((b - n) // 2 for b, n in zip(between, size, strict=True)), *size),
-      )
       labels.append(example['label'])
     features.append(
       np.asarray(step(classifier.on_device, batch))[: stop - start]
@@ -118,6 +142,11 @@ def fewshot(
     open_source(kind, split=split, data_dir=data, holdout=holdout)
     for split in ('train', 'test')
   )
+  if train.multi_label:
+    raise ValueError(
+      f'{data} has several labels for an image: the few-shot probe is for data '
+      'with one class each'
+    )
   x, y = extract_features(classifier, train, batch_size=batch_size)
   test_x, test_y = extract_features(classifier, test, batch_size=batch_size)
   smallest = int(np.bincount(y, minlength=train.num_classes).min())
@@ -127,12 +156,9 @@ def fewshot(
       continue
     accuracies = []
     for seed in range(seeds):
-      order = np.random.default_rng(seed).permutation(len(y))
-      chosen = np.concatenate(
-        [order[y[order] == c][:n] for c in range(train.num_classes)]
-      )
-      found = ridge_probe(x[chosen], y[chosen], test_x, train.num_classes)
-      accuracies.append(float(np.mean(found == test_y)))
+      support = support_indices(y, train.num_classes, n, seed)
+      scores = ridge_scores(x[support], y[support], test_x, train.num_classes)
+      accuracies.append(float(np.mean(np.argmax(scores, axis=1) == test_y)))
     results[n] = {'mean': math.fsum(accuracies) / seeds, 'seeds': accuracies}
   if not results:
     raise ValueError(

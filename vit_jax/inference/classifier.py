@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import transforms
+from vit_jax.data.decode import BadImage, decode
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
+from vit_jax.data.transforms import eval_image
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
@@ -71,6 +72,16 @@ class Classifier:
   def class_name(self, index: int) -> str:
     return self.classes[index] if self.classes else f'class {index}'
 
+  @property
+  def preprocessing(self) -> Preprocessing:
+    """How an image becomes what the model takes."""
+    return Preprocessing(
+      size=self.image_size,
+      crop=None if self.crop == 'squash' else self.crop,
+      interpolation=self.interpolation,
+      normalize=self.normalize,
+    )
+
   def metadata(self) -> WeightsMetadata:
     """The record that is written beside these weights."""
     return WeightsMetadata(
@@ -78,12 +89,7 @@ class Classifier:
       fields=self.fields,
       num_classes=self.num_classes,
       classes=self.classes and tuple(self.classes),
-      preprocessing=Preprocessing(
-        size=self.image_size,
-        crop=None if self.crop == 'squash' else self.crop,
-        interpolation=self.interpolation,
-        normalize=self.normalize,
-      ),
+      preprocessing=self.preprocessing,
       loss=self.loss,
     )
 
@@ -97,13 +103,11 @@ class Classifier:
       uint8 (height, width, 3).
 
     Raises:
-      OSError, transforms.BadImage: no such file, or not an image.
+      OSError, BadImage: no such file, or not an image.
     """
     if isinstance(source, (str, pathlib.Path)):
       source = pathlib.Path(source).read_bytes()
-    return transforms.eval_image(
-      transforms.decode(source), self.image_size, self.crop, self.interpolation
-    )
+    return eval_image(decode(source), self.preprocessing)
 
   def forward(self, variables, images):
     """uint8 (B, height, width, 3) -> logits (B, C), intermediates; pure."""
@@ -151,7 +155,7 @@ class Classifier:
     def load(image):
       try:
         return self.read_image(image)
-      except (OSError, transforms.BadImage) as e:
+      except (OSError, BadImage) as e:
         return e
 
     with futures.ThreadPoolExecutor(8) as pool:

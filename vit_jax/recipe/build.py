@@ -166,17 +166,11 @@ def open_train_source(config) -> Source:
     holdout=data.holdout,
     num_classes=data.num_classes,
     num_examples=data.num_examples,
-    image_size=image_shape(config)[0],
+    image_size=image_shape(config),
   )
 
 
 TEST_SPLITS = ('test', 'validation', 'val')
-
-
-def host_shape(config) -> tuple[int, int]:
-  """(height, width) at which images leave the host."""
-  size = config.data.device_resize
-  return (size, size) if size else image_shape(config)
 
 
 def open_eval_sets(config, num_classes: int) -> dict[str, Source]:
@@ -200,7 +194,7 @@ def open_eval_sets(config, num_classes: int) -> dict[str, Source]:
       holdout=data.holdout,
       num_classes=data.num_classes,
       num_examples=data.num_examples,
-      image_size=image_shape(config)[0],
+      image_size=image_shape(config),
     )
   if not found:
     errors = []
@@ -213,7 +207,7 @@ def open_eval_sets(config, num_classes: int) -> dict[str, Source]:
           holdout=data.holdout,
           num_classes=data.num_classes,
           num_examples=data.num_examples,
-          image_size=image_shape(config)[0],
+          image_size=image_shape(config),
         )
         break
       except ValueError as e:

@@ -9,40 +9,49 @@ anything is compiled.
 
 import math
 
+from vit_jax.data import crops, device_cache, transforms
+from vit_jax.data.decode import JPEG_DCT, check_jpeg_dct
+from vit_jax.preprocessing import (
+  CROP_RESIZES,
+  INTERPOLATIONS,
+  NORMALIZATION,
+  ROUNDINGS,
+)
+from vit_jax.recipe.data import train_transform
 from vit_jax.recipe.keys import (
   DURATIONS,
   ConfigError,
   default_config,
   get,
+  host_shape,
   image_shape,
   model_fields,
+  preprocessing,
 )
 from vit_jax.training import losses, mixing, optimizers, schedules
 
 _CHOICES = {
   'run.dtype': ('auto', 'float32', 'bfloat16'),
   'run.nan': ('stop', 'skip'),
-  'data.crop': (
-    'inception',
-    'resize_crop',
-    'squash_crop',
-    'resize',
-    'pad_crop',
-    'none',
-  ),
-  'data.interpolation': ('bilinear', 'bicubic', 'random'),
-  'data.normalize': ('half', 'imagenet'),
-  'data.device_cache': ('auto', 'on', 'off'),
+  'data.crop': transforms.CROPS,
+  'data.crop_sampling': tuple(crops.SAMPLERS),
+  'data.interpolation': transforms.TRAIN_INTERPOLATIONS,
+  'data.rounding': ROUNDINGS,
+  'data.jpeg_dct': JPEG_DCT,
+  'data.normalize': tuple(NORMALIZATION),
+  'data.device_cache': device_cache.MODES,
   'data.mix_style': tuple(mixing.PARTNERS),
   'loss.name': tuple(losses.LOSSES),
   'loss.distill': losses.DISTILLATIONS,
-  'loss.teacher_normalize': ('', 'half', 'imagenet'),
+  'loss.teacher_normalize': ('', *NORMALIZATION),
   'optim.name': tuple(optimizers.OPTIMIZERS),
   'optim.decay_style': optimizers.DECAY_STYLES,
   'optim.state_dtype': optimizers.STATE_DTYPES,
   'schedule.name': schedules.SCHEDULES,
   'mesh.preset': ('data', 'zero', 'fsdp', 'fsdp_tensor'),
-  'eval.interpolation': ('bilinear', 'bicubic'),
+  'eval.crop_resize': CROP_RESIZES,
+  'eval.interpolation': INTERPOLATIONS,
+  'eval.rounding': ROUNDINGS,
 }
 _FRACTIONS = (
   'data.flip',
@@ -59,6 +68,7 @@ _POSITIVE = (
   'data.batch_size',
   'data.image_size',
   'data.repeats',
+  'data.repeat_groups',
   'data.prefetch',
   'optim.accumulate',
   'log.every_steps',
@@ -139,6 +149,18 @@ def check(config) -> None:
     )
   if config.loss.name == 'sigmoid' and config.loss.distill == 'hard':
     raise ConfigError("loss.distill='hard' goes with loss.name='softmax'")
+
+  try:
+    check_jpeg_dct(config.data.jpeg_dct)
+    train_transform(config, host_shape(config))
+    preprocessing(config)
+  except ValueError as e:
+    raise ConfigError(str(e)) from e
+  if config.data.batch_size % config.data.repeat_groups:
+    raise ConfigError(
+      f'data.repeat_groups={config.data.repeat_groups} must divide '
+      f'data.batch_size={config.data.batch_size}'
+    )
 
   from vit_jax.models.registry import create_model
 

@@ -46,29 +46,38 @@ def default_config() -> ConfigDict:
   c.data.batch_size = 128
   c.data.image_size = 224  # height (and width) of what the model is given
   c.data.image_width = placeholder(int)  # only if not square
-  # Host transform of training images: 'inception' (random area and aspect
-  # crop), 'resize_crop' (shorter side to resize, random crop), 'resize'
-  # (squash), 'squash_crop' (squash to resize x resize, random crop), 'pad_crop'
-  # (pad by data.pad, crop back at random, resize; for CIFAR), 'none'.
+  # Crop of training images: 'inception' (a box of random area and aspect ratio,
+  # resized), 'resize_crop' (shorter side to data.resize, random crop),
+  # 'squash_crop' (both sides to data.resize, random crop), 'pad_crop' (pad by
+  # data.pad, crop back at random, resize; for CIFAR), 'resize' (squash), 'none'.
   c.data.crop = 'inception'
-  c.data.area = (0.05, 1.0)  # of the inception crop
-  c.data.aspect = (3 / 4, 4 / 3)
-  c.data.resize = placeholder(
-    int
-  )  # shorter side before resize_crop, both before squash_crop
+  # What an inception crop draws uniformly: the 'area' (torchvision, timm) or the
+  # 'height' (TensorFlow, so Google's recipes; small crops are more frequent).
+  c.data.crop_sampling = 'area'
+  c.data.area = (0.05, 1.0)  # range, as fractions of the image's area
+  c.data.aspect = (3 / 4, 4 / 3)  # range of width / height
+  c.data.resize = placeholder(int)  # see data.crop
   c.data.pad = 4
-  c.data.interpolation = (
-    'bilinear'  # 'bilinear' (cv2, no antialias), 'bicubic' (Pillow), 'random'
-  )
+  # 'bilinear' (TensorFlow, no antialias), 'bicubic' (Pillow, antialias),
+  # 'random' (timm: Pillow's bilinear or bicubic), or another of
+  # preprocessing.INTERPOLATIONS.
+  c.data.interpolation = 'bilinear'
+  # Of pixels that TensorFlow's interpolations compute: to the 'nearest' integer,
+  # 'truncate' (big_vision), or 'none' (vision_transformer; four times the bytes).
+  c.data.rounding = 'nearest'
+  # Decoding of JPEGs: 'accurate' (OpenCV, Pillow), or 'fast', TensorFlow's
+  # default, which Google's recipes used; it needs the package simplejpeg.
+  c.data.jpeg_dct = 'accurate'
   c.data.flip = 0.5  # probability of a horizontal flip
   # '' or a policy: 'google(2,15)' (layers, magnitude: AugReg), 'rand-m9-mstd0.5-inc1' (timm).
   c.data.randaugment = ''
   c.data.color_jitter = 0.0
-  c.data.repeats = (
-    1  # repeated augmentation: each image this many times in a row
-  )
+  # Repeated augmentation: each image this many times, spread over this many
+  # equal consecutive groups of the batch.
+  c.data.repeats = 1
+  c.data.repeat_groups = 1
   c.data.normalize = (
-    'half'  # 'half' ([-1, 1]) or 'imagenet' (mean, std); on the device
+    'half'  # 'half' ([-1, 1]), 'imagenet' (mean, std) or 'unit' ([0, 1])
   )
   c.data.max_bad_fraction = (
     0.01  # corrupt images tolerated before the run stops
@@ -76,7 +85,7 @@ def default_config() -> ConfigDict:
   c.data.device_cache = 'auto'  # hold a small data set on the device: 'on', 'off', 'auto' (where it pays)
   c.data.device_resize = placeholder(
     int
-  )  # images travel at this size, resized to image_size on the device
+  )  # size of the host's images, which the device resizes to image_size
   c.data.threads = 4  # decoding threads of each process
   c.data.workers = 0  # decoding processes of each process (0: threads only)
   c.data.prefetch = 2  # batches kept ready on the device
@@ -204,7 +213,11 @@ def default_config() -> ConfigDict:
   )  # at most one of the two; none = at the end
   c.eval.every_epochs = placeholder(float)
   c.eval.crop = 0.0  # 0: squash to the image size; else shorter side to size / crop, centre crop
-  c.eval.interpolation = 'bilinear'
+  # Before a center crop: 'timm' (shorter side, rounded down), 'resize_small'
+  # (shorter side, rounded to the nearest: big_vision) or 'squash' (both sides).
+  c.eval.crop_resize = 'timm'
+  c.eval.interpolation = 'bilinear'  # one of preprocessing.INTERPOLATIONS
+  c.eval.rounding = 'nearest'  # see data.rounding
   c.eval.ema = False  # evaluate the averaged parameters
 
   c.log = ConfigDict()
@@ -258,12 +271,20 @@ def image_shape(config) -> tuple[int, int]:
   return size, config.data.image_width or size
 
 
+def host_shape(config) -> tuple[int, int]:
+  """(height, width) of the images that the host makes."""
+  size = config.data.device_resize
+  return (size, size) if size else image_shape(config)
+
+
 def preprocessing(config) -> Preprocessing:
   """How the model of a recipe is fed when it is evaluated."""
   return Preprocessing(
     size=image_shape(config),
     crop=config.eval.crop or None,
     interpolation=config.eval.interpolation,
+    crop_resize=config.eval.crop_resize,
+    rounding=config.eval.rounding,
     normalize=config.data.normalize,
   )
 

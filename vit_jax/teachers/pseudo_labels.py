@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data import pack
+from vit_jax.data.pack_inputs import list_items
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.sources.source import Source
 from vit_jax.inference import classifier as classifier_lib
@@ -45,7 +46,7 @@ class Unlabelled(Source):
         'tar files of images'
       )
     self.items = sorted(
-      (i for p in paths for i in pack.list_items(p, True)), key=lambda i: i.name
+      (i for p in paths for i in list_items(p, True)), key=lambda i: i.name
     )
     self.name = ', '.join(map(str, paths))
     if not self.items:

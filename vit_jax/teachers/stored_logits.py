@@ -153,10 +153,8 @@ def forward(
   )
   with loader.eval_batches(
     source,
+    classifier.preprocessing,
     batch_size=batch_size,
-    image_size=classifier.image_size,
-    crop=classifier.crop,
-    interpolation=classifier.interpolation,
     threads=threads,
     max_bad_fraction=max_bad_fraction,
   ) as batches:

@@ -1,6 +1,7 @@
 """Makes per-token labels with a teacher (arXiv:2104.10858), for VOLO."""
 
 from collections.abc import Callable, Iterable
+import dataclasses
 import json
 import math
 import os
@@ -165,9 +166,8 @@ def make_token_labels(
     if not (out / name).exists():
       with loader.eval_batches(
         Subset(source, start, stop, source.name),
+        dataclasses.replace(preprocessing, crop=None),  # the whole image
         batch_size=batch_size,
-        image_size=preprocessing.size,
-        interpolation=preprocessing.interpolation,
         threads=threads,
       ) as batches:
         _write_shard(

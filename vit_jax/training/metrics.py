@@ -40,30 +40,64 @@ def top_k_correct(logits, labels, k: int):
   return (rank < min(k, logits.shape[-1])) & has_label
 
 
+def top_k_label(logits, labels, k: int):
+  """The largest label value among the k best classes, float32 (B,).
+
+  For classes and multi-hot labels it is 1 where one of the k best classes is
+  a label, else 0.
+
+  Args:
+    logits: (B, C); of equal logits the lower class comes first.
+    labels: (B,) int classes, or (B, C) multi-hot or soft labels.
+    k: at most C is used.
+  """
+  if labels.ndim == 1:
+    return top_k_correct(logits, labels, k).astype(jnp.float32)
+  # One class after the other: lax.top_k would gather the logits of all devices.
+  classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+  value = jnp.zeros(logits.shape[:1], jnp.float32)
+  for _ in range(min(k, logits.shape[-1])):
+    is_best = classes == jnp.argmax(logits, axis=-1, keepdims=True)
+    label = jnp.sum(jnp.where(is_best, labels, 0), axis=-1)
+    is_nan = jnp.any(is_best & jnp.isnan(logits), axis=-1)
+    value = jnp.maximum(value, jnp.where(is_nan, 0, label))
+    logits = jnp.where(is_best, -jnp.inf, logits)
+  return value
+
+
 def batch_metrics(logits, labels, losses=None, mask=None):
-  """Sums over one batch.
+  """Sums over one batch, as big_vision's classification evaluator has them.
+
+  Each example counts as much as its largest label: an image of a multi-label
+  set without any label does not count, neither for the accuracy nor for the
+  loss, and one with a smoothed label counts a little less than 1.
 
   Args:
     logits: (B, C).
-    labels: see `top_k_correct`.
+    labels: see `top_k_label`.
     losses: (B,) per-example losses.
     mask: (B,), 1 for real examples, 0 for padding, whose values never count.
 
   Returns:
-    dict of float32 scalars: 'examples', 'top1', 'top5' and, with losses,
-    'loss'.
+    dict of float32 scalars: 'images', the number of real examples; 'examples',
+    the sum of their weights; and the weighted sums 'top1', 'top5' and, with
+    losses, 'loss'.
   """
   if mask is None:
     mask = jnp.ones(logits.shape[:1], bool)
   mask = mask.astype(bool)
+  weight = 1 if labels.ndim == 1 else jnp.max(labels, axis=-1)
+  # `where` and not a product: what is masked may be NaN.
   total = lambda x: jnp.sum(jnp.where(mask, x, 0), dtype=jnp.float32)
+  counted = lambda x: total(jnp.where(weight == 0, 0, x * weight))
   sums = {
-    'examples': total(1),
-    'top1': total(top_k_correct(logits, labels, 1)),
-    'top5': total(top_k_correct(logits, labels, 5)),
+    'images': total(1),
+    'examples': counted(1),
+    'top1': counted(top_k_label(logits, labels, 1)),
+    'top5': counted(top_k_label(logits, labels, 5)),
   }
   if losses is not None:
-    sums['loss'] = total(losses)
+    sums['loss'] = counted(losses)
   return sums
 
 
@@ -78,11 +112,23 @@ def merge(*sums: dict) -> dict:
 
 
 def summarize(sums: dict) -> dict:
-  """Means per example, as Python numbers; 'examples' stays a count."""
-  examples = round(float(sums['examples']))
-  if not examples:
+  """Means over the weights of the examples, as Python numbers.
+
+  Returns:
+    The means by name, and 'examples', the sum of weights as a whole number.
+
+  Raises:
+    ValueError: no example has a weight.
+  """
+  weight = float(sums['examples'])
+  if not weight > 0:
     raise ValueError(
-      'no example was counted: the evaluation set is empty or wholly masked'
+      'no example was counted: the evaluation set is empty, wholly masked or '
+      'without labels'
     )
-  means = {k: float(v) / examples for k, v in sums.items() if k != 'examples'}
-  return dict(means, examples=examples)
+  means = {
+    k: float(v) / weight
+    for k, v in sums.items()
+    if k not in ('examples', 'images')
+  }
+  return dict(means, examples=round(weight))

@@ -6,16 +6,27 @@ import re
 from vit_jax.data.randaugment.google import GoogleRandAugment
 from vit_jax.data.randaugment.timm import TimmRandAugment
 
+Policy = GoogleRandAugment | TimmRandAugment
 
-def parse(policy: str, *, fill=(128, 128, 128), interpolation='bicubic'):
-  """'' -> None, otherwise a callable (image, rng) -> (image, applied).
+
+def parse(
+  policy: str,
+  *,
+  fill: tuple[int, int, int] = (128, 128, 128),
+  interpolation: str = 'bicubic',
+) -> Policy | None:
+  """Reads a policy.
 
   Args:
-    policy: 'google(LAYERS,MAGNITUDE)', or 'rand-' with timm's parts: m
-      (magnitude), mstd (its deviation; above 100: uniform), mmax (its limit),
-      n (operations), p (probability of each), inc (0 or 1).
-    fill: colour of the empty pixels of timm's geometric operations.
-    interpolation: of those operations, 'bilinear', 'bicubic' or 'random'.
+    policy: '' for none; 'google(LAYERS,MAGNITUDE)'; or 'rand' and timm's
+      options: m (magnitude), mstd (its deviation; above 100: uniform), mmax
+      (its limit), n (operations), p (probability of each), inc (0 or 1).
+    fill: color of the empty pixels of timm's geometric operations.
+    interpolation: of those operations; 'bilinear', 'bicubic', or 'random' for
+      one of the two each time.
+
+  Returns:
+    None, or a callable (image, rng) -> (image, applied operations).
 
   Raises:
     ValueError: the policy cannot be read.
@@ -24,14 +35,14 @@ def parse(policy: str, *, fill=(128, 128, 128), interpolation='bicubic'):
     return None
   help_text = (
     "data.randaugment takes '', 'google(LAYERS,MAGNITUDE)' such as "
-    "'google(2,15)', or timm's 'rand-m9-mstd0.5-inc1' (parts m, "
-    'mstd, mmax, n, p, inc)'
+    "'google(2,15)', or timm's 'rand-m9-mstd0.5-inc1' (options "
+    'm, mstd, mmax, n, p, inc)'
   )
   number = r'(\d+(?:\.\d+)?)'
   google = re.fullmatch(rf'google\(\s*(\d+)\s*,\s*{number}\s*\)', policy)
   if google:
     return GoogleRandAugment(int(google[1]), float(google[2]))
-  head, *parts = policy.split('-')
+  head, *words = policy.split('-')
   if head != 'rand':
     raise ValueError(f'cannot read {policy!r}: {help_text}')
   keys = {
@@ -43,10 +54,10 @@ def parse(policy: str, *, fill=(128, 128, 128), interpolation='bicubic'):
     'inc': 'increasing',
   }
   options = {}
-  for part in parts:
-    match = re.fullmatch(rf'([a-z]+){number}|(mstd)(inf)', part)
+  for word in words:
+    match = re.fullmatch(rf'([a-z]+){number}|(mstd)(inf)', word)
     if not match or (match[1] or match[3]) not in keys:
-      raise ValueError(f'cannot read {part!r} in {policy!r}: {help_text}')
+      raise ValueError(f'cannot read {word!r} in {policy!r}: {help_text}')
     options[keys[match[1] or match[3]]] = float(match[2] or match[4])
   if options.get('std', 0) > 100:
     options['std'] = math.inf

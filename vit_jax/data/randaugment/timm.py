@@ -1,4 +1,9 @@
-"""timm's RandAugment."""
+"""timm's RandAugment, on Pillow's operations.
+
+Each operation that is drawn is applied with a probability, at a magnitude that
+is drawn too. Geometric operations interpolate and fill with a color that the
+recipe gives. Source: timm/data/auto_augment.py.
+"""
 
 import difflib
 import math
@@ -6,9 +11,7 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit_jax.data.randaugment.google import LEVELS
-
-# --- timm -------------------------------------------------------------------
+LEVELS = 10.0  # magnitudes count from 0 to 10
 
 
 def _affine(image, matrix, resample, fill):
@@ -35,7 +38,7 @@ def _timm_solarize_add(image, add, resample, fill, threshold=128):
 
 
 def _timm_posterize(image, bits, resample, fill):
-  if bits < 1:  # at full magnitude; Pillow 13 no longer takes it
+  if bits < 1:  # what Pillow before version 13 made of no bits at all
     return Image.new('RGB', image.size)
   return image if bits >= 8 else ImageOps.posterize(image, int(bits))
 
@@ -44,7 +47,8 @@ def _enhancer(kind):
   return lambda image, factor, resample, fill: kind(image).enhance(factor)
 
 
-_TIMM_OPS = {  # (PIL image, argument or none, resampling filter, fill) -> image
+# name: (Pillow image, argument if any, resampling filter, fill) -> image
+_TIMM_OPS = {
   'AutoContrast': lambda im, r, f: ImageOps.autocontrast(im),
   'Equalize': lambda im, r, f: ImageOps.equalize(im),
   'Invert': lambda im, r, f: ImageOps.invert(im),
@@ -115,7 +119,8 @@ _factor = lambda m, rng: (m / LEVELS * 1.8 + 0.1,)
 _shear = lambda m, rng: (_sign(rng, m / LEVELS * 0.3),)
 _translate = lambda m, rng: (_sign(rng, m / LEVELS * 0.45),)
 _plain = lambda m, rng: ()
-TIMM = {  # magnitude, generator -> arguments, in the official order
+# name: (magnitude, generator) -> arguments, in the official order.
+TIMM = {
   'AutoContrast': _plain,
   'Equalize': _plain,
   'Invert': _plain,
@@ -132,45 +137,56 @@ TIMM = {  # magnitude, generator -> arguments, in the official order
   'TranslateXRel': _translate,
   'TranslateYRel': _translate,
 }
-# 'inc1': operations that grow more severe with the magnitude.
+# With 'inc1', these operations grow more severe with the magnitude.
+_INCREASING = {
+  'Posterize': lambda m, rng: (4 - int(m / LEVELS * 4),),
+  'Solarize': lambda m, rng: (256 - min(256, int(m / LEVELS * 256)),),
+  'Color': _increasing,
+  'Contrast': _increasing,
+  'Brightness': _increasing,
+  'Sharpness': _increasing,
+}
 TIMM_INCREASING = {
-  'PosterizeIncreasing'
-  if k == 'Posterize'
-  else 'SolarizeIncreasing'
-  if k == 'Solarize'
-  else k + 'Increasing'
-  if k in ('Color', 'Contrast', 'Brightness', 'Sharpness')
-  else k: v
-  for k, v in TIMM.items()
-} | {
-  'PosterizeIncreasing': lambda m, rng: (4 - int(m / LEVELS * 4),),
-  'SolarizeIncreasing': lambda m, rng: (256 - min(256, int(m / LEVELS * 256)),),
-  'ColorIncreasing': _increasing,
-  'ContrastIncreasing': _increasing,
-  'BrightnessIncreasing': _increasing,
-  'SharpnessIncreasing': _increasing,
+  name + 'Increasing' * (name in _INCREASING): _INCREASING.get(name, arguments)
+  for name, arguments in TIMM.items()
 }
 
 
 class TimmRandAugment:
-  """timm's: `layers` operations drawn with replacement, each applied with
-  `probability` at a magnitude ~ N(magnitude, std) within [0, maximum].
+  """`layers` operations, drawn with replacement, each applied or not.
 
-  An infinite `std` draws it uniformly from [0, magnitude]. `interpolation` of
-  the geometric operations: 'bilinear', 'bicubic', or 'random' between them.
+  Args:
+    magnitude: mean of the magnitudes.
+    std: their standard deviation; infinite for a magnitude that is uniform in
+      [0, `magnitude`].
+    layers: operations that are drawn.
+    probability: that a drawn operation is applied.
+    maximum: limit of the magnitudes.
+    increasing: use the operations that grow more severe with the magnitude.
+    interpolation: of the geometric operations: 'bilinear', 'bicubic', or
+      'random' for one of the two each time.
+    fill: color of the pixels that they leave empty.
+
+  Raises:
+    ValueError: `interpolation` is not one of these.
   """
 
   def __init__(
     self,
-    magnitude=10.0,
-    std=0.0,
-    layers=2,
-    probability=0.5,
-    maximum=LEVELS,
-    increasing=False,
-    interpolation='bicubic',
-    fill=(128, 128, 128),
+    magnitude: float = 10.0,
+    std: float = 0.0,
+    layers: int = 2,
+    probability: float = 0.5,
+    maximum: float = LEVELS,
+    increasing: bool = False,
+    interpolation: str = 'bicubic',
+    fill: tuple[int, int, int] = (128, 128, 128),
   ):
+    if interpolation not in (*RESAMPLING, 'random'):
+      raise ValueError(
+        f"timm's RandAugment with data.interpolation={interpolation!r}: must "
+        f'be one of {", ".join(RESAMPLING)}, random'
+      )
     self.magnitude, self.std, self.layers = magnitude, std, layers
     self.probability, self.maximum = probability, maximum
     self.table = TIMM_INCREASING if increasing else TIMM

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from vit_jax.data.sources.source import Source, _checked, fingerprint
-from vit_jax.data.splits import _unknown_split
+from vit_jax.data.sources.source import Source, checked_index, fingerprint
+from vit_jax.data.splits import unknown_split
 
 
 class Digits(Source):
-  """scikit-learn's handwritten digits: 8x8 grey, as uint8 RGB.
+  """scikit-learn's handwritten digits: 8x8 gray, as uint8 RGB.
 
   The split is stratified and fixed: a seeded permutation of the 1,797 images,
   of which every fifth in the order of (class, permutation) is for testing.
@@ -18,7 +18,7 @@ class Digits(Source):
   num_classes = 10
 
   def __init__(self, split: str):
-    from sklearn import datasets  # takes a second: only when asked for
+    from sklearn import datasets  # slow to import
 
     data = datasets.load_digits()
     order = np.random.Generator(np.random.Philox(0)).permutation(
@@ -28,10 +28,10 @@ class Digits(Source):
     is_test = np.zeros(len(order), bool)
     is_test[held_out] = True
     if split not in ('train', 'test'):
-      raise _unknown_split(split, ('train', 'test'), 'digits')
+      raise unknown_split(split, ('train', 'test'), 'digits')
     self._ids = order[is_test[order] == (split == 'test')]
-    grey = np.round(data.images[self._ids] * (255 / 16)).astype(np.uint8)
-    self._images = np.repeat(grey[..., None], 3, axis=-1)
+    gray = np.round(data.images[self._ids] * (255 / 16)).astype(np.uint8)
+    self._images = np.repeat(gray[..., None], 3, axis=-1)
     self._labels = data.target[self._ids].astype(np.int32)
     self.name = f'digits/{split}'
     self.class_names = [str(i) for i in range(10)]
@@ -41,7 +41,7 @@ class Digits(Source):
     return len(self._ids)
 
   def __getitem__(self, i):
-    i = _checked(i, len(self))
+    i = checked_index(i, len(self))
     return {
       'image': self._images[i],
       'label': int(self._labels[i]),

@@ -7,11 +7,11 @@ import numpy as np
 
 from vit_jax.data.sources.source import (
   Source,
-  _checked,
-  _directory,
+  checked_index,
+  data_directory,
   fingerprint,
 )
-from vit_jax.data.splits import SPLIT_ALIASES, _pick_split, _unknown_split
+from vit_jax.data.splits import SPLIT_ALIASES, pick_split, unknown_split
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 
@@ -27,12 +27,12 @@ class Folder(Source):
   """
 
   def __init__(self, split: str, data_dir: str, holdout: float):
-    root = _directory(data_dir, 'folder')
-    found = [
+    root = data_directory(data_dir, 'folder')
+    splits = [
       n for n in ('train', 'val', 'validation', 'test') if (root / n).is_dir()
     ]
-    if 'train' in found:
-      chosen = _pick_split(split, found, f'folder {root}')
+    if 'train' in splits:
+      chosen = pick_split(split, splits, f'folder {root}')
       classes = scan_classes(root / 'train')
       files = classes if chosen == 'train' else scan_classes(root / chosen)
       names = sorted(classes)
@@ -44,15 +44,15 @@ class Folder(Source):
           f'them, or remove the class from {chosen}.'
         )
       prefix = chosen + '/'
-    elif found:
+    elif splits:
       raise ValueError(
-        f'{root} has {", ".join(found)} but no train directory. Class '
+        f'{root} has {", ".join(splits)} but no train directory. Class '
         'numbers come from the training images: add train/CLASS/*.jpg, or '
         'give a flat directory of classes.'
       )
     else:
       if split not in ('train', *SPLIT_ALIASES['test']):
-        raise _unknown_split(split, ('train', 'test'), f'folder {root}')
+        raise unknown_split(split, ('train', 'test'), f'folder {root}')
       if not 0 <= holdout < 1:
         raise ValueError(f'data.holdout={holdout}: must be in [0, 1)')
       every = scan_classes(root)
@@ -79,7 +79,7 @@ class Folder(Source):
     return len(self._paths)
 
   def __getitem__(self, i):
-    i = _checked(i, len(self))
+    i = checked_index(i, len(self))
     path = self.describe(i)
     if '://' in path:
       data = epath.Path(path).read_bytes()
@@ -127,7 +127,7 @@ def scan_classes(root: epath.Path) -> dict[str, list[str]]:
 
 
 def _held_out(files: list[str], fraction: float, test: bool) -> list[str]:
-  """The test (or training) part of one class; training keeps at least one."""
+  """The files of one class that are for testing, or those for training."""
   ordered = sorted(files, key=lambda f: hashlib.md5(f.encode()).digest())
   n = min(max(round(len(files) * fraction), int(fraction > 0)), len(files) - 1)
   return ordered[:n] if test else ordered[n:]

@@ -23,7 +23,7 @@ def open_source(
   holdout: float = 0.1,
   num_classes: int | None = None,
   num_examples: int | None = None,
-  image_size: int | tuple[int, int] | None = None,
+  image_size: tuple[int, int] = (224, 224),
 ) -> Source:
   """Opens a source of examples.
 
@@ -34,7 +34,7 @@ def open_source(
     holdout: fraction of a flat folder that is the split 'test'.
     num_classes: of 'synthetic' (default 10).
     num_examples: of 'synthetic' (default 1024).
-    image_size: of 'synthetic' (default 224).
+    image_size: (height, width) of 'synthetic'.
 
   Raises:
     ValueError: what is wrong with the name, split or directory, and the fix.
@@ -47,7 +47,7 @@ def open_source(
     open_one = lambda s: Packed(s, data_dir)
   elif name == 'synthetic':
     open_one = lambda s: Synthetic(
-      s, num_examples or 1024, num_classes or 10, image_size or 224
+      s, num_examples or 1024, num_classes or 10, image_size
     )
   elif name.startswith('tfds:') and name != 'tfds:':
     open_one = lambda s: Tfds(name.removeprefix('tfds:'), s, data_dir)
@@ -58,25 +58,24 @@ def open_source(
       + (f': did you mean {near[0]!r}?' if near else '')
       + f' Sources: {", ".join(SOURCES)}'
     )
-  opened, parts = {}, []
-  for part, start, stop in parse_split(split):
-    if part not in opened:
-      opened[part] = open_one(part)
-    source = opened[part]
+  opened: dict[str, Source] = {}
+  slices = []
+  for base, start, stop in parse_split(split):
+    if base not in opened:
+      opened[base] = open_one(base)
+    source = opened[base]
     if start or stop:
       low, high = split_bounds(start, stop, len(source))
       if low >= high:
         raise ValueError(
-          f'split {split!r}: {part}[{start}:{stop}] is empty; {part} has '
+          f'split {split!r}: {base}[{start}:{stop}] is empty; {base} has '
           f'{len(source)} examples'
         )
       source = Subset(source, low, high, f'{source.name}[{start}:{stop}]')
-    parts.append(source)
-  return (
-    parts[0]
-    if len(parts) == 1
-    else Concat(parts, ' + '.join(p.name for p in parts))
-  )
+    slices.append(source)
+  if len(slices) == 1:
+    return slices[0]
+  return Concat(slices, ' + '.join(s.name for s in slices))
 
 
 def directory_source(path: str) -> str:

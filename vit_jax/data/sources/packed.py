@@ -4,13 +4,16 @@ import dataclasses
 import json
 
 from vit_jax.data import records
-from vit_jax.data.sources.source import Source, _checked, _directory
-from vit_jax.data.splits import _pick_split
+from vit_jax.data.sources.source import Source, checked_index, data_directory
+from vit_jax.data.splits import pick_split
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """What ArrayRecordDataSource must know of a file not to open it at once."""
+  """The fields that ArrayRecordDataSource reads of a file.
+
+  With them it opens a file when the first of its records is read, not before.
+  """
 
   filename: str
   skip: int
@@ -22,18 +25,18 @@ class Packed(Source):
   """ArrayRecord shards with a metadata file, written by `vit-jax pack`."""
 
   def __init__(self, split: str, data_dir: str):
-    root = _directory(data_dir, 'packed')
-    found = sorted(
+    root = data_directory(data_dir, 'packed')
+    packed = sorted(
       p.name[: -len(records.META_SUFFIX)]
       for p in root.iterdir()
       if p.name.endswith(records.META_SUFFIX)
     )
-    if not found:
+    if not packed:
       raise ValueError(
         f'{root} has no *{records.META_SUFFIX}: not a packed data set, or '
         'one whose packing did not finish. Write it with `vit-jax pack`.'
       )
-    chosen = _pick_split(split, found, f'packed data in {root}')
+    chosen = pick_split(split, packed, f'packed data in {root}')
     meta = json.loads((root / (chosen + records.META_SUFFIX)).read_text())
     if meta.get('version') not in (records.VERSION, records.SOFT_VERSION):
       raise ValueError(
@@ -68,14 +71,14 @@ class Packed(Source):
     return self._length
 
   def __getitem__(self, i):
-    if self._records is None:  # opened lazily: readers do not pickle
+    if self._records is None:  # not in __init__: readers do not pickle
       from array_record.python import array_record_data_source
 
       self._records = array_record_data_source.ArrayRecordDataSource(
         self._shards
       )
     image, labels, name = records.decode_record(
-      self._records[_checked(i, self._length)]
+      self._records[checked_index(i, self._length)]
     )
     return {
       'image': image,

@@ -23,12 +23,11 @@ classes, so that a sub-split is a random sample.
 from collections.abc import Sequence
 import hashlib
 import json
-import logging
 
 from etils import epath
 import numpy as np
 
-log = logging.getLogger(__name__)
+from vit_jax.data.decode import BadImage, decode
 
 
 class Source(Sequence):
@@ -60,16 +59,21 @@ class Source(Sequence):
       return f'{self.name} example {i}'
 
   def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-    """All examples in memory: uint8 (N, H, W, 3) and int32 (N,) or float
-    (N, C) multi-hot labels. Raises ValueError where image sizes differ."""
-    from vit_jax.data import transforms
+    """All examples in memory.
 
+    Returns:
+      Images uint8 (N, H, W, 3), and labels int32 (N,), or multi-hot float32
+      (N, C) for a multi-label source.
+
+    Raises:
+      ValueError: an image cannot be read, or the sizes differ.
+    """
     images, labels = None, label_array(self, len(self))
     for i in range(len(self)):
       example = self[i]
       try:
-        image = transforms.decode(example['image'])
-      except transforms.BadImage as e:
+        image = decode(example['image'])
+      except BadImage as e:
         raise ValueError(
           f'{example["id"]}: {e}. A data set that is held in memory must be '
           'readable as a whole; remove the file, or set '
@@ -107,9 +111,9 @@ def set_label(
     labels[i] = label
 
 
-def fingerprint(*parts) -> str:
-  """16 hexadecimal digits of the JSON of `parts`."""
-  text = json.dumps(parts, sort_keys=True, default=str)
+def fingerprint(*values) -> str:
+  """16 hexadecimal digits of a hash of the JSON of `values`."""
+  text = json.dumps(values, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -128,50 +132,51 @@ class Subset(Source):
     return self._length
 
   def __getitem__(self, i):
-    return self._parent[self._start + _checked(i, self._length)]
+    return self._parent[self._start + checked_index(i, self._length)]
 
   def describe(self, i):
     return self._parent.describe(self._start + i)
 
   def arrays(self):
     images, labels = self._parent.arrays()
-    part = slice(self._start, self._start + self._length)
-    return images[part], labels[part]
+    own = slice(self._start, self._start + self._length)
+    return images[own], labels[own]
 
 
 class Concat(Source):
   """Several sources with the same classes, one after the other."""
 
-  def __init__(self, parts: Sequence[Source], name: str):
-    first = parts[0]
-    self._parts = list(parts)
-    self._ends = np.cumsum([len(p) for p in parts])
+  def __init__(self, sources: Sequence[Source], name: str):
+    first = sources[0]
+    self._sources = list(sources)
+    self._ends = np.cumsum([len(s) for s in sources])
     self.name = name
     self.num_classes, self.class_names = first.num_classes, first.class_names
-    # Classes and soft labels side by side: the classes become one-hot.
-    self.multi_label = any(p.multi_label for p in parts)
+    # With soft labels in one source, the classes of another become one-hot.
+    self.multi_label = any(s.multi_label for s in sources)
     self.in_memory = first.in_memory
-    same = {p.image_shape for p in parts}
-    self.image_shape = same.pop() if len(same) == 1 else None
-    self.fingerprint = fingerprint([p.fingerprint for p in parts])
+    shapes = {s.image_shape for s in sources}
+    self.image_shape = shapes.pop() if len(shapes) == 1 else None
+    self.fingerprint = fingerprint([s.fingerprint for s in sources])
 
   def __len__(self):
     return int(self._ends[-1])
 
-  def _find(self, i):
-    part = int(np.searchsorted(self._ends, i, side='right'))
-    return self._parts[part], i - (int(self._ends[part - 1]) if part else 0)
+  def _locate(self, i: int) -> tuple[Source, int]:
+    """The source of example i and the example's number in it."""
+    k = int(np.searchsorted(self._ends, i, side='right'))
+    return self._sources[k], i - (int(self._ends[k - 1]) if k else 0)
 
   def __getitem__(self, i):
-    part, j = self._find(_checked(i, len(self)))
-    return part[j]
+    source, j = self._locate(checked_index(i, len(self)))
+    return source[j]
 
   def describe(self, i):
-    part, j = self._find(i)
-    return part.describe(j)
+    source, j = self._locate(i)
+    return source.describe(j)
 
   def arrays(self):
-    images, labels = zip(*(p.arrays() for p in self._parts), strict=True)
+    images, labels = zip(*(s.arrays() for s in self._sources), strict=True)
     if self.multi_label:
       labels = [
         x if x.ndim == 2 else np.eye(self.num_classes, dtype=np.float32)[x]
@@ -180,7 +185,7 @@ class Concat(Source):
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _checked(i, length: int) -> int:
+def checked_index(i, length: int) -> int:
   """A valid index as int; negative ones count from the end."""
   i = int(i)
   if not -length <= i < length:
@@ -188,7 +193,7 @@ def _checked(i, length: int) -> int:
   return i % length
 
 
-def _directory(data_dir: str, source: str) -> epath.Path:
+def data_directory(data_dir: str, source: str) -> epath.Path:
   """An existing directory, or the error that says what is missing."""
   if not data_dir:
     raise ValueError(

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from vit_jax.data.sources.source import Source, _checked, fingerprint
+from vit_jax.data.sources.source import Source, checked_index, fingerprint
 
 
 class Synthetic(Source):
-  """Noise around a colour that depends on the class; for smoke and speed runs.
+  """Noise around a color that depends on the class, for quick runs.
 
   Image, label and id are a pure function of (split, index).
   """
@@ -18,33 +18,30 @@ class Synthetic(Source):
     split: str,
     num_examples: int,
     num_classes: int,
-    image_size: int | tuple[int, int],
+    image_size: tuple[int, int],
   ):
-    shape = (
-      (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    )
     if num_examples < 1 or num_classes < 1:
       raise ValueError(
         f'synthetic data with num_examples={num_examples}, num_classes='
         f'{num_classes}: both must be at least 1'
       )
     self._n, self._stream = num_examples, int(fingerprint(split)[:8], 16)
-    self.num_classes, self.image_shape = num_classes, shape
+    self.num_classes, self.image_shape = num_classes, image_size
     self.name = f'synthetic/{split}'
     self.fingerprint = fingerprint(
-      'synthetic', split, num_examples, num_classes, shape
+      'synthetic', split, num_examples, num_classes, image_size
     )
 
   def __len__(self):
     return self._n
 
   def __getitem__(self, i):
-    i = _checked(i, self._n)
+    i = checked_index(i, self._n)
     label = i % self.num_classes
     rng = np.random.Generator(np.random.Philox(key=[self._stream, i]))
-    # A colour from a van der Corput-like sequence keeps classes apart.
-    colour = np.floor(
+    # Multiples of irrational numbers, modulo 1, keep the colors apart.
+    color = np.floor(
       np.array([0.618034, 0.754878, 0.569840]) * (label + 1) % 1.0 * 192
     ).astype(np.uint8)
     noise = rng.integers(0, 64, (*self.image_shape, 3), dtype=np.uint8)
-    return {'image': noise + colour, 'label': label, 'id': f'{self.name}/{i}'}
+    return {'image': noise + color, 'label': label, 'id': f'{self.name}/{i}'}

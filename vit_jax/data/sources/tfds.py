@@ -1,13 +1,20 @@
 """TFDS data sets that were prepared as ArrayRecord."""
 
 import difflib
+import logging
 import os
 import re
 
 from etils import epath
 
-from vit_jax.data.sources.source import Source, _checked, fingerprint
-from vit_jax.data.splits import _pick_split
+from vit_jax.data.sources.source import Source, checked_index, fingerprint
+from vit_jax.data.splits import pick_split
+
+log = logging.getLogger(__name__)
+
+# The features that hold the labels, the first that is there. ReaL
+# (arXiv:2006.07159) has its own beside 'original_label', those of ImageNet.
+_LABEL_FEATURES = ('label', 'labels', 'real_label')
 
 
 class Tfds(Source):
@@ -20,9 +27,7 @@ class Tfds(Source):
   def __init__(self, name: str, split: str, data_dir: str):
     self._directory = _tfds_directory(name, data_dir)
     builder = _tfds_builder(self._directory)
-    self._split = _pick_split(
-      split, sorted(builder.info.splits), f'tfds:{name}'
-    )
+    self._split = pick_split(split, sorted(builder.info.splits), f'tfds:{name}')
     features = builder.info.features
     self._keys = _tfds_features(name, features)
     self._data = None
@@ -46,7 +51,7 @@ class Tfds(Source):
     return self._length
 
   def __getitem__(self, i):
-    if self._data is None:  # opened lazily: readers do not pickle
+    if self._data is None:  # not in __init__: readers do not pickle
       import tensorflow_datasets as tfds
 
       builder = _tfds_builder(self._directory)
@@ -59,7 +64,7 @@ class Tfds(Source):
         split=self._split,
         decoders={k: tfds.decode.SkipDecoding() for k in images},
       )
-    i = _checked(i, self._length)
+    i = checked_index(i, self._length)
     example = self._data[i]
     name = example.get(self._keys.get('id'), f'{self.name}/{i}')
     label = example[self._keys['label']]
@@ -157,13 +162,23 @@ def _tfds_features(name: str, features) -> dict[str, str]:
       f'tfds:{name} has features {kinds}: an Image and a ClassLabel (or a '
       'Sequence of ClassLabel) are needed'
     )
-  pick = lambda keys, *wanted: next((k for k in wanted if k in keys), keys[0])
   chosen = {
-    'image': pick(images, 'image'),
-    'label': pick(labels, 'label', 'labels'),
+    'image': _choose(name, images, ('image',)),
+    'label': _choose(name, labels, _LABEL_FEATURES),
   }
   for key in ('id', 'file_name', 'image/filename', 'filename'):
     if kinds.get(key) in ('Text', 'Tensor', 'Scalar'):
       chosen['id'] = key
       break
+  return chosen
+
+
+def _choose(name: str, keys: list[str], preferred: tuple[str, ...]) -> str:
+  """The feature to read of several of one kind; the log says which."""
+  chosen = next((k for k in preferred if k in keys), keys[0])
+  others = [k for k in keys if k != chosen]
+  if others:
+    log.info(
+      'tfds:%s: reading feature %r, not %s', name, chosen, ', '.join(others)
+    )
   return chosen

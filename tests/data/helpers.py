@@ -1,0 +1,56 @@
+"""Small images, folders and batches for the tests of data."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.recipe import data as recipe_data
+from vit_jax.recipe.keys import default_config
+
+
+def make_image(seed, height=20, width=24):
+  """A smooth random image: JPEG keeps it."""
+  small = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), np.uint8)
+  return np.asarray(Image.fromarray(small).resize((width, height)))
+
+
+def encode(array, kind='JPEG', **options):
+  buffer = io.BytesIO()
+  Image.fromarray(array).save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def write_images(root, per_class, suffix='.jpg'):
+  """{class: count} as files root/class/i.jpg."""
+  for c, (name, count) in enumerate(per_class.items()):
+    (root / name).mkdir(parents=True)
+    for i in range(count):
+      (root / name / f'{i}{suffix}').write_bytes(
+        encode(make_image(100 * c + i))
+      )
+  return root
+
+
+def recipe(**keys):
+  """A recipe with small images, and other keys of section `data`."""
+  config = default_config()
+  config.run.seed = 3
+  config.data.image_size, config.data.batch_size = 16, 12
+  config.data.threads = 0
+  config.data.update(keys)
+  return config
+
+
+def take(n, source, config, **options):
+  """The first n training batches."""
+  with recipe_data.train_batches(config, source, **options) as batches:
+    return [next(batches) for _ in range(n)]
+
+
+def assert_same(got, want):
+  assert len(got) == len(want)
+  for a, b in zip(got, want, strict=True):
+    assert a.keys() == b.keys()
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)

@@ -1,0 +1,240 @@
+"""What `vit-jax pack` is given: folders, tar files and files of labels."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import tarfile
+from typing import Any
+
+from vit_jax.data.sources.folder import IMAGE_SUFFIXES, scan_classes
+
+# A first cell that makes a line of a CSV file its header.
+_CSV_HEADERS = (
+  'file',
+  'filename',
+  'image',
+  'path',
+  'id',
+  'name',
+  'image_id',
+)
+Label = str | int
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One image: a file, or `size` bytes at `offset` of a tar.
+
+  Attributes:
+    path: of the file that is read.
+    name: identifies the image.
+    label: the class that its directory or tar names; '' where there is none.
+    offset, size: of its bytes; a size of -1 is the whole file.
+  """
+
+  path: str
+  name: str
+  label: str
+  offset: int = 0
+  size: int = -1
+
+  def read(self) -> bytes:
+    """The encoded image."""
+    with open(self.path, 'rb') as f:
+      f.seek(self.offset)
+      return f.read(self.size)
+
+
+def list_items(path: pathlib.Path, labeled: bool) -> list[Item]:
+  """The images of a folder or tar file.
+
+  Args:
+    path: the folder or tar file.
+    labeled: labels come from elsewhere, so a folder is searched to any depth
+      instead of taking its directories as classes.
+
+  Raises:
+    ValueError: it is neither, or a tar that cannot be read at random.
+  """
+  if path.is_dir():
+    if labeled:
+      return [
+        Item(str(p), p.relative_to(path).as_posix(), '')
+        for p in path.rglob('*')
+        if _is_image(p.name)
+      ]
+    return [
+      Item(str(path / c / f), f'{c}/{f}', c)
+      for c, files in scan_classes(path).items()
+      for f in files
+    ]
+  if not tarfile.is_tarfile(path):
+    raise ValueError(f'{path} is neither a directory nor a tar file')
+  try:
+    with tarfile.open(path, 'r:') as tar:
+      return _list_tar(path, tar, 0, path.name.split('.')[0])
+  except tarfile.ReadError as e:
+    raise ValueError(
+      f'{path} is a compressed or broken tar ({e}). Compressed tars cannot '
+      f'be read at random: decompress it first, e.g. gunzip {path.name}'
+    ) from e
+
+
+def _list_tar(
+  path: pathlib.Path, tar: tarfile.TarFile, base: int, stem: str
+) -> list[Item]:
+  """The images of a tar that starts at byte `base` of the file `path`.
+
+  `stem`, the name of the tar, is the class of images without a directory.
+  """
+  items = []
+  for member in tar:
+    if not member.isfile():
+      continue
+    name = pathlib.PurePosixPath(member.name.removeprefix('./'))
+    start = base + member.offset_data
+    if name.suffix.lower() == '.tar':
+      with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner:
+        items += _list_tar(path, inner, start, name.stem)
+    elif _is_image(name.name):
+      directory = name.parent.name
+      full_name = name.as_posix() if directory else f'{stem}/{name}'
+      label = directory or stem
+      items.append(Item(str(path), full_name, label, start, member.size))
+  return items
+
+
+def _is_image(name: str) -> bool:
+  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+
+
+def read_labels(path: pathlib.Path) -> dict[str, Label | list[Label]]:
+  """{file name: label or list of labels} of a JSON or CSV file.
+
+  Raises:
+    ValueError: there is no such file, or it cannot be read.
+  """
+  if not path.exists():
+    raise ValueError(f'labels_file={path} does not exist')
+  if path.suffix.lower() == '.json':
+    try:
+      labels = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+      raise ValueError(f'labels_file={path} is not JSON: {e}') from e
+    if not isinstance(labels, dict):
+      raise ValueError(
+        f'labels_file={path}: must be an object {{"x.jpg": label or '
+        f'[labels]}}, not a {type(labels).__name__}'
+      )
+    return labels
+  labels = {}
+  with path.open(newline='') as f:
+    for row in csv.reader(f):
+      if row and row[0].lower() not in _CSV_HEADERS:
+        labels[row[0]] = _cells(row[1:])
+  if all(len(v) == 1 for v in labels.values()):
+    return {k: v[0] for k, v in labels.items()}
+  return labels
+
+
+def _cells(row: list[str]) -> list[Label]:
+  """The labels of a line, which commas and semicolons separate."""
+  texts = [text.strip() for cell in row for text in cell.split(';')]
+  return [int(t) if t.lstrip('-').isdigit() else t for t in texts if t]
+
+
+def number_labels(
+  items: list[Item],
+  labels: dict[str, Label | list[Label]] | None,
+  classes: dict[str, Any] | None,
+) -> tuple[list[list[int]], dict[str, Any]]:
+  """The class numbers of each image, and the classes.
+
+  Args:
+    items: the images.
+    labels: of a file of labels; None to take the directories.
+    classes: of the packed training split, which others must follow:
+      'num_classes', 'class_names' (or None) and 'multi_label'. None to take
+      the classes that occur.
+
+  Returns:
+    A list of class numbers for each image, and a dict as `classes`.
+
+  Raises:
+    ValueError: an image has no label, or one that is not a class.
+  """
+  multi_label = False
+  if labels is None:
+    _check_directories(items, classes)
+    names = [[i.label] for i in items]
+  else:
+    entries = [_entry(labels, i.name) for i in items]
+    lost = [i.name for i, e in zip(items, entries, strict=True) if e is None]
+    if lost:
+      raise ValueError(
+        f'{len(lost)} of {len(items)} images have no entry in the labels '
+        f'file, such as {", ".join(lost[:3])}'
+      )
+    multi_label = any(isinstance(e, list) for e in entries)
+    names = [e if isinstance(e, list) else [e] for e in entries]
+  if classes:
+    multi_label = classes['multi_label']
+    if not multi_label and any(len(n) != 1 for n in names):
+      raise ValueError(
+        'some images have several labels, those of the packed '
+        "'train' have one each: pack 'train' again"
+      )
+  number, class_names = _class_numbers({x for n in names for x in n}, classes)
+  num_classes = (
+    classes['num_classes']
+    if classes
+    else len(class_names or range(max(number.values(), default=0) + 1))
+  )
+  return [[number[x] for x in n] for n in names], {
+    'num_classes': num_classes,
+    'class_names': class_names,
+    'multi_label': multi_label,
+  }
+
+
+def _check_directories(items: list[Item], classes: dict | None) -> None:
+  """ValueError if a tar has only one class, which it has by its own name."""
+  in_tar = all(i.size >= 0 for i in items)
+  if in_tar and not classes and len({i.label for i in items}) == 1:
+    raise ValueError(
+      f'all images are of one class, {items[0].label!r}: a tar needs class '
+      'directories, or one tar a class, or give labels_file'
+    )
+
+
+def _class_numbers(
+  labels: set[Label], classes: dict[str, Any] | None
+) -> tuple[dict[Label, int], list[str] | None]:
+  """{label: class number}, and the class names, None if labels are numbers."""
+  if all(isinstance(x, int) for x in labels):
+    limit = classes['num_classes'] if classes else float('inf')
+    wrong = sorted(x for x in labels if not 0 <= x < limit)
+    numbers = {x: x for x in labels}
+    names = classes['class_names'] if classes else None
+  else:
+    names = classes['class_names'] if classes else sorted(map(str, labels))
+    table = {name: i for i, name in enumerate(names or ())}
+    wrong = sorted(str(x) for x in labels if str(x) not in table)
+    numbers = {x: table.get(str(x), -1) for x in labels}
+  if wrong:
+    raise ValueError(
+      f'{len(wrong)} labels are not classes'
+      + (" of the packed 'train'" if classes else '')
+      + f': {", ".join(map(str, wrong[:10]))}'
+    )
+  return numbers, names
+
+
+def _entry(labels: dict, name: str) -> Label | list[Label] | None:
+  """The labels of an image, by its path, its file name, or its stem."""
+  path = pathlib.PurePosixPath(name)
+  for key in (name, path.name, path.stem):
+    if key in labels:
+      return labels[key]
+  return None

@@ -1,0 +1,141 @@
+"""Resizing of images on the host, as the released code bases do it.
+
+  name                     method                         equals
+  'bilinear'               bilinear, no antialias         tf.image.resize
+  'area'                   mean of the covered area       tf.image.resize
+  'tf_bicubic'             bicubic, no antialias          tf.image.resize
+  'tf_bilinear_antialias'  bilinear, antialias            tf.image.resize
+  'tf_bicubic_antialias'   bicubic, antialias             tf.image.resize
+  'bilinear_antialias'     bilinear, antialias            Pillow, torchvision
+  'bicubic'                bicubic, antialias             Pillow, torchvision
+
+TensorFlow computes floating-point pixels; `rounding` says what becomes of
+them: 'nearest' integers, 'truncate' to the integer below as big_vision does,
+or 'none' to keep float32 as vision_transformer does. Pillow rounds by itself.
+"""
+
+import functools
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from vit_jax import resampling
+
+# name: (method, antialias) of tf.image.resize
+_TENSORFLOW = {
+  'bilinear': ('bilinear', False),
+  'area': ('area', False),
+  'tf_bicubic': ('bicubic', False),
+  'tf_bilinear_antialias': ('bilinear', True),
+  'tf_bicubic_antialias': ('bicubic', True),
+}
+_PILLOW = {
+  'bilinear_antialias': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+}
+
+
+def resize(
+  image: np.ndarray,
+  size: tuple[int, int],
+  interpolation: str = 'bilinear',
+  rounding: str = 'nearest',
+) -> np.ndarray:
+  """Resizes an image; the aspect ratio is not kept.
+
+  Args:
+    image: (H, W, 3), uint8, or float32 with TensorFlow's interpolations.
+    size: (height, width) of the result.
+    interpolation, rounding: see the module docstring.
+
+  Returns:
+    (height, width, 3), uint8, or float32 in [0, 255] if rounding is 'none'.
+  """
+  if image.shape[:2] == size:
+    return image.astype(np.float32) if rounding == 'none' else image
+  if interpolation in _PILLOW:
+    return np.asarray(
+      Image.fromarray(image).resize((size[1], size[0]), _PILLOW[interpolation])
+    )
+  if interpolation == 'bilinear' and rounding == 'nearest':
+    # OpenCV's integer arithmetic is the fastest.
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+  resized = resize_float(image, size, interpolation)
+  if rounding == 'none':
+    return resized
+  if rounding == 'nearest':
+    np.rint(resized, out=resized)
+  return np.clip(resized, 0, 255, out=resized).astype(np.uint8)
+
+
+def resize_float(
+  image: np.ndarray, size: tuple[int, int], interpolation: str
+) -> np.ndarray:
+  """tf.image.resize: float32 (height, width, 3), not rounded.
+
+  Args:
+    image: uint8 or float32 (H, W, 3).
+    size: (height, width).
+    interpolation: one of TensorFlow's, see the module docstring.
+  """
+  method, antialias = _TENSORFLOW[interpolation]
+  image = image.astype(np.float32)
+  shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+  if method == 'bilinear' and not antialias:
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+  if method == 'area' and shrinks:  # OpenCV enlarges in another way
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+  rows, columns = (
+    _weights(old, new, method, antialias)
+    for old, new in zip(image.shape[:2], size, strict=True)
+  )
+  wide = np.matmul(columns, image)
+  tall = rows @ wide.reshape(len(wide), -1)
+  out = tall.reshape(size[0], size[1], image.shape[2])
+  if method == 'area':  # the sums become means, in TensorFlow's order
+    old_area = np.float32(image.shape[0]) / np.float32(size[0])
+    old_area *= np.float32(image.shape[1]) / np.float32(size[1])
+    out *= np.float32(1) / old_area
+  return out
+
+
+@functools.lru_cache(maxsize=512)  # images of a data set share few sizes
+def _weights(old: int, new: int, method: str, antialias: bool) -> np.ndarray:
+  """The matrix (new, old) of one axis, float32.
+
+  The rows add up to one, except for 'area': there a row holds how much of each
+  old pixel the new one covers.
+  """
+  if method == 'area':
+    return _coverage(old, new)
+  scale = old / new
+  stretch = max(scale, 1.0) if antialias else 1.0  # of the kernel
+  center = (np.arange(new) + 0.5) * scale - 0.5
+  distance = (np.arange(old) - center[:, None]) / stretch
+  weights = (
+    resampling.triangle(distance)
+    if method == 'bilinear'
+    else resampling.keys_cubic(distance, -0.5)
+  )
+  # What lies outside of the image is left out.
+  return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _coverage(old: int, new: int) -> np.ndarray:
+  """How much of old pixel j the new pixel i covers: (new, old), float32.
+
+  The arithmetic is TensorFlow's in float32, so that the truncation of values
+  next to an integer agrees.
+  """
+  scale = np.float32(old) / np.float32(new)
+  low = (np.arange(new, dtype=np.float32) * scale)[:, None]
+  high = (np.arange(1, new + 1, dtype=np.float32) * scale)[:, None]
+  left = np.arange(old, dtype=np.float32)[None]
+  right = left + np.float32(1)
+  one = np.float32(1)
+  from_left = np.where(right > high, scale, right - low)
+  whole = np.where(right > high, high - left, one)
+  covered = np.where(left < low, from_left, whole)
+  touched = (left >= np.floor(low)) & (left < np.ceil(high))
+  return np.where(touched, covered, np.float32(0))

@@ -1,0 +1,99 @@
+"""From a recipe's sections `data` and `eval` to what feeds a run."""
+
+from collections.abc import Callable
+
+from vit_jax.data import device_cache, loader
+from vit_jax.data.sources.source import Source
+from vit_jax.data.transforms import TrainTransform
+from vit_jax.preprocessing import NORMALIZATION
+from vit_jax.recipe.keys import host_shape, image_shape
+
+
+def train_transform(config, size: tuple[int, int]) -> TrainTransform:
+  """What a recipe does to a training image of the given (height, width).
+
+  Raises:
+    ValueError: a key of section `data` has a value that is not allowed.
+  """
+  data = config.data
+  return TrainTransform(
+    size=size,
+    crop=data.crop,
+    crop_sampling=data.crop_sampling,
+    area=tuple(data.area),
+    aspect=tuple(data.aspect),
+    resize=data.resize,
+    pad=data.pad,
+    interpolation=data.interpolation,
+    rounding=data.rounding,
+    flip=data.flip,
+    randaugment=data.randaugment,
+    color_jitter=data.color_jitter,
+    fill=_fill(data.normalize),
+  )
+
+
+def _fill(normalize: str) -> tuple[int, int, int]:
+  """The mean color, which timm's geometric operations fill with."""
+  if normalize != 'imagenet':
+    return 128, 128, 128
+  red, green, blue = (round(mean) for mean in NORMALIZATION[normalize][0])
+  return red, green, blue
+
+
+def train_batches(config, source: Source, **options) -> loader.Batches:
+  """The batches of a recipe's training images.
+
+  Args:
+    config: the recipe.
+    source: of the training data.
+    **options: start_step, process_index, process_count, token_labels and
+      geometry of `loader.train_batches`.
+  """
+  data = config.data
+  return loader.train_batches(
+    source,
+    train_transform(config, host_shape(config)),
+    batch_size=data.batch_size,
+    seed=config.run.seed,
+    repeats=data.repeats,
+    repeat_groups=data.repeat_groups,
+    jpeg_dct=data.jpeg_dct,
+    threads=data.threads,
+    workers=data.workers,
+    max_bad_fraction=data.max_bad_fraction,
+    **options,
+  )
+
+
+def make_device_cache(
+  config, source: Source, put: Callable
+) -> tuple[device_cache.DeviceCache, Callable] | None:
+  """The training data on the device, if `data.device_cache` wants it there.
+
+  Args:
+    config: the recipe.
+    source: of the training data.
+    put: moves a numpy array to the device or devices (replicated).
+
+  Returns:
+    None, or the cache and `(arrays, indices, key) -> batch` for the step.
+
+  Raises:
+    ValueError: 'on' is given and not possible.
+  """
+  transform = train_transform(config, image_shape(config))
+  if not device_cache.wants_cache(source, transform, config.data.device_cache):
+    return None
+  cache = device_cache.DeviceCache(
+    source,
+    transform,
+    batch_size=config.data.batch_size,
+    seed=config.run.seed,
+    repeats=config.data.repeats,
+    repeat_groups=config.data.repeat_groups,
+    put=put,
+  )
+  return cache, lambda arrays, indices, key: device_cache.cached_batch(
+    arrays, indices, key, transform
+  )

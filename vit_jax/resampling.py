@@ -1,0 +1,59 @@
+"""Weights of separable image resizing, for numpy and for jax.numpy.
+
+A resize along one axis is a matrix (new, old): row i holds the weights of the
+old pixels in the new pixel i. Every part of the package that resizes builds
+its matrices here: host images, images on the device, position tables, stored
+label maps.
+"""
+
+import numpy as np
+
+
+def triangle(distance, xp=np):
+  """The kernel of linear interpolation, max(0, 1 - |distance|)."""
+  return xp.maximum(0.0, 1.0 - xp.abs(distance))
+
+
+def keys_cubic(distance, a: float) -> np.ndarray:
+  """Keys' cubic convolution kernel (1981).
+
+  Args:
+    distance: from the sampled position, in pixels, any shape.
+    a: the slope at distance 1: -0.5 in TensorFlow and Pillow, -0.75 in PyTorch.
+
+  Returns:
+    Weights of the shape of `distance`; zero at a distance of 2 and more.
+  """
+  x = np.abs(distance)
+  near = ((a + 2) * x - (a + 3)) * x * x + 1
+  far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+  return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def bilinear_matrix(
+  old: int, new: int, *, start=0.0, length=None, low=0, high=None, xp=np
+):
+  """Weights that sample an interval bilinearly, without antialias.
+
+  The interval [start, start + length) is divided into `new` equal cells and
+  sampled at their centers (half-pixel centers). Pixels outside of the image
+  count as zero.
+
+  Args:
+    old: pixels of the image.
+    new: pixels of the result.
+    start: where the interval begins, in pixels; may be traced.
+    length: of the interval; by default the whole image.
+    low, high: sampled positions are limited to this range; by default to the
+      centers of the first and the last pixel, which repeats the edge.
+    xp: numpy, or jax.numpy for traced arguments.
+
+  Returns:
+    (new, old), float32.
+  """
+  length = old if length is None else length
+  high = old - 1 if high is None else high
+  position = (xp.arange(new) + 0.5) * (length / new) - 0.5 + start
+  position = xp.clip(position, low, high)
+  weights = triangle(position[:, None] - xp.arange(old)[None], xp)
+  return weights.astype(np.float32)
