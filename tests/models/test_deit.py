@@ -183,7 +183,8 @@ def test_jit_bfloat16_and_no_head(images, variables):
   eager, _ = model.apply(variables, images, train=False)
   np.testing.assert_allclose(eager, logits, atol=1e-5)
   low, low_out = apply(model.clone(dtype=jnp.bfloat16), variables, images)
-  assert low.dtype == jnp.float32 and low_out['tokens'].dtype == jnp.bfloat16
+  assert low.dtype == jnp.float32 and low_out['tokens'].dtype == jnp.float32
+  assert low_out['block_00'].dtype == jnp.bfloat16
   np.testing.assert_allclose(low, logits, atol=0.1 * float(logits.std()) + 0.05)
   features, bare = apply(model.clone(num_classes=0), variables, images)
   np.testing.assert_allclose(features, out['pre_logits'], atol=1e-6)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from tests.parity.parts import compare_parts
+from tests.parity.slices import compare_slices
 from vit_jax.models.cait import CaiT
 from vit_jax.weights import from_state_dict
 
@@ -40,4 +40,4 @@ def check(case):
   for i, probs in enumerate(out['attention_cls']):
     values[f'cls_block_{i}'] = out[f'cls_block_{i:02d}']
     values[f'attn_cls_block{i}'] = probs
-  compare_parts(case, values)
+  compare_slices(case, values)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from tests.parity.parts import compare_parts
+from tests.parity.slices import compare_slices
 from vit_jax.models.ceit import CeiT
 from vit_jax.weights import from_state_dict
 
@@ -75,4 +75,4 @@ def check(case):
     values[f'block_{i}'] = out[f'block_{i:02d}']
     values[f'leff_out_{i}'] = out[f'block_{i:02d}'][:, 1:]  # patches alone
     values[f'attn_block{i}'] = out['attention'][i]
-  compare_parts(case, values)
+  compare_slices(case, values)

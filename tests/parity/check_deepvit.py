@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from tests.parity.parts import compare_parts
+from tests.parity.slices import compare_slices
 from vit_jax.models.deepvit import DeepViT
 from vit_jax.weights import from_state_dict
 
@@ -44,4 +44,4 @@ def check(case):
     values[f'attn_block{i}_after_re_attention_norm'] = (
       out['attention'][i] / scale
     )
-  compare_parts(case, values)
+  compare_slices(case, values)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from tests.parity.parts import compare_parts
+from tests.parity.slices import compare_slices
 from vit_jax.models.volo import VOLO
 from vit_jax.weights import from_state_dict
 
@@ -66,4 +66,4 @@ def check(case):
       x = out[f'downsample_{n}' if n else 'downsample']
       values[f'network_{element}'], side = x, x.shape[1:3]
       element += 1
-  compare_parts(case, values)
+  compare_slices(case, values)

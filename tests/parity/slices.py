@@ -1,12 +1,12 @@
-"""Recorded outputs that keep a part of a tensor; the key names the part."""
+"""Recorded outputs that keep a slice of a tensor, which the key names."""
 
 import re
 
 import numpy as np
 
 
-def take(value, part: str) -> np.ndarray:
-  """The part of (B, ...) that a key's suffix names; '' is all of it.
+def take(value, suffix: str) -> np.ndarray:
+  """The slice of (B, ...) that a key's suffix names; '' is all of it.
 
   image0: the first example. image0_rows0to3, image0_tokens0to7: of that,
   entries 0 to 3 (0 to 7) of the last but one axis; image0_positions0to3: of the
@@ -14,15 +14,15 @@ def take(value, part: str) -> np.ndarray:
   h and w, or the first example's first three rows and columns.
   """
   value = np.asarray(value)
-  if not part:
+  if not suffix:
     return value
-  if part == 'spatial_mean':
+  if suffix == 'spatial_mean':
     return value.mean(axis=(1, 2))
-  if part == 'corner3x3':
+  if suffix == 'corner3x3':
     return value[0, :3, :3]
-  m = re.fullmatch(r'image(\d+)(?:_([a-z]+)(\d+)to(\d+))?', part)
+  m = re.fullmatch(r'image(\d+)(?:_([a-z]+)(\d+)to(\d+))?', suffix)
   if m is None:
-    raise ValueError(f'unknown part of a tensor: {part!r}')
+    raise ValueError(f'unknown slice of a tensor: {suffix!r}')
   image, what, first, last = m.groups()
   value = value[int(image)]
   if what is None:
@@ -31,9 +31,9 @@ def take(value, part: str) -> np.ndarray:
   return np.take(value, range(int(first), int(last) + 1), axis)
 
 
-def compare_parts(case, values: dict) -> None:
+def compare_slices(case, values: dict) -> None:
   """Compares every recorded output whose stem (key up to '.') is in values."""
   for key in case.outputs:
-    stem, _, part = key.partition('.')
+    stem, _, suffix = key.partition('.')
     if stem in values:
-      case.compare(key, take(values[stem], part))
+      case.compare(key, take(values[stem], suffix))
