@@ -213,7 +213,7 @@ def digest(path) -> str:
   """
   from vit_jax.weights import read
 
-  arrays, _ = read(path)
+  arrays = read(path).arrays
   found = hashlib.sha256()
   for name in sorted(arrays):
     x = np.ascontiguousarray(arrays[name])
