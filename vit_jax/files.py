@@ -33,9 +33,14 @@ def open_atomically(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
       yield file
     return
   temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
-  text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
+  binary = mode == 'wb'
   try:
-    with open(temporary, mode, **text) as file:
+    with open(
+      temporary,
+      mode,
+      encoding=None if binary else 'utf-8',
+      newline=None if binary else '',
+    ) as file:
       yield file
     os.replace(temporary, path)
   except BaseException:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.aot import compile
+from vit_jax.aot import estimate
 from vit_jax.aot import report as report_lib
 from vit_jax.aot.chips import parse_topology
 from vit_jax.aot.hlo import Program
@@ -317,7 +317,7 @@ def test_collectives_on_a_v3_8():
       'mesh.fsdp': '4',
     },
   )
-  r = compile.estimate(
+  r = estimate.estimate(
     config, 'v3:2x2', effort='fast', evaluation=False, num_classes=100
   )
   gathers = [c for c in r['collectives'] if c['kind'] == 'all-gather']

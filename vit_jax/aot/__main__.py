@@ -1,8 +1,8 @@
-"""The process that `aot.compile.estimate` starts to compile one recipe in."""
+"""The process that `aot.estimate.estimate` starts to compile one recipe in."""
 
 import sys
 
-from vit_jax.aot.compile import answer_request
+from vit_jax.aot.estimate import answer_request
 
 if __name__ == '__main__':
   answer_request(*sys.argv[1:])

@@ -1,68 +1,31 @@
-"""Compiles a recipe for a TPU slice without one, and reads the result.
+"""Compiles the train and evaluation step of a recipe, in this process.
 
-    vit-jax aot --config=configs/vit_l16_i21k.py --topology=v3:8x8
-
-libtpu (`pip install 'vit_jax[tpu]'`) compiles for any TPU topology on a plain
-machine. It raises the real out-of-memory error, and the program that it returns
-lists the collectives and, for every instruction, estimated cycles. The report
-has:
-
-- memory: the peak per device by the compiler, and what the device has;
-- collectives: how often each kind runs, over which mesh axes, and its bytes;
-- step time: the sum of the estimated cycles (of a loop, times its trip count)
-  over the clock rate. It covers the arithmetic and the memory traffic of one
-  device. Communication is not in it and is given separately, as bytes over the
-  published bandwidth.
-
-Calibration: S/16 at batch 1,024 on a v3-8 (a recipe published as 6 to 7 hours
-for 90 epochs, about 610 img/s per core) is estimated at 658 img/s per core
-when built the same way: 8 % fast. Expect +-20 % of the arithmetic, and better
-of comparisons; the paper's core-days on JFT (L/16 0.68k, H/14 2.5k) are 2.9
-and 2.0 times those estimated for the recipes here.
+`estimate.estimate` runs it in a process whose environment is set for libtpu.
 """
 
 import dataclasses
 import importlib.metadata
-import importlib.util
-import json
 import math
-import os
 import pathlib
-import pickle
 import re
 import resource
-import subprocess
-import sys
-import tempfile
 import time
 from typing import Any
 
-from vit_jax.aot.chips import CHIPS, EXAMPLES, parse_topology
+import jax
+import jax.numpy as jnp
+
+from vit_jax.aot.chips import CHIPS
 from vit_jax.aot.hlo import Program
-from vit_jax.aot.report import CALIBRATION, advice
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """What a compilation is asked for; it is sent to a process of its own."""
-
-  config: Any
-  chip: str  # key of CHIPS
-  grid: str
-  effort: str  # 'full' or 'fast'
-  evaluate: bool
-  num_classes: int | None
-  num_examples: int | None
-  program_file: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFacts:
-  """What a train step must know of its data."""
-
-  num_classes: int
-  num_examples: int
-  multi_label: bool
+from vit_jax.aot.request import DataFacts, Request, data_facts
+from vit_jax.evaluation.exact import make_eval_step
+from vit_jax.models import flops
+from vit_jax.parallel.mesh import BATCH, batch_shards, make_mesh
+from vit_jax.recipe.build import Run, build
+from vit_jax.recipe.checks import check
+from vit_jax.recipe.keys import host_shape, image_shape, preprocessing
+from vit_jax.teachers.teacher import abstract_teacher
+from vit_jax.training import step as step_lib
 
 
 def _describe_topology(chip: str, grid: str):
@@ -78,44 +41,8 @@ def _describe_topology(chip: str, grid: str):
   )
 
 
-def data_facts(
-  config: Any, num_classes: int | None, num_examples: int | None
-) -> DataFacts:
-  """The facts of a recipe's data, also where the data is not on this machine.
-
-  Args:
-    config: the recipe.
-    num_classes, num_examples: given by the user; None takes those of the
-      recipe, then the published ones of a data set of so many classes, and
-      opens the data set at last.
-  """
-  num_classes = num_classes or config.data.num_classes
-  num_examples = num_examples or config.data.num_examples
-  if num_classes and (num_examples or num_classes in EXAMPLES):
-    packed = config.data.source == 'packed'
-    return DataFacts(
-      num_classes,
-      num_examples or EXAMPLES[num_classes],
-      packed and config.loss.name == 'sigmoid',
-    )
-  if not num_classes and config.data.source == 'tfds:imagenet2012':
-    return DataFacts(1_000, num_examples or EXAMPLES[1_000], False)
-  from vit_jax.recipe.build import open_train_source
-
-  source = open_train_source(config)
-  return DataFacts(
-    num_classes or source.num_classes,
-    num_examples or len(source),
-    source.multi_label,
-  )
-
-
 def compile_recipe(request: Request) -> dict[str, Any]:
   """Compiles a recipe in this process; see `estimate` for the report."""
-  from vit_jax.parallel.mesh import make_mesh
-  from vit_jax.recipe.build import build
-  from vit_jax.recipe.checks import check
-
   config, start = request.config, time.time()
   check(config)
   facts = data_facts(config, request.num_classes, request.num_examples)
@@ -139,7 +66,6 @@ def compile_recipe(request: Request) -> dict[str, Any]:
     _add_evaluation(report, request, run, facts)
   peak = max(report.get('peak_bytes', 0), report.get('eval_peak_bytes', 0))
   report['fits'] = report['fits'] and peak <= report['memory_limit']
-  import jax
 
   report['compiler_gib'] = round(
     resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
@@ -149,15 +75,8 @@ def compile_recipe(request: Request) -> dict[str, Any]:
   return report
 
 
-def _describe_run(request: Request, run, devices) -> dict[str, Any]:
+def _describe_run(request: Request, run: Run, devices) -> dict[str, Any]:
   """The part of the report that is known before anything is compiled."""
-  import jax
-  import jax.numpy as jnp
-
-  from vit_jax.models import flops
-  from vit_jax.parallel.mesh import batch_shards
-  from vit_jax.recipe.keys import image_shape
-
   config, state, mesh = request.config, run.abstract_state, run.mesh
   batch_size = config.data.batch_size
   per_device = lambda tree: sum(
@@ -191,13 +110,8 @@ def _describe_run(request: Request, run, devices) -> dict[str, Any]:
   }
 
 
-def _batch(batch_size: int, size, run, facts: DataFacts, **more) -> dict:
+def _batch(batch_size: int, size, run: Run, facts: DataFacts, **more) -> dict:
   """Shapes and shardings of a batch as the host sends it."""
-  import jax
-  import jax.numpy as jnp
-
-  from vit_jax.parallel.mesh import BATCH
-
   array = lambda shape, dtype: jax.ShapeDtypeStruct(
     (batch_size, *shape), dtype, sharding=jax.NamedSharding(run.mesh, BATCH)
   )
@@ -210,15 +124,8 @@ def _batch(batch_size: int, size, run, facts: DataFacts, **more) -> dict:
   return {'image': array((*size, 3), jnp.uint8), 'label': label, **others}
 
 
-def _lower_train(config, run, facts: DataFacts):
+def _lower_train(config, run: Run, facts: DataFacts):
   """The train step of the recipe, with its teacher, ready to be compiled."""
-  import jax
-  import jax.numpy as jnp
-
-  from vit_jax.recipe.keys import host_shape
-  from vit_jax.teachers.teacher import abstract_teacher
-  from vit_jax.training import step as step_lib
-
   teacher, extras, more = None, {}, {}
   if config.loss.distill != 'none':
     teacher, extras['teacher'] = abstract_teacher(
@@ -245,8 +152,6 @@ def _lower_train(config, run, facts: DataFacts):
 
 def _compile(lowered, request: Request, report: dict[str, Any]):
   """The executable; None, with the reason in the report, if it does not fit."""
-  import jax
-
   options = {}
   if request.effort == 'fast':
     options['xla_optimization_level'] = 'EFFORT_O0'
@@ -268,16 +173,9 @@ def _compile(lowered, request: Request, report: dict[str, Any]):
 
 
 def _add_evaluation(
-  report: dict[str, Any], request: Request, run, facts: DataFacts
+  report: dict[str, Any], request: Request, run: Run, facts: DataFacts
 ) -> None:
   """Compiles the evaluation step that training runs, and adds its cost."""
-  import jax
-  import jax.numpy as jnp
-
-  from vit_jax.evaluation.exact import make_eval_step
-  from vit_jax.parallel.mesh import batch_shards
-  from vit_jax.recipe.keys import host_shape, preprocessing
-
   config, shards = request.config, batch_shards(run.mesh)
   batch_size = config.eval.batch_size or config.data.batch_size
   batch_size = max(1, batch_size // shards) * shards
@@ -309,10 +207,8 @@ def _add_evaluation(
   )
 
 
-def _add_speed(report: dict[str, Any], run, devices) -> None:
+def _add_speed(report: dict[str, Any], run: Run, devices) -> None:
   """Adds images/s, MFU and the length of the whole recipe."""
-  from vit_jax.models import flops
-
   seconds, count = report['step_seconds'], len(devices)
   peak = flops.peak_flops(devices[0])
   report['images_per_second'] = report['batch_size'] / seconds
@@ -355,107 +251,3 @@ def _read_program(
   report['wire_seconds'] = (
     sent / (chip.bandwidth * 1e9) if chip.bandwidth else None
   )
-
-
-def estimate(
-  config: Any,
-  topology: str,
-  *,
-  effort: str = 'full',
-  evaluation: bool = True,
-  num_classes: int | None = None,
-  num_examples: int | None = None,
-  hlo: str | None = None,
-  timeout: float = 3600,
-) -> dict[str, Any]:
-  """Compiles a recipe's train and eval step for a TPU topology.
-
-  Args:
-    config: the recipe.
-    topology: 'v3:8x8' (a grid of chips) or 'v3-128' (cores).
-    effort: 'full', or 'fast': a quick compilation whose memory (a little too
-      high) and collectives count, but whose times mean nothing.
-    evaluation: also compile the eval step.
-    num_classes, num_examples: of the data, where it is not on this machine.
-    hlo: file for the compiled program's text.
-    timeout: seconds after which the compilation is given up.
-
-  Returns:
-    The report, plain JSON values: 'fits', 'devices', 'mesh', 'peak_bytes',
-    'memory_limit', 'parameter_bytes' and 'state_bytes' per device,
-    'collectives', 'model_flops', 'step_seconds' (estimated), 'wire_seconds',
-    'images_per_second', 'mfu', 'days', 'device_days', 'advice' and more.
-
-  Raises:
-    ValueError: an unknown topology, a recipe that does not fit the mesh.
-    RuntimeError: libtpu is not installed, or the compiler failed.
-  """
-  chip, grid = parse_topology(topology)
-  if importlib.util.find_spec('libtpu') is None:
-    raise RuntimeError(
-      "libtpu is not installed: pip install 'vit_jax[tpu]' (684 MB, no TPU "
-      'needed)'
-    )
-  report = _compile_elsewhere(
-    Request(
-      config,
-      chip,
-      grid,
-      effort=effort,
-      evaluate=evaluation,
-      num_classes=num_classes,
-      num_examples=num_examples,
-      program_file=hlo,
-    ),
-    timeout,
-  )
-  if 'value_error' in report:
-    raise ValueError(report['value_error'])
-  report['advice'] = advice(report)
-  report['note'] = CALIBRATION
-  return report
-
-
-def _compile_elsewhere(request: Request, timeout: float) -> dict[str, Any]:
-  """Runs `compile_recipe` in a process of its own.
-
-  The environment must be set before JAX starts there, and an unrolled H/14
-  takes 11 GiB that are given back when the process ends.
-  """
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env.update(
-    JAX_PLATFORMS='cpu',
-    TPU_SKIP_MDS_QUERY='1',
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-    TPU_ACCELERATOR_TYPE='v3-8',
-    TPU_WORKER_HOSTNAMES='localhost',
-    TPU_STDERR_LOG_LEVEL='3',
-    TPU_MIN_LOG_LEVEL='3',
-  )
-  with tempfile.TemporaryDirectory() as folder:
-    question = pathlib.Path(folder, 'request.pickle')
-    answer = pathlib.Path(folder, 'report.json')
-    question.write_bytes(pickle.dumps(request))
-    done = subprocess.run(
-      [sys.executable, '-m', 'vit_jax.aot', str(question), str(answer)],
-      env=env,
-      capture_output=True,
-      text=True,
-      timeout=timeout,
-    )
-    if not answer.exists():
-      raise RuntimeError(
-        f'the compiler process ended with {done.returncode}: '
-        + done.stderr[-2000:]
-      )
-    return json.loads(answer.read_text())
-
-
-def answer_request(question: str, answer: str) -> None:
-  """Reads a pickled Request, compiles it, and writes the report as JSON."""
-  request = pickle.loads(pathlib.Path(question).read_bytes())
-  try:
-    report = compile_recipe(request)
-  except ValueError as e:
-    report = {'value_error': str(e)}
-  pathlib.Path(answer).write_text(json.dumps(report))

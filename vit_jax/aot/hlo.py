@@ -71,14 +71,15 @@ class Program:
     return re.findall(r'%([\w.\-]+)', names[0]) if names else []
 
   def _trips(self, rest: str) -> int:
-    """The bound in a loop's condition; loops count from 0 by 1."""
-    found, names = [], self._callees(rest, 'condition')
+    """Trips of a loop: the bound in its condition, since it counts from 0."""
+    bounds: list[int] = []
+    names = self._callees(rest, 'condition')
     while names:
       for _, kind, op, arguments in self._of[names.pop()]:
         if op == 'constant' and kind.startswith(('s32[]', 'u32[]')):
-          found.append(int(re.match(r'-?\d+', arguments)[0]))
+          bounds += map(int, re.findall(r'^-?\d+', arguments))
         names += self._callees(arguments, 'calls')
-    return max(found, default=1)
+    return max(bounds, default=1)
 
   def walk(
     self, computation: str | None = None, times: int = 1, inside: bool = False
@@ -156,11 +157,11 @@ class Program:
 
 
 def _iota(dims: str, order: str | None):
-  """The device list that '[4,2]T(1,0)' stands for."""
+  """The array of device numbers that '[4,2]T(1,0)' denotes."""
   import numpy as np
 
-  dims = [int(d) for d in dims.split(',')]
-  ids = np.arange(math.prod(dims)).reshape(dims)
+  shape = [int(d) for d in dims.split(',')]
+  ids = np.arange(math.prod(shape)).reshape(shape)
   return ids.transpose([int(d) for d in order.split(',')]) if order else ids
 
 
@@ -199,11 +200,11 @@ def _axes(rest: str, mesh_shape: dict[str, int]) -> tuple[str, int]:
     if not pairs:
       return 'all', total
     group = [int(pairs[1]), int(pairs[2])]
-  where = []
-  for i in group:
-    place = {}
+  coordinates = []  # of each device, by mesh axis
+  for device in group:
+    coordinate = {}
     for axis in reversed(mesh_shape):
-      i, place[axis] = divmod(i, mesh_shape[axis])
-    where.append(place)
-  axes = [a for a in mesh_shape if len({p[a] for p in where}) > 1]
+      device, coordinate[axis] = divmod(device, mesh_shape[axis])
+    coordinates.append(coordinate)
+  axes = [a for a in mesh_shape if len({c[a] for c in coordinates}) > 1]
   return ' x '.join(axes) or 'none', len(group)

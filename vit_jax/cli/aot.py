@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args):
-  from vit_jax.aot.compile import estimate
+  from vit_jax.aot.estimate import estimate
   from vit_jax.aot.report import describe, table
   from vit_jax.parallel.mesh import PRESETS
   from vit_jax.recipe.overrides import load_config

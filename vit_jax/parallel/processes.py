@@ -35,7 +35,8 @@ class _Job:
   calls: int = 0  # barriers and broadcasts so far, for unique names
 
   @property
-  def client(self):
+  def client(self) -> Any:
+    """The client of JAX's coordination service."""
     from jax._src import distributed
 
     return distributed.global_state.client
@@ -117,26 +118,24 @@ def initialize(
     TimeoutError: not all arrived; names those that are missing.
   """
   global _job
-  env = os.environ.get
   if coordinator is None:
-    coordinator = env('JAX_COORDINATOR_ADDRESS')
-  if num_processes is None and env('JAX_NUM_PROCESSES'):
-    num_processes = int(env('JAX_NUM_PROCESSES'))
-  if process_id is None and env('JAX_PROCESS_ID'):
-    process_id = int(env('JAX_PROCESS_ID'))
-  settings = (coordinator, num_processes, process_id)
-  detected = settings == (None, None, None)
+    coordinator = os.environ.get('JAX_COORDINATOR_ADDRESS')
+  if num_processes is None:
+    num_processes = _int_of('JAX_NUM_PROCESSES')
+  if process_id is None:
+    process_id = _int_of('JAX_PROCESS_ID')
+  detected = coordinator is num_processes is process_id is None
   if detected:
     settings = detect(timeout)
     if settings is None:
       return
-  if None in settings:
+    coordinator, num_processes, process_id = settings
+  if coordinator is None or num_processes is None or process_id is None:
     raise ValueError(
       f'coordinator={coordinator!r}, num_processes={num_processes!r}, '
       f'process_id={process_id!r}: give all three, or none to have them '
       'detected'
     )
-  coordinator, num_processes, process_id = settings
   if not 0 <= process_id < num_processes:
     raise ValueError(
       f'process_id={process_id} is not among 0..'
@@ -152,10 +151,20 @@ def initialize(
     process_id,
     cluster_detection_method=None if detected else 'deactivate',
     initialization_timeout=int(timeout),
-    # Above lost_after: ours names the process, JAX's aborts.
+    # Longer than lost_after, because the watchdog names the process that is
+    # gone, and JAX aborts without a name.
     heartbeat_timeout_seconds=max(100, int(2 * lost_after)),
   )
   _job = _Job(process_id, hosts, lost_after, stuck_after)
+
+
+def _int_of(variable: str) -> int | None:
+  """The number in an environment variable; None where it is unset or empty."""
+  value = os.environ.get(variable)
+  try:
+    return int(value) if value else None
+  except ValueError as e:
+    raise ValueError(f'{variable}={value!r} is not a whole number') from e
 
 
 def _rendezvous(

@@ -15,7 +15,7 @@ import dataclasses
 from typing import Any
 
 from absl import logging
-import flax
+import flax.core
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding

@@ -203,11 +203,7 @@ def pseudo_label(
   if not classifier.num_classes:
     raise ValueError(f'{weights} has no head: a teacher must name classes')
   classes = _classes(classifier, weights, split, out, soft)
-  if not overwrite and pack.has_split(out, split):
-    raise ValueError(
-      f'{out} already has the split {split!r}: give another '
-      'split or directory, or overwrite'
-    )
+  _check_free(out, split, overwrite)
   k = min(max_labels if soft else 1, classifier.num_classes)
   predictions = predict_all(
     classifier, source, k, batch_size=batch_size, threads=threads
@@ -218,9 +214,8 @@ def pseudo_label(
   )
   if not len(chosen):
     raise ValueError(
-      f'none of the {int(predictions.readable.sum())} readable images reaches '
-      f'threshold={threshold}; the highest probability is '
-      f'{confidence.max():.3f}'
+      f'none of the {predictions.readable.sum()} readable images reaches '
+      f'threshold={threshold}; the highest is {confidence.max():.3f}'
     )
   out.mkdir(parents=True, exist_ok=True)
   meta = pack.write_split(
@@ -240,6 +235,14 @@ def pseudo_label(
     'distinct': len(np.unique(chosen)),
     'labelled': len(chosen),
   }
+
+
+def _check_free(out: pathlib.Path, split: str, overwrite: bool) -> None:
+  if not overwrite and pack.has_split(out, split):
+    raise ValueError(
+      f'{out} already has the split {split!r}: give another '
+      'split or directory, or overwrite'
+    )
 
 
 def _check_arguments(

@@ -131,7 +131,6 @@ def make_token_labels(
       'teacher must see them without a crop (None)'
     )
   forward, grid = token_logits(model, preprocessing.size)
-  top_k = min(top_k, model.num_classes)
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
   number = -(-len(source) // shard_size)
@@ -143,7 +142,7 @@ def make_token_labels(
     'fingerprint': source.fingerprint,
     'examples': len(source),
     'num_classes': model.num_classes,
-    'top_k': top_k,
+    'top_k': min(top_k, model.num_classes),
     'grid': list(grid),
     'image_size': list(preprocessing.size),
     'interpolation': preprocessing.interpolation,
@@ -154,13 +153,11 @@ def make_token_labels(
   mesh = make_mesh('data', devices=jax.local_devices())
   batch_size = max(1, round(batch_size / mesh.size)) * mesh.size
 
-  @jax.jit
-  def best(variables, images):
-    images = augment.normalize(images, preprocessing.normalize)
-    logits = forward(variables, images).astype(jnp.float32)
-    return jax.lax.top_k(logits, top_k)
-
+  best = _best_classes(forward, preprocessing.normalize, meta['top_k'])
   variables = put_replicated(variables, mesh)
+  label = lambda images: jax.device_get(
+    best(variables, put_batch(images, mesh))
+  )
   for i, name in enumerate(meta['shards']):
     start, stop = i * shard_size, min((i + 1) * shard_size, len(source))
     if not (out / name).exists():
@@ -170,17 +167,21 @@ def make_token_labels(
         batch_size=batch_size,
         threads=threads,
       ) as batches:
-        _write_shard(
-          out / name,
-          stop - start,
-          batches,
-          lambda images: jax.device_get(
-            best(variables, put_batch(images, mesh))
-          ),
-        )
+        _write_shard(out / name, stop - start, batches, label)
     progress(stop)
   write_atomically(out / META, json.dumps(meta))
   return meta
+
+
+def _best_classes(forward: Callable, normalize: str, k: int) -> Callable:
+  """A function (variables, uint8 images) -> logits, classes (B, h, w, k)."""
+
+  @jax.jit
+  def best(variables, images):
+    images = augment.normalize(images, normalize)
+    return jax.lax.top_k(forward(variables, images).astype(jnp.float32), k)
+
+  return best
 
 
 def _weights_fingerprint(variables: Any) -> str:
@@ -204,7 +205,7 @@ def _write_shard(
     batches: 'image', 'index' and 'mask', 0 for images that cannot be read.
     best: images (B, H, W, 3) -> logits and classes (B, h, w, k).
   """
-  from array_record.python import array_record_module
+  from array_record.python import array_record_module  # pyright: ignore
 
   partial = path.with_name(path.name + '.partial')
   writer = array_record_module.ArrayRecordWriter(
