@@ -5,11 +5,16 @@
     ... :s16                  the plain ViT
     ... :s16,3  :s16,4        areas of at most 3 or 4 tokens
     ... :s16,2x2  :s16,3x3    areas of the grid of patches
+    ... :s16,2,distill --config.loss.teacher_weights=TEACHER
+                              with a distillation token and a teacher's hard
+                              labels, which the project names as a next step
 
     python -m vit_jax.ablate --config=configs/aa_vit_cifar10.py:s16 \
         --config.data.dir=TFDS_DIR --workdir=runs/aa_table
         the project's table (top-1, top-5, loss), with its numbers beside the
         results; ':ti16' for the other size, ':small' for a CPU
+    ... :small,distill        a teacher (configs/deit_cifar10.py:teacher), then
+                              plain and area models without and with it
 
 Areas of at most 2 (3, 4) neighbors of the token sequence, class token included,
 in the first two blocks. The number of parameters is that of the plain ViT.
@@ -54,7 +59,7 @@ from vit_jax.recipe.keys import default_config
 
 SIZES = ('ti16', 's16', 'b16', 'small')
 AREAS = {'2': (1, 2), '3': (1, 3), '4': (1, 4), '2x2': (2, 2), '3x3': (3, 3)}
-OPTIONS = (*AREAS, 'matched', 'droppath', 'fast')
+OPTIONS = (*AREAS, 'matched', 'droppath', 'fast', 'distill')
 # Of the project's first table, by size and maximum area ('' is the plain ViT).
 _ROW = lambda top1, top5, loss: {'top-1': top1, 'top-5': top5, 'loss': loss}
 PUBLISHED = {
@@ -78,10 +83,14 @@ def get_config(arg=None):
   c.loss.label_smoothing = 0.1
   c.optim.weight_decay = 0.05
   c.log.checkpoint_minutes = 5.0
+  distill = 'distill' in switches
   if size == 'small':
-    _small(c)
+    _small(c, distill)
   else:
-    _published(c, size, plain=not area and 'matched' not in switches)
+    plain = not area and 'matched' not in switches
+    _published(c, size, plain, distill)
+  if distill:
+    c.loss.distill = 'hard'
   if area or not c.model.name.startswith('deit'):
     c.model.area_sizes = (AREAS[area],) * 2 if area else ()
   if 'droppath' in switches:
@@ -93,14 +102,18 @@ def get_config(arg=None):
   return c
 
 
-def _published(c, size: str, plain: bool):
+def _published(c, size: str, plain: bool, distill: bool):
   """DeiT's recipe, as the area-attention project used it."""
   c.run.epochs = 300.0
   c.data.batch_size = 64
   c.data.image_size = 224
   c.data.interpolation = 'bicubic'
   shared.timm_augmentation(c)
-  if plain:
+  if distill:
+    # No project trained this: DeiT's distilled model, with or without areas.
+    c.model.name, c.model.drop_path = f'deit_{size}_distilled', 0.0
+    c.optim.decay_mask = r'.*/kernel|dist_token'
+  elif plain:
     c.model.name, c.model.drop_path = f'deit_{size}', 0.1
   else:
     c.model.name, c.model.drop_path = f'aa_vit_{size}', 0.0
@@ -112,10 +125,10 @@ def _published(c, size: str, plain: bool):
   c.eval.every_epochs = 10.0
 
 
-def _small(c):
+def _small(c, distill: bool):
   """For a CPU: crops of the padded image and flips, on the device."""
   c.model.update(
-    name='aa_vit_ti16',
+    name='deit_ti16_distilled' if distill else 'aa_vit_ti16',
     patch_size=4,
     width=64,
     depth=4,
@@ -136,8 +149,10 @@ def _small(c):
 
 
 def sweep(arg=None):
-  """Plain, and areas of at most 2, 3 and 4 tokens."""
+  """Plain, and areas of at most 2, 3 and 4 tokens; or with a teacher."""
   size, switches = shared.parse_arg(arg, model='s16', options=OPTIONS)
+  if 'distill' in switches:
+    return _with_teacher(size, switches)
   others = sorted(switches - set(AREAS))
   variants = {}
   for area in ('', '2', '3', '4'):
@@ -145,4 +160,26 @@ def sweep(arg=None):
     if (size, area) in PUBLISHED:
       variant['published'] = PUBLISHED[size, area]
     variants[f'max {area}' if area else 'plain'] = variant
+  return variants
+
+
+def _with_teacher(size: str, switches):
+  """Plain and area models, each without and with a teacher."""
+  others = sorted(switches - {*AREAS, 'distill', 'matched'})
+  variants, weights = {}, {}
+  if size == 'small':  # for the other sizes a teacher is given
+    arg = ','.join(['teacher', *(o for o in others if o == 'smoke')])
+    variants['teacher'] = {
+      'config': 'configs/deit_cifar10.py',
+      'arg': arg,
+      'seeds': 1,
+    }
+    weights = {'loss.teacher_weights': '{workdir}/teacher/seed0'}
+  for name, area in (('plain', ''), ('max 2', '2')):
+    words = list(filter(None, [size, area, *others]))
+    variants[name] = {'arg': ','.join([*words, 'matched'])}
+    variants[f'{name}, distilled'] = {
+      'arg': ','.join([*words, 'distill']),
+      **weights,
+    }
   return variants

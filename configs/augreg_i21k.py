@@ -95,7 +95,7 @@ def get_config(arg=None):
   c.model.head_bias = -10.0
   c.mesh.preset = 'zero'
   c.eval.every_epochs = 10.0
-  c.eval.crop = 224 / 256
+  shared.big_vision_images(c)
   c.log.checkpoint_minutes = 20.0
   if 'smoke' in switches:
     shared.smoke(c)

@@ -34,7 +34,7 @@ def get_config(arg=None):
   c.model.name = shared.full_name(model, 'bit_')
   c.loss.name = 'sigmoid'
   c.schedule.warmup_steps = 5_000
-  c.eval.crop = 224 / 256
+  shared.big_vision_images(c)
   c.eval.every_epochs = 5.0
   c.log.checkpoint_minutes = 20.0
   c.mesh.preset = 'zero'

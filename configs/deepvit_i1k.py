@@ -8,6 +8,9 @@
     python -m vit_jax.ablate --config=configs/deepvit_i1k.py \
         --config.data.dir=TFDS_DIR --workdir=runs/deepvit_table
         ViT and DeepViT with 16, 24 and 32 blocks, with the published numbers
+    ... :widths     plain ViTs of 32 blocks, 8 heads and width 256, 384, 512 or
+                    768: the share of blocks with attention maps like those of
+                    the block before (figure 5, which has no numbers in print)
 
 No training time was published; G multiply-accumulates an image, parameters in
 millions, and expected top-1 (README of zhoudaquan/dvit_repo):
@@ -20,17 +23,21 @@ millions, and expected top-1 (README of zhoudaquan/dvit_repo):
     l408   12.5     55.6             the size that the paper gives for L
     l,ft384  44.8   59.0     84.25
 
-The rate of 5e-4 is the published one and does not follow the batch size; 32
-images a process were published, the number of processes was not: 256 here is 8
-of them. Settings of 16, 24 and the plain models are those of s. Those of the
-fine-tuning were not published: they are DeiT's.
+The rate of 5e-4 is the published one and does not follow the batch size. 32
+images a process were published, but not the number of processes: 256 here is 8
+of them, each of which mixes and normalizes its images by itself
+(data.mix_groups, model.bn_groups). The step with the best accuracy of the
+averaged parameters is kept beside the last one. Settings of 16, 24 and the
+plain models are those of s. Those of the fine-tuning were not published: they
+are DeiT's.
 """
 
 from vit_jax.recipe import shared
 from vit_jax.recipe.keys import default_config
 
 SIZES = ('16', '24', '32', 's', 'l', 'l408')
-OPTIONS = ('plain', 'ft384')
+WIDTHS = (256, 384, 512, 768)
+OPTIONS = ('plain', 'ft384', *(f'width{n}' for n in WIDTHS))
 PUBLISHED = {  # plain ViT, DeepViT
   '16': (78.88, 79.10),
   '24': (79.35, 79.99),
@@ -49,12 +56,17 @@ def get_config(arg=None):
   c.data.batch_size = 256
   c.data.interpolation = 'random'
   shared.timm_augmentation(c)
+  c.data.erase_mixed = True  # its loader mixes first and erases then
+  c.data.mix_groups = 8
 
   c.model.name = f'deepvit_{size}'
   c.model.drop_path = 0.2
   c.model.scan = True
+  c.model.bn_groups = 8
 
   c.optim.lr = 5e-4
+  c.optim.ema = 0.99996
+  c.eval.ema, c.log.keep_best = True, 1
   c.optim.weight_decay = 0.05
   shared.timm_schedule(c, epoch_lag=0)
   c.schedule.cooldown_epochs = 10.0
@@ -64,6 +76,10 @@ def get_config(arg=None):
     shared.check_size(size, PUBLISHED)
     c.run.name = f'plain ViT with {size} blocks on ImageNet'
     c.model.reattn = (False,) * int(size)
+    width = shared.one_of(switches, OPTIONS[2:])
+    if width:
+      c.model.width = int(width.removeprefix('width'))
+      c.model.num_heads, c.model.mlp_dim = 8, 3 * c.model.width
   elif size == '32':
     c.data.mixup, c.data.cutmix = 0.1, 0.0
     c.loss.cosine_reg, c.loss.cosine_reg_blocks = 0.1, 12
@@ -83,9 +99,14 @@ def get_config(arg=None):
 
 
 def sweep(arg=None):
-  """The plain and the re-attention rows of 16, 24 and 32 blocks."""
-  _, switches = shared.parse_arg(arg, model='16', options=OPTIONS)
+  """The rows of 16, 24 and 32 blocks, or with `widths` those of figure 5."""
+  _, switches = shared.parse_arg(arg, options=('widths',))
   smoke = ['smoke'] if 'smoke' in switches else []
+  if 'widths' in switches:
+    return {
+      f'width {n}': {'arg': ','.join(['32', 'plain', f'width{n}', *smoke])}
+      for n in WIDTHS
+    }
   variants = {}
   for size, (plain, deep) in PUBLISHED.items():
     variants[f'ViT-{size}'] = {
@@ -97,3 +118,11 @@ def sweep(arg=None):
       'published': deep,
     }
   return variants
+
+
+def measure(config, directory):
+  """The share of blocks whose attention maps are like those of the one
+  before."""
+  from vit_jax.ablation.measures import similar_attention
+
+  return {'similar blocks': similar_attention(config, directory)}

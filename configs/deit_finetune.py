@@ -15,8 +15,8 @@ fine-tunes in evaluation mode), position tables resized bicubically. Data sets
 
     cifar10, cifar100, cars    1,000 epochs, SGD 0.01, decay 1e-4, batch 768,
                                no erasing, no drop path
-    flowers                    the same (its settings were not published)
-    inat18                     360 epochs, AdamW 7.5e-5, batch 768, erasing 0.1
+    flowers, pets              the same (their settings were not published)
+    inat18, inat19             360 epochs, AdamW 7.5e-5, batch 768, erasing 0.1
 
 Cost of b16 at 384 px: 55.5 G multiply-accumulates an image; 30 epochs on
 ImageNet took the authors about 20 hours on 8 V100. Expected top-1 of b16
@@ -41,7 +41,10 @@ DATASETS = {
   'cifar100': ('tfds:cifar100', 'train', 'test'),
   'cars': ('tfds:cars196', 'train', 'test'),
   'flowers': ('tfds:oxford_flowers102', 'train+validation', 'test'),
+  'pets': ('tfds:oxford_iiit_pet', 'train', 'test'),
   'inat18': ('tfds:i_naturalist2018', 'train', 'validation'),
+  # Not in TFDS: packed by `vit-jax pack` into data.dir.
+  'inat19': ('packed', 'train', 'validation'),
 }
 
 
@@ -73,7 +76,7 @@ def set_data(c, dataset: str):
   c.data.source, c.data.split, test = DATASETS[dataset]
   c.eval.sets = {'test': {'split': test}}
   c.data.batch_size, c.optim.lr_batch = 768, None
-  if dataset == 'inat18':
+  if dataset.startswith('inat'):
     c.run.epochs = 360.0
     c.data.erasing = 0.1
     c.optim.lr = 7.5e-5

@@ -62,6 +62,9 @@ def base():
   c.data.interpolation = 'bicubic'
   c.data.repeats = 3
   shared.timm_augmentation(c)
+  # 4 processes of 256 images were published: the copies of an image are in
+  # different processes, and each process draws its own mixing coefficient.
+  c.data.repeat_groups = c.data.mix_groups = 4
   c.optim.lr, c.optim.lr_batch = 5e-4, 512
   c.optim.weight_decay = 0.05
   # Every bias and vector, the position table and the class token are exempt;

@@ -131,6 +131,10 @@ def base(model: str, dataset: str):
   c.optim.accumulate = 8
   shared.set_preprocessing(c)
   c.data.interpolation = c.eval.interpolation
+  if c.data.interpolation == 'bilinear':
+    # The released code keeps the floating-point pixels of TensorFlow's resize.
+    shared.tensorflow_crops(c)
+    c.data.rounding = c.eval.rounding = 'none'
   set_image_size(c, 384)
   c.eval.every_steps = c.log.checkpoint_steps = max(100, c.run.steps // 10)
   return c

@@ -32,7 +32,7 @@ def get_config(arg=None):
   c.model.name = f'deit_{model}' if model in deit_i1k.SIZES else model
   c.run.name = f'{c.model.name}, noisy student'
   c.data.source, c.data.split = 'packed', 'train+pseudo'
-  c.data.repeats = 1  # balancing copies images already
+  c.data.repeats = c.data.repeat_groups = 1  # balancing copies images already
   c.data.mixup = c.data.cutmix = 0.0  # the paper mixes nothing
   c.loss.label_smoothing = 0.0  # soft labels are smooth
   c.model.drop_path = 0.2

@@ -116,6 +116,7 @@ def _giant(c, name: str):
   c.data.batch_size = 16_384
   c.model.update(name=name, pool='map', head_bias=-10.0)
   c.model.init_style = 'big_vision'
+  shared.big_vision_images(c)
   c.loss.name = 'sigmoid'
   c.optim.name, c.optim.state_dtype = 'adafactor', 'bfloat16'
   c.optim.lr, c.optim.clip = 8e-4, 1.0

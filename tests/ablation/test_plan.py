@@ -16,14 +16,22 @@ def test_a_list_of_overrides_names_itself():
 SWEEPS = [
   'aa_vit_cifar10:s16',
   'aa_vit_cifar10:small',
+  'aa_vit_cifar10:small,distill',
+  'aa_vit_cifar10:s16,distill',
   'augreg_finetune:b16,oxford_iiit_pet',
   'cait_i1k:s24',
+  'ceit_i1k:t',
+  'ceit_transfer:s,384',
   'cifar10:vit',
   'deepvit_i1k',
+  'deepvit_i1k:widths',
   'deit_cifar10',
   'deit_i1k:ti16',
   'deit_i1k:b16',
   'finetune:b16,imagenet2012',
+  'posemb_d3',
+  'vit_scaling',
+  'vit_scaling:hybrids',
   'volo_i1k',
 ]
 

@@ -376,3 +376,51 @@ def test_errors():
     init((4, 8))
   with pytest.raises(ValueError, match="leff_cls='none'; allowed: norm"):
     init(leff_cls='none')
+
+
+@pytest.mark.parametrize('part', ['i2t', 'leff', 'lca'])
+def test_each_part_can_be_switched_off(part):
+  """The others stay; only that part's parameters go."""
+  names = lambda model: set(shapes(model, 32)['params'])
+  without = tiny(**{part: False})
+  expected = {
+    'i2t': names(tiny()) - {'i2t'} | {'embedding'},
+    'leff': names(tiny()),
+    'lca': names(tiny()) - {'lca', 'pos_layer_embedding'},
+  }
+  assert names(without) == expected[part]
+  block = shapes(without, 32)['params']['block_0']
+  assert ('mlp' in block) == (part == 'leff') == ('leff' not in block)
+
+
+def test_without_all_parts_it_is_deit():
+  """The same function of the same parameters, which have other names."""
+  fields = dict(patch_size=8, width=12, depth=2, num_heads=3, mlp_dim=24)
+  deit = create_model('deit_ti16', num_classes=5, **fields)
+  model = tiny(i2t=False, leff=False, lca=False)
+  images = jnp.asarray(
+    np.random.default_rng(0).standard_normal((2, 16, 24, 3)), jnp.float32
+  )
+  params = random_variables(model, images)['params']
+  blocks = {
+    f'encoderblock_{i}': {
+      'LayerNorm_0': block['LayerNorm_0'],
+      'LayerNorm_1': block['LayerNorm_1'],
+      'MultiHeadDotProductAttention_0': block['attn'],
+      'MlpBlock_0': block['mlp'],
+    }
+    for i, block in ((i, params[f'block_{i}']) for i in range(2))
+  }
+  same = {
+    'embedding': params['embedding'],
+    'cls': params['cls'],
+    'head': params['head'],
+    'Transformer': {
+      **blocks,
+      'posembed_input': {'pos_embedding': params['pos_embedding']},
+      'encoder_norm': params['encoder_norm'],
+    },
+  }
+  want, _ = deit.apply({'params': same}, images, train=False)
+  got, _ = model.apply({'params': params}, images, train=False)
+  np.testing.assert_allclose(got, want, atol=2e-5)

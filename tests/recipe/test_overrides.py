@@ -29,25 +29,24 @@ DIGITS = f'{ROOT}/configs/digits.py'
     ('loss.distill', 'none', 'none'),
     ('data.area', '(0.1, 1.0)', (0.1, 1.0)),
     ('data.area', '0.1, 1.0', (0.1, 1.0)),
-    ('optim.groups', "(('head/.*', {'lr': 0.0}),)", None),
+    (
+      'optim.groups',
+      "(('head/.*', {'lr': 0.0}),)",
+      (('head/.*', {'lr': 0.0}),),
+    ),
     ('run.epochs', 'None', None),
     ('run.epochs', 'none', None),
     ('run.epochs', 'NULL', None),
     ('run.epochs', '', None),
     ('run.steps', '7', 7),
+    ('eval.fewshot.dir', 'data', 'data'),
   ],
 )
 def test_texts_are_read_as_the_type_of_the_key(key, text, value):
   config = default_config()
   override(config, {key: text})
-  if (
-    value is not None
-    or default_config()[key.split('.')[0]].get(key.split('.')[1]) is None
-  ):
-    assert get(config, key) == value
-    assert type(get(config, key)) is type(value)
-  else:
-    assert get(config, key)[0][1]['lr'] == 0.0
+  assert get(config, key) == value
+  assert type(get(config, key)) is type(value)
 
 
 def test_values_of_a_sweep_need_no_text():

@@ -6,15 +6,16 @@ block mixes each patch with its eight neighbors (locally-enhanced feed-forward,
 LeFF), and the class tokens of all blocks are read by a last attention
 (layer-wise class-token attention, LCA).
 
-The defaults are what the released weights need. Where the paper differs, a
-field gives its form: `leff_gelu3=True` puts a third GELU at the end of LeFF
-(eq. 10), `leff_cls='identity'` leaves the class token unchanged there (eq. 11;
-the released code adds LN(cls) to it), `lca_posemb=False` leaves out the table
-that is added to the class tokens. The reimplementation rishikksh20/CeiT-pytorch
-has all three, and stem_width=32, stem_bias=True, stem_padding=4,
-pool_padding=0, qkv_bias=False, epsilon=1e-5, depthwise_bias=False and other
-`lca_*` sizes.
-B batch, N patches, T = 1 + N tokens, D width, H heads, L depth.
+The fields `i2t`, `leff` and `lca` switch the three off; without them the model
+is DeiT. The defaults are what the released weights need. Where the paper
+differs, a field gives its form: `leff_gelu3=True` puts a third GELU at the end
+of LeFF (eq. 10), `leff_cls='identity'` leaves the class token unchanged there
+(eq. 11; the released code adds LN(cls) to it), `lca_posemb=False` leaves out
+the table that is added to the class tokens. The reimplementation
+rishikksh20/CeiT-pytorch has all three, and stem_width=32, stem_bias=True,
+stem_padding=4, pool_padding=0, qkv_bias=False, epsilon=1e-5,
+depthwise_bias=False and other `lca_*` sizes. B batch, N patches, T = 1 + N
+tokens, D width, H heads, L depth.
 """
 
 import functools
@@ -28,7 +29,6 @@ import jax.numpy as jnp
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import check_field, run_blocks
-from vit_jax.models.depthwise import DepthwiseConv
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
 from vit_jax.models.heads import classify
 from vit_jax.models.initializers import (
@@ -37,7 +37,8 @@ from vit_jax.models.initializers import (
   torch_conv_bias,
   torch_conv_kernel,
 )
-from vit_jax.models.mlp import GELU, MlpBlock
+from vit_jax.models.leff import LeFF
+from vit_jax.models.mlp import MlpBlock
 from vit_jax.models.patches import PatchSize, embed_patches, patch_shape
 from vit_jax.models.registry import register
 from vit_jax.models.tokens import add_position_table, prepend_tokens
@@ -86,46 +87,13 @@ class ImageToTokens(nn.Module):
     return x, pooled
 
 
-class LeFF(nn.Module):
-  """1x1 up, depth-wise 3x3, 1x1 down, all normalized (eq. 6-10)."""
-
-  hidden: int
-  gelu3: bool = False
-  depthwise_bias: bool = True
-  activation: str = 'gelu_erf'
-  bn_groups: int = 1
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """(B, h, w, D) -> (B, h, w, D)."""
-    gelu, width = GELU[self.activation], x.shape[-1]
-    norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
-    # The released code has 1x1 convolutions here, initialized as such.
-    conv1x1 = lambda features, fan_in, name: nn.Dense(
-      features,
-      dtype=self.dtype,
-      kernel_init=torch_conv_kernel,
-      bias_init=torch_conv_bias(fan_in),
-      name=name,
-    )
-    x = conv1x1(self.hidden, width, 'conv1')(x)
-    x = gelu(norm(name='bn1')(x, train))
-    x = DepthwiseConv(
-      use_bias=self.depthwise_bias, dtype=self.dtype, name='conv2'
-    )(x)
-    x = gelu(norm(name='bn2')(x, train))
-    x = conv1x1(width, self.hidden, 'conv3')(x)
-    x = norm(name='bn3')(x, train)
-    return gelu(x) if self.gelu3 else x
-
-
 class Block(nn.Module):
   """x + attention(LN(x)), then x + LeFF(LN(x)) on the patches."""
 
   grid: tuple[int, int]  # patches (h, w)
   num_heads: int
   mlp_dim: int
+  leff: bool = True
   leff_gelu3: bool = False
   leff_cls: str = 'norm'
   depthwise_bias: bool = True
@@ -148,6 +116,18 @@ class Block(nn.Module):
     x = after_attention = x + DropPath()(y, rate, train)
 
     y = nn.LayerNorm(self.epsilon, self.dtype)(x)
+    y = self._leff(y, train) if self.leff else _mlp(self, y, train)
+    x = x + DropPath()(y, rate, train)
+
+    # The class token is an output of its own: LCA reads it, and the gradient of
+    # a slice of `tokens` would keep the tokens of all blocks in memory at once.
+    aux = {'tokens': x, 'after_attention': after_attention, 'cls': x[:, 0]}
+    if self.return_attention:
+      aux['attention'] = probs
+    return x, aux
+
+  def _leff(self, y: jax.Array, train: bool) -> jax.Array:
+    """LeFF on the patches of (B, T, D), beside the class token."""
     cls, y = y[:, :1], y[:, 1:]
     batch, patches, width = y.shape
     y = LeFF(
@@ -161,15 +141,7 @@ class Block(nn.Module):
     )(y.reshape(batch, *self.grid, width), train)
     if self.leff_cls == 'identity':
       cls = jnp.zeros_like(cls)
-    y = jnp.concatenate([cls, y.reshape(batch, patches, width)], axis=1)
-    x = x + DropPath()(y, rate, train)
-
-    # The class token is an output of its own: LCA reads it, and the gradient of
-    # a slice of `tokens` would keep the tokens of all blocks in memory at once.
-    aux = {'tokens': x, 'after_attention': after_attention, 'cls': x[:, 0]}
-    if self.return_attention:
-      aux['attention'] = probs
-    return x, aux
+    return jnp.concatenate([cls, y.reshape(batch, patches, width)], axis=1)
 
 
 class LayerwiseClassAttention(nn.Module):
@@ -192,15 +164,7 @@ class LayerwiseClassAttention(nn.Module):
     """(B, L, D) -> (B, 1, D), probabilities (B, H, 1, L)."""
     y, probs = _attend(self, tokens, -1, train)
     x = tokens[:, -1:] + y
-    y = MlpBlock(
-      self.mlp_dim,
-      self.dropout,
-      self.activation,
-      self.dtype,
-      normal02,
-      nn.initializers.zeros,
-      name='mlp',
-    )(nn.LayerNorm(self.epsilon, self.dtype)(x), train)
+    y = _mlp(self, nn.LayerNorm(self.epsilon, self.dtype)(x), train)
     return x + y, probs
 
 
@@ -227,6 +191,21 @@ def _attend(
   return Dropout(block.dropout, deterministic=not train)(y), probs
 
 
+def _mlp(
+  block: Block | LayerwiseClassAttention, y: jax.Array, train: bool
+) -> jax.Array:
+  """The MLP of a block on every token, (B, T, D) -> (B, T, D)."""
+  return MlpBlock(
+    block.mlp_dim,
+    block.dropout,
+    block.activation,
+    block.dtype,
+    normal02,
+    nn.initializers.zeros,
+    name='mlp',
+  )(y, train)
+
+
 class CeiT(nn.Module):
   """Convolution-enhanced image transformer; see the module docstring."""
 
@@ -237,10 +216,12 @@ class CeiT(nn.Module):
   num_heads: int = 3
   head_width: int | None = None  # None: width / num_heads
   mlp_dim: int | None = None  # None: 4 * width
+  i2t: bool = True  # False: patches of the image, as a ViT's
   stem_width: int = 64  # channels of the stem's map
   stem_bias: bool = False
   stem_padding: int = 3
   pool_padding: int = 1
+  leff: bool = True  # False: a ViT's MLP on all tokens
   leff_gelu3: bool = False  # a third GELU, as in the paper
   leff_cls: str = 'norm'  # cls + LN(cls) in LeFF, or 'identity' as in the paper
   depthwise_bias: bool = True
@@ -274,9 +255,10 @@ class CeiT(nn.Module):
         BatchNorm to the batch's statistics (collection 'batch_stats').
 
     Returns:
-      logits (B, num_classes), float32; and a dict: pooled_map (B, h', w', C),
-      stem (B, h, w, D) the patches, with_posemb (B, T, D), block_00 ...,
-      block_00_attention ... (B, T, D) the same after attention alone, encoded
+      logits (B, num_classes), float32; and a dict: pooled_map (B, h', w', C) of
+      the convolutional stem, stem (B, h, w, D) the patches, with_posemb
+      (B, T, D), block_00 ..., block_00_attention ... (B, T, D) the same after
+      attention alone, encoded
       = tokens (B, T, D), before the last norm, lca (B, 1, D), pooled (B, D)
       before and pre_logits (B, D) after the last norm. With `return_attention`
       also attention, one (B, H, T, T) per block, and attention_lca
@@ -289,19 +271,23 @@ class CeiT(nn.Module):
     patch_size = patch_shape(self.patch_size)
     self._check(patch_size)
     dtype = jnp.dtype(self.dtype)
-    x, pooled_map = ImageToTokens(
-      self.width,
-      patch_size,
-      self.stem_width,
-      self.stem_bias,
-      self.stem_padding,
-      self.pool_padding,
-      self.bn_groups,
-      dtype,
-      name='i2t',
-    )(images, train)
+    out: dict[str, Any] = {}
+    if self.i2t:
+      x, out['pooled_map'] = ImageToTokens(
+        self.width,
+        patch_size,
+        self.stem_width,
+        self.stem_bias,
+        self.stem_padding,
+        self.pool_padding,
+        self.bn_groups,
+        dtype,
+        name='i2t',
+      )(images, train)
+    else:
+      x = embed_patches(images, self.width, patch_size, init=TIMM, dtype=dtype)
     batch, *grid, _ = x.shape
-    out: dict[str, Any] = {'pooled_map': pooled_map, 'stem': x}
+    out['stem'] = x
     x = x.reshape(batch, math.prod(grid), self.width)
     x = prepend_tokens(self, ['cls'], x, normal02)
     x = add_position_table(self, x, normal02, dropout=self.dropout, train=train)
@@ -322,6 +308,7 @@ class CeiT(nn.Module):
       num_heads=self.num_heads,
       mlp_dim=mlp_dim,
       head_width=self.head_width,
+      leff=self.leff,
       leff_gelu3=self.leff_gelu3,
       leff_cls=self.leff_cls,
       depthwise_bias=self.depthwise_bias,

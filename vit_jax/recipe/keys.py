@@ -219,6 +219,11 @@ def default_config() -> ConfigDict:
   c.eval.interpolation = 'bilinear'  # one of preprocessing.INTERPOLATIONS
   c.eval.rounding = 'nearest'  # see data.rounding
   c.eval.ema = False  # evaluate the averaged parameters
+  # What recipes with a few-shot measure probe on (`vit_jax.ablation.measures`):
+  # source and dir as in section data, and the splits train and test.
+  c.eval.fewshot = ConfigDict(
+    {'source': '', 'dir': '', 'train': 'train', 'test': 'test'}
+  )
 
   c.log = ConfigDict()
   c.log.every_steps = 50

@@ -210,9 +210,9 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _assign(config: ConfigDict, key: str, value: Any) -> None:
-  section, _, name = key.partition('.')
+  section, _, name = key.rpartition('.')
   with config.ignore_type():  # `convert` has made the type right
-    config[section][name] = value
+    get(config, section)[name] = value
 
 
 def _set_image_size(config: ConfigDict, value: Any) -> None:

@@ -108,9 +108,33 @@ def imagenet(config: ConfigDict) -> None:
     'minival': {'split': 'train[99%:]'},
     'val': {'split': 'validation'},
   }
-  config.eval.crop = 224 / 256
+  big_vision_images(config)
   config.eval.every_epochs = 5.0
   config.log.checkpoint_minutes = 20.0
+
+
+def tensorflow_crops(config: ConfigDict) -> None:
+  """Random crops as TensorFlow draws them: the height uniformly, not the area.
+
+  `tf.image.sample_distorted_bounding_box` with the arguments of Google's
+  recipes.
+  """
+  config.data.crop_sampling = 'height'
+  config.data.area, config.data.aspect = (0.05, 1.0), (0.75, 1.33)
+
+
+def big_vision_images(config: ConfigDict) -> None:
+  """Training and test images as big_vision makes them.
+
+  Pixels are truncated to integers. Test images are shrunk by `area`, the
+  shorter side to 256, and cropped to 224 (configs of big_vision,
+  `resize_small(256)| central_crop(224)`). data.jpeg_dct='fast' also decodes
+  JPEGs as TensorFlow does; it needs the package simplejpeg.
+  """
+  tensorflow_crops(config)
+  config.data.rounding = config.eval.rounding = 'truncate'
+  config.eval.crop, config.eval.crop_resize = 224 / 256, 'resize_small'
+  config.eval.interpolation = 'area'
 
 
 def imagenet_full(config: ConfigDict) -> None:
@@ -120,6 +144,13 @@ def imagenet_full(config: ConfigDict) -> None:
   config.eval.every_epochs = 10.0
   config.log.checkpoint_minutes = 20.0
   config.mesh.preset = 'zero'
+
+
+def fewshot_on_imagenet(config: ConfigDict) -> None:
+  """The few-shot probe of big_vision: the first 65,000 images are the pool."""
+  config.eval.fewshot.update(
+    source='tfds:imagenet2012', train='train[:65000]', test='validation'
+  )
 
 
 def timm_augmentation(config: ConfigDict) -> None:
@@ -160,6 +191,8 @@ def deit_finetuning(config: ConfigDict, image_size: int) -> None:
   config.model.drop_path = 0.0
   config.optim.lr = config.schedule.end = 5e-6
   config.optim.weight_decay = 1e-8
+  # 16 processes of 32 images were published.
+  config.data.repeat_groups = config.data.mix_groups = 16
 
 
 # Hybrids of the paper without a name in the registry: the same body on another
@@ -197,7 +230,7 @@ def original_vit(config: ConfigDict, name: str, *, dropout: float) -> None:
   config.loss.name = 'sigmoid'
   config.loss.label_range = (0.0001, 0.9999)
   config.schedule.warmup_steps = 10_000
-  config.eval.crop = 224 / 256
+  big_vision_images(config)
 
 
 # The levels of AugReg (arXiv:2106.10270, section 3.3 and the published files'
@@ -259,6 +292,8 @@ def set_preprocessing(config: ConfigDict) -> None:
   config.data.normalize = preprocessing.normalize
   config.eval.crop = preprocessing.crop or 0.0
   config.eval.interpolation = preprocessing.interpolation
+  config.eval.crop_resize = preprocessing.crop_resize
+  config.eval.rounding = preprocessing.rounding
 
 
 def smoke(config: ConfigDict, **model_fields: Any) -> ConfigDict:
@@ -285,6 +320,8 @@ def smoke(config: ConfigDict, **model_fields: Any) -> ConfigDict:
   if config.data.resize is not None:
     config.data.resize = 36
   config.data.labels = ''
+  config.data.repeat_groups = min(config.data.repeat_groups, 2)
+  config.data.mix_groups = min(config.data.mix_groups, 2)
   if config.loss.distill != 'none':
     config.loss.teacher, config.loss.teacher_weights = 'vit_ti16', 'random'
   config.optim.accumulate = min(config.optim.accumulate, 2)
@@ -296,6 +333,8 @@ def smoke(config: ConfigDict, **model_fields: Any) -> ConfigDict:
     config.mesh.preset = 'fsdp'
   config.mesh.fsdp = config.mesh.tensor = -1
   config.eval.sets = {}
+  if config.eval.fewshot.source:
+    config.eval.fewshot.update(source='synthetic', train='train', test='test')
   config.eval.every_epochs = None
   config.eval.every_steps = 2
   config.log.every_steps = 1

@@ -23,11 +23,10 @@ def convert(key: str, value: Any) -> Any:
   Raises:
     ConfigError: no such key, or another type; names the type and the default.
   """
-  section, _, name = key.partition('.')
-  defaults = default_config()
-  if section not in defaults or name not in defaults[section]:
+  parent, name = _find_default(key)
+  if parent is None:
     raise ConfigError(f'{key}={value}: {_no_such_key(key)}')
-  default, kind = defaults[section][name], defaults[section].get_type(name)
+  default, kind = parent[name], parent.get_type(name)
   if default is None and (value is None or is_text(value, NONE)):
     return None
   try:
@@ -99,10 +98,20 @@ def _describe(kind: type | None, default: Any) -> str:
 
 
 def default_of(key: str) -> Any:
-  section, _, name = key.partition('.')
-  defaults = default_config()
-  known = section in defaults and name in defaults[section]
-  return defaults[section][name] if known else None
+  """The default of a key; None if there is no such key."""
+  parent, name = _find_default(key)
+  return None if parent is None else parent[name]
+
+
+def _find_default(key: str) -> tuple[ConfigDict | None, str]:
+  """The section of the default config that has a key, and its name there."""
+  *sections, name = key.split('.')
+  parent = default_config()
+  for section in sections:
+    parent = parent.get(section)
+    if not isinstance(parent, ConfigDict):
+      return None, name
+  return (parent, name) if sections and name in parent else (None, name)
 
 
 def nearest_word(word: str, words: Iterable[str]) -> str:

@@ -1,0 +1,84 @@
+"""Position embeddings of ViT-B/16, scheme by place (arXiv:2010.11929, table 8).
+
+    python -m vit_jax.ablate --config=configs/posemb_d3.py --seeds=1 \
+        --config.data.dir=gs://BUCKET/jft --config.eval.fewshot.dir=TFDS_DIR \
+        --workdir=gs://BUCKET/posemb
+    python -m vit_jax.ablate --config=configs/posemb_d3.py:smoke ...   a minute
+
+    python -m vit_jax.main --config=configs/posemb_d3.py:2d,layers ...  one cell
+
+Every cell is a pre-training of B/16 with the settings of configs/vit_jft.py and
+then a 5-shot linear probe on ImageNet (the first 65,000 training images, three
+draws). Schemes: `none`, `1d`, `2d` (a table for rows and one for columns, each
+of half the width), `relative` (one-dimensional offsets in every attention).
+Places: at the input, `layers` (a table of its own for every layer) or `shared`
+(one table, added in every layer).
+
+Cost: eight runs of B/16, 17.6 G multiply-accumulates an image, 7 epochs each.
+Expected 5-shot accuracy with JFT (appendix D.4):
+
+                at the input   every layer   every layer, shared
+    none        61.382
+    1d          64.206         63.964        64.292
+    2d          64.001         64.046        64.022
+    relative    64.032
+"""
+
+from configs import vit_jft
+from vit_jax.recipe import shared
+
+SCHEMES = {
+  'none': 'none',
+  '1d': 'learn1d',
+  '2d': 'learn2d',
+  'relative': 'relative',
+}
+PLACES = {'layers': 'every_layer', 'shared': 'every_layer_shared'}
+PUBLISHED = {
+  ('none', ''): 61.382,
+  ('1d', ''): 64.206,
+  ('1d', 'layers'): 63.964,
+  ('1d', 'shared'): 64.292,
+  ('2d', ''): 64.001,
+  ('2d', 'layers'): 64.046,
+  ('2d', 'shared'): 64.022,
+  ('relative', ''): 64.032,
+}
+COLUMN = '5-shot'
+
+
+def get_config(arg=None):
+  _, switches = shared.parse_arg(arg, options=(*SCHEMES, *PLACES))
+  scheme = shared.one_of(switches, SCHEMES, '1d')
+  place = shared.one_of(switches, PLACES)
+  if (scheme, place) not in PUBLISHED:
+    raise ValueError(f'{scheme} position embeddings are only at the input')
+  c = vit_jft.get_config('b16')
+  c.run.name = f'position embeddings: {scheme} {place}'.strip()
+  c.model.posemb = SCHEMES[scheme]
+  c.model.posemb_at = PLACES.get(place, 'stem')
+  if scheme == 'relative':
+    c.model.class_token_only = False  # relative attention computes all tokens
+  shared.fewshot_on_imagenet(c)
+  if 'smoke' in switches:
+    shared.smoke(c, representation_size=32)
+  return c
+
+
+def sweep(arg=None):
+  """Every scheme at every place."""
+  _, switches = shared.parse_arg(arg)
+  return {
+    f'{scheme} {place}'.strip(): {
+      'arg': ','.join(filter(None, [scheme, place, *switches])),
+      'published': {COLUMN: value},
+    }
+    for (scheme, place), value in PUBLISHED.items()
+  }
+
+
+def measure(config, directory):
+  """The 5-shot accuracy of a run, in per cent."""
+  from vit_jax.ablation.measures import fewshot_accuracy
+
+  return {COLUMN: fewshot_accuracy(config, directory, 5)}

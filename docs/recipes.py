@@ -1,0 +1,696 @@
+"""Writes docs/recipes.md: every recipe beside what was published.
+
+    python docs/recipes.py
+
+Each `Variant` lists the published settings of a recipe by key, with the source,
+and the deviations with their reasons. `tests/recipe/test_page.py` fails when a
+recipe has other values, or when the page is not the one that this writes.
+"""
+
+import dataclasses
+import importlib
+import pathlib
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGE = ROOT / 'docs' / 'recipes.md'
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """A recipe with an argument, and what was published of it.
+
+  Attributes:
+    recipe: name of configs/RECIPE.py.
+    arg: its argument.
+    source: where the settings were published.
+    settings: {key: published value}.
+    expected: published result, with the setting that it belongs to.
+    deviations: {key: reason} where the recipe differs from `settings`.
+  """
+
+  recipe: str
+  arg: str
+  source: str
+  settings: dict[str, Any]
+  expected: str
+  deviations: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+# --- Settings that several recipes have in common ----------------------------
+
+GOOGLE_IMAGES = {  # big_vision's preprocessing
+  'data.crop_sampling': 'height',
+  'data.area': (0.05, 1.0),
+  'data.aspect': (0.75, 1.33),
+  'data.rounding': 'truncate',
+  'data.jpeg_dct': 'fast',
+  'data.normalize': 'half',
+  'eval.crop': 224 / 256,
+  'eval.crop_resize': 'resize_small',
+  'eval.interpolation': 'area',
+  'eval.rounding': 'truncate',
+}
+ORIGINAL = {  # arXiv:2010.11929, pre-training
+  **GOOGLE_IMAGES,
+  'data.batch_size': 4096,
+  'data.image_size': 224,
+  'data.flip': 0.5,
+  'data.randaugment': '',
+  'data.mixup': 0.0,
+  'loss.name': 'sigmoid',
+  'loss.label_range': (0.0001, 0.9999),
+  'model.head_bias': -10.0,
+  'optim.name': 'adamw',
+  'optim.b1': 0.9,
+  'optim.b2': 0.999,
+  'schedule.warmup_steps': 10_000,
+}
+BIG_VISION = {  # AugReg and the plain baseline
+  **GOOGLE_IMAGES,
+  'optim.name': 'adam',
+  'optim.lr': 1e-3,
+  'optim.decay_style': 'schedule',
+  'optim.weight_decay': 1e-4,
+  'optim.clip': 1.0,
+  'schedule.warmup_steps': 10_000,
+  'data.mix_style': 'google',
+}
+AUGREG = {
+  **BIG_VISION,
+  'run.epochs': 300.0,
+  'data.batch_size': 4096,
+  'loss.name': 'sigmoid',
+  'optim.state_dtype': 'bfloat16',
+  'schedule.name': 'cosine',
+  'schedule.end': 0.0,
+}
+FINETUNE = {  # arXiv:2010.11929, table 4
+  'data.batch_size': 512,
+  'data.image_size': 384,
+  'data.crop_sampling': 'height',
+  'data.area': (0.05, 1.0),
+  'data.aspect': (0.75, 1.33),
+  'data.rounding': 'none',
+  'data.jpeg_dct': 'fast',
+  'optim.name': 'sgd',
+  'optim.momentum': 0.9,
+  'optim.state_dtype': 'bfloat16',
+  'optim.clip': 1.0,
+  'optim.weight_decay': 0.0,
+  'optim.accumulate': 8,
+  'schedule.name': 'cosine',
+  'eval.crop': 0.0,
+  'eval.rounding': 'none',
+}
+TIMM = {  # arXiv:2012.12877, table 9
+  'data.crop_sampling': 'area',
+  'data.area': (0.08, 1.0),
+  'data.randaugment': 'rand-m9-mstd0.5-inc1',
+  'data.mixup': 0.8,
+  'data.cutmix': 1.0,
+  'data.erasing': 0.25,
+  'loss.name': 'softmax',
+  'loss.label_smoothing': 0.1,
+  'optim.name': 'adamw',
+  'optim.weight_decay': 0.05,
+  'optim.clip': 0.0,
+  'schedule.name': 'timm_cosine',
+  'schedule.by_epoch': True,
+  'schedule.warmup_init': 1e-6,
+  'schedule.end': 1e-5,
+}
+DEIT = {
+  **TIMM,
+  'run.epochs': 300.0,
+  'data.batch_size': 1024,
+  'data.interpolation': 'bicubic',
+  'data.repeats': 3,
+  'data.repeat_groups': 4,
+  'data.mix_groups': 4,
+  'data.normalize': 'imagenet',
+  'model.drop_path': 0.1,
+  'optim.lr': 5e-4,
+  'optim.lr_batch': 512,
+  'optim.ema': 0.99996,
+  'schedule.warmup_epochs': 5.0,
+  'schedule.epoch_lag': 1,
+  'eval.crop': 0.875,
+  'eval.interpolation': 'bicubic',
+  'eval.ema': False,
+}
+VOLO = {
+  **TIMM,
+  'run.epochs': 310.0,
+  'data.batch_size': 1024,
+  'data.interpolation': 'random',
+  'data.mixup': 0.0,
+  'data.cutmix': 0.0,
+  'loss.token_weight': 0.5,
+  'schedule.warmup_epochs': 20.0,
+  'schedule.cooldown_epochs': 10.0,
+  'schedule.epoch_lag': 0,
+  'optim.ema': 0.0,
+}
+TABLE3 = (
+  'arXiv:2010.11929, table 3; issues {} of google-research/vision_transformer'
+)
+FAST_DCT = (
+  "TensorFlow's fast decoding of JPEGs needs the package simplejpeg: set "
+  '--config.data.jpeg_dct=fast. Pixels differ by 1 of 255 on average.'
+)
+NO_CLIP = (
+  'No clipping was published for this data set. The norm of the gradient is '
+  'clipped at 1 as in all other recipes of the authors.'
+)
+
+VARIANTS = [
+  Variant(
+    'vit_b16_i1k',
+    'b16',
+    TABLE3.format('62, 89 and 124'),
+    {
+      **ORIGINAL,
+      'run.epochs': 300.0,
+      'model.dropout': 0.1,
+      'model.representation_size': 768,
+      'optim.lr': 3e-3,
+      'optim.weight_decay': 0.3,
+      'optim.clip': 1.0,
+      'schedule.name': 'cosine',
+    },
+    '74.79 on the validation set at 224 px; 77.91 after fine-tuning at 384 px',
+  ),
+  Variant(
+    'vit_i21k',
+    'b16',
+    TABLE3.format('2, 34 and 124'),
+    {
+      **ORIGINAL,
+      'run.epochs': 90.0,
+      'model.dropout': 0.1,
+      'model.representation_size': 768,
+      'optim.lr': 1e-3,
+      'optim.weight_decay': 0.03,
+      'optim.clip': 0.0,
+      'schedule.name': 'linear',
+      'schedule.end': 1e-5,
+    },
+    'precision at 1 of 47.88 on held-out images; 84.53 on ImageNet after '
+    'fine-tuning at 384 px with dropout 0',
+    {'optim.clip': NO_CLIP},
+  ),
+  Variant(
+    'vit_i21k',
+    'l16',
+    TABLE3.format('2, 34 and 124'),
+    {
+      **ORIGINAL,
+      'run.epochs': 90.0,
+      'model.dropout': 0.1,
+      'model.representation_size': 1024,
+      'optim.lr': 1e-3,
+      'optim.weight_decay': 0.03,
+      'optim.clip': 0.0,
+      'schedule.name': 'linear',
+      'schedule.end': 1e-5,
+    },
+    'precision at 1 of 49.90 on held-out images; 85.30 on ImageNet after '
+    'fine-tuning at 512 px with averaged parameters, 84.47 at 384 px',
+    {'optim.clip': NO_CLIP},
+  ),
+  Variant(
+    'vit_jft',
+    'h14',
+    'arXiv:2010.11929, table 3',
+    {
+      **ORIGINAL,
+      'run.epochs': 14.0,
+      'model.dropout': 0.0,
+      'model.representation_size': 1280,
+      'optim.lr': 3e-4,
+      'optim.weight_decay': 0.1,
+      'optim.clip': 1.0,
+      'schedule.name': 'linear',
+      'schedule.end': 1e-5,
+    },
+    '88.55 +- 0.04 on ImageNet after fine-tuning at 518 px with averaged '
+    'parameters',
+  ),
+  Variant(
+    'vit_jft',
+    'g14',
+    'arXiv:2106.04560; big_vision, configs/proj/scaling_laws/train_vit_g.py',
+    {
+      'run.steps': 1_000_000,
+      'data.batch_size': 16_384,
+      'loss.name': 'sigmoid',
+      'model.pool': 'map',
+      'model.head_bias': -10.0,
+      'optim.name': 'adafactor',
+      'optim.state_dtype': 'bfloat16',
+      'optim.lr': 8e-4,
+      'optim.clip': 1.0,
+      'optim.decay_style': 'schedule',
+      'optim.weight_decay': 0.03 * 8e-4,
+      'optim.groups': (('head/kernel', {'decay': 100.0}),),
+      'schedule.name': 'rsqrt',
+      'schedule.timescale': 10_000,
+      'schedule.warmup_steps': 10_000,
+      'schedule.cooldown_steps': 50_000,
+    },
+    '90.45 of ViT-G/14 on ImageNet after fine-tuning, with JFT-3B (the paper)',
+  ),
+  Variant(
+    'augreg_i21k',
+    'b16',
+    'arXiv:2106.10270; file B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-'
+    'sd_0.0 of the README of google-research/vision_transformer',
+    {
+      **AUGREG,
+      'data.randaugment': 'google(2,15)',
+      'data.mixup': 0.2,
+      'model.head_bias': -10.0,
+      'model.dropout': 0.0,
+      'model.drop_path': 0.0,
+    },
+    '85.49 on ImageNet after 20,000 steps of fine-tuning at 384 px, rate 0.03',
+  ),
+  Variant(
+    'augreg_i21k',
+    'r50_vit_l32',
+    'arXiv:2106.10270; file R50_L_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-'
+    'do_0.1-sd_0.1 of the same README',
+    {
+      **AUGREG,
+      'data.randaugment': 'google(2,15)',
+      'data.mixup': 0.2,
+      'model.head_bias': -10.0,
+      'model.dropout': 0.1,
+      'model.drop_path': 0.1,
+    },
+    '85.99 on ImageNet after 20,000 steps of fine-tuning at 384 px, rate 0.01',
+  ),
+  Variant(
+    'augreg_i1k',
+    'b16',
+    'arXiv:2106.10270; big_vision, configs/vit_i1k.py',
+    {
+      **AUGREG,
+      'data.randaugment': 'google(2,15)',
+      'data.mixup': 0.5,
+      'model.head_bias': -6.9,
+      'model.representation_size': 768,
+    },
+    'about 79 on the validation set at 224 px (issue 7 of google-research/'
+    'big_vision)',
+  ),
+  Variant(
+    'vit_s16_i1k',
+    's16',
+    'arXiv:2205.01580; big_vision, configs/vit_s16_i1k.py',
+    {
+      **BIG_VISION,
+      'run.epochs': 90.0,
+      'data.batch_size': 1024,
+      'data.randaugment': 'google(2,10)',
+      'data.mixup': 0.2,
+      'loss.name': 'softmax',
+      'model.pool': 'gap',
+      'model.posemb': 'sincos2d',
+      'model.representation_size': 384,
+      'optim.state_dtype': 'bfloat16',
+      'schedule.name': 'cosine',
+    },
+    '76.5 on the validation set at 224 px',
+  ),
+  Variant(
+    'mixer_i1k',
+    'b16',
+    'arXiv:2105.01601; big_vision, configs/mlp_mixer_i1k.py',
+    {
+      **BIG_VISION,
+      'run.epochs': 300.0,
+      'data.batch_size': 4096,
+      'data.randaugment': 'google(2,15)',
+      'data.mixup': 0.5,
+      'loss.name': 'sigmoid',
+      'model.drop_path': 0.1,
+      'model.head_bias': -6.9,
+      'optim.state_dtype': 'float32',
+      'schedule.name': 'linear',
+      'schedule.end': 1e-8,
+    },
+    '76.3 on the validation set at 224 px',
+  ),
+  Variant(
+    'bit_i21k',
+    'r50x1',
+    'arXiv:1912.11370, section 3.1',
+    {
+      'run.epochs': 90.0,
+      'data.batch_size': 4096,
+      'loss.name': 'sigmoid',
+      'optim.name': 'sgd',
+      'optim.momentum': 0.9,
+      'optim.lr': 0.03,
+      'optim.lr_batch': 256,
+      'schedule.name': 'step',
+      'schedule.boundaries': (30 / 90, 60 / 90, 80 / 90),
+      'schedule.factor': 0.1,
+      'schedule.warmup_steps': 5_000,
+    },
+    '80.68 on ImageNet after BiT-HyperRule on the whole training split',
+  ),
+  Variant(
+    'bit_i1k',
+    'r50x1,big_vision',
+    'big_vision, configs/bit_i1k.py',
+    {
+      'run.epochs': 90.0,
+      'data.batch_size': 4096,
+      'loss.name': 'softmax',
+      'optim.name': 'sgd',
+      'optim.state_dtype': 'bfloat16',
+      'optim.lr': 0.1,
+      'optim.lr_batch': 256,
+      'optim.clip': 1.0,
+      'optim.decay_style': 'schedule',
+      'optim.weight_decay': 1e-4 * 16,
+      'schedule.name': 'cosine',
+      'schedule.warmup_steps': 1_000,
+    },
+    'about 76 on the validation set at 224 px',
+  ),
+  Variant(
+    'bit_hyperrule',
+    'r50x1,cifar10,whole',
+    'arXiv:1912.11370, section 3.3; bit_hyperrule.py of google-research/'
+    'big_transfer',
+    {
+      'run.steps': 10_000,
+      'data.batch_size': 512,
+      'data.resize': 160,
+      'data.image_size': 128,
+      'data.mixup': 0.1,
+      'data.flip': 1.0,
+      'optim.name': 'sgd',
+      'optim.lr': 0.003,
+      'optim.weight_decay': 0.0,
+      'schedule.name': 'step',
+      'schedule.boundaries': (3_001, 6_001, 9_001),
+      'schedule.warmup_steps': 500,
+    },
+    '97.3 on the test set with BiT-M',
+    {
+      'data.flip': 'The JAX and TensorFlow code flips every image; the paper '
+      'means a random flip, which is what is done here.'
+    },
+  ),
+  Variant(
+    'finetune',
+    'b16,cifar10',
+    'arXiv:2010.11929, table 4; configs of google-research/vision_transformer',
+    {
+      **FINETUNE,
+      'run.steps': 10_000,
+      'schedule.warmup_steps': 500,
+      'data.split': 'train[:98%]',
+      'optim.lr': 0.01,
+    },
+    '99.02 on the test set from the ImageNet-21k file, dropout 0',
+  ),
+  Variant(
+    'finetune',
+    'l16,imagenet2012',
+    'arXiv:2010.11929, table 4; configs of google-research/vision_transformer',
+    {
+      **FINETUNE,
+      'run.steps': 20_000,
+      'schedule.warmup_steps': 500,
+      'data.split': 'train[:99%]',
+      'optim.lr': 0.03,
+    },
+    '84.47 on the validation set from the ImageNet-21k file, dropout 0',
+  ),
+  Variant(
+    'augreg_finetune',
+    'r26_vit_s32,oxford_iiit_pet',
+    'arXiv:2106.10270, section 3.4',
+    {
+      **FINETUNE,
+      'run.steps': 500,
+      'schedule.warmup_steps': 100,
+      'optim.lr': 0.003,
+    },
+    '94.19 on the test set from the recommended file',
+  ),
+  Variant(
+    'deit_i1k',
+    's16',
+    'arXiv:2012.12877, table 9; main.py of facebookresearch/deit',
+    {**DEIT, 'loss.distill': 'none'},
+    '79.8 (paper), 79.85 (released file)',
+  ),
+  Variant(
+    'deit_i1k',
+    's16,distill',
+    'arXiv:2012.12877, table 9; main.py of facebookresearch/deit',
+    {**DEIT, 'loss.distill': 'hard', 'loss.distill_alpha': 0.5},
+    '81.2 (paper), 81.16 (released file), with RegNetY-16GF as the teacher',
+  ),
+  Variant(
+    'deit_i1k',
+    's16,soft',
+    'arXiv:2012.12877, section 5 and table 3',
+    {
+      **DEIT,
+      'loss.distill': 'soft',
+      'loss.distill_alpha': 0.1,
+      'loss.distill_tau': 3.0,
+    },
+    '79.8 (paper), with RegNetY-16GF as the teacher',
+  ),
+  Variant(
+    'deit_finetune',
+    'b16,384',
+    'arXiv:2012.12877, section 6.1; README of facebookresearch/deit',
+    {
+      'run.epochs': 30.0,
+      'data.batch_size': 512,
+      'data.image_size': 384,
+      'optim.lr': 5e-6,
+      'schedule.end': 5e-6,
+      'optim.weight_decay': 1e-8,
+      'model.drop_path': 0.0,
+    },
+    '83.1 (paper), 82.89 (released file)',
+  ),
+  Variant(
+    'deit_finetune',
+    'b16,cifar10',
+    'issues 45 and 105 of facebookresearch/deit',
+    {
+      'run.epochs': 1000.0,
+      'data.batch_size': 768,
+      'data.erasing': 0.0,
+      'optim.name': 'sgd',
+      'optim.lr': 0.01,
+      'optim.weight_decay': 1e-4,
+    },
+    '99.1 (paper, table 7)',
+  ),
+  Variant(
+    'cait_i1k',
+    's24',
+    'arXiv:2103.17239, section 5; issue 104 of facebookresearch/deit',
+    {**DEIT, 'run.epochs': 400.0, 'eval.crop': 1.0},
+    '82.7 at 224 px without a teacher',
+  ),
+  Variant(
+    'ceit_i1k',
+    't',
+    'arXiv:2103.11816; main.py of coeusguo/ceit',
+    DEIT,
+    '76.4 at 224 px (released file)',
+  ),
+  Variant(
+    'deepvit_i1k',
+    's',
+    'arXiv:2103.11886; scripts of zhoudaquan/dvit_repo',
+    {
+      **TIMM,
+      'run.epochs': 310.0,
+      'data.batch_size': 32,
+      'data.interpolation': 'random',
+      'data.erase_mixed': True,
+      'model.drop_path': 0.2,
+      'optim.ema': 0.99996,
+      'eval.ema': True,
+      'optim.lr': 5e-4,
+      'optim.lr_batch': None,
+      'schedule.warmup_epochs': 5.0,
+      'schedule.cooldown_epochs': 10.0,
+      'schedule.epoch_lag': 0,
+      'eval.crop': 0.9,
+    },
+    '82.3 at 224 px',
+    {
+      'data.batch_size': '32 images a process were published, without the '
+      'number of processes. Here the batch is that of 8.'
+    },
+  ),
+  Variant(
+    'volo_i1k',
+    'd1',
+    'arXiv:2106.13112; README of sail-sg/volo',
+    {**VOLO, 'optim.lr': 1.6e-3, 'model.drop_path': 0.1, 'eval.crop': 0.96},
+    '84.2 at 224 px with label maps of NFNet-F6',
+  ),
+  Variant(
+    'volo_i1k',
+    'd1,ft384',
+    'README of sail-sg/volo',
+    {
+      'run.epochs': 40.0,
+      'data.batch_size': 512,
+      'data.image_size': 384,
+      'loss.ground_truth': True,
+      'optim.lr': 8e-6,
+      'optim.weight_decay': 1e-8,
+      'schedule.warmup_epochs': 5.0,
+      'schedule.end': 4e-6,
+    },
+    '85.2 at 384 px',
+  ),
+  Variant(
+    'aa_vit_cifar10',
+    's16,2',
+    'oshertidhar/ViT-AA: main.py, AAVitFactory.py and report',
+    {
+      **TIMM,
+      'run.epochs': 300.0,
+      'data.batch_size': 64,
+      'data.image_size': 224,
+      'data.interpolation': 'bicubic',
+      'data.normalize': 'imagenet',
+      'model.drop_path': 0.0,
+      'model.area_sizes': ((1, 2), (1, 2)),
+      'optim.lr': 5e-4,
+      'optim.lr_batch': 512,
+      'optim.decay_mask': r'.*/kernel|cls|.*pos_embedding',
+      'schedule.warmup_epochs': 5.0,
+      'schedule.epoch_lag': 1,
+      'eval.crop': 224 / 256,
+      'eval.interpolation': 'bicubic',
+    },
+    'top-1 91.44, top-5 99.6, loss 0.408 (first table); top-1 92.19 (later)',
+  ),
+  Variant(
+    'aa_vit_cifar10',
+    's16',
+    'oshertidhar/ViT-AA: main.py, timm 0.3.2 and report',
+    {
+      **TIMM,
+      'run.epochs': 300.0,
+      'data.batch_size': 64,
+      'data.image_size': 224,
+      'data.interpolation': 'bicubic',
+      'model.name': 'deit_s16',
+      'model.drop_path': 0.1,
+      'optim.lr': 5e-4,
+      'optim.lr_batch': 512,
+      'schedule.warmup_epochs': 5.0,
+      'schedule.epoch_lag': 1,
+      'eval.crop': 224 / 256,
+    },
+    'top-1 90.02, top-5 99.6, loss 0.432 (first table); top-1 90.6 (later)',
+  ),
+]
+
+
+# Every recipe with TensorFlow's decoding deviates in the same way.
+VARIANTS = [
+  dataclasses.replace(v, deviations={**v.deviations, 'data.jpeg_dct': FAST_DCT})
+  if 'data.jpeg_dct' in v.settings
+  else v
+  for v in VARIANTS
+]
+
+
+def config_of(variant: Variant):
+  """The config of a variant."""
+  module = importlib.import_module(f'configs.{variant.recipe}')
+  return module.get_config(variant.arg)
+
+
+def value_of(config, key: str) -> Any:
+  """The value of a key; None for a field of the model that is not set."""
+  section, _, name = key.partition('.')
+  return config[section].get(name)
+
+
+def differences(variant: Variant) -> dict[str, tuple[Any, Any]]:
+  """{key: (here, published)} where a recipe differs from its publication."""
+  config = config_of(variant)
+  return {
+    key: (value_of(config, key), published)
+    for key, published in variant.settings.items()
+    if not _equal(value_of(config, key), published)
+  }
+
+
+def _equal(a: Any, b: Any) -> bool:
+  if isinstance(a, float) and isinstance(b, float):
+    return abs(a - b) <= 1e-9 * max(abs(a), abs(b))
+  return a == b
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, float):
+    return f'{value:.6g}'
+  if isinstance(value, str):
+    return f"'{value}'"
+  if isinstance(value, tuple) and all(isinstance(x, float) for x in value):
+    return f'({", ".join(map(_text, value))})'
+  return str(value)
+
+
+def page() -> str:
+  """The text of docs/recipes.md."""
+  lines = [
+    '# Recipes beside what was published',
+    '',
+    'Written by `python docs/recipes.py`; a test fails when a recipe and this '
+    'page disagree.',
+    'Settings that are not listed have no published value. The learning rate '
+    'is multiplied by batch / `lr_batch` where that is set.',
+  ]
+  for variant in VARIANTS:
+    config = config_of(variant)
+    different = differences(variant)
+    lines += [
+      '',
+      f'## `configs/{variant.recipe}.py:{variant.arg}`',
+      '',
+      f'Source: {variant.source}.',
+      '',
+      f'Expected: {variant.expected}.',
+      '',
+      '| key | here | published |',
+      '|---|---|---|',
+    ]
+    for key, published in variant.settings.items():
+      here = _text(value_of(config, key)).replace('|', '\\|')
+      same = key not in different
+      other = 'the same' if same else _text(published).replace('|', '\\|')
+      lines.append(f'| `{key}` | {here} | {other} |')
+    lines += [''] * bool(variant.deviations)
+    lines += [f'`{k}`: {why}' for k, why in variant.deviations.items()]
+  return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+  sys.path.insert(0, str(ROOT))
+  PAGE.write_text(page())

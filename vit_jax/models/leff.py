@@ -1,0 +1,47 @@
+"""The locally enhanced feed-forward of CeiT (arXiv:2103.11816, eq. 6-10)."""
+
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.batch_norm import BatchNorm
+from vit_jax.models.depthwise import DepthwiseConv
+from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
+from vit_jax.models.mlp import GELU
+
+
+class LeFF(nn.Module):
+  """1x1 up, depth-wise 3x3, 1x1 down, all normalized (eq. 6-10)."""
+
+  hidden: int
+  gelu3: bool = False
+  depthwise_bias: bool = True
+  activation: str = 'gelu_erf'
+  bn_groups: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """(B, h, w, D) -> (B, h, w, D)."""
+    gelu, width = GELU[self.activation], x.shape[-1]
+    norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
+    # The released code has 1x1 convolutions here, initialized as such.
+    conv1x1 = lambda features, fan_in, name: nn.Dense(
+      features,
+      dtype=self.dtype,
+      kernel_init=torch_conv_kernel,
+      bias_init=torch_conv_bias(fan_in),
+      name=name,
+    )
+    x = conv1x1(self.hidden, width, 'conv1')(x)
+    x = gelu(norm(name='bn1')(x, train))
+    x = DepthwiseConv(
+      use_bias=self.depthwise_bias, dtype=self.dtype, name='conv2'
+    )(x)
+    x = gelu(norm(name='bn2')(x, train))
+    x = conv1x1(width, self.hidden, 'conv3')(x)
+    x = norm(name='bn3')(x, train)
+    return gelu(x) if self.gelu3 else x
