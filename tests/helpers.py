@@ -40,7 +40,9 @@ def tiny_config(**sections):
   return c
 
 
-def run_python(*args, devices: int = 1, env=None, timeout=300, **kwargs):
+def run_python(
+  *args, devices: int = 1, env=None, timeout=300, cwd=ROOT, **kwargs
+):
   """Runs a Python command in a fresh CPU process of `devices` devices."""
   environment = {
     **os.environ,
@@ -54,7 +56,7 @@ def run_python(*args, devices: int = 1, env=None, timeout=300, **kwargs):
   return subprocess.run(
     [sys.executable, *args],
     env=environment,
-    cwd=ROOT,
+    cwd=cwd,
     timeout=timeout,
     capture_output=True,
     text=True,

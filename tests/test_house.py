@@ -1,5 +1,6 @@
 """Importing vit_jax does nothing and loads nothing heavy."""
 
+import ast
 import json
 import pathlib
 
@@ -64,5 +65,31 @@ def test_the_public_names_exist():
 
   for name in vit_jax.__all__:
     assert getattr(vit_jax, name)
+  assert set(vit_jax.__all__) <= set(dir(vit_jax))
   with pytest.raises(AttributeError, match="no attribute 'load_pretraind'"):
     vit_jax.load_pretraind
+
+
+def test_type_checkers_see_the_public_names():
+  """The imports under TYPE_CHECKING are those that happen at first use."""
+  import vit_jax
+
+  tree = ast.parse((PACKAGE / '__init__.py').read_text())
+  (block,) = (node for node in tree.body if isinstance(node, ast.If))
+  imported = {
+    alias.name: node.module
+    for node in block.body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+  }
+  assert imported == vit_jax._MODULES
+  assert sorted(imported) == vit_jax.__all__
+  assert (PACKAGE / 'py.typed').exists()
+
+
+def test_no_module_has_the_name_of_a_public_function():
+  """`import vit_jax.X` would replace the function by the module."""
+  import vit_jax
+
+  modules = {path.stem for path in PACKAGE.iterdir()}
+  assert not modules & set(vit_jax.__all__)

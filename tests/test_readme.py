@@ -4,20 +4,23 @@ Every line of every fenced block without a language (or `sh`) is a command. A
 line of a kind that is not known here fails: then say here how it is checked.
 """
 
-import ast
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import io
 import json
 import pathlib
 import re
 import shlex
 
+import jax
+import numpy as np
+from PIL import Image
 import pytest
 
 from tests.helpers import ROOT, run_python
+from tests.random_variables import random_variables
+import vit_jax
 from vit_jax.cli import parser
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import default_config, get
@@ -232,18 +235,61 @@ def test_models_that_are_named_exist():
     assert list_models(name), name
 
 
-def test_python_blocks_use_what_exists():
-  import vit_jax
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+  """The reader's directory, with a small model instead of ViT-B/16."""
+  monkeypatch.chdir(tmp_path)
+  model = vit_jax.create_model('vit_mu16')
+  image = np.zeros((1, 224, 224, 3), np.float32)
+  vit_jax.save_weights(random_variables(model, image), model, 'ViT-B_16.npz')
+  names = [f'name {i}' for i in range(1000)]
+  pathlib.Path('names.txt').write_text('\n'.join(names))
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (40, 50, 3), np.uint8)
+  Image.fromarray(pixels).save('photo.jpg')
+  for split, count in (('train', 8), ('test', 2)):
+    for name in ('rose', 'tulip'):
+      directory = pathlib.Path('flowers', split, name)
+      directory.mkdir(parents=True)
+      for i in range(count):
+        Image.fromarray(np.roll(pixels, i)).save(directory / f'{i}.jpg')
+  return tmp_path
 
-  for block in blocks(README, 'python', 'py'):
-    for node in ast.walk(ast.parse(block)):
-      if not isinstance(node, ast.Call):
-        continue
-      text = ast.unparse(node.func)
-      if text.startswith('vit_jax.'):
-        function = vit_jax
-        for name in text.split('.')[1:]:
-          function = getattr(function, name)
-        inspect.signature(function).bind(
-          *node.args, **{k.arg: k.value for k in node.keywords}
-        )
+
+def run_block(index: int) -> dict:
+  """Executes a Python block of the README in small; its variables."""
+  block = blocks(README, 'python')[index]
+  small = block.replace('vit_b16', 'vit_mu16').replace('steps=500', 'steps=1')
+  variables = {}
+  exec(compile(small, f'README.md, Python block {index}', 'exec'), variables)
+  return variables
+
+
+def test_python_from_an_image_to_names_features_and_attention(reader, capsys):
+  variables = run_block(0)
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 5
+  assert all(re.fullmatch(r'[\d.]+% name \d+', line) for line in lines)
+  assert variables['logits'].shape == (1, 1000)
+  assert variables['features'].shape == (1, 32)
+  depth, heads = 1, 2
+  assert [a.shape for a in variables['attention']] == [
+    (1, heads, 197, 197)
+  ] * depth
+
+
+def test_python_fine_tunes_and_uses_the_result(reader):
+  variables = run_block(1)
+  (result,) = variables['results']
+  assert {p['class'] for p in result['predictions']} == {'rose', 'tulip'}
+  summary = json.loads((reader / 'runs/flowers/summary.json').read_text())
+  assert variables['accuracy'] == summary['results']['test']['top1']
+  assert (reader / 'flowers.stablehlo').exists()
+
+
+def test_python_with_a_model_and_its_variables(reader, capsys):
+  variables = run_block(2)
+  assert 'loaded' in capsys.readouterr().out
+  assert variables['logits'].shape == (1, 1000)
+  again, _ = vit_jax.load_pretrained(variables['model'], 'vit_mu16.safetensors')
+  jax.tree.map(np.testing.assert_array_equal, again, variables['variables'])

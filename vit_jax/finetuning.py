@@ -31,7 +31,8 @@ def finetune(
       `image_size` (by default the model's own; the papers use 384);
       `head_only`; `layer_decay` (factor of the rate from block to block towards
       the input); `holdout` (fraction of a flat folder for testing); `seed`;
-      `fields` of the model.
+      `module` (a Python module that registers the model); `fields` of the
+      model.
 
   Returns:
     The summary of `train_and_evaluate`: summary['results']['test']['top1'].

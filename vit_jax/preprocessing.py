@@ -7,6 +7,8 @@ import numbers
 import operator
 from typing import Any
 
+from vit_jax import text
+
 # (mean, std) of pixels in [0, 255].
 NORMALIZATION = {
   'half': ((127.5,) * 3, (127.5,) * 3),  # to [-1, 1]: all Google models
@@ -81,6 +83,21 @@ class Preprocessing:
           f'{name}={getattr(self, name)!r}; allowed: {", ".join(allowed)}'
         )
     check_rounding(self.rounding, self.interpolation)
+
+  @property
+  def pixel_dtype(self) -> str:
+    """Type of the pixels before normalization: 'uint8' or 'float32'."""
+    return 'float32' if self.rounding == 'none' else 'uint8'
+
+  def __str__(self) -> str:
+    """Such as '224x224, squashed, bilinear, half normalization'."""
+    crop = 'squashed'
+    if self.crop is not None:
+      crop = f'center crop of ratio {self.crop:g} ({self.crop_resize})'
+    return (
+      f'{text.shape(self.size)}, {crop}, {self.interpolation}, '
+      f'{self.normalize} normalization'
+    )
 
   def to_json(self) -> dict[str, Any]:
     """Plain JSON values, which `from_json` reads back to an equal value."""

@@ -16,7 +16,7 @@ import pytest
 from tests.helpers import ROOT
 from vit_jax import create_model
 from vit_jax.cli import parser
-from vit_jax.inference import classifier as classifier_lib
+from vit_jax.inference.loading import load_classifier
 from vit_jax.weights import read, save_weights
 from vit_jax.weights.steps import load_params
 
@@ -206,7 +206,7 @@ def test_predict(capsys, folder, workdir, tmp_path):
 
   model = create_model('vit_ti16', 3, **TINY)
   arrays = read(workdir).arrays
-  classifier = classifier_lib.load_classifier(workdir)
+  classifier = load_classifier(workdir)
   np.testing.assert_array_equal(
     classifier.variables['params']['cls'], arrays['params/cls']
   )
@@ -272,12 +272,10 @@ def test_conversions_are_exact(capsys, workdir, folder, tmp_path):
   for source, target in itertools.pairwise(chain):
     code, out, error = run(capsys, 'convert', source, target)
     assert code == 0 and 'vit_ti16' in out, error
-  first, last = (
-    classifier_lib.load_classifier(str(x)) for x in (chain[0], chain[-1])
-  )
+  first, last = (load_classifier(str(x)) for x in (chain[0], chain[-1]))
   jax.tree.map(np.testing.assert_array_equal, first.variables, last.variables)
   assert last.metadata() == first.metadata()
-  assert last.classes == list(CLASSES) and last.image_size == (16, 16)
+  assert last.classes == list(CLASSES) and last.preprocessing.size == (16, 16)
   code, out, _ = run(capsys, 'info', chain[1])
   assert 'model: vit_ti16 ' in out and 'blocks.1.attn.qkv.weight' in out
   assert '3 classes: blue, green, red' in out and 'image size: 16x16' in out
@@ -335,8 +333,8 @@ def test_a_file_that_does_not_say_its_model(capsys, released, folder):
   code, out, _ = run(capsys, 'info', released, '--json')
   assert json.loads(out)['fits'] == ['vit_mu16']
   # Image size and number of classes are those of the tensors.
-  found = classifier_lib.load_classifier(str(released), model='vit_mu16')
-  assert found.image_size == (32, 32) and found.num_classes == 7
+  found = load_classifier(str(released), model='vit_mu16')
+  assert found.preprocessing.size == (32, 32) and found.num_classes == 7
   code, out, _ = run(
     capsys, 'predict', released, image, '--model', 'vit_mu16', '-k', '1'
   )

@@ -8,8 +8,8 @@ import pytest
 
 from vit_jax import create_model
 from vit_jax.cli import parser
-from vit_jax.inference import classifier as classifier_lib
 from vit_jax.inference import export
+from vit_jax.inference.loading import load_classifier
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe import shared
 from vit_jax.weights import WeightsMetadata, save_weights
@@ -57,7 +57,7 @@ def test_program_equals_model(name, tmp_path):
   assert found['classes'] == ['a', 'b', 'c']
   assert found['platforms'] == ['cpu', 'cuda', 'tpu']
   program = jax.export.deserialize(bytearray(path.read_bytes()))
-  classifier = classifier_lib.load_classifier(str(source))
+  classifier = load_classifier(str(source))
   rng = np.random.default_rng(1)
   for batch in (1, 3):
     images = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
@@ -72,7 +72,7 @@ def test_predict_with_an_exported_program(tmp_path, capsys):
   save('vit_ti16', CASES['vit_ti16'], source)
   images = [np.random.default_rng(2).integers(0, 256, (40, 30, 3), np.uint8)]
   export.export(str(source), str(path))
-  (expected,) = classifier_lib.load_classifier(str(source)).classify(images)
+  (expected,) = load_classifier(str(source)).classify(images)
   (found,) = export.load_exported(str(path)).classify(images)
   assert [p['class'] for p in found['predictions']] == [
     p['class'] for p in expected['predictions']
@@ -120,7 +120,7 @@ def test_onnx(tmp_path, name, batch):
     0, 256, (batch or 3, 32, 32, 3), np.uint8
   )
   (found,) = session.run(None, {session.get_inputs()[0].name: images})
-  classifier = classifier_lib.load_classifier(str(source))
+  classifier = load_classifier(str(source))
   expected, _ = classifier.forward(classifier.variables, images)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

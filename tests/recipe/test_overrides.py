@@ -70,6 +70,7 @@ def test_model_fields_are_literals_or_words():
   )
   assert config.model.to_dict() == {
     'name': 'vit_s16',
+    'module': '',
     'pool': 'map',
     'depth': 3,
     'area_sizes': ((1, 2), (1, 2)),

@@ -11,7 +11,7 @@ from vit_jax import train
 from vit_jax.cli import parser
 from vit_jax.data import pack, records
 from vit_jax.data.sources.opening import open_source
-from vit_jax.inference import classifier as classifier_lib
+from vit_jax.inference.loading import load_classifier
 from vit_jax.recipe import data as recipe_data
 from vit_jax.recipe.build import open_train_source
 from vit_jax.recipe.checks import check
@@ -139,7 +139,7 @@ def test_pseudo_labels_are_the_teachers(teacher, images, capsys, hard):
   data = open_source('packed', split=split, data_dir=str(images / 'packed'))
   assert len(data) == 30 and data.multi_label != hard
   assert data.class_names == [str(c) for c in range(5)]
-  classifier = classifier_lib.load_classifier(teacher)
+  classifier = load_classifier(teacher)
   want = {
     r['image']: {p['index']: p['probability'] for p in r['predictions']}
     for r in classifier.classify(

@@ -8,7 +8,7 @@ import sys
 HELP = "compile a recipe's train step for a TPU without one"
 
 
-def add_arguments(parser: argparse.ArgumentParser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--config', required=True, help='configs/X.py[:ARG]')
   parser.add_argument(
     '--topology',
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument('--hlo', help='file for the compiled program')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
   from vit_jax.aot.estimate import estimate
   from vit_jax.aot.report import describe, table
   from vit_jax.parallel.mesh import PRESETS

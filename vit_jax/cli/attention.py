@@ -4,24 +4,35 @@
   vit-jax attention ViT-B_16.npz --model vit_b16 photos/ --distance -o d.png
   vit-jax attention runs/vit photos/ --similarity --compare runs/cait -o s.png
 
-Rollout (the default): what the class token is made of, over each image.
-Distance: how far each head looks, by layer. Similarity: whether layers attend
-alike, of every two layers of one model, or with --compare each layer and the
-one before it, a curve a model (attention collapse). These three need images;
-the others look at parameters only: similarity of position embeddings, principal
+Rollout, the default: how much each patch contributes to the class token.
+Distance: the mean distance in pixels that each head of each layer attends over.
+Similarity: how alike the attention of two layers is, for every pair of layers;
+with --compare, one curve for each model of the similarity of consecutive
+layers, which shows attention collapse. These three need images. The others
+show parameters only: the similarity of position embeddings, and the principal
 components of the patch embedding.
 """
 
+import argparse
+from collections.abc import Callable, Iterator, Sequence
 import json
+import typing
+from typing import Any
 
 from vit_jax.cli import options
 
-HELP = 'pictures of attention, positions and filters'
-BATCH = 8  # images whose maps are held at once
+if typing.TYPE_CHECKING:
+  import numpy as np
+
+  from vit_jax.analysis.attend import Attention
+  from vit_jax.inference.classifier import Classifier
+
+HELP = 'draw attention, position embeddings and filters'
+BATCH = 8  # images whose attention maps are in memory at once
 MOST_ROWS = 32  # images in one rollout picture
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'weights', help='workdir, .npz, .pth, .safetensors, hub name'
   )
@@ -30,7 +41,7 @@ def add_arguments(parser):
   )
   parser.add_argument('-o', '--output', required=True, metavar='FILE.png')
   kinds = parser.add_mutually_exclusive_group()
-  for kind, text in (
+  for kind, help_text in (
     ('rollout', 'attention rollout over the images (the default)'),
     ('distance', 'mean attention distance of every head'),
     ('similarity', 'similarity of the attention of every two layers'),
@@ -38,7 +49,11 @@ def add_arguments(parser):
     ('filters', 'principal components of the patch embedding'),
   ):
     kinds.add_argument(
-      f'--{kind}', dest='kind', action='store_const', const=kind, help=text
+      f'--{kind}',
+      dest='kind',
+      action='store_const',
+      const=kind,
+      help=help_text,
     )
   parser.set_defaults(kind='rollout')
   parser.add_argument(
@@ -54,8 +69,9 @@ def add_arguments(parser):
   options.add_model_arguments(parser)
 
 
-def run(args):
-  from vit_jax.inference import classifier as classifier_lib
+def run(args: argparse.Namespace) -> None:
+  from vit_jax.inference.loading import load_classifier
+  from vit_jax.inference.prediction import list_images
 
   if not args.output.lower().endswith('.png'):
     raise ValueError(f'{args.output}: the picture must be a .png')
@@ -64,19 +80,13 @@ def run(args):
     raise ValueError(f'--{args.kind} needs images')
   if args.compare and args.kind != 'similarity':
     raise ValueError('--compare goes with --similarity')
-  paths = classifier_lib.list_images(args.images) if needs_images else []
-  classifier = classifier_lib.load_classifier(
-    args.weights, **options.loading(args)
-  )
+  paths = list_images(args.images) if needs_images else []
+  classifier = load_classifier(args.weights, **options.loading(args))
   if args.compare:
     others = []
-    for text in args.compare:
-      model, equals, weights = text.rpartition('=')
-      others.append(
-        classifier_lib.load_classifier(
-          weights, **(dict(model=model) if equals else {})
-        )
-      )
+    for assignment in args.compare:
+      model, _, weights = assignment.rpartition('=')
+      others.append(load_classifier(weights, model=model or None))
     numbers = _compare([classifier, *others], paths, args.output)
   else:
     numbers = _KINDS[args.kind](classifier, paths, args.output)
@@ -86,13 +96,14 @@ def run(args):
     print(f'wrote {args.output}')
 
 
-def _collect(classifier, paths):
-  """(uint8 images, Attention) of a few images at a time."""
+def _collect(
+  classifier: 'Classifier', paths: Sequence[str]
+) -> Iterator[tuple['np.ndarray', 'Attention']]:
+  """Images (B, H, W, 3) and their attention, up to BATCH at a time."""
   import numpy as np
 
   from vit_jax.analysis import attend
-  from vit_jax.data.transforms import BadImage
-  from vit_jax.training import augment
+  from vit_jax.data.decode import BadImage
 
   for start in range(0, len(paths), BATCH):
     images = []
@@ -101,18 +112,16 @@ def _collect(classifier, paths):
         images.append(classifier.read_image(path))
       except (OSError, BadImage) as e:
         raise ValueError(f'{path}: {e}') from e
-    images = np.stack(images)
+    batch = np.stack(images)
     yield (
-      images,
+      batch,
       attend.collect(
-        classifier.model,
-        classifier.variables,
-        augment.normalize(images, classifier.normalize),
+        classifier.model, classifier.variables, classifier.normalize(batch)
       ),
     )
 
 
-def _rollout(classifier, paths, output):
+def _rollout(classifier: 'Classifier', paths: list[str], output: str) -> Any:
   import numpy as np
 
   from vit_jax.analysis import rollout
@@ -121,98 +130,120 @@ def _rollout(classifier, paths, output):
     raise ValueError(
       f'{len(paths)} images do not fit one picture: give at most {MOST_ROWS}'
     )
-  every, maps = [], []
-  for images, found in _collect(classifier, paths):
-    layers, prefix = found.maps, found.num_prefix
-    if found.class_maps:
-      layers = rollout.join_class_layers(layers, found.class_maps)
+  batches, maps = [], []
+  for batch, attention in _collect(classifier, paths):
+    layers, prefix = attention.maps, attention.num_prefix
+    if attention.class_maps:
+      layers = rollout.join_class_layers(layers, attention.class_maps)
       prefix = 1
-    maps.append(rollout.rollout_maps(layers, found.grid, prefix))
-    every.append(images)
-  every, maps = np.concatenate(every), np.concatenate(maps)
+    maps.append(rollout.rollout_maps(layers, attention.grid, prefix))
+    batches.append(batch)
+  images, maps = np.concatenate(batches), np.concatenate(maps)
   titles = paths
   if classifier.num_classes:
-    best = [r['predictions'][0] for r in classifier.classify(every, top_k=1)]
+    best = [r['predictions'][0] for r in classifier.classify(paths, top_k=1)]
     titles = [f'{p["class"]} {p["probability"]:.1%}' for p in best]
-  rollout.plot_rollout(every / 255, maps, output, titles)
+  rollout.plot_rollout(images / 255, maps, output, titles)
   return {'images': paths, 'rollout': maps.tolist()}
 
 
-def _mean(classifier, paths, function):
-  """Mean over images of a function of Attention."""
-  total, count = 0.0, 0
-  for images, found in _collect(classifier, paths):
-    total += len(images) * function(found)
+def _mean_over_images(
+  classifier: 'Classifier',
+  paths: Sequence[str],
+  function: 'Callable[[Attention], Any]',
+) -> tuple[Any, 'Attention']:
+  """The mean of a function of the attention, and the last attention."""
+  total, count, attention = 0.0, 0, None
+  for images, attention in _collect(classifier, paths):
+    total += len(images) * function(attention)
     count += len(images)
-  return total / count, found
+  assert attention is not None  # `run` has refused an empty list of images
+  return total / count, attention
 
 
-def _distance(classifier, paths, output):
+def _distance(classifier: 'Classifier', paths: list[str], output: str) -> Any:
   from vit_jax.analysis import distance
 
-  # Pixels between patches: those of the image over those of the grid.
-  pixels = lambda found: tuple(
-    n / g for n, g in zip(classifier.image_size, found.grid, strict=True)
-  )
-  mean, found = _mean(
+  def patch_size(attention):
+    """(height, width) in pixels from one patch to the next."""
+    height, width = classifier.preprocessing.size
+    return height / attention.grid[0], width / attention.grid[1]
+
+  mean, attention = _mean_over_images(
     classifier,
     paths,
-    lambda found: distance.mean_attention_distance(
-      found.maps, found.grid, pixels(found), found.num_prefix
+    lambda attention: distance.mean_attention_distance(
+      attention.maps,
+      attention.grid,
+      patch_size(attention),
+      attention.num_prefix,
     ),
   )
-  uniform = distance.uniform_distance(found.grid, pixels(found))
+  uniform = distance.uniform_distance(attention.grid, patch_size(attention))
   distance.plot_distance(mean, output, uniform=uniform, title=classifier.name)
   return {'distance': mean.tolist(), 'uniform': uniform}
 
 
-def _similarity(classifier, paths, output):
+def _layer_similarity(classifier: 'Classifier', paths: list[str]) -> Any:
   from vit_jax.analysis import similarity
 
-  mean, _ = _mean(
-    classifier, paths, lambda found: similarity.layer_similarity(found.maps)
+  mean, _ = _mean_over_images(
+    classifier,
+    paths,
+    lambda attention: similarity.layer_similarity(attention.maps),
   )
+  return mean
+
+
+def _similarity(classifier: 'Classifier', paths: list[str], output: str) -> Any:
+  from vit_jax.analysis import similarity
+
+  mean = _layer_similarity(classifier, paths)
   similarity.plot_layers(mean, output, title=classifier.name)
   return {'similarity': mean.tolist()}
 
 
-def _compare(classifiers, paths, output):
+def _compare(
+  classifiers: 'Sequence[Classifier]', paths: list[str], output: str
+) -> Any:
   from vit_jax.analysis import similarity
 
   curves = {}
   for classifier in classifiers:
-    mean, _ = _mean(
-      classifier, paths, lambda found: similarity.layer_similarity(found.maps)
-    )
     name = classifier.name
     while name in curves:
       name += ' (again)'
+    mean = _layer_similarity(classifier, paths)
     curves[name] = similarity.adjacent_similarity(mean)
   similarity.plot_curves(curves, output)
   return {'similarity': {k: v.tolist() for k, v in curves.items()}}
 
 
-def _posemb(classifier, paths, output):
+def _posemb(classifier: 'Classifier', paths: list[str], output: str) -> Any:
   import jax
 
   from vit_jax.analysis import attend, posemb
 
+  del paths  # the position table does not depend on images
   table = posemb.find_table(classifier.variables)
-  images = jax.ShapeDtypeStruct((1, *classifier.image_size, 3), 'float32')
-  out = jax.eval_shape(
+  images = jax.ShapeDtypeStruct(
+    (1, *classifier.preprocessing.size, 3), 'float32'
+  )
+  _, out = jax.eval_shape(
     lambda v, x: classifier.model.apply(v, x, train=False),
     classifier.variables,
     images,
-  )[1]
+  )
   grid, prefix = attend.find_grid(len(table), out['stem'].shape[1:3])
   similarity = posemb.position_similarity(table, grid, prefix)
   posemb.plot_similarity(similarity, output, title=classifier.name)
   return {'similarity': similarity.tolist()}
 
 
-def _filters(classifier, paths, output):
+def _filters(classifier: 'Classifier', paths: list[str], output: str) -> Any:
   from vit_jax.analysis import filters
 
+  del paths  # the filters do not depend on images
   components, shares = filters.filter_components(
     filters.find_kernel(classifier.variables)
   )

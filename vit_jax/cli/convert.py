@@ -1,19 +1,23 @@
-"""Converts weights: .npz, .pth, .safetensors or workdir, to another of them.
+"""Converts weights from one format to another.
 
   vit-jax convert runs/flowers flowers.safetensors
   vit-jax convert ViT-B_16.npz vit_b16.safetensors --model vit_b16
 
-.npz has the published Google names, .safetensors timm's (or the authors' own);
-a target without suffix becomes a workdir. Model, image size, preprocessing and
-class names travel along.
+Reads .npz, .pth, .safetensors and workdirs. The suffix of the target chooses
+the format: .npz has the published Google names, .safetensors the names of timm
+or of the authors, and a target without suffix becomes a workdir. The result
+also holds the model's name, its preprocessing and the class names.
 """
 
+import argparse
+
+from vit_jax import text
 from vit_jax.cli import options
 
-HELP = 'weights from one format to another'
+HELP = 'write weights in another format'
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('source', help='what to read')
   parser.add_argument('target', help='.npz, .safetensors, or a new directory')
   options.add_model_arguments(parser)
@@ -26,7 +30,7 @@ def add_arguments(parser):
   )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   from vit_jax.inference.convert import convert
 
   loaded = convert(
@@ -34,6 +38,6 @@ def run(args):
   )
   print(
     f'{loaded.report}\nwrote {args.target}: {loaded.name} at '
-    f'{options.shape_text(loaded.image_size)}, {loaded.num_classes} '
+    f'{text.shape(loaded.preprocessing.size)}, {loaded.num_classes} '
     'classes'
   )

@@ -3,17 +3,20 @@
   vit-jax export runs/flowers flowers.stablehlo
   vit-jax predict flowers.stablehlo photo.jpg
 
-It runs on CPU, CUDA and TPU with JAX alone, for any batch size: uint8 images
-in, logits out. FILE.json beside it has class names and preprocessing. ONNX, for
-other runtimes, needs pip install 'vit_jax[onnx]'.
+The program runs on CPU, CUDA and TPU with JAX alone, for any batch size. It
+takes images of pixels in [0, 255] and returns logits. FILE.json beside it has
+class names and preprocessing. ONNX, for other runtimes, needs pip install
+'vit_jax[onnx]'.
 """
+
+import argparse
 
 from vit_jax.cli import options
 
-HELP = 'a program that runs without this package'
+HELP = 'write a program that runs without this package'
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'weights', help='workdir, .npz, .pth, .safetensors, hub name'
   )
@@ -24,7 +27,10 @@ def add_arguments(parser):
     help='default: by the suffix, onnx for .onnx',
   )
   parser.add_argument(
-    '--batch', type=int, metavar='N', help='a fixed batch size; default: free'
+    '--batch',
+    type=int,
+    metavar='N',
+    help='a fixed batch size; default: any batch size',
   )
   parser.add_argument(
     '--platforms',
@@ -36,23 +42,21 @@ def add_arguments(parser):
   options.add_model_arguments(parser)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   from vit_jax.inference.export import export
 
-  fmt = args.format or (
-    'onnx' if args.output.endswith('.onnx') else 'stablehlo'
-  )
-  found = export(
+  description = export(
     args.weights,
     args.output,
-    fmt=fmt,
+    fmt=args.format,
     batch=args.batch,
     platforms=args.platforms,
     **options.loading(args),
   )
+  platforms = description.get('platforms')  # ONNX has none
+  kind = ', '.join(['stablehlo', *platforms]) if platforms else 'onnx'
   print(
-    f'wrote {args.output} '
-    f'({", ".join([fmt, *found.get("platforms", [])])}): '
-    f'{found["input"]} -> {found["output"]}\n'
+    f'wrote {args.output} ({kind}): '
+    f'{description["input"]} -> {description["output"]}\n'
     f'wrote {args.output}.json: class names, preprocessing'
   )

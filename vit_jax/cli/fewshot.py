@@ -2,18 +2,22 @@
 
   vit-jax fewshot ViT-B_16.npz --model vit_b16 --data flowers
 
-A ridge regression on the features of 1, 5, 10 and 25 images per class, tested
-on the test part of the folder; mean of three draws.
+A ridge regression is fitted to the features of 1, 5, 10 and 25 images per class
+and tested on the test images of the folder. The accuracy is the mean over three
+random choices of the training images.
 """
 
+import argparse
+import dataclasses
 import json
 
+from vit_jax import text
 from vit_jax.cli import options
 
-HELP = 'linear probe of frozen features, 1 to 25 images a class'
+HELP = 'fit a linear probe to frozen features of 1 to 25 images per class'
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'weights', help='workdir, .npz, .pth, .safetensors, hub name'
   )
@@ -32,35 +36,48 @@ def add_arguments(parser):
     type=float,
     default=0.5,
     metavar='X',
-    help='fraction of a flat folder for testing (0.5)',
+    help='fraction of the images for testing, where the folder has no test '
+    'directory (0.5)',
   )
   parser.add_argument('--batch', type=int, default=32, metavar='N')
   options.add_model_arguments(parser)
   parser.add_argument('--json', action='store_true', help='as JSON')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
+  import jax
+
+  from vit_jax.data.sources.opening import directory_source, open_source
   from vit_jax.evaluation.fewshot import fewshot
+  from vit_jax.inference.loading import load_classifier
+
+  classifier = load_classifier(args.weights, **options.loading(args))
+  kind = directory_source(args.data)
+  train, test = (
+    open_source(kind, split=split, data_dir=args.data, holdout=args.holdout)
+    for split in ('train', 'test')
+  )
+
+  @jax.jit
+  def features(images):
+    _, out = classifier.forward(classifier.on_device, images)
+    return out['pre_logits']
 
   results = fewshot(
-    args.weights,
-    args.data,
+    features,
+    train,
+    test,
+    classifier.preprocessing,
     shots=args.shots,
     seeds=args.seeds,
-    holdout=args.holdout,
     batch_size=args.batch,
-    **options.loading(args),
   )
   if args.json:
-    print(json.dumps(results))
+    print(json.dumps({n: dataclasses.asdict(r) for n, r in results.items()}))
     return
-  print(
-    options.table(
-      [('shots', 'accuracy', 'of each draw')]
-      + [
-        (n, f'{r["mean"]:.2%}', ', '.join(f'{x:.2%}' for x in r['seeds']))
-        for n, r in results.items()
-      ],
-      right=(0, 1),
-    )
-  )
+  rows = [
+    (n, f'{r.mean:.2%}', ', '.join(f'{x:.2%}' for x in r.seeds))
+    for n, r in results.items()
+  ]
+  header = ('shots', 'accuracy', 'of each draw')
+  print(text.table(rows, header=header, right=(0, 1)))

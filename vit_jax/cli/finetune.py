@@ -1,13 +1,15 @@
-"""Fine-tunes a model on your own folder of images, by the published settings.
+"""Fine-tunes a model on a folder of your own images.
 
   vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers
 
 The folder has one directory of images per class, or train/ and test/ with
-them; of a flat folder a part is held out for testing. A stopped run goes on
-when the same command is started again. For all settings use a recipe:
-python -m vit_jax.main --config=configs/finetune.py:MODEL,folder
+such directories. Without test/, a part of the images is held out for testing.
+The settings are the published ones. A stopped run continues when the same
+command is started again. For all settings use a recipe: python -m vit_jax.main
+--config=configs/finetune.py:MODEL,folder
 """
 
+import argparse
 import os
 
 from vit_jax.cli import options
@@ -15,19 +17,19 @@ from vit_jax.cli import options
 HELP = 'train a model on your folder of images'
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--model',
     metavar='NAME',
-    help='model (vit-jax models); default: the one that the '
-    'weights say they are of',
+    help='a name that vit-jax models lists; default: the model that the '
+    'weights say they are for',
   )
   parser.add_argument(
     '--weights',
     default='',
     metavar='PATH',
-    help='.npz, .pth, .safetensors, workdir or hub name; '
-    'without it, or with none, random initialisation',
+    help='.npz, .pth, .safetensors, workdir or hub name; default, or none: '
+    'random initial parameters',
   )
   parser.add_argument(
     '--data',
@@ -50,19 +52,19 @@ def add_arguments(parser):
     '--lr',
     type=float,
     metavar='RATE',
-    help='peak learning rate; default 0.03 for a batch of 512, in proportion',
+    help='peak learning rate; default: 0.03 x batch size / 512',
   )
   parser.add_argument(
     '--batch',
     type=int,
     metavar='N',
-    help='batch size, of all devices together; default 512, on a CPU 32',
+    help='batch size of all devices together; default 512, on a CPU 32',
   )
   parser.add_argument(
     '--image-size',
-    type=int,
+    type=options.size,
     metavar='N',
-    help="default: the model's own; the papers use 384",
+    help="pixels, N or HxW; default: the model's own; the papers use 384",
   )
   parser.add_argument(
     '--head-only',
@@ -74,21 +76,23 @@ def add_arguments(parser):
     type=float,
     default=1.0,
     metavar='X',
-    help='the learning rate falls by X, such as 0.75, from '
-    'block to block towards the input',
+    help='factor of the learning rate, such as 0.75, from each block to the '
+    'block before it',
   )
   parser.add_argument(
     '--holdout',
     type=float,
     default=0.1,
     metavar='X',
-    help='fraction of a flat folder for testing (0.1)',
+    help='fraction of the images for testing, where the folder has no test '
+    'directory (0.1)',
   )
   parser.add_argument('--seed', type=int, default=0)
+  options.add_module_argument(parser)
   options.add_set_argument(parser)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   from vit_jax.finetuning import finetune
 
   weights = '' if args.weights.lower() == 'none' else args.weights
@@ -113,6 +117,7 @@ def run(args):
     layer_decay=args.layer_decay,
     holdout=args.holdout,
     seed=args.seed,
+    module=args.module,
     fields=options.fields(args.set),
   )
   result = summary['results']['test']

@@ -1,4 +1,4 @@
-"""Shows a model's layers and cost, or what is in a weight file.
+"""Shows a model's layers and cost, or the contents of a weight file.
 
 vit-jax info vit_b16 --image-size 384
 vit-jax info vit_s16 --set 'area_sizes=((1, 2), (2, 2))'
@@ -6,15 +6,19 @@ vit-jax info ViT-B_16.npz
 vit-jax info runs/flowers
 """
 
+import argparse
 import json
 import os
+from typing import Any
 
+from vit_jax import text
 from vit_jax.cli import options
 
-HELP = 'layers, shapes and cost of a model or weight file'
+HELP = 'show the layers and cost of a model, or a weight file'
+_WEIGHT_SUFFIXES = ('.npz', '.pth', '.tar', '.bin', '.safetensors')
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('name', help='model name, weight file or workdir')
   parser.add_argument(
     '--num-classes',
@@ -27,23 +31,17 @@ def add_arguments(parser):
   parser.add_argument('--json', action='store_true', help='as JSON')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   from vit_jax.inference import describe
-  from vit_jax.models.registry import list_models
+  from vit_jax.models.registry import list_models, load_module
 
-  is_path = (
-    os.path.exists(args.name)
-    or any(
-      args.name.endswith(end)
-      for end in ('.npz', '.pth', '.tar', '.bin', '.safetensors')
-    )
-    or ('/' in args.name or args.name.startswith('hf:'))
-  )
-  if is_path and args.name not in list_models():
-    found = describe.describe_file(args.name, model=args.model)
+  if args.module:
+    load_module(args.module)
+  if _is_path(args.name) and args.name not in list_models():
+    description = describe.describe_file(args.name, model=args.model)
     show = _show_file
   else:
-    found = describe.describe_model(
+    description = describe.describe_model(
       args.name,
       image_size=args.image_size,
       num_classes=args.num_classes,
@@ -51,72 +49,71 @@ def run(args):
     )
     show = _show_model
   if args.json:
-    print(json.dumps(found, indent=2))
+    print(json.dumps(description, indent=2))
   else:
-    show(found)
+    show(description)
 
 
-def _show_model(found):
+def _is_path(name: str) -> bool:
+  """Whether a name is that of a file, directory or hub entry, not a model's."""
+  return (
+    os.path.exists(name)
+    or name.endswith(_WEIGHT_SUFFIXES)
+    or '/' in name
+    or name.startswith('hf:')
+  )
+
+
+def _show_model(model: dict[str, Any]) -> None:
+  rows = [
+    (x['name'], text.shape(x['shape']), f'{x["size"]:,}')
+    for x in model['layers']
+  ]
+  print(text.table(rows, header=('layer', 'shape', 'parameters'), right=(2,)))
   print(
-    options.table(
-      [('layer', 'shape', 'parameters')]
-      + [
-        (x['name'], options.shape_text(x['shape']), f'{x["size"]:,}')
-        for x in found['layers']
-      ],
-      right=(2,),
+    f'\n{model["name"]} ({model["module"]}): {model["parameters"]:,} '
+    f'parameters, {model["gmacs"]:.3f} GFLOPs '
+    f'(multiply-accumulates) at {text.shape(model["image_size"])}'
+  )
+  if model['statistics']:
+    print(
+      f'{model["statistics"]:,} statistics of batch normalization, which are '
+      'not parameters'
     )
-  )
-  print(
-    f'\n{found["name"]} ({found["module"]}): {found["parameters"]:,} '
-    f'parameters, {found["gmacs"]:.3f} GFLOPs '
-    f'(multiply-accumulates) at {options.shape_text(found["image_size"])}'
-  )
-  if found['statistics']:
-    print(f'{found["statistics"]:,} BatchNorm statistics besides')
-  for block, areas in enumerate(found['areas']):
+  for block, areas in enumerate(model['areas']):
     print(f'block {block}: attention over {areas:,} areas')
-  crop = found['crop']
+  crop = model['crop']
   print(
-    f'fed with: {found["normalize"]} normalisation, '
-    f'{"squashed" if crop == "squash" else f"crop ratio {crop}"}, '
-    f'{found["interpolation"]}'
+    f'preprocessing: {model["normalize"]} normalization, '
+    f'{"squashed" if crop is None else f"crop ratio {crop}"}, '
+    f'{model["interpolation"]}'
   )
-  if found['released']:
-    print(f'released: {", ".join(found["released"])}')
+  if model['released']:
+    print(f'released: {", ".join(model["released"])}')
 
 
-def _show_file(found):
+def _show_file(file: dict[str, Any]) -> None:
+  rows = [
+    (x['name'], text.shape(x['shape']), x['dtype'], f'{x["size"]:,}')
+    for x in file['tensors']
+  ]
+  header = ('tensor', 'shape', 'dtype', 'values')
+  print(text.table(rows, header=header, right=(3,)))
   print(
-    options.table(
-      [('tensor', 'shape', 'dtype', 'values')]
-      + [
-        (
-          x['name'],
-          options.shape_text(x['shape']),
-          x['dtype'],
-          f'{x["size"]:,}',
-        )
-        for x in found['tensors']
-      ],
-      right=(3,),
-    )
+    f'\n{file["source"]} ({file["kind"]}): {len(file["tensors"])} '
+    f'tensors, {file["values"]:,} values'
   )
-  print(
-    f'\n{found["source"]} ({found["kind"]}): {len(found["tensors"])} '
-    f'tensors, {found["values"]:,} values'
-  )
-  if found['model']:
-    fields = found['metadata'].get('fields', {})
+  if file['model']:
+    fields = file['metadata'].get('fields', {})
     rest = ''.join(f' {k}={v}' for k, v in fields.items())
-    print(f'model: {found["model"]}{rest}')
-  elif found['fits']:
-    print(f'the tensors fit: {", ".join(found["fits"])}')
+    print(f'model: {file["model"]}{rest}')
+  elif file['fits']:
+    print(f'the tensors fit: {", ".join(file["fits"])}')
   else:
     print('the tensors fit no registered model')
-  metadata = found['metadata']
+  metadata = file['metadata']
   if metadata.get('image_size'):
-    print(f'image size: {options.shape_text(metadata["image_size"])}')
+    print(f'image size: {text.shape(metadata["image_size"])}')
   classes = metadata.get('classes')
   if classes:
     shown = ', '.join(classes[:10])

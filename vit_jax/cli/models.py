@@ -1,15 +1,18 @@
-"""Lists the models, with what they cost.
+"""Lists the models, with their size and cost.
 
 GFLOPs are multiply-accumulates of one forward pass at the model's image size,
-as papers give them.
+as papers count them.
 """
 
+import argparse
 import json
+
+from vit_jax import text
 
 HELP = 'list models: parameters, GFLOPs, released files'
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'pattern',
     nargs='?',
@@ -19,7 +22,7 @@ def add_arguments(parser):
   parser.add_argument('--json', action='store_true', help='as JSON')
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   from vit_jax.inference import describe
   from vit_jax.models.registry import list_models
 
@@ -30,19 +33,21 @@ def run(args):
       'without a pattern lists all'
     )
   if args.json:
-    print(json.dumps(list(describe.models(args.pattern)), indent=2))
+    print(json.dumps(list(describe.describe_models(args.pattern)), indent=2))
     return
+  # Each row is printed as soon as its model is measured, so the widths of the
+  # columns are chosen before the rows are known.
   width = max(map(len, names))
   print(
-    f'{"model":{width}}  {"parameters":>13}  {"GFLOPs":>8}  {"px":>4}  '
+    f'{"model":{width}}  {"parameters":>13}  {"GFLOPs":>8}  {"px":>7}  '
     'released files'
   )
-  for row in describe.models(args.pattern):  # each as soon as it is counted
+  for row in describe.describe_models(args.pattern):
     files = ', '.join(row['released'][:2])
     more = len(row['released']) - 2
     print(
       f'{row["name"]:{width}}  {row["parameters"]:13,}  '
-      f'{row["gmacs"]:8.2f}  {row["image_size"]:4}  {files}'
+      f'{row["gmacs"]:8.2f}  {text.shape(row["image_size"]):>7}  {files}'
       f'{f" and {more} more" if more > 0 else ""}'.rstrip(),
       flush=True,
     )

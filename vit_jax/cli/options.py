@@ -1,17 +1,20 @@
-"""What several commands share: arguments, values, tables, output files."""
+"""Arguments that several commands share, and how their values are read."""
 
-import contextlib
-import os
-import sys
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from vit_jax.preprocessing import as_size
 
 
-def add_model_arguments(parser):
-  """--model, --image-size and --set, of commands that load weights."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+  """--model, --module, --image-size and --set: how to load weights."""
   parser.add_argument(
     '--model',
     metavar='NAME',
     help='the model, for files that do not say it (vit-jax models)',
   )
+  add_module_argument(parser)
   parser.add_argument(
     '--image-size',
     type=size,
@@ -21,7 +24,18 @@ def add_model_arguments(parser):
   add_set_argument(parser)
 
 
-def add_set_argument(parser):
+def add_module_argument(parser: argparse.ArgumentParser) -> None:
+  """--module, of commands that take a model by its name."""
+  parser.add_argument(
+    '--module',
+    default='',
+    metavar='NAME',
+    help='a Python module of your own that registers the model',
+  )
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+  """--set, of commands that build a model."""
   parser.add_argument(
     '--set',
     action='append',
@@ -32,16 +46,19 @@ def add_set_argument(parser):
   )
 
 
-def size(text: str):
-  """'224' or '224x160' (height x width)."""
-  height, _, width = text.partition('x')
-  value = int(height), int(width or height)
-  if min(value) < 1:
-    raise ValueError
-  return value if width else value[0]
+def size(text: str) -> tuple[int, int]:
+  """(height, width) of '224', a square, or of '224x160', height x width."""
+  height, x, width = text.partition('x')
+  try:
+    return as_size((int(height), int(width if x else height)))
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is no image size: give pixels, such as 224, or height x '
+      'width, such as 224x160'
+    ) from None
 
 
-def fields(assignments) -> dict:
+def fields(assignments: Iterable[str]) -> dict[str, Any]:
   """['pool=gap', 'depth=4'] -> {'pool': 'gap', 'depth': 4}."""
   if not assignments:
     return {}
@@ -56,40 +73,11 @@ def fields(assignments) -> dict:
   return result
 
 
-def loading(args) -> dict:
+def loading(args: argparse.Namespace) -> dict[str, Any]:
   """Keyword arguments of `load_classifier` from the shared arguments."""
-  return dict(
-    model=args.model, image_size=args.image_size, fields=fields(args.set)
-  )
-
-
-def shape_text(shape) -> str:
-  return 'x'.join(map(str, shape)) or 'scalar'
-
-
-def table(rows, *, right=()) -> str:
-  """Rows of strings in aligned columns; `right` are right-aligned ones."""
-  rows = [[str(x) for x in row] for row in rows]
-  if not rows:
-    return ''
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  align = lambda x, i: x.rjust(widths[i]) if i in right else x.ljust(widths[i])
-  return '\n'.join(
-    '  '.join(align(x, i) for i, x in enumerate(row)).rstrip() for row in rows
-  )
-
-
-@contextlib.contextmanager
-def output(path: str):
-  """A text file that appears when complete; '-' is the standard output."""
-  if path == '-':
-    yield sys.stdout
-    return
-  partial = f'{path}.partial'
-  try:
-    with open(partial, 'w', newline='') as file:
-      yield file
-    os.replace(partial, path)
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
+  return {
+    'model': args.model,
+    'module': args.module,
+    'image_size': args.image_size,
+    'fields': fields(args.set),
+  }

@@ -1,21 +1,24 @@
-"""Packs images into shards that are read fast and in any order.
+"""Packs images into a few large files, which are read fast and in any order.
 
   vit-jax pack ILSVRC2012_train.tar packed/
   vit-jax pack photos/ packed/ --short-side 256
 
-Inputs: a folder with class directories (or train/ and test/ with them), tar
-files of classes, or either with a labels file. Train with
-data.source='packed', or give the directory to `vit-jax finetune --data`.
+Inputs: a folder with one directory per class (or train/ and test/ with them),
+tar files of classes, or either with a labels file. Train on the result with
+data.source='packed', or give its directory to `vit-jax finetune --data`.
 """
 
-HELP = 'images into shards that are read fast'
+import argparse
+
+HELP = 'pack images into a few large files for fast reading'
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('inputs', nargs='+', help='folders or tar files')
   parser.add_argument('out', help='directory to write')
   parser.add_argument(
-    '--split', help='name of the split (train, or those of the folder)'
+    '--split',
+    help='name of the split; default: train, or the splits of the folder',
   )
   parser.add_argument(
     '--labels', metavar='FILE', help='JSON or CSV: file name to label or labels'
@@ -37,17 +40,19 @@ def add_arguments(parser):
     type=int,
     default=95,
     metavar='Q',
-    help='JPEG quality of what is shrunk (95)',
+    help='JPEG quality of the images that are shrunk (95)',
   )
   parser.add_argument(
-    '--no-shuffle', action='store_true', help='keep the order of the names'
+    '--no-shuffle',
+    action='store_true',
+    help='keep the images in the order of their names',
   )
   parser.add_argument(
-    '--overwrite', action='store_true', help='replace a split that is there'
+    '--overwrite', action='store_true', help='replace a split that exists'
   )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   import sys
 
   from vit_jax.data.pack import pack
@@ -58,7 +63,7 @@ def run(args):
     if terminal and (done % 100 == 0 or done == total):
       print(f'\r{done:,} of {total:,} images', end='', file=sys.stderr)
 
-  found = pack(
+  splits = pack(
     args.inputs,
     args.out,
     split=args.split,
@@ -72,7 +77,7 @@ def run(args):
   )
   if terminal:
     print(file=sys.stderr)
-  for split, meta in found.items():
+  for split, meta in splits.items():
     print(
       f'{args.out}: {split}, {meta["num_examples"]:,} images of '
       f'{meta["num_classes"]:,} classes in {len(meta["shards"])} files'

@@ -1,14 +1,17 @@
 """vit-jax: the command line. `vit-jax --help`, `vit-jax COMMAND --help`.
 
-Each command is a module of `vit_jax.cli` with HELP, `add_arguments` and
-`run`; heavy imports happen inside `run`, so that help is instant. Exit codes:
-0 done, 1 an error (one readable line last), 3 stopped by a preemption.
+Each command is a module of `vit_jax.cli` with HELP, `add_arguments` and `run`.
+Modules that take long to import are imported inside `run`, so that help is
+printed at once. Exit codes: 0 done, 1 an error (its message is the last line),
+3 stopped by a preemption after saving.
 """
 
 import argparse
+from collections.abc import Sequence
 import importlib
 import os
 import sys
+from typing import NoReturn
 
 COMMANDS = (
   'models',
@@ -26,18 +29,20 @@ COMMANDS = (
   'token-labels',
 )
 TAKES_KEYS = ('aot',)  # commands with --config.KEY=VALUE
+# Errors whose message explains them; others are printed with a traceback.
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 
 
 class Parser(argparse.ArgumentParser):
-  """Errors as everywhere in this project: one line, exit code 1."""
+  """Reports a wrong argument in one line, with exit code 1."""
 
-  def error(self, message):
+  def error(self, message: str) -> NoReturn:
     print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
     sys.exit(1)
 
 
 def build_parser() -> argparse.ArgumentParser:
+  """The parser with all commands; args.run is the chosen one's function."""
   parser = Parser(
     prog='vit-jax',
     formatter_class=lambda prog: argparse.HelpFormatter(
@@ -63,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _run(argv) -> int:
+def _run(argv: Sequence[str]) -> int:
   keys = {}
   if any(word.lstrip('-').startswith('config.') for word in argv):
     from vit_jax.recipe.overrides import split_flags
@@ -82,15 +87,21 @@ def _run(argv) -> int:
   return args.run(args) or 0
 
 
-def main(argv=None) -> int:
-  """Runs one command; returns its exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns its exit code.
+
+  Args:
+    argv: words after the program's name; None takes those of this process.
+  """
   argv = sys.argv[1:] if argv is None else list(argv)
   try:
     return _run(argv)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
-  except BrokenPipeError:  # the reader, such as `head`, has seen enough
+  except BrokenPipeError:
+    # The reader of the output, such as `head`, has ended. Python flushes the
+    # output once more at exit, which must not fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except Exception as e:

@@ -1,22 +1,27 @@
-"""Classifies images, or all images of directories.
+"""Classifies images, or all images in directories.
 
   vit-jax predict runs/flowers photo.jpg
   vit-jax predict ViT-B_16.npz --model vit_b16 photos/ --csv=result.csv
 
-An image that cannot be read is named; the others are done, and the exit code
-is 1.
+An image that cannot be read is named, and the others are classified; the exit
+code is then 1.
 """
 
+import argparse
+from collections.abc import Iterator
+import contextlib
 import csv
 import json
 import sys
+from typing import IO, Any
 
+from vit_jax import text
 from vit_jax.cli import options
 
 HELP = 'classify images with class names and probabilities'
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'weights',
     help='workdir, .npz, .pth, .safetensors, .stablehlo (exported), hub name',
@@ -29,7 +34,8 @@ def add_arguments(parser):
   parser.add_argument(
     '--classes',
     metavar='FILE',
-    help='class names, one a line or a JSON list, for weights that have none',
+    help='class names, one a line or a JSON list, instead of those that the '
+    'weights have',
   )
   options.add_model_arguments(parser)
   formats = parser.add_mutually_exclusive_group()
@@ -49,75 +55,96 @@ def add_arguments(parser):
   )
 
 
-def run(args):
-  from vit_jax.inference import classifier as classifier_lib
+def run(args: argparse.Namespace) -> None:
+  from vit_jax.inference import prediction
   from vit_jax.training.progress import progress_bar
 
-  images = classifier_lib.list_images(args.images)
-  classes = read_classes(args.classes) if args.classes else None
-  if args.weights.endswith('.stablehlo'):
-    from vit_jax.inference.export import load_exported
-
-    classifier = load_exported(args.weights)
-  else:
-    classifier = classifier_lib.load_classifier(
-      args.weights, classes=classes, **options.loading(args)
-    )
-  results = progress_bar(
-    classifier.classify(images, top_k=args.top_k, batch_size=args.batch),
-    len(images),
-    'predicting',
+  images = prediction.list_images(args.images)
+  classifier = prediction.open_classifier(
+    args.weights,
+    classes=read_classes(args.classes) if args.classes else None,
+    **options.loading(args),
   )
-  bad = 0
+  results = _Readable(
+    progress_bar(
+      classifier.classify(images, top_k=args.top_k, batch_size=args.batch),
+      len(images),
+      'predicting',
+    )
+  )
+  if args.json is not None:
+    with _output(args.json) as file:
+      json.dump(list(results), file, indent=2)
+      file.write('\n')
+  elif args.csv is not None:
+    with _output(args.csv) as file:
+      _write_csv(results, file)
+  else:
+    _print(results)
+  if results.unreadable:
+    raise ValueError(
+      f'{results.unreadable} of {len(images)} images could not be read'
+    )
 
-  def good(results):
-    nonlocal bad
-    for result in results:
+
+class _Readable:
+  """The results with predictions; the other images are named at once.
+
+  Attributes:
+    unreadable: number of images that could not be read so far.
+  """
+
+  def __init__(self, results: Iterator[dict[str, Any]]):
+    self._results = results
+    self.unreadable = 0
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    for result in self._results:
       if 'error' in result:
-        bad += 1
+        self.unreadable += 1
         print(f'{result["image"]}: {result["error"]}', file=sys.stderr)
       else:
         yield result
 
-  if args.json is not None:
-    with options.output(args.json) as file:
-      json.dump(list(good(results)), file, indent=2)
-      file.write('\n')
-  elif args.csv is not None:
-    with options.output(args.csv) as file:
-      writer = csv.writer(file)
-      writer.writerow(('image', 'rank', 'class', 'index', 'probability'))
-      for result in good(results):
-        writer.writerows(
-          (
-            result['image'],
-            rank,
-            p['class'],
-            p['index'],
-            f'{p["probability"]:.6f}',
-          )
-          for rank, p in enumerate(result['predictions'], 1)
-        )
+
+@contextlib.contextmanager
+def _output(path: str) -> Iterator[IO[str]]:
+  """A file that appears when it is complete; '-' is the standard output."""
+  from vit_jax.files import open_atomically
+
+  if path == '-':
+    yield sys.stdout
   else:
-    for result in good(results):
-      print(result['image'])
-      print(
-        options.table(
-          [
-            (f'  {p["probability"]:7.2%}', p['class'])
-            for p in result['predictions']
-          ]
-        ),
-        flush=True,
+    with open_atomically(path) as file:
+      yield file
+
+
+def _write_csv(results: _Readable, file: IO[str]) -> None:
+  writer = csv.writer(file)
+  writer.writerow(('image', 'rank', 'class', 'index', 'probability'))
+  for result in results:
+    for rank, p in enumerate(result['predictions'], 1):
+      probability = f'{p["probability"]:.6f}'
+      writer.writerow(
+        (result['image'], rank, p['class'], p['index'], probability)
       )
-  if bad:
-    raise ValueError(f'{bad} of {len(images)} images could not be read')
+
+
+def _print(results: _Readable) -> None:
+  """Prints each result as soon as it is known."""
+  for result in results:
+    rows = [
+      (f'{p["probability"]:7.2%}', p['class']) for p in result['predictions']
+    ]
+    print(result['image'])
+    for line in text.table(rows, right=(0,)).splitlines():
+      print(f'  {line}', flush=True)
 
 
 def read_classes(path: str) -> list[str]:
-  """Class names of a JSON list, or of lines."""
+  """Class names of a file: a JSON list, or one name a line."""
   with open(path, encoding='utf-8') as file:
-    text = file.read()
-  if text.lstrip().startswith('['):
-    return [str(name) for name in json.loads(text)]
-  return [line.strip() for line in text.splitlines() if line.strip()]
+    content = file.read()
+  if content.lstrip().startswith('['):
+    return [str(name) for name in json.loads(content)]
+  return [line.strip() for line in content.splitlines() if line.strip()]

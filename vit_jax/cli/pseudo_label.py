@@ -5,7 +5,7 @@ import argparse
 HELP = 'label images with a teacher, for self-training'
 
 
-def add_arguments(parser: argparse.ArgumentParser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   from vit_jax.cli import options
 
   parser.add_argument('weights', help='of the teacher: a workdir or file')
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   options.add_model_arguments(parser)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   from vit_jax.cli import options
   from vit_jax.teachers.pseudo_labels import pseudo_label
 

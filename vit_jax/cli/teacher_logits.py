@@ -1,11 +1,11 @@
-"""Stores the logits of a teacher, for distillation."""
+"""Stores the logits of a teacher for all training images, for distillation."""
 
 import argparse
 
 HELP = 'store the logits of a teacher, for distillation'
 
 
-def add_arguments(parser: argparse.ArgumentParser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   from vit_jax.cli import options
 
   parser.add_argument('weights', help='of the teacher: a workdir or file')
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   options.add_model_arguments(parser)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   from vit_jax.cli import options
   from vit_jax.teachers.stored_logits import write_logits
 

@@ -1,11 +1,12 @@
-"""Makes per-token labels with a teacher."""
+"""Makes labels for each patch of each image with a teacher (VOLO)."""
 
 import argparse
+import dataclasses
 
-HELP = 'make per-token labels with a teacher'
+HELP = 'make labels for each patch of each image with a teacher'
 
 
-def add_arguments(parser: argparse.ArgumentParser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   from vit_jax.cli import options
 
   parser.add_argument('weights', help='of the teacher: a workdir or file')
@@ -24,33 +25,31 @@ def add_arguments(parser: argparse.ArgumentParser):
   options.add_model_arguments(parser)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
   from vit_jax.cli import options
   from vit_jax.data.sources.opening import open_source
-  from vit_jax.inference import classifier
-  from vit_jax.preprocessing import Preprocessing
+  from vit_jax.inference.loading import load_classifier
+  from vit_jax.teachers.classes import check_classes
   from vit_jax.teachers.token_labels import make_token_labels
 
-  teacher = classifier.load_classifier(args.weights, **options.loading(args))
+  teacher = load_classifier(args.weights, **options.loading(args))
   source = open_source(
     args.source, split=args.split, data_dir=args.data_dir, holdout=args.holdout
   )
-  if teacher.num_classes != source.num_classes:
-    raise ValueError(
-      f'the teacher {args.weights} has {teacher.num_classes} classes, '
-      f'{source.name} has {source.num_classes}'
-    )
+  check_classes(
+    args.weights,
+    teacher.num_classes,
+    teacher.classes,
+    source.num_classes,
+    source.class_names,
+  )
   meta = make_token_labels(
     teacher.model,
     teacher.variables,
     source,
     args.output,
-    # Whole images, whatever crop the teacher was tested with.
-    preprocessing=Preprocessing(
-      size=teacher.image_size,
-      interpolation=teacher.interpolation,
-      normalize=teacher.normalize,
-    ),
+    # Labels are made for the whole image, not for its center.
+    preprocessing=dataclasses.replace(teacher.preprocessing, crop=None),
     top_k=args.top_k,
     batch_size=args.batch_size,
     threads=args.threads,

@@ -33,7 +33,8 @@ def make_eval_step(
   """Builds eval_step(variables, batch) -> sums over the real examples.
 
   Args:
-    model: Linen module; its field `dtype` is the type of its input.
+    model: Linen module. Its field `dtype` is the type of its input, float32
+      for a module without one.
     num_classes: of the head.
     preprocessing: images of another size are resized to its size, bilinearly,
       on the device; then they are normalized.
@@ -44,7 +45,7 @@ def make_eval_step(
     [0, 255], 'label' (B,) or (B, C), and 'mask' (B,), 0 for padding. Its result
     is that of `metrics.batch_metrics`.
   """
-  dtype = jnp.dtype(model.dtype)
+  dtype = jnp.dtype(getattr(model, 'dtype', jnp.float32))
 
   def eval_step(variables, batch):
     images = batch['image']

@@ -1,26 +1,39 @@
-"""Few-shot linear probe: how good are frozen features? (big_vision's protocol)
+"""Few-shot linear probe: how good frozen features are (big_vision's protocol).
 
-Features are `pre_logits`. For each number of shots a class and each seed, the
-support set is whitened, gets a constant feature, and a ridge regression on +-1
-targets is solved in closed form; accuracy on the test images by argmax.
+Features are the model's `pre_logits`. For each number of images per class and
+each seed, a support set is drawn from the training images. Its features are
+standardized and get a constant feature; a ridge regression on targets of +-1 is
+solved in closed form, and the class of a test image is the largest output.
 """
 
+from collections.abc import Callable, Sequence
+import dataclasses
 import math
-from typing import Any
 
-import jax
 import numpy as np
 
-from vit_jax.data.decode import BadImage, decode
-from vit_jax.data.sources.opening import directory_source, open_source
+from vit_jax.data import loader
 from vit_jax.data.sources.source import Source
-from vit_jax.data.transforms import eval_image
-from vit_jax.inference.classifier import Classifier, load_classifier
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training.progress import progress_bar
 
 SHOTS = (1, 5, 10, 25)
 BIAS = 100.0  # the constant feature
+# (B, height, width, 3) pixels in [0, 255] -> features (B, D).
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotResult:
+  """Accuracy with one number of images per class.
+
+  Attributes:
+    mean: over the seeds.
+    seeds: accuracy with each support set.
+  """
+
+  mean: float
+  seeds: tuple[float, ...]
 
 
 def support_indices(
@@ -47,122 +60,143 @@ def support_indices(
 
 
 def ridge_scores(
-  features, labels, test_features, num_classes: int, *, l2: float = 2.0**10
+  features: np.ndarray,
+  labels: np.ndarray,
+  test_features: np.ndarray,
+  num_classes: int,
+  *,
+  l2: float = 2.0**10,
 ) -> np.ndarray:
   """Scores that a ridge regression gives to test features.
 
-  Features are divided by the standard deviation of the support set, around its
-  mean, and get a constant one; targets are 1 for the class and -1 for others.
+  The mean of the support set is subtracted from the features, they are divided
+  by its standard deviation, and get a constant feature. Targets are 1 for the
+  class and -1 for the others.
 
   Args:
-    features, labels: support set, (N, D) and (N,).
+    features: of the support set, (N, D).
+    labels: of the support set, int (N,).
     test_features: (M, D).
     num_classes: C.
-    l2: weight of the penalty, of the constant feature's weight too.
+    l2: weight of the penalty, which the constant feature's weight has too.
 
   Returns:
     (M, C), float64; the largest is the predicted class.
   """
   x = np.asarray(features, np.float64)
   mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
-  augmented = lambda a: np.concatenate(
+  with_bias = lambda a: np.concatenate(
     [(np.asarray(a, np.float64) - mean) / std, np.full((len(a), 1), BIAS)],
     axis=1,
   )
-  x, test = augmented(x), augmented(test_features)
+  x, test = with_bias(x), with_bias(test_features)
   y = 2.0 * np.eye(num_classes)[np.asarray(labels)] - 1.0
-  if x.shape[0] < x.shape[1]:  # the smaller of the two equal systems
+  # Both forms have the same solution; the smaller matrix is inverted.
+  if x.shape[0] < x.shape[1]:
     weights = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), y)
   else:
     weights = np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ y)
   return test @ weights
 
 
-def extract_features(
-  classifier: Classifier, source: Source, *, batch_size: int = 32
-) -> tuple[np.ndarray, np.ndarray]:
-  """`pre_logits` (N, D) and labels (N,) of a source.
+def probe_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
+  """The protocol's: both sides to 8/7 of the image size, center crop."""
+  return dataclasses.replace(preprocessing, crop=7 / 8, crop_resize='squash')
 
-  Images are squashed to 8/7 of the image size, and the centre is taken.
-  Raises ValueError, naming it, for an image that cannot be read.
+
+def extract_features(
+  features: Features,
+  source: Source,
+  preprocessing: Preprocessing,
+  *,
+  batch_size: int = 32,
+  threads: int = 4,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Features (N, D) and labels (N,) of a source, in its order.
+
+  Args:
+    features: the model; every batch has `batch_size` images.
+    source: has one label for each image.
+    preprocessing: of the model; see `probe_preprocessing` for what is used.
+    batch_size: images that go through the model together.
+    threads: that read and decode.
+
+  Raises:
+    ValueError: an image cannot be read, or the source has several labels for
+      each image.
   """
-  size = classifier.image_size
-  preprocessing = Preprocessing(
-    size, 7 / 8, crop_resize='squash', interpolation=classifier.interpolation
-  )
-  step = jax.jit(lambda v, x: classifier.forward(v, x)[1]['pre_logits'])
-  features, labels = [], []
-  starts = range(0, len(source), batch_size)
-  for start in progress_bar(starts, len(starts), source.name):
-    batch = np.zeros((batch_size, *size, 3), np.uint8)
-    stop = min(start + batch_size, len(source))
-    for row, i in enumerate(range(start, stop)):
-      example = source[i]
-      try:
-        batch[row] = eval_image(decode(example['image']), preprocessing)
-      except BadImage as e:
-        raise ValueError(f'{source.describe(i)}: {e}') from e
-      labels.append(example['label'])
-    features.append(
-      np.asarray(step(classifier.on_device, batch))[: stop - start]
+  if source.multi_label:
+    raise ValueError(
+      f'{source.name} has several labels for each image, and a few-shot probe '
+      'needs one: give a data set with one class for each image'
     )
-  return np.concatenate(features), np.asarray(labels)
+  rows, labels = [], []
+  with loader.eval_batches(
+    source,
+    probe_preprocessing(preprocessing),
+    batch_size=batch_size,
+    threads=threads,
+    max_bad_fraction=1.0,  # checked below, with a shorter message
+  ) as batches:
+    for batch in progress_bar(batches, len(batches), source.name):
+      if batches.bad:
+        path, reason = next(iter(batches.bad.items()))
+        raise ValueError(f'{path}: {reason}')
+      is_image = batch['mask'] > 0
+      rows.append(np.asarray(features(batch['image']))[is_image])
+      labels.append(batch['label'][is_image])
+  return np.concatenate(rows), np.concatenate(labels)
 
 
 def fewshot(
-  weights,
-  data: str,
+  features: Features,
+  train: Source,
+  test: Source,
+  preprocessing: Preprocessing,
   *,
-  shots=SHOTS,
+  shots: Sequence[int] = SHOTS,
   seeds: int = 3,
-  holdout: float = 0.5,
   batch_size: int = 32,
-  **options,
-) -> dict[int, Any]:
-  """Few-shot accuracy of frozen features on a folder of images.
+) -> dict[int, FewshotResult]:
+  """Few-shot accuracy of frozen features.
 
   Args:
-    weights, **options: see `predict.load_classifier`.
-    data: image folder or packed data set, with a test part or held out.
+    features: the model, see `extract_features`.
+    train: where support sets are drawn from.
+    test: what accuracy is measured on; it has the same classes.
+    preprocessing: of the model.
     shots: images per class to learn from; those beyond the smallest class are
       left out.
-    seeds: support sets drawn for each.
-    holdout: fraction of a flat folder that is the test part.
+    seeds: number of support sets drawn for each.
     batch_size: images that go through the model together.
 
   Returns:
-    {shots: {'mean': accuracy, 'seeds': [accuracies]}}.
+    {shots: result}.
 
   Raises:
-    ValueError: no number of shots is possible.
+    ValueError: the smallest class has fewer images than any of `shots`, or a
+      source does not fit.
   """
-  classifier = load_classifier(weights, **options)
-  kind = directory_source(data)
-  train, test = (
-    open_source(kind, split=split, data_dir=data, holdout=holdout)
-    for split in ('train', 'test')
+  x, y = extract_features(features, train, preprocessing, batch_size=batch_size)
+  test_x, test_y = extract_features(
+    features, test, preprocessing, batch_size=batch_size
   )
-  if train.multi_label:
-    raise ValueError(
-      f'{data} has several labels for an image: the few-shot probe is for data '
-      'with one class each'
-    )
-  x, y = extract_features(classifier, train, batch_size=batch_size)
-  test_x, test_y = extract_features(classifier, test, batch_size=batch_size)
   smallest = int(np.bincount(y, minlength=train.num_classes).min())
   results = {}
-  for n in shots:
-    if n > smallest:
+  for count in shots:
+    if count > smallest:
       continue
     accuracies = []
     for seed in range(seeds):
-      support = support_indices(y, train.num_classes, n, seed)
+      support = support_indices(y, train.num_classes, count, seed)
       scores = ridge_scores(x[support], y[support], test_x, train.num_classes)
       accuracies.append(float(np.mean(np.argmax(scores, axis=1) == test_y)))
-    results[n] = {'mean': math.fsum(accuracies) / seeds, 'seeds': accuracies}
+    results[count] = FewshotResult(
+      math.fsum(accuracies) / seeds, tuple(accuracies)
+    )
   if not results:
     raise ValueError(
-      f'the smallest class of {data} has {smallest} training '
-      f'images: give fewer shots than {min(shots)}'
+      f'the smallest class of {train.name} has {smallest} training images: '
+      f'give fewer shots than {min(shots)}'
     )
   return results

@@ -1,382 +1,296 @@
-"""Classifies images with any weights: `load_classifier`, `predict`.
+"""Classifiers: a model with its weights, and all that is needed to use it.
 
-    classifier = load_classifier('runs/flowers')          # our own workdir
-    classifier = load_classifier('ViT-B_16.npz', model='vit_b16')
+    classifier = load_classifier('runs/flowers')
     for result in classifier.classify(['a.jpg', 'b.jpg']):
       print(result['image'], result['predictions'][0])
 
-Workdirs, and files that `vit-jax convert` wrote, know their model, its image
-size, preprocessing and class names; for other files name the model.
+`vit_jax.inference.loading` makes a classifier from weights,
+`vit_jax.inference.export` from an exported program.
 """
 
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import functools
+import os
 import pathlib
-import re
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data.decode import BadImage, decode
-from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.transforms import eval_image
-from vit_jax.models.registry import create_model, model_info
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
-from vit_jax.weights import (
-  WeightsError,
-  WeightsMetadata,
-  from_state_dict,
-  read,
-)
+from vit_jax.weights import Report, WeightsMetadata
+
+# An image: a path, the bytes of a file, or uint8 (H, W, 3).
+Image = str | os.PathLike | bytes | np.ndarray
+_READING_THREADS = 8
+# How logits become probabilities: a softmax over all classes, or a sigmoid for
+# each class of a model that gives several labels to an image.
+_PROBABILITIES = {
+  'softmax': lambda logits: jax.nn.softmax(logits, axis=-1),
+  'sigmoid': jax.nn.sigmoid,
+}
 
 
-@dataclasses.dataclass(eq=False)
-class Classifier:
-  """A model with its weights, and all one must know to use it.
+@dataclasses.dataclass(eq=False, kw_only=True)
+class ImageClassifier:
+  """Classifies images; the base of `Classifier` and `ExportedClassifier`.
 
   Attributes:
-    name: registered model name.
-    model: Linen module.
-    variables: {'params': ..., 'batch_stats': ...}.
-    image_size: (height, width) that the model is given.
-    normalize: 'half' or 'imagenet'.
-    crop: 'squash' or the test crop ratio, see `transforms.eval_image`.
-    interpolation: 'bilinear' or 'bicubic'.
-    classes: class names, None if unknown.
-    loss: 'softmax' or 'sigmoid': how logits become probabilities.
-    fields: of the model, besides what its name says.
-    report: what loading did with every tensor.
+    name: registered name of the model.
+    num_classes: outputs of the head; 0 for a model without one, whose logits
+      are features.
+    preprocessing: how an image becomes the model's input.
+    classes: names of the outputs, None if they are not known.
+    loss: 'softmax' or 'sigmoid', which the head was trained with.
+    variables: {'params': ..., 'batch_stats': ...} of numpy arrays.
+    source: what it was loaded from, for messages.
   """
 
   name: str
-  model: Any
-  variables: Any
-  image_size: tuple[int, int]
-  normalize: str = 'half'
-  crop: str | float = 'squash'
-  interpolation: str = 'bilinear'
+  num_classes: int
+  preprocessing: Preprocessing
   classes: list[str] | None = None
   loss: str = 'softmax'
-  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-  report: Any = None
+  variables: Any = dataclasses.field(default_factory=dict)
+  source: str = ''
 
-  @property
-  def num_classes(self) -> int:
-    return self.model.num_classes
-
-  def class_name(self, index: int) -> str:
-    return self.classes[index] if self.classes else f'class {index}'
-
-  @property
-  def preprocessing(self) -> Preprocessing:
-    """How an image becomes what the model takes."""
-    return Preprocessing(
-      size=self.image_size,
-      crop=None if self.crop == 'squash' else self.crop,
-      interpolation=self.interpolation,
-      normalize=self.normalize,
-    )
-
-  def metadata(self) -> WeightsMetadata:
-    """The record that is written beside these weights."""
-    return WeightsMetadata(
-      model=self.name,
-      fields=self.fields,
-      num_classes=self.num_classes,
-      classes=self.classes and tuple(self.classes),
-      preprocessing=self.preprocessing,
-      loss=self.loss,
-    )
-
-  def read_image(self, source) -> np.ndarray:
-    """An image as the model takes it.
+  def forward(
+    self, variables: Any, images: jax.Array
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Logits (B, num_classes) and intermediates; a pure function.
 
     Args:
-      source: path, encoded bytes, or uint8 array (H, W, 3).
+      variables: of this classifier, or of the same structure.
+      images: (B, height, width, 3) as `read_image` gives them.
+    """
+    raise NotImplementedError
+
+  def probabilities(self, variables: Any, images: jax.Array) -> jax.Array:
+    """(B, num_classes) of images as `forward` takes them; a pure function."""
+    logits, _ = self.forward(variables, images)
+    return _PROBABILITIES[self.loss](logits)
+
+  def class_name(self, index: int) -> str:
+    """The name of a class, 'class 17' if names are not known."""
+    return self.classes[index] if self.classes else f'class {index}'
+
+  def set_classes(self, classes: Sequence[str]) -> None:
+    """Names the classes; ValueError unless there is a name for each."""
+    if len(classes) != self.num_classes:
+      raise ValueError(
+        f'{len(classes)} class names for a model of {self.num_classes} classes'
+      )
+    self.classes = list(classes)
+
+  def read_image(self, image: Image) -> np.ndarray:
+    """An image as the model takes it, before normalization.
 
     Returns:
-      uint8 (height, width, 3).
+      (height, width, 3), pixels in [0, 255].
 
     Raises:
-      OSError, BadImage: no such file, or not an image.
+      OSError: there is no such file.
+      BadImage: it is not an image, or cut short.
     """
-    if isinstance(source, (str, pathlib.Path)):
-      source = pathlib.Path(source).read_bytes()
-    return eval_image(decode(source), self.preprocessing)
-
-  def forward(self, variables, images):
-    """uint8 (B, height, width, 3) -> logits (B, C), intermediates; pure."""
-    x = augment.normalize(images, self.normalize, jnp.float32)
-    return self.model.apply(variables, x, train=False)
-
-  def probabilities(self, variables, images):
-    """uint8 (B, height, width, 3) -> (B, C); pure."""
-    logits, _ = self.forward(variables, images)
-    if self.loss == 'sigmoid':
-      return jax.nn.sigmoid(logits)
-    return jax.nn.softmax(logits, axis=-1)
+    if isinstance(image, str | os.PathLike):
+      image = pathlib.Path(image).read_bytes()
+    return eval_image(decode(image), self.preprocessing)
 
   @functools.cached_property
-  def on_device(self):
+  def on_device(self) -> Any:
     """The variables, on the device."""
     return jax.device_put(self.variables)
 
   def classify(
-    self, images: Sequence, *, top_k: int = 5, batch_size: int = 32
+    self, images: Sequence[Image], *, top_k: int = 5, batch_size: int = 32
   ) -> Iterator[dict[str, Any]]:
-    """Classifies images one batch at a time.
+    """Classifies images, one batch at a time.
+
+    The program is compiled once for each batch size, at its first use.
 
     Args:
-      images: paths, encoded bytes or uint8 arrays.
-      top_k: how many classes to give.
+      images: paths, bytes of files, or uint8 arrays.
+      top_k: how many of the most probable classes to give.
       batch_size: images that go through the model together.
 
-    Yields:
-      In order, {'image': path or position, 'predictions': [{'class', 'index',
-      'probability'}, ...]}, or {'image', 'error': why it cannot be read}.
+    Returns:
+      An iterator over results in the order of the images: {'image': path or
+      position, 'predictions': [{'class', 'index', 'probability'}, ...]}, or
+      {'image', 'error': why it cannot be read}.
 
     Raises:
-      ValueError: the weights have no head, or one that is not trained.
+      ValueError: the model has no head, or an argument is below 1.
     """
-    self._check_head()
+    if not self.num_classes:
+      raise ValueError(
+        f'{self.source} has no head: it gives features, not classes. '
+        'Fine-tune it first: vit-jax finetune'
+      )
     if batch_size < 1 or top_k < 1:
       raise ValueError(
         f'batch_size={batch_size} and top_k={top_k} must be at least 1'
       )
-    k = min(top_k, self.num_classes)
     batch_size = min(batch_size, max(1, len(images)))
-    step = jax.jit(lambda v, x: jax.lax.top_k(self.probabilities(v, x), k))
+    return self._results(images, min(top_k, self.num_classes), batch_size)
 
-    def load(image):
+  def _results(
+    self, images: Sequence[Image], top_k: int, batch_size: int
+  ) -> Iterator[dict[str, Any]]:
+    for start, loaded in self._read_ahead(images, batch_size):
+      readable = [x for x in loaded if isinstance(x, np.ndarray)]
+      best = iter(self._best_classes(readable, top_k, batch_size))
+      for position, x in enumerate(loaded, start):
+        image = images[position]
+        is_path = isinstance(image, str | os.PathLike)
+        result = {'image': str(image) if is_path else position}
+        if isinstance(x, np.ndarray):
+          yield {**result, 'predictions': next(best)}
+        else:
+          yield {**result, 'error': _reason(x)}
+
+  def _read_ahead(
+    self, images: Sequence[Image], batch_size: int
+  ) -> Iterator[tuple[int, list[np.ndarray | Exception]]]:
+    """(position of the first, images or why they cannot be read) of batches.
+
+    A batch is read by threads while the one before it is classified.
+    """
+
+    def read(image: Image) -> np.ndarray | Exception:
       try:
         return self.read_image(image)
       except (OSError, BadImage) as e:
         return e
 
-    with futures.ThreadPoolExecutor(8) as pool:
-      starts = range(0, len(images), batch_size)
-      fetch = lambda i: [
-        pool.submit(load, image) for image in images[i : i + batch_size]
+    with futures.ThreadPoolExecutor(_READING_THREADS) as pool:
+      submit = lambda start: [
+        pool.submit(read, image) for image in images[start : start + batch_size]
       ]
-      waiting = fetch(0)
-      for start in starts:
-        loaded = [f.result() for f in waiting]
-        waiting = fetch(start + batch_size)
-        good = [x for x in loaded if isinstance(x, np.ndarray)]
-        batch = np.zeros((batch_size, *self.image_size, 3), np.uint8)
-        if good:
-          batch[: len(good)] = good
-          values, classes = jax.device_get(step(self.on_device, batch))
-        row = 0
-        for i, x in enumerate(loaded, start):
-          name = images[i]
-          name = str(name) if isinstance(name, (str, pathlib.Path)) else i
-          if isinstance(x, Exception):
-            yield {'image': name, 'error': _reason(x)}
-            continue
-          yield {
-            'image': name,
-            'predictions': [
-              {
-                'class': self.class_name(int(c)),
-                'index': int(c),
-                'probability': float(p),
-              }
-              for c, p in zip(classes[row], values[row], strict=True)
-            ],
-          }
-          row += 1
+      waiting = submit(0)
+      for start in range(0, len(images), batch_size):
+        loaded = [future.result() for future in waiting]
+        waiting = submit(start + batch_size)
+        yield start, loaded
 
-  def _check_head(self):
-    if not self.num_classes:
+  def _best_classes(
+    self, images: list[np.ndarray], top_k: int, batch_size: int
+  ) -> list[list[dict[str, Any]]]:
+    """The predictions for each of at most `batch_size` images."""
+    if not images:
+      return []
+    batch = np.zeros((batch_size, *images[0].shape), images[0].dtype)
+    batch[: len(images)] = images
+    probabilities, indices = jax.device_get(
+      self._top_classes(self.on_device, batch, top_k)
+    )
+    return [
+      [
+        {
+          'class': self.class_name(int(index)),
+          'index': int(index),
+          'probability': float(probability),
+        }
+        for index, probability in zip(*row, strict=True)
+      ]
+      for row in list(zip(indices, probabilities, strict=True))[: len(images)]
+    ]
+
+  @functools.cached_property
+  def _top_classes(self):
+    """The jitted program of `classify`, which keeps what it has compiled."""
+
+    def top_classes(variables, images, count):
+      return jax.lax.top_k(self.probabilities(variables, images), count)
+
+    return jax.jit(top_classes, static_argnums=2)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Classifier(ImageClassifier):
+  """A model with its weights.
+
+  Attributes:
+    model: Linen module.
+    fields: fields of the model that differ from those of its name.
+    module: name of the Python module that registers the model, '' for a model
+      of this package.
+    report: what loading did with every tensor.
+  """
+
+  model: nn.Module
+  fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+  module: str = ''
+  report: Report | None = None
+
+  def metadata(self) -> WeightsMetadata:
+    """The record that is written beside these weights."""
+    return WeightsMetadata(
+      model=self.name,
+      module=self.module,
+      fields=self.fields,
+      num_classes=self.num_classes,
+      classes=tuple(self.classes) if self.classes else None,
+      preprocessing=self.preprocessing,
+      loss=self.loss,
+    )
+
+  def normalize(self, images: jax.Array) -> jax.Array:
+    """Pixels in [0, 255] as float32 in the range that the model takes."""
+    return augment.normalize(images, self.preprocessing.normalize, jnp.float32)
+
+  def forward(
+    self, variables: Any, images: jax.Array
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """See `ImageClassifier.forward`."""
+    return self.model.apply(variables, self.normalize(images), train=False)
+
+  def run(
+    self, images: Sequence[Image], *, attention: bool = False
+  ) -> tuple[np.ndarray, dict[str, Any]]:
+    """Logits and intermediates of some images, all in one batch.
+
+    Args:
+      images: paths, bytes of files, or uint8 arrays.
+      attention: also return the attention maps.
+
+    Returns:
+      (B, num_classes) and a dict with 'pre_logits' (B, D), the features before
+      the head, and the model's other intermediates; with `attention` also
+      'attention', a (B, heads, tokens, tokens) array for each layer.
+
+    Raises:
+      OSError, BadImage: an image cannot be read.
+      ValueError: the model forms no attention maps.
+    """
+    if attention and not hasattr(self.model, 'return_attention'):
       raise ValueError(
-        f'{self.report.source} has no head: it gives features, '
-        'not classes. Fine-tune it first: vit-jax finetune'
+        f'{self.name} forms no attention maps: its module '
+        f'{type(self.model).__name__} has no field return_attention'
       )
+    batch = np.stack([self.read_image(image) for image in images])
+    return jax.device_get(self._run(self.on_device, batch, attention))
+
+  @functools.cached_property
+  def _run(self):
+    """The jitted program of `run`, which keeps what it has compiled."""
+
+    def run(variables, images, attention):
+      model = self.model
+      if attention:
+        model = model.clone(return_attention=True)
+      return model.apply(variables, self.normalize(images), train=False)
+
+    return jax.jit(run, static_argnums=2)
 
 
 def _reason(error: Exception) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror.lower()
   return str(error)
-
-
-def load_classifier(
-  source,
-  *,
-  model: str | None = None,
-  image_size=None,
-  classes: Sequence[str] | None = None,
-  fields: dict[str, Any] | None = None,
-) -> Classifier:
-  """Loads weights with all that is known about them.
-
-  Args:
-    source: workdir, step, .npz, .pth or .safetensors file, or hub name.
-    model: registered name, for files that do not say it themselves.
-    image_size: int or (height, width); without it, the size that the weights
-      are for.
-    classes: class names, if the file has none or others.
-    fields: fields of the model that differ from its name's.
-
-  Raises:
-    WeightsError: unreadable weights, or weights of another model.
-    ValueError: the model is not known, or the class names do not fit.
-  """
-  arrays, metadata, _ = read(source)
-  if metadata.average:
-    arrays, metadata, _ = read(source, average=True)
-  name = model or metadata.model
-  if name is None:
-    from vit_jax.inference.describe import recognise
-
-    fits = recognise(arrays)
-    raise WeightsError(
-      f'{source} does not say which model it is for. '
-      + (
-        f'Its tensors fit {", ".join(fits[:6])}: name it with --model.'
-        if fits
-        else 'Name it with --model (vit-jax models lists them).'
-      )
-    )
-  fields = {
-    **(metadata.fields if name == metadata.model else {}),
-    **(fields or {}),
-  }
-  info = model_info(name).preprocessing
-  size = image_size or metadata.image_size or info.size
-  found = _fit(
-    name,
-    source,
-    arrays,
-    metadata,
-    fields,
-    size,
-    fixed_size=bool(image_size or metadata.image_size),
-  )
-  net, variables, report, size = found
-  report.metadata = metadata
-  names = list(classes or metadata.classes or ())
-  if classes and net.num_classes != len(names):
-    raise ValueError(
-      f'{len(names)} class names for a model of {net.num_classes} classes'
-    )
-  feeding = metadata.preprocessing or info
-  return Classifier(
-    name=name,
-    model=net,
-    variables=variables,
-    image_size=size,
-    normalize=feeding.normalize,
-    crop=feeding.crop or 'squash',
-    interpolation=feeding.interpolation,
-    classes=names if names and len(names) == net.num_classes else None,
-    loss=metadata.loss,
-    fields=fields,
-    report=report,
-  )
-
-
-def _pair(size) -> tuple[int, int]:
-  height, width = (size, size) if np.ndim(size) == 0 else size
-  return int(height), int(width)
-
-
-def _fit(name, source, arrays, metadata, fields, size, fixed_size):
-  """Model and variables with the head, and at the size, that the file has.
-
-  The report of a first load says what differs: then there is a second one.
-  """
-  size = _pair(size)
-  bias = lambda end: next(
-    (
-      x.shape[-1] for k, x in arrays.items() if re.fullmatch(rf'(.*/)?{end}', k)
-    ),
-    None,
-  )
-  options = {f.name for f in dataclasses.fields(model_info(name).module)}
-  representation = bias('pre_logits/bias')
-  if representation and 'representation_size' in options:
-    fields.setdefault('representation_size', representation)
-  load = lambda classes, size: (
-    (
-      *from_state_dict(
-        (net := create_model(name, classes, **fields)),
-        arrays,
-        size,
-        source=source,
-        source_image_size=metadata.image_size,
-      ),
-      net,
-    )
-  )
-  known = metadata.num_classes
-  classes = fields.pop('num_classes', known if known is not None else 1000)
-  variables, report, net = load(classes, size)
-
-  heads = [e for e in report.reset if e.path.endswith('/bias')]
-  for entry in heads:
-    found = [x for k, x in arrays.items() if k.endswith(entry.name)]
-    wanted = found[0].size if found else 0
-    if wanted != classes:
-      classes = wanted
-      variables, report, net = load(classes, size)
-      break
-  grids = [
-    re.match(r'(\d+)x(\d+) -> (\d+)x(\d+)', e.note) for e in report.resized
-  ]
-  if not fixed_size and any(grids):
-    a, b, c, d = map(int, next(filter(None, grids)).groups())
-    size = size[0] * a // c, size[1] * b // d
-    variables, report, net = load(classes, size)
-  return net, variables, report, size
-
-
-def list_images(paths: Sequence) -> list[str]:
-  """Files as they are, and the images of directories, in the order of names.
-
-  Raises ValueError for a directory without images.
-  """
-  found = []
-  for path in map(pathlib.Path, paths):
-    if not path.is_dir():
-      found.append(str(path))
-      continue
-    inside = sorted(
-      str(p)
-      for p in path.rglob('*')
-      if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.')
-    )
-    if not inside:
-      raise ValueError(f'{path} has no images ({", ".join(IMAGE_SUFFIXES)})')
-    found += inside
-  return found
-
-
-def predict(
-  weights,
-  images: Sequence,
-  *,
-  model: str | None = None,
-  top_k: int = 5,
-  batch_size: int = 32,
-  **options,
-):
-  """Classifies images and directories of images.
-
-  Args:
-    weights, model, **options: see `load_classifier`.
-    images: paths of images or of directories, searched recursively.
-    top_k, batch_size: see `Classifier.classify`.
-
-  Returns:
-    A list of what `Classifier.classify` yields.
-  """
-  images = list_images(images)
-  classifier = load_classifier(weights, model=model, **options)
-  return list(classifier.classify(images, top_k=top_k, batch_size=batch_size))

@@ -1,73 +1,79 @@
 """Weights from one format to another: .npz, .safetensors, workdir."""
 
+import os
 import pathlib
+from typing import Any
 
-from vit_jax.inference.classifier import Classifier, load_classifier
+from vit_jax.inference.classifier import Classifier
+from vit_jax.inference.loading import load_classifier
+from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.weights import WeightsError, save_weights
+
+_SUFFIXES = ('.npz', '.safetensors')
 
 
 def convert(
-  source: str,
-  target: str,
+  source: str | os.PathLike,
+  target: str | os.PathLike,
   *,
-  model: str | None = None,
-  image_size=None,
   fmt: str | None = None,
-  **options,
+  **options: Any,
 ) -> Classifier:
   """Reads weights in any format and writes them in another.
 
-  Model name, image size, preprocessing and class names travel along.
+  The result also holds the model's name, its preprocessing and class names.
 
   Args:
     source: .npz, .pth, .safetensors, workdir, step or hub name.
     target: .npz (published Google names), .safetensors (timm's names), or a
-      directory without suffix: a workdir to fine-tune or predict from.
-    model, image_size, **options: see `predict.load_classifier`.
-    fmt: another naming, see `weights.known_formats`.
+      directory without suffix, which becomes a workdir to fine-tune or predict
+      from.
+    fmt: names of the tensors, a key of `weights.known_formats`; None chooses
+      by the suffix.
+    **options: of `load_classifier`: model, module, image_size, classes, fields.
 
   Returns:
-    What was loaded.
+    What was loaded and written.
 
   Raises:
-    WeightsError: unreadable weights, weights of another model, a target that
-      exists or has another suffix.
+    WeightsError: unreadable weights, weights of another model, or a target
+      that exists or has another suffix.
   """
   path = pathlib.Path(target)
-  if path.suffix not in ('.npz', '.safetensors', ''):
+  is_workdir = path.suffix == ''
+  if not is_workdir and path.suffix not in _SUFFIXES:
     raise WeightsError(
-      f'cannot write {target}: its suffix must be .npz or '
-      '.safetensors, or it is a directory without suffix'
+      f'cannot write {target}: its suffix must be {" or ".join(_SUFFIXES)}, or '
+      'it is a directory without suffix'
     )
   if (
-    path.suffix == ''
-    and path.exists()
-    and (not path.is_dir() or any(path.iterdir()))
+    is_workdir and path.exists() and (not path.is_dir() or any(path.iterdir()))
   ):
     raise WeightsError(f'{target} exists and is not empty: name another')
-  loaded = load_classifier(
-    source, model=model, image_size=image_size, **options
-  )
-  if path.suffix:
-    save_weights(
-      loaded.variables, loaded.model, target, loaded.metadata(), fmt=fmt
-    )
+  classifier = load_classifier(source, **options)
+  if is_workdir:
+    _save_step(classifier, path)
   else:
-    _save_step(loaded, target)
-  return loaded
+    save_weights(
+      classifier.variables,
+      classifier.model,
+      path,
+      classifier.metadata(),
+      fmt=fmt,
+    )
+  return classifier
 
 
-def _save_step(loaded: Classifier, workdir: str):
-  """A workdir with one step that holds parameters and no optimizer."""
-  from vit_jax.training import checkpoint
-
-  checkpoints = checkpoint.Checkpoints(workdir)
+def _save_step(classifier: Classifier, workdir: pathlib.Path) -> None:
+  """Writes a workdir with one step of parameters, without an optimizer."""
+  variables = classifier.variables
+  checkpoints = Checkpoints(workdir)
   checkpoints.save(
     0,
     {
-      'params': loaded.variables['params'],
-      'batch_stats': loaded.variables.get('batch_stats', {}),
+      'params': variables['params'],
+      'batch_stats': variables.get('batch_stats', {}),
     },
-    loaded.metadata(),
+    classifier.metadata(),
   )
   checkpoints.close()

@@ -1,22 +1,26 @@
 """Exports a trained model: StableHLO for CPU, CUDA and TPU, or ONNX.
 
     export('runs/flowers', 'flowers.stablehlo')
-    model = load_exported('flowers.stablehlo')
-    for result in model.classify(['a.jpg']): ...
+    classifier = load_exported('flowers.stablehlo')
+    for result in classifier.classify(['a.jpg']): ...
 
-The file holds the program with its weights, for any batch size: uint8 images
-(B, height, width, 3) in, logits (B, classes) out, normalisation inside. It
-needs JAX alone: `jax.export.deserialize(file.read()).call(images)`. Beside it,
-FILE.json has class names and preprocessing.
+The file holds the program with its weights, for any batch size. It takes images
+(B, height, width, 3) of pixels in [0, 255], normalizes them, and returns logits
+(B, classes). It needs JAX alone:
+`jax.export.deserialize(file.read()).call(images)`. FILE.json beside it has the
+class names and says how an image on disk becomes the input.
 
-ONNX goes through jax2onnx (an extra: pip install 'vit_jax[onnx]') and has the
-same input, output and FILE.json. The result is compared with the model before
-it is written: jax2onnx does not convert every operation.
+ONNX goes through jax2onnx, an extra (pip install 'vit_jax[onnx]'), and has the
+same input, output and FILE.json. jax2onnx does not convert every operation, so
+the result is compared with the model before it is written.
 """
 
+from collections.abc import Sequence
+import dataclasses
 from importlib import metadata
 import importlib.util
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -26,69 +30,109 @@ from jax.extend import core as jax_core
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.inference.classifier import Classifier, load_classifier
+from vit_jax.files import write_atomically
+from vit_jax.inference.classifier import Classifier, ImageClassifier
+from vit_jax.inference.loading import load_classifier
 from vit_jax.models.tpu_layout import portable
-from vit_jax.weights import Report
-from vit_jax.weights.metadata import WeightsMetadata
+from vit_jax.weights import WeightsMetadata
 
-PLATFORMS = ('cpu', 'cuda', 'tpu')
+FORMATS = ('stablehlo', 'onnx')
+PLATFORMS = ('cpu', 'cuda', 'tpu')  # of an export that names none
+ALL_PLATFORMS = (*PLATFORMS, 'rocm')
 
 
 def export(
-  weights,
-  path: str,
+  weights: str | os.PathLike,
+  path: str | os.PathLike,
   *,
-  fmt: str = 'stablehlo',
+  fmt: str | None = None,
   batch: int | None = None,
-  platforms=PLATFORMS,
-  **options,
+  platforms: Sequence[str] = PLATFORMS,
+  **options: Any,
 ) -> dict[str, Any]:
   """Writes `path` and `path`.json.
 
   Args:
-    weights, **options: see `predict.load_classifier`.
-    path: file to write.
-    fmt: 'stablehlo' or 'onnx'.
-    batch: a fixed batch size; None leaves it free.
-    platforms: of 'cpu', 'cuda', 'rocm', 'tpu', for StableHLO.
+    weights: what `load_classifier` takes.
+    path: file to write; its directory is made.
+    fmt: 'stablehlo' or 'onnx'; None is 'onnx' for a path that ends in .onnx,
+      else 'stablehlo'.
+    batch: a fixed batch size; None exports a program for every batch size.
+    platforms: that a StableHLO program is lowered for, of ALL_PLATFORMS.
+    **options: of `load_classifier`: model, module, image_size, classes, fields.
 
   Returns:
-    What is in the JSON file.
+    The contents of the JSON file.
 
   Raises:
     WeightsError: unreadable weights, or weights of another model.
     ValueError: an unknown format or platform, or a model that ONNX cannot hold.
     ImportError: ONNX without jax2onnx.
   """
-  if fmt not in ('stablehlo', 'onnx'):
-    raise ValueError(f"unknown format {fmt!r}; allowed: 'stablehlo', 'onnx'")
-  known = (*PLATFORMS, 'rocm')
+  if fmt is None:
+    fmt = 'onnx' if str(path).endswith('.onnx') else 'stablehlo'
+  _check_choice('format', fmt, FORMATS)
   for platform in platforms:
-    if platform not in known:
-      raise ValueError(
-        f'unknown platform {platform!r}; allowed: {", ".join(known)}'
-      )
+    _check_choice('platform', platform, ALL_PLATFORMS)
   if fmt == 'onnx':
     _require_onnx()
   classifier = load_classifier(weights, **options)
-  described = description(classifier)
+  description = describe(classifier)
   if fmt == 'onnx':
     data = serialize_onnx(classifier, batch)
   else:
-    described['platforms'] = list(platforms)
+    description['platforms'] = list(platforms)
     data = serialize(classifier, platforms, batch)
-  text = json.dumps(described, indent=2) + '\n'
-  target = pathlib.Path(path)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  _write(pathlib.Path(f'{path}.json'), text.encode())
-  _write(target, data)
+  text = json.dumps(description, indent=2) + '\n'
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  # The program comes last, so that it never stands beside an older description.
+  write_atomically(_description_path(path), text)
+  write_atomically(path, data)
   return json.loads(text)
 
 
+def _check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
+  if value not in allowed:
+    raise ValueError(
+      f'unknown {what} {value!r}; allowed: {", ".join(map(repr, allowed))}'
+    )
+
+
+def _description_path(path: str | os.PathLike) -> pathlib.Path:
+  return pathlib.Path(f'{os.fspath(path)}.json')
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+  """How to use an exported program: the contents of FILE.json.
+
+  The keys of `WeightsMetadata.to_json`, and a few lines for people.
+  """
+  height, width = classifier.preprocessing.size
+  dtype = classifier.preprocessing.pixel_dtype
+  return {
+    'input': f'{dtype} RGB images (batch, {height}, {width}, 3)',
+    'output': (
+      f'float32 logits (batch, {classifier.num_classes})'
+      if classifier.num_classes
+      else 'float32 features'
+    ),
+    'probabilities': classifier.loss,
+    'images': f'{classifier.preprocessing}; normalized inside the program',
+    'versions': {'jax': jax.__version__},
+    **classifier.metadata().to_json(),
+  }
+
+
 def _program(classifier: Classifier, batch: int | None):
-  """images -> logits, and the abstract images."""
-  size = batch or jax_export.symbolic_shape('batch')[0]
-  images = jax.ShapeDtypeStruct((size, *classifier.image_size, 3), jnp.uint8)
+  """The function images -> logits, and the shape of its images."""
+  images = jax.ShapeDtypeStruct(
+    (
+      batch or jax_export.symbolic_shape('batch')[0],
+      *classifier.preprocessing.size,
+      3,
+    ),
+    jnp.dtype(classifier.preprocessing.pixel_dtype),
+  )
   return (
     lambda images: classifier.forward(classifier.variables, images)[0],
     images,
@@ -96,19 +140,18 @@ def _program(classifier: Classifier, batch: int | None):
 
 
 def serialize(
-  classifier: Classifier, platforms=PLATFORMS, batch: int | None = None
+  classifier: Classifier,
+  platforms: Sequence[str] = PLATFORMS,
+  batch: int | None = None,
 ) -> bytes:
-  """StableHLO with the weights inside, for any batch size if it is None."""
+  """StableHLO with the weights inside; see `export` for the arguments."""
   logits, images = _program(classifier, batch)
   with portable():
-    return bytes(
-      jax_export.export(jax.jit(logits), platforms=platforms)(
-        images
-      ).serialize()
-    )
+    program = jax_export.export(jax.jit(logits), platforms=platforms)(images)
+  return bytes(program.serialize())
 
 
-def _require_onnx():
+def _require_onnx() -> None:
   for name in ('jax2onnx', 'onnxruntime'):
     if importlib.util.find_spec(name) is None:
       raise ImportError(
@@ -118,125 +161,105 @@ def _require_onnx():
 
 
 def serialize_onnx(classifier: Classifier, batch: int | None = None) -> bytes:
-  """An ONNX model with the weights inside, checked against the original.
+  """An ONNX model with the weights inside.
 
-  Raises ValueError if jax2onnx cannot convert the model, or gives another.
+  Its logits are compared with those of the model on random images.
+
+  Raises:
+    ValueError: jax2onnx cannot convert the model, or gives other logits.
   """
-  import jax2onnx
-  import onnxruntime
-
   logits, images = _program(classifier, batch)
-  remedy = (
+  advice = (
     f'jax2onnx {metadata.version("jax2onnx")} cannot convert '
     f'{classifier.name}'
-    + (
-      ''
-      if batch
-      else ' with a free batch size; a fixed one (batch, --batch N) may work'
-    )
+    + ('' if batch else ' with a free batch size; --batch N may work')
     + '. The format stablehlo holds every model'
   )
+  sample = np.random.default_rng(0).integers(
+    0, 256, (batch or 2, *images.shape[1:])
+  )
+  sample = sample.astype(images.dtype)
   try:
-    # Traced here, because jax2onnx replaces functions of Flax while it traces.
-    with portable():
-      traced = jax_core.jaxpr_as_fun(jax.make_jaxpr(logits)(images))
-    data = jax2onnx.to_onnx(
-      lambda x: traced(x)[0], [images]
-    ).SerializeToString()
-    session = onnxruntime.InferenceSession(
-      data, providers=['CPUExecutionProvider']
-    )
-    sample = np.random.default_rng(0).integers(
-      0, 256, (batch or 2, *images.shape[1:]), np.uint8
-    )
-    (found,) = session.run(None, {session.get_inputs()[0].name: sample})
-  except Exception as e:  # whatever the converter raises
+    data = _convert_to_onnx(logits, images)
+    converted = _run_onnx(data, sample)
+  except Exception as e:  # jax2onnx and onnxruntime raise many types
     raise ValueError(
-      f'{remedy} ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]})'
+      f'{advice} ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]})'
     ) from e
   expected = np.asarray(jax.jit(logits)(sample))
-  error = np.abs(found - expected).max()
+  error = np.abs(converted - expected).max()
+  # Written so that NaN is an error.
   if not error <= 1e-4 * max(1.0, np.abs(expected).max()):
-    raise ValueError(f'{remedy}: its logits differ by {error:.2g}')
+    raise ValueError(f'{advice}: its logits differ by {error:.2g}')
   return data
 
 
-def description(classifier: Classifier) -> dict[str, Any]:
-  """How to use an exported model: what FILE.json holds."""
-  height, width = classifier.image_size
-  return {
-    'input': f'uint8 RGB images (batch, {height}, {width}, 3)',
-    'output': (
-      f'float32 logits (batch, {classifier.num_classes})'
-      if classifier.num_classes
-      else 'float32 features'
-    ),
-    'probabilities': classifier.loss,
-    'preprocessing': (
-      f'resize to {height}x{width}'
-      if classifier.crop == 'squash'
-      else f'shorter side to image size / {classifier.crop}, centre crop'
-    )
-    + f', {classifier.interpolation}; normalisation is inside',
-    'versions': {'jax': jax.__version__},
-    **classifier.metadata().to_json(),
-  }
+def _convert_to_onnx(logits, images: jax.ShapeDtypeStruct) -> bytes:
+  import jax2onnx
+
+  # jax2onnx replaces functions of Flax while it traces, which breaks some
+  # models. It gets a program that was traced before, without Flax in it.
+  with portable():
+    traced = jax_core.jaxpr_as_fun(jax.make_jaxpr(logits)(images))
+  return jax2onnx.to_onnx(lambda x: traced(x)[0], [images]).SerializeToString()
 
 
-class Exported(Classifier):
-  """An exported program in the place of a model; see `load_exported`."""
+def _run_onnx(data: bytes, images: np.ndarray) -> np.ndarray:
+  import onnxruntime
 
-  @property
-  def num_classes(self) -> int:
-    return self.fields['num_classes']
+  session = onnxruntime.InferenceSession(
+    data, providers=['CPUExecutionProvider']
+  )
+  (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+  return logits
 
-  def forward(self, variables, images):
-    return self.model.call(images), {}
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class ExportedClassifier(ImageClassifier):
+  """An exported program, used like a `Classifier`.
+
+  Attributes:
+    program: images (B, height, width, 3) -> logits, with the weights inside.
+  """
+
+  program: jax_export.Exported
+
+  def forward(
+    self, variables: Any, images: jax.Array
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """Logits; the weights are in the program, which has no intermediates."""
+    return self.program.call(images), {}
 
 
-def load_exported(path: str) -> Exported:
-  """An exported file, to be used as `predict.load_classifier`'s result.
+def load_exported(path: str | os.PathLike) -> ExportedClassifier:
+  """Loads an exported StableHLO file and its description.
 
   Raises:
-    ValueError: not an exported file, or FILE.json is missing.
+    ValueError: not an exported file, or FILE.json is missing or damaged.
   """
-  beside = pathlib.Path(f'{path}.json')
+  description = _description_path(path)
   try:
-    metadata = WeightsMetadata.from_json(json.loads(beside.read_text()))
-    if metadata.model is None or metadata.preprocessing is None:
-      raise ValueError('it names no model or does not say how images are fed')
+    record = WeightsMetadata.from_json(json.loads(description.read_text()))
+    if record.model is None or record.preprocessing is None:
+      raise ValueError('it names no model, or does not say how to feed it')
   except (OSError, ValueError) as e:
     raise ValueError(
-      f'{beside}: not readable ({e}). It holds the class names '
-      'and preprocessing, and belongs beside the program'
+      f'{description} is not readable ({e}). It holds the class names and the '
+      'preprocessing, and belongs beside the program'
     ) from e
+  data = pathlib.Path(path).read_bytes()
   try:
-    program = jax_export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
-  except OSError:
-    raise
-  except Exception as e:  # whatever the deserialiser raises on foreign bytes
+    program = jax_export.deserialize(bytearray(data))
+  except Exception as e:  # the deserializer raises many types on foreign bytes
     raise ValueError(
       f'{path} is not an exported program, or damaged ({type(e).__name__}: {e})'
     ) from e
-  return Exported(
-    name=metadata.model,
-    model=program,
-    variables={},
-    image_size=metadata.preprocessing.size,
-    crop=metadata.preprocessing.crop or 'squash',
-    interpolation=metadata.preprocessing.interpolation,
-    classes=metadata.classes and list(metadata.classes),
-    loss=metadata.loss,
-    fields={'num_classes': metadata.num_classes},
-    report=Report(source=str(path), format='stablehlo'),
+  return ExportedClassifier(
+    name=record.model,
+    num_classes=record.num_classes or 0,
+    preprocessing=record.preprocessing,
+    classes=list(record.classes) if record.classes else None,
+    loss=record.loss,
+    source=str(path),
+    program=program,
   )
-
-
-def _write(path: pathlib.Path, data: bytes):
-  """A file that appears when complete."""
-  partial = path.with_name(path.name + '.partial')
-  try:
-    partial.write_bytes(data)
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)

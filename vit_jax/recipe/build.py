@@ -9,15 +9,16 @@ from ml_collections import ConfigDict
 
 from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.source import Source
-from vit_jax.models.registry import create_model
+from vit_jax.models.registry import create_model, model_info
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import batch_shards
-from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe.keys import (
   ConfigError,
   image_shape,
   in_steps,
+  load_model_module,
   model_fields,
+  preprocessing,
   to_json,
 )
 from vit_jax.training import optimizers
@@ -78,10 +79,12 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
       f'data.batch_size={batch_size} is larger than the training split of '
       f'{num_examples} examples: take a batch of at most {num_examples}'
     )
+  load_model_module(config)
   fields = model_fields(config)
-  fields.setdefault(
-    'dtype', resolve_dtype(config, mesh.devices.flat[0].platform)
-  )
+  if 'dtype' in model_info(config.model.name).module.__dataclass_fields__:
+    fields.setdefault(
+      'dtype', resolve_dtype(config, mesh.devices.flat[0].platform)
+    )
   if config.loss.cosine_reg:
     fields['return_attention'] = True
   model = create_model(config.model.name, num_classes, **fields)
@@ -140,15 +143,13 @@ def run_metadata(
   recipe = to_json(config)
   return WeightsMetadata(
     model=config.model.name,
-    fields={k: v for k, v in recipe['model'].items() if k != 'name'},
+    module=config.model.module,
+    fields={
+      k: v for k, v in recipe['model'].items() if k not in ('name', 'module')
+    },
     num_classes=num_classes,
     classes=source.class_names and tuple(source.class_names),
-    preprocessing=Preprocessing(
-      size=image_shape(config),
-      crop=config.eval.crop or None,
-      interpolation=config.eval.interpolation,
-      normalize=config.data.normalize,
-    ),
+    preprocessing=preprocessing(config),
     loss=config.loss.name,
     average=bool(config.eval.ema and config.optim.ema),
     data=source.fingerprint,

@@ -25,6 +25,7 @@ from vit_jax.recipe.keys import (
   get,
   host_shape,
   image_shape,
+  load_model_module,
   model_fields,
   preprocessing,
 )
@@ -162,6 +163,7 @@ def check(config) -> None:
       f'data.batch_size={config.data.batch_size}'
     )
 
+  load_model_module(config)
   from vit_jax.models.registry import create_model
 
   try:

@@ -17,7 +17,11 @@ from ml_collections import ConfigDict
 from vit_jax.data.sources.opening import directory_source, open_source
 from vit_jax.models.registry import ModelInfo, model_info
 from vit_jax.preprocessing import as_size
-from vit_jax.recipe.keys import ConfigError, default_config
+from vit_jax.recipe.keys import (
+  ConfigError,
+  default_config,
+  load_model_module,
+)
 from vit_jax.recipe.shared import set_preprocessing
 from vit_jax.weights.metadata import WeightsMetadata
 
@@ -113,6 +117,7 @@ def folder_config(
   layer_decay: float = 1.0,
   holdout: float = 0.1,
   seed: int = 0,
+  module: str = '',
   fields: dict[str, Any] | None = None,
 ) -> ConfigDict:
   """The recipe for fine-tuning on a folder of images.
@@ -131,22 +136,25 @@ def folder_config(
       'for: name it with --model (vit-jax models lists them, vit-jax info '
       'FILE says which fit)'
     )
+  c = default_config()
+  c.model.name = model
+  if model == metadata.model:
+    c.model.update(metadata.fields)
+    c.model.module = metadata.module
+  c.model.module = module or c.model.module
+  c.model.update(fields or {})
+  load_model_module(c)
   info = model_info(model)
   source = directory_source(data)
   train = open_source(source, split='train', data_dir=data, holdout=holdout)
   if batch_size is None:
     batch_size = _default_batch_size(len(train))
 
-  c = default_config()
   c.run.name = f'{model} on {pathlib.Path(data).name}'
   c.run.seed = seed
   c.run.pretrained = str(weights)
   c.data.source, c.data.dir, c.data.holdout = source, str(data), holdout
   c.data.batch_size = batch_size
-  c.model.name = model
-  if model == metadata.model:
-    c.model.update(metadata.fields)
-  c.model.update(fields or {})
   _set_sizes(c, info, image_size)
   if metadata.preprocessing is not None:
     c.data.normalize = metadata.preprocessing.normalize

@@ -109,6 +109,7 @@ def default_config() -> ConfigDict:
 
   c.model = ConfigDict()
   c.model.name = 'vit_s16'
+  c.model.module = ''  # a Python module of your own that registers the model
   # further fields of the model class, e.g. c.model.patch_size = 4
 
   c.loss = ConfigDict()
@@ -294,9 +295,26 @@ def preprocessing(config) -> Preprocessing:
   )
 
 
+def load_model_module(config) -> None:
+  """Imports the user's module `model.module`, which registers the model.
+
+  Raises:
+    ConfigError: there is no such module.
+  """
+  from vit_jax.models.registry import load_module
+
+  if config.model.get('module'):
+    try:
+      load_module(config.model.module)
+    except ValueError as e:
+      raise ConfigError(f'model.module={config.model.module!r}: {e}') from e
+
+
 def model_fields(config) -> dict[str, Any]:
-  """The fields of `config.model` besides its name."""
-  fields = {k: v for k, v in config.model.items() if k != 'name'}
+  """The fields of the model class that `config.model` sets."""
+  fields = {
+    k: v for k, v in config.model.items() if k not in ('name', 'module')
+  }
   return {
     k: v.to_dict() if isinstance(v, ConfigDict) else v
     for k, v in fields.items()

@@ -20,7 +20,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.preprocessing import as_size
-from vit_jax.recipe.keys import DURATIONS, ConfigError, default_config, get
+from vit_jax.recipe.keys import (
+  DURATIONS,
+  ConfigError,
+  default_config,
+  get,
+  load_model_module,
+)
 from vit_jax.recipe.values import (
   FALSE,
   TRUE,
@@ -31,6 +37,8 @@ from vit_jax.recipe.values import (
   type_name,
 )
 
+# Keys of the section `model` that are not fields of the model.
+_MODEL_KEYS = ('model.name', 'model.module')
 _SET_KEYS = ('source', 'dir', 'split')  # of each entry of eval.sets
 
 
@@ -185,13 +193,14 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
         given[group] = key
   for key, value in overrides.items():
     _set(config, key, value)
+  load_model_module(config)
   for key, value in overrides.items():
     if key.startswith('model.'):
       _check_model_field(config, key, value)
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
-  if key.startswith('model.') and key != 'model.name':
+  if key.startswith('model.') and key not in _MODEL_KEYS:
     with config.ignore_type():
       config.model[key.removeprefix('model.')] = literal(value)
     return
@@ -266,7 +275,7 @@ def model_field_types(name: str) -> dict[str, tuple[Any, Any]]:
 def _check_model_field(config: ConfigDict, key: str, value: Any) -> None:
   """ConfigError if the model of a config has no such field."""
   field = key.removeprefix('model.')
-  if field == 'name':
+  if key in _MODEL_KEYS:
     return
   try:
     fields = model_field_types(config.model.name)

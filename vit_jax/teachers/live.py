@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from vit_jax.inference import classifier
+from vit_jax.inference.loading import load_classifier
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.parallel import rules
 from vit_jax.preprocessing import NORMALIZATION
@@ -74,11 +74,13 @@ def load_live(
     normalize = model_info(name).preprocessing.normalize
     variables = jax.device_get(jax.jit(init)())
     return LiveTeacher(model, variables, size, normalize, None)
-  loaded = classifier.load_classifier(
-    weights, model=name or None, image_size=size
-  )
+  loaded = load_classifier(weights, model=name or None, image_size=size)
   return LiveTeacher(
-    loaded.model, loaded.variables, size, loaded.normalize, loaded.classes
+    loaded.model,
+    loaded.variables,
+    size,
+    loaded.preprocessing.normalize,
+    loaded.classes,
   )
 
 

@@ -27,7 +27,8 @@ from vit_jax.data import pack
 from vit_jax.data.pack_inputs import list_items
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.sources.source import Source
-from vit_jax.inference import classifier as classifier_lib
+from vit_jax.inference.classifier import Classifier
+from vit_jax.inference.loading import load_classifier
 from vit_jax.teachers.classes import check_classes
 from vit_jax.teachers.stored_logits import forward
 
@@ -129,7 +130,7 @@ class Predictions:
 
 
 def predict_all(
-  classifier: classifier_lib.Classifier,
+  classifier: Classifier,
   source: Source,
   k: int,
   *,
@@ -199,7 +200,7 @@ def pseudo_label(
   _check_arguments(threshold, per_class, max_labels)
   inputs = [data_dir] if isinstance(data_dir, (str, os.PathLike)) else data_dir
   source, out = Unlabelled(inputs), pathlib.Path(out).expanduser()
-  classifier = classifier_lib.load_classifier(weights, **options)
+  classifier = load_classifier(weights, **options)
   if not classifier.num_classes:
     raise ValueError(f'{weights} has no head: a teacher must name classes')
   classes = _classes(classifier, weights, split, out, soft)

@@ -23,7 +23,8 @@ from vit_jax.data import loader
 from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.source import Source
 from vit_jax.files import write_atomically
-from vit_jax.inference import classifier as classifier_lib
+from vit_jax.inference.classifier import Classifier
+from vit_jax.inference.loading import load_classifier
 from vit_jax.parallel.mesh import (
   BATCH,
   batch_shards,
@@ -126,7 +127,7 @@ def describe_logits(
 
 
 def forward(
-  classifier: classifier_lib.Classifier,
+  classifier: Classifier,
   source: Source,
   *,
   batch_size: int = 64,
@@ -198,7 +199,7 @@ def write_logits(
   """
   if dtype not in DTYPES:
     raise ValueError(f'dtype={dtype!r}; allowed: {", ".join(DTYPES)}')
-  classifier = classifier_lib.load_classifier(weights, **options)
+  classifier = load_classifier(weights, **options)
   if not classifier.num_classes:
     raise ValueError(f'{weights} has no head: a teacher must name classes')
   data = open_source(source, split=split, data_dir=data_dir, holdout=holdout)

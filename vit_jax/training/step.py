@@ -70,7 +70,7 @@ def make_train_step(
     A pure function to jit with the state donated. The batch has 'image'
     uint8 (B, H, W, 3), 'label' int (B,) or float (B, C).
   """
-  dtype = jnp.dtype(model.dtype)
+  dtype = jnp.dtype(getattr(model, 'dtype', jnp.float32))
   parts = config.optim.accumulate
   split = lambda tree: (
     tree

@@ -16,6 +16,8 @@ class WeightsMetadata:
 
   Attributes:
     model: registered name.
+    module: Python module that registers the model, '' for the models of this
+      package; see `models.registry.load_module`.
     fields: fields of the model that differ from those of its name.
     num_classes: outputs of the head.
     classes: names of the outputs, in order.
@@ -34,6 +36,7 @@ class WeightsMetadata:
   VERSION: ClassVar[int] = 1
 
   model: str | None = None
+  module: str = ''
   fields: dict[str, Any] = dataclasses.field(default_factory=dict)
   num_classes: int | None = None
   classes: tuple[str, ...] | None = None

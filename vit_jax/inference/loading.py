@@ -1,0 +1,113 @@
+"""Loads weights as a classifier: `load_classifier`.
+
+    classifier = load_classifier('runs/flowers')
+    classifier = load_classifier('ViT-B_16.npz', model='vit_b16')
+
+Workdirs, and files that `vit-jax convert` wrote, say which model they are for,
+how it is fed and what its classes are called. For other files the model has to
+be named.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from vit_jax.inference.classifier import Classifier
+from vit_jax.models.registry import create_model, load_module, model_info
+from vit_jax.preprocessing import as_size
+from vit_jax.weights import WeightsError, from_state_dict, inspect, read
+
+
+def load_classifier(
+  source: str | os.PathLike,
+  *,
+  model: str | None = None,
+  module: str = '',
+  image_size: int | Sequence[int] | None = None,
+  classes: Sequence[str] | None = None,
+  fields: Mapping[str, Any] | None = None,
+) -> Classifier:
+  """Loads weights, with all that is known about them.
+
+  Args:
+    source: workdir, step, .npz, .pth or .safetensors file, or hub name.
+    model: registered name; None is the name that the source says.
+    module: Python module that registers the model, see
+      `models.registry.load_module`; '' is the module that the source says.
+    image_size: in pixels, one number or (height, width); None is the size that
+      the weights are for.
+    classes: class names, instead of those that the source has.
+    fields: fields of the model that differ from those of its name.
+
+  Raises:
+    WeightsError: unreadable weights, or weights of another model.
+    ValueError: no such model or module, or the class names do not fit.
+  """
+  arrays, metadata, _ = read(source)
+  if metadata.average:
+    arrays, metadata, _ = read(source, average=True)
+  module = module or metadata.module
+  if module:
+    load_module(module)
+  name = model or metadata.model
+  if name is None:
+    raise WeightsError(_which_model(source, arrays))
+  all_fields = dict(metadata.fields if name == metadata.model else {})
+  all_fields.update(fields or {})
+  file_classes = all_fields.pop('num_classes', metadata.num_classes)
+  contents = inspect(
+    create_model(name, **all_fields),
+    arrays,
+    source_image_size=metadata.image_size,
+  )
+  if file_classes is None:
+    file_classes = contents.num_classes
+  if contents.representation_size and _has_representation_size(name):
+    all_fields.setdefault('representation_size', contents.representation_size)
+  preprocessing = metadata.preprocessing or model_info(name).preprocessing
+  size = as_size(image_size or contents.image_size or preprocessing.size)
+  net = create_model(name, file_classes, **all_fields)
+  variables, report = from_state_dict(
+    net, arrays, size, source=source, source_image_size=metadata.image_size
+  )
+  report.metadata = metadata
+  classifier = Classifier(
+    name=name,
+    num_classes=file_classes,
+    preprocessing=dataclasses.replace(preprocessing, size=size),
+    loss=metadata.loss,
+    variables=variables,
+    source=str(source),
+    model=net,
+    fields=all_fields,
+    module=module,
+    report=report,
+  )
+  if classes:
+    classifier.set_classes(classes)
+  elif metadata.classes and len(metadata.classes) == file_classes:
+    classifier.set_classes(metadata.classes)
+  return classifier
+
+
+def _has_representation_size(name: str) -> bool:
+  """Whether a model has the field for a layer before its head."""
+  fields = dataclasses.fields(model_info(name).module)
+  return any(field.name == 'representation_size' for field in fields)
+
+
+def _which_model(
+  source: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+) -> str:
+  """The message for weights that do not say which model they are for."""
+  from vit_jax.inference.describe import matching_models
+
+  names = matching_models(arrays)
+  return f'{source} does not say which model it is for. ' + (
+    f'Its tensors fit {", ".join(names[:6])}: name it with --model.'
+    if names
+    else 'Name it with --model (vit-jax models lists them).'
+  )
