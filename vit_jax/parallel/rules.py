@@ -58,7 +58,7 @@ def _largest(shape: Sequence[int], axis: str, mesh: Mesh) -> P:
   return P(*[axis if i == best else None for i in range(best + 1)])
 
 
-def _check_rules(rules) -> None:
+def check_rules(rules) -> None:
   """ValueError for a rule that no parameters can satisfy."""
   for rule in rules:
     if len(rule) != 2 or not isinstance(rule[0], str):
@@ -157,7 +157,7 @@ def param_specs(
     ValueError: a rule that is wrong, or a parameter that no rule covers.
   """
   unsplit: list[str] = []
-  _check_rules(rules)
+  check_rules(rules)
   rules = tuple(map(tuple, rules)) + RULES[preset]
   specs = jax.tree_util.tree_map_with_path(
     lambda path, x: _spec(

@@ -1,16 +1,25 @@
-"""The recipe: every key a config may have, its default, and its checks.
+"""Checks a recipe before any work: keys, types, allowed values, combinations.
 
-A recipe `configs/X.py` starts from `default_config()` and overrides. Sections,
-in order: run, data, model, loss, optim, schedule, mesh, eval, log. Every key
-here is read by something; a key that is not here is an error, except in
-`model`, which takes the fields of the model class. `check` runs before
-anything is compiled.
+Everything that follows from the recipe alone is checked here, before data is
+opened or a model compiled. What also needs the data or the devices (class
+counts, the length in steps, divisibility by the mesh) is checked in
+`vit_jax.recipe.build`, which compiles nothing either.
+
+The allowed values of a key stand beside the code that reads the key.
 """
 
+from collections.abc import Callable
 import math
+import re
+import types
+import typing
+from typing import Any
 
-from vit_jax.data import crops, device_cache, transforms
-from vit_jax.data.decode import JPEG_DCT, check_jpeg_dct
+from ml_collections import ConfigDict
+
+from vit_jax.data import crops, decode, device_cache, transforms
+from vit_jax.models.registry import create_model
+from vit_jax.parallel import mesh, rules
 from vit_jax.preprocessing import (
   CROP_RESIZES,
   INTERPOLATIONS,
@@ -19,7 +28,10 @@ from vit_jax.preprocessing import (
 )
 from vit_jax.recipe.data import train_transform
 from vit_jax.recipe.keys import (
+  DTYPES,
   DURATIONS,
+  EVAL_SET_KEYS,
+  NAN_POLICIES,
   ConfigError,
   default_config,
   get,
@@ -29,16 +41,18 @@ from vit_jax.recipe.keys import (
   model_fields,
   preprocessing,
 )
+from vit_jax.recipe.overrides import model_field_types
+from vit_jax.recipe.values import describe_default, nearest_word, type_name
 from vit_jax.training import losses, mixing, optimizers, schedules
 
-_CHOICES = {
-  'run.dtype': ('auto', 'float32', 'bfloat16'),
-  'run.nan': ('stop', 'skip'),
+_CHOICES: dict[str, tuple[str, ...]] = {
+  'run.dtype': DTYPES,
+  'run.nan': NAN_POLICIES,
   'data.crop': transforms.CROPS,
   'data.crop_sampling': tuple(crops.SAMPLERS),
   'data.interpolation': transforms.TRAIN_INTERPOLATIONS,
   'data.rounding': ROUNDINGS,
-  'data.jpeg_dct': JPEG_DCT,
+  'data.jpeg_dct': decode.JPEG_DCT,
   'data.normalize': tuple(NORMALIZATION),
   'data.device_cache': device_cache.MODES,
   'data.mix_style': tuple(mixing.PARTNERS),
@@ -49,36 +63,187 @@ _CHOICES = {
   'optim.decay_style': optimizers.DECAY_STYLES,
   'optim.state_dtype': optimizers.STATE_DTYPES,
   'schedule.name': schedules.SCHEDULES,
-  'mesh.preset': ('data', 'zero', 'fsdp', 'fsdp_tensor'),
+  'mesh.preset': mesh.PRESETS,
   'eval.crop_resize': CROP_RESIZES,
   'eval.interpolation': INTERPOLATIONS,
   'eval.rounding': ROUNDINGS,
 }
-_FRACTIONS = (
-  'data.flip',
-  'data.switch_prob',
-  'data.mix_prob',
-  'data.erasing',
-  'loss.label_smoothing',
-  'loss.distill_alpha',
-  'optim.ema',
-  'data.holdout',
-  'data.max_bad_fraction',
-)
-_POSITIVE = (
-  'data.batch_size',
-  'data.image_size',
-  'data.repeats',
-  'data.repeat_groups',
-  'data.prefetch',
-  'optim.accumulate',
-  'log.every_steps',
-  'log.keep_latest',
+
+# Limits of numbers: what is allowed in words, the test, and the keys. A key
+# that may be None is only tested if it is set.
+_Limit = tuple[str, Callable[[float], bool], tuple[str, ...]]
+_LIMITS: tuple[_Limit, ...] = (
+  (
+    'at least 1',
+    lambda x: x >= 1,
+    (
+      'run.steps',
+      'run.examples',
+      'data.num_classes',
+      'data.num_examples',
+      'data.batch_size',
+      'data.image_size',
+      'data.image_width',
+      'data.resize',
+      'data.device_resize',
+      'data.repeats',
+      'data.repeat_groups',
+      'data.threads',
+      'data.prefetch',
+      'data.mix_groups',
+      'loss.teacher_image_size',
+      'loss.cosine_reg_blocks',
+      'optim.accumulate',
+      'optim.lr_batch',
+      'schedule.cycle_limit',
+      'eval.batch_size',
+      'eval.every_steps',
+      'log.every_steps',
+      'log.checkpoint_steps',
+      'log.keep_latest',
+      'log.keep_every_steps',
+    ),
+  ),
+  (
+    'in [0, 1]',
+    lambda x: 0 <= x <= 1,
+    (
+      'data.holdout',
+      'data.flip',
+      'data.max_bad_fraction',
+      'data.switch_prob',
+      'data.mix_prob',
+      'data.erasing',
+      'loss.label_smoothing',
+      'loss.distill_alpha',
+    ),
+  ),
+  (
+    'in [0, 1)',
+    lambda x: 0 <= x < 1,
+    ('optim.b1', 'optim.b2', 'optim.momentum', 'optim.ema'),
+  ),
+  ('in (0, 1]', lambda x: 0 < x <= 1, ('optim.layer_decay',)),
+  (
+    'finite and more than 0',
+    lambda x: 0 < x < math.inf,
+    (
+      'run.epochs',
+      'loss.distill_tau',
+      'optim.eps',
+      'schedule.power',
+      'schedule.timescale',
+      'schedule.factor',
+      'schedule.cycle_mul',
+      'schedule.cycle_decay',
+      'schedule.k_decay',
+      'eval.every_epochs',
+    ),
+  ),
+  (
+    'finite and not negative',
+    lambda x: 0 <= x < math.inf,
+    (
+      'data.pad',
+      'data.color_jitter',
+      'data.workers',
+      'data.mixup',
+      'data.cutmix',
+      'loss.token_weight',
+      'loss.cosine_reg',
+      'optim.lr',
+      'optim.weight_decay',
+      'optim.clip',
+      'schedule.warmup_steps',
+      'schedule.warmup_epochs',
+      'schedule.warmup_examples',
+      'schedule.warmup_init',
+      'schedule.end',
+      'schedule.shift',
+      'schedule.cooldown_steps',
+      'schedule.cooldown_epochs',
+      'schedule.epoch_lag',
+      'eval.crop',
+      'log.checkpoint_minutes',
+      'log.keep_best',
+    ),
+  ),
+  ('in [0, 2^32)', lambda x: 0 <= x < 2**32, ('run.seed',)),
+  (
+    '-1, which lets the preset choose, or at least 1',
+    lambda x: x == -1 or x >= 1,
+    ('mesh.fsdp', 'mesh.tensor'),
+  ),
 )
 
 
-def _check_durations(config) -> None:
-  """At most one unit of every length; a training run must have one."""
+def check(config: ConfigDict) -> None:
+  """Raises ConfigError for a recipe that cannot work.
+
+  The message names the key and its value, and says what is allowed.
+  """
+  _check_keys(config)
+  _check_types(config)
+  for key, allowed in _CHOICES.items():
+    if get(config, key) not in allowed:
+      raise ConfigError(
+        f'{key}={get(config, key)!r}; allowed: {", ".join(map(repr, allowed))}'
+      )
+  for words, fits, keys in _LIMITS:
+    for key in keys:
+      value = get(config, key)
+      if value is not None and not fits(value):
+        raise ConfigError(f'{key}={value}; must be {words}')
+  _check_durations(config)
+  _check_data(config)
+  _check_loss(config)
+  _check_training(config)
+  _check_model(config)
+
+
+def _check_keys(config: ConfigDict) -> None:
+  """Every section and key of the config is one of the defaults."""
+  default = default_config()
+  for section in config:
+    if section not in default:
+      raise ConfigError(
+        f'there is no section {section!r}; sections: {", ".join(default)}'
+      )
+    if section == 'model':
+      continue
+    for key in config[section]:
+      if key not in default[section]:
+        nearest = nearest_word(key, default[section])
+        raise ConfigError(
+          f'there is no key {section}.{key}; the nearest is '
+          f'{section}.{nearest}, {describe_default(section, nearest)}'
+        )
+
+
+def _check_types(config: ConfigDict) -> None:
+  """Every value has the type of its default; None only where that is None."""
+  default = default_config()
+  for section in default:
+    for key in default[section]:
+      value, kind = config[section][key], default[section].get_type(key)
+      if value is None:
+        fits = default[section][key] is None
+      elif kind is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+      elif kind is int:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+      elif kind is tuple:
+        fits = isinstance(value, tuple | list)
+      else:
+        fits = isinstance(value, kind)
+      if not fits:
+        raise ConfigError(
+          f'{section}.{key}={value!r}; must be {describe_default(section, key)}'
+        )
+
+
+def _check_durations(config: ConfigDict) -> None:
+  """At most one unit of every length is set; a training run has a length."""
   for group in DURATIONS:
     given = [key for key in group if get(config, key)]
     required = group[0] == 'run.steps' and not config.run.eval_only
@@ -95,79 +260,111 @@ def _check_durations(config) -> None:
       )
 
 
-def check(config) -> None:
-  """Raises ConfigError for values that cannot work, before any work.
-
-  What needs the data or the devices (class counts, divisibility by the mesh)
-  is checked by `train.train_and_evaluate`, still before compilation.
-  """
-  default = default_config()
-  for section in config:
-    if section not in default:
-      raise ConfigError(
-        f'unknown section {section!r}; sections: {", ".join(default)}'
-      )
-    if section != 'model':
-      for key in config[section]:
-        if key not in default[section]:
-          raise ConfigError(
-            f'unknown key {section}.{key}; {section} has '
-            f'{", ".join(default[section])}'
-          )
-  for key, allowed in _CHOICES.items():
-    if get(config, key) not in allowed:
-      raise ConfigError(
-        f'{key}={get(config, key)!r}; allowed: {", ".join(map(repr, allowed))}'
-      )
-  for key in _FRACTIONS:
-    if not 0 <= get(config, key) <= 1:
-      raise ConfigError(f'{key}={get(config, key)}; must be in [0, 1]')
-  for key in _POSITIVE:
-    if get(config, key) < 1:
-      raise ConfigError(f'{key}={get(config, key)}; must be at least 1')
-  for key in (
-    'optim.lr',
-    'optim.weight_decay',
-    'optim.clip',
-    'data.mixup',
-    'data.cutmix',
-    'eval.crop',
-  ):
-    value = get(config, key)
-    if not math.isfinite(value) or value < 0:
-      raise ConfigError(f'{key}={value}; must be finite and not negative')
-  _check_durations(config)
-  if config.data.batch_size % config.optim.accumulate:
-    raise ConfigError(
-      f'data.batch_size={config.data.batch_size} is not divisible by '
-      f'optim.accumulate={config.optim.accumulate}'
-    )
-  if config.loss.distill != 'none' and not config.loss.teacher_weights:
-    raise ConfigError(
-      f'loss.distill={config.loss.distill!r} needs loss.teacher_weights: a '
-      'workdir, a file (with the model name in loss.teacher), or stored '
-      'logits'
-    )
-  if config.loss.name == 'sigmoid' and config.loss.distill == 'hard':
-    raise ConfigError("loss.distill='hard' goes with loss.name='softmax'")
-
+def _check_data(config: ConfigDict) -> None:
+  """Transforms, RandAugment, evaluation images, and groups of the batch."""
+  data = config.data
   try:
-    check_jpeg_dct(config.data.jpeg_dct)
+    decode.check_jpeg_dct(data.jpeg_dct)
     train_transform(config, host_shape(config))
     preprocessing(config)
   except ValueError as e:
     raise ConfigError(str(e)) from e
-  if config.data.batch_size % config.data.repeat_groups:
+  for key in ('data.repeat_groups', 'data.mix_groups', 'optim.accumulate'):
+    if data.batch_size % get(config, key):
+      raise ConfigError(
+        f'{key}={get(config, key)} must divide data.batch_size='
+        f'{data.batch_size}'
+      )
+  if data.repeats > data.batch_size:
     raise ConfigError(
-      f'data.repeat_groups={config.data.repeat_groups} must divide '
-      f'data.batch_size={config.data.batch_size}'
+      f'data.repeats={data.repeats} must not be more than data.batch_size='
+      f'{data.batch_size}: an image is repeated within a batch'
+    )
+  for name, spec in config.eval.sets.items():
+    unknown = sorted(set(spec) - set(EVAL_SET_KEYS))
+    if unknown:
+      raise ConfigError(
+        f'eval.sets.{name}: there is no key {unknown[0]!r}; allowed: '
+        f'{", ".join(EVAL_SET_KEYS)}'
+      )
+
+
+def _check_loss(config: ConfigDict) -> None:
+  """Targets and teacher."""
+  loss = config.loss
+  labels = tuple(loss.label_range)
+  if len(labels) != 2 or not 0 <= labels[0] < labels[1] <= 1:
+    raise ConfigError(
+      f'loss.label_range={labels}; must be (off, on) with 0 <= off < on <= 1'
+    )
+  if loss.distill != 'none' and not loss.teacher_weights:
+    raise ConfigError(
+      f'loss.distill={loss.distill!r} needs loss.teacher_weights: a workdir, a '
+      'file (with the name of its model in loss.teacher), or stored logits'
+    )
+  if loss.name != 'softmax' and loss.distill == 'hard':
+    raise ConfigError(
+      f"loss.distill='hard' needs loss.name='softmax', not {loss.name!r}"
+    )
+  if config.eval.ema and not config.optim.ema:
+    raise ConfigError(
+      'eval.ema=True needs averaged parameters: set optim.ema, such as 0.9999'
     )
 
-  load_model_module(config)
-  from vit_jax.models.registry import create_model
 
+def _check_training(config: ConfigDict) -> None:
+  """Schedule, regular expressions over parameters, and the profiler."""
   try:
-    model = create_model(config.model.name, **model_fields(config))
+    # The length is not known here; a long one leaves the other checks.
+    schedules.make_schedule(
+      config.schedule,
+      config.optim,
+      total_steps=10**9,
+      steps_per_epoch=1,
+      batch_size=config.data.batch_size,
+    )
+    rules.check_rules(config.mesh.rules)
+  except ValueError as e:
+    raise ConfigError(str(e)) from e
+  patterns = [('optim.decay_mask', config.optim.decay_mask)]
+  for group in config.optim.groups:
+    if len(group) != 2 or not isinstance(group[0], str):
+      raise ConfigError(
+        f"optim.groups: {group!r} must be (regex, {{'lr': factor, 'decay': "
+        'factor})'
+      )
+    patterns.append(('optim.groups', group[0]))
+  for key, pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as e:
+      raise ConfigError(
+        f'{key}: {pattern!r} is not a regular expression: {e}'
+      ) from e
+  steps = tuple(config.log.profile_steps)
+  if steps and not (len(steps) == 2 and 0 <= steps[0] < steps[1]):
+    raise ConfigError(
+      f'log.profile_steps={steps}; must be (first, last) with first < last, or '
+      '() for none'
+    )
+
+
+def _check_model(config: ConfigDict) -> None:
+  """The model exists, its fields have their types, and its patches fit."""
+  load_model_module(config)
+  try:
+    fields = model_fields(config)
+    known = model_field_types(config.model.name)
+    for name, value in fields.items():
+      if name in known and not _fits(value, known[name][0]):
+        annotation, default = known[name]
+        raise ConfigError(
+          f'model.{name}={value!r}; must be {type_name(annotation)}; the '
+          f'default is {default!r}'
+        )
+    model = create_model(config.model.name, **fields)
+  except ConfigError:
+    raise
   except ValueError as e:
     raise ConfigError(f'model: {e}') from e
   patch = getattr(model, 'patch_size', None)
@@ -176,6 +373,24 @@ def check(config) -> None:
     height, width = image_shape(config)
     if ph > height or pw > width:
       raise ConfigError(
-        f'model.patch_size={patch} is larger than the image {height}x{width}'
-        ': raise data.image_size or take a smaller patch'
+        f'model.patch_size={patch} is larger than the image {height}x{width}: '
+        'raise data.image_size or take a smaller patch'
       )
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+  """Whether a value has an annotated type; True for types that say little."""
+  origin = typing.get_origin(annotation)
+  if origin in (types.UnionType, typing.Union):
+    return any(_fits(value, a) for a in typing.get_args(annotation))
+  if annotation in (None, types.NoneType):
+    return value is None
+  if annotation is bool or annotation is str:
+    return isinstance(value, annotation)
+  if annotation is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  if annotation is float:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  if annotation is tuple or origin is tuple:
+    return isinstance(value, tuple | list)
+  return True

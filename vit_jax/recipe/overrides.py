@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from vit_jax.preprocessing import as_size
 from vit_jax.recipe.keys import (
   DURATIONS,
+  EVAL_SET_KEYS,
   ConfigError,
   default_config,
   get,
@@ -39,7 +40,6 @@ from vit_jax.recipe.values import (
 
 # Keys of the section `model` that are not fields of the model.
 _MODEL_KEYS = ('model.name', 'model.module')
-_SET_KEYS = ('source', 'dir', 'split')  # of each entry of eval.sets
 
 
 def load_config(source: str, overrides: Mapping[str, Any] | None = None):
@@ -242,10 +242,10 @@ def _set_image_size(config: ConfigDict, value: Any) -> None:
 def _set_eval_set(config: ConfigDict, key: str, value: Any) -> None:
   """Sets eval.sets.NAME.FIELD, and adds the set if there is none."""
   name, _, field = key.removeprefix('eval.sets.').rpartition('.')
-  if not name or field not in _SET_KEYS:
+  if not name or field not in EVAL_SET_KEYS:
     raise ConfigError(
       f'{key}={value}: a key of an eval set is eval.sets.NAME.FIELD with '
-      f'FIELD one of {", ".join(_SET_KEYS)}'
+      f'FIELD one of {", ".join(EVAL_SET_KEYS)}'
     )
   with config.ignore_type():
     if name not in config.eval.sets:

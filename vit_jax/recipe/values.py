@@ -97,6 +97,12 @@ def _describe(kind: type | None, default: Any) -> str:
   return f'{words}{none}{name}; the default is {default!r}'
 
 
+def describe_default(section: str, name: str) -> str:
+  """What the value of a key must be, and its default."""
+  keys = default_config()[section]
+  return _describe(keys.get_type(name), keys[name])
+
+
 def default_of(key: str) -> Any:
   """The default of a key; None if there is no such key."""
   parent, name = _find_default(key)
@@ -140,7 +146,7 @@ def _no_such_key(key: str) -> str:
       f'the model (model.name, a text, by default {keys.name!r}) and fields of '
       'its class'
     )
-  described = _describe(keys.get_type(nearest), keys[nearest])
+  described = describe_default(section, nearest)
   return (
     f'there is no such key; the nearest is {section}.{nearest}, {described}'
   )
