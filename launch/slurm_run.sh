@@ -2,7 +2,7 @@
 # Submits training to SLURM: NODES x GPUS processes, one per GPU.
 #
 #   NODES=2 GPUS=8 launch/slurm_run.sh \
-#     --config=configs/deit_b16_i1k.py --workdir=/shared/deit_b16
+#     --config=configs/deit_i1k.py:b16 --workdir=/shared/deit_b16
 #
 # Variables: NODES (1), GPUS per node (8), PYTHON (the virtual environment's,
 # default python), SBATCH_FLAGS (e.g. '--partition=gpu --account=x'),
