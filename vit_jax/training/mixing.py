@@ -111,8 +111,10 @@ def draw_mixing(
       Slice i holds the examples i, i + slices, ...
 
   Returns:
-    One coefficient, box and choice for each of `mix_groups` groups, spread over
-    their examples: group i holds the examples i, i + groups, ...
+    One coefficient, box and choice for each of `mix_groups` groups, given to
+    all of its examples. Group g is the g-th contiguous block of the batch, as
+    in a batch normalization with groups; `data.repeat_groups` spreads repeated
+    images over the groups.
   """
   batch, height, width, _ = shape
   groups = cfg.mix_groups
@@ -122,9 +124,7 @@ def draw_mixing(
     drawn = jax.vmap(lambda k: _draw_one(k, cfg, height, width))(
       jax.random.split(key, groups)
     )
-  lam, box, cut = (
-    jnp.tile(x, (batch // groups, *(1,) * (x.ndim - 1))) for x in drawn
-  )
+  lam, box, cut = (jnp.repeat(x, batch // groups, axis=0) for x in drawn)
   partner = None
   if cfg.mix_style == 'permute':
     partner = _draw_partners(jax.random.fold_in(key, 1), batch, slices)
@@ -138,8 +138,8 @@ def _partner_of(mixing: Mixing, style: str, groups: int):
     return lambda x: x[mixing.partner]
 
   def partner(x):
-    grouped = x.reshape(x.shape[0] // groups, groups, *x.shape[1:])
-    return find(grouped).reshape(x.shape)
+    grouped = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+    return jax.vmap(find)(grouped).reshape(x.shape)
 
   return partner
 
@@ -164,8 +164,7 @@ def apply_mixing(
     targets: array (B, ...) or a tree of them, mixed by `mixing.lam`.
     mixing: the drawn numbers.
     style: key of PARTNERS.
-    groups: examples are mixed within groups; group i holds the examples i,
-      i + groups, ...
+    groups: examples are mixed within so many contiguous blocks.
 
   Returns:
     Mixed images and targets.
