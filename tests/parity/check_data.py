@@ -282,16 +282,14 @@ def check_decode(case: Case, key: str, name: str, image: str) -> None:
 def check_recipe(case: Case, key: str, name: str, image: str) -> None:
   """The recipes of big_vision (bv_) and vision_transformer (vit_jax_)."""
   pixels, want = case.inputs[image], case.outputs[key]
+  big_vision = name.startswith('bv_')
   atol = case.meta['tolerance'][
-    'float_atol_from_uint8' if name.startswith('bv_') else 'vit_jax_float_atol'
+    'float_atol_from_uint8' if big_vision else 'vit_jax_float_atol'
   ]
-  google_recipe = name.startswith('bv_')
   config = load_config(
-    'configs/vit_s16_i1k.py' if google_recipe else 'configs/finetune.py'
+    'configs/vit_s16_i1k.py' if big_vision else 'configs/finetune.py'
   )
   config.data.image_size = want.shape[0]
-  if not google_recipe:
-    config.data.rounding = config.eval.rounding = 'none'
   if name.endswith('train_crop'):
     top, left, height, width = case.config['train_crop_box_y_x_h_w']
     transform = FixedCrop(
