@@ -83,7 +83,10 @@ FAMILIES = {
   'hybrid': Family(
     'r26_vit_s32',
     dict(_SMALL, patch_size=1, stem=(1, 1), stem_width=0.5),
-    wrong=(_REMAT, (dict(stem_width=0.3), 'gives 19 root channels')),
+    wrong=(
+      _REMAT,
+      (dict(stem_width=0.3), '19 channels cannot be split into the 32'),
+    ),
     incomplete=('official',),
   ),
   'bit': Family(
@@ -91,9 +94,9 @@ FAMILIES = {
     dict(num_layers=(1, 1), width_factor=0.5),
     wrong=(
       _REMAT,
-      (dict(width_factor=0.3), 'width_factor=0.3 gives 19 root channels'),
+      (dict(width_factor=0.3), '19 channels cannot be split into the 32'),
       (dict(num_layers=(1, 0)), 'every stage needs at least one unit'),
-      (dict(pool_padding='same'), "pool_padding='same'; allowed: 'zero'"),
+      (dict(pool_padding='same'), "pool_padding='same'; allowed: zero"),
     ),
   ),
   'bit_v1': Family(

@@ -41,6 +41,7 @@ from vit_jax.weights import (
   stack_blocks,
   to_state_dict,
 )
+from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.steps import load_params
 
 BATCH = 8
@@ -335,7 +336,7 @@ def test_formats_without_a_name_for_a_parameter_refuse_it():
 def test_saved_files_load(family, suffix, tmp_path):
   model, tree = FAMILIES[family].create(), variables(family)
   path = tmp_path / f'weights.{suffix}'
-  save_weights(tree, model, path, {'image_size': list(IMAGE_SIZE)})
+  save_weights(tree, model, path, WeightsMetadata(image_size=IMAGE_SIZE))
   same, report = load_pretrained(model, path)
   assert not report.reset and not report.left_over
   chex.assert_trees_all_equal(same, tree)
