@@ -1,4 +1,4 @@
-"""Batch normalization over the global batch or over equal groups of it."""
+"""Batch normalisation over the global batch or over equal groups of it."""
 
 from typing import Any
 
@@ -8,41 +8,29 @@ import jax.numpy as jnp
 
 
 class BatchNorm(nn.Module):
-  """Batch normalization (arXiv:1502.03167) with float32 statistics.
+  """Batch normalisation (arXiv:1502.03167) with float32 statistics.
 
-  Inside `jax.jit`, a batch that is sharded over devices is still one array, so
-  `groups=1` normalizes with the statistics of the whole global batch. The
-  PyTorch trainers of the released weights normalize each device's share of the
-  batch by itself. `groups` does the same for that number of shares, whatever
-  the number of devices here: group g is the g-th contiguous block of the batch.
-  With as many groups as devices, no statistics are communicated.
+  Inside `jax.jit` a batch that is sharded over devices is still one array, so
+  `groups=1` normalises with the statistics of the whole global batch. The
+  PyTorch trainers that the released weights come from normalise each device's
+  share by itself: `groups` = number of shares does that, whatever the number
+  of devices here. Group g is the g-th contiguous block of the batch, so with
+  as many groups as devices no statistics travel between them.
 
   Parameters `scale`, `bias` (C,); collection 'batch_stats': `mean`, `var` (C,),
-  running averages of the groups' mean statistics. With one group the numbers
-  are those of `nn.BatchNorm`.
-
-  Attributes:
-    momentum: of the running averages; 1 - PyTorch's momentum.
-    epsilon: added to the variance.
-    groups: number of groups with statistics of their own, in training.
-    axis: of the channels.
-    dtype: of the result.
+  running averages of the groups' mean statistics. With one group it computes
+  what `nn.BatchNorm` does.
   """
 
-  momentum: float = 0.9
+  momentum: float = 0.9  # 1 - PyTorch's momentum
   epsilon: float = 1e-5
   groups: int = 1
-  axis: int = -1
+  axis: int = -1  # of the channels
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Normalizes (B, ..., C), or any position of the channels.
-
-    Args:
-      x: the activations.
-      train: uses the statistics of the batch, and updates the running averages,
-        which are used otherwise.
+  def __call__(self, x, train: bool):
+    """(B, ..., C) -> the same shape; `train` uses and records the batch's own.
 
     Raises:
       ValueError: in training, if `groups` does not divide B.
