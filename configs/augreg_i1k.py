@@ -43,6 +43,8 @@ def get_config(arg=None):
   shared.augreg(c, model, switches, LEVELS)
   c.model.head_bias = -6.9
   c.model.representation_size = shared.width(c.model.name)
+  # big_vision adds its position table to the patches alone.
+  c.model.class_posemb = False
   if 'smoke' in switches:
     shared.smoke(c, representation_size=32)
   return c

@@ -59,7 +59,7 @@ def get_config(arg=None):
   c.data.resize, c.data.image_size = rule.resize, rule.crop
   if '448' in switches and rule.crop == 480:
     c.data.resize, c.data.image_size = 448, 384
-  c.data.mixup = rule.mixup
+  c.data.mixup, c.data.mix_style = rule.mixup, 'permute'
   c.optim.name, c.optim.lr = 'sgd', 0.003
   c.optim.accumulate = 8
   c.schedule.name = 'step'

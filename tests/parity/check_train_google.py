@@ -18,7 +18,7 @@ from vit_jax.training.mixing import Mixing
 # File of big_vision's configs: the recipe.
 BIG_VISION = {
   'vit_i1k': 'augreg_i1k:b16',
-  'vit_i21k': 'augreg_i21k:b16',
+  'vit_i21k': 'augreg_i21k:b16,big_vision',
   'vit_s16_i1k': 'vit_s16_i1k:s16',
   'mlp_mixer_i1k': 'mixer_i1k:b16',
   'bit_i1k': 'bit_i1k:r50x1,big_vision',
@@ -120,7 +120,10 @@ def _model_fields(c: dict) -> dict:
       'drop_path': 0.0,
     }
   rep = m.get('rep_size', False)
+  # big_vision adds its position table to the patches alone.
+  own = {'class_posemb': False} if m['pool_type'] == 'tok' else {}
   return {
+    **own,
     'patch_size': tuple(m['patch_size']),
     'width': m['width'],
     'depth': m['depth'],

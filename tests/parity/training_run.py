@@ -2,12 +2,13 @@
 
 `RecipeRun` loads a recipe from `configs/`, replaces sizes, data and those
 settings that the file records, builds it as training does, loads the recorded
-initial parameters and runs the step of `recipe.build.make_step` on the recorded
-batches. Random draws are replaced by the recorded ones; nothing else is.
+initial parameters and runs `make_train_step` on the recorded batches. Random
+draws are replaced by the recorded ones; nothing else is.
 """
 
 from collections.abc import Iterable
 import contextlib
+import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -19,11 +20,14 @@ import numpy as np
 import optax
 
 from vit_jax.models import volo
+from vit_jax.models.registry import model_info
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.recipe import build as recipe_build
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.overrides import load_recipe
 from vit_jax.training import mixing
+from vit_jax.training.state import init_state
+from vit_jax.training.step import make_train_step
 from vit_jax.weights import from_state_dict, to_state_dict
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -37,7 +41,30 @@ SIZES = (
   'data.mix_groups',
   'loss.teacher_weights',
   'mesh.preset',
-  'model.',
+  *(
+    f'model.{field}'
+    for field in (
+      'area_sizes',
+      'bn_groups',
+      'cls_',
+      'cnn_embed',
+      'depth',
+      'downsamples',
+      'drop_path',
+      'embed_dims',
+      'layers',
+      'mlp_',
+      'num_',
+      'outlook_attention',
+      'patch_size',
+      'post_layers',
+      'reattn',
+      'scan',
+      'stem_',
+      'tokens_mlp_dim',
+      'width',
+    )
+  ),
   'optim.accumulate',
   'run.epochs',
   'run.steps',
@@ -49,6 +76,8 @@ SIZES = (
   'schedule.cooldown_epochs',
 )
 
+WIDTHS = ('model.representation_size',)  # a size, unless there is none
+
 
 def load(recipe: str):
   """The recipe 'name:argument' of `configs/`."""
@@ -56,13 +85,23 @@ def load(recipe: str):
   return load_recipe(str(CONFIGS / f'{name}.py')).get_config(argument or None)
 
 
+def _current(config, section: str, name: str) -> Any:
+  """The value of a key, or the default of a field of the model."""
+  if section != 'model' or name in config.model:
+    return config[section].get(name)
+  entry = model_info(config.model.name)
+  defaults = {f.name: f.default for f in dataclasses.fields(entry.module)}
+  return entry.fields.get(name, defaults.get(name))
+
+
 def set_keys(config, settings: dict[str, Any]) -> list[str]:
   """Sets keys of a recipe; returns those, sizes apart, that changed."""
   changed = []
   for key, value in settings.items():
     section, name = key.split('.', 1)
-    before = config[section].get(name)
-    if before != value and not key.startswith(SIZES):
+    before = _current(config, section, name)
+    same = before == value or (before and value and key in WIDTHS)
+    if not same and not key.startswith(SIZES):
       changed.append(f'{key}: {before} -> {value}')
     with config.ignore_type():
       config[section][name] = value
@@ -126,9 +165,15 @@ class RecipeRun:
     self.model, self.schedule = run.model, run.schedule
     variables, report = from_state_dict(self.model, case.params, image_size)
     self.format = report.format
-    self.state = run.init_from(variables)
-    step = recipe_build.make_step(
-      run,
+    self.state = init_state(
+      jax.tree.map(jnp.asarray, variables), run.tx, config.optim
+    )
+    step = make_train_step(
+      config,
+      run.model,
+      run.tx,
+      run.schedule,
+      num_classes,
       teacher=(lambda _, images, batch: batch['teacher']) if teacher else None,
     )
     self._step = jax.jit(lambda *args: _with_draws(step, *args))
@@ -257,8 +302,10 @@ def _differences(case, prefix: str, named: dict[str, np.ndarray]):
     if name not in named:
       raise ValueError(f'{key}: the model has no {name}')
     value = np.asarray(named[name], np.float64)
-    if value.shape != want.shape:
+    squeezed = tuple(n for n in want.shape if n > 1)
+    if tuple(n for n in value.shape if n > 1) != squeezed:
       raise ValueError(f'{key}: shape {value.shape}, recorded {want.shape}')
+    value = value.reshape(want.shape)  # some vectors are kept as (1, 1, 1, C)
     want = want.astype(np.float64)
     yield (
       key,

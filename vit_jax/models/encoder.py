@@ -161,6 +161,8 @@ class Encoder(nn.Module):
     block: fields of `EncoderBlock` that all blocks share.
     posemb: one of `position.POSEMBS`.
     posemb_at: one of `position.POSEMB_PLACES`.
+    prefix_posemb: whether the table has rows for the tokens in front of the
+      patches.
     area_sizes: `area` of each leading area block.
     drop_path: rate of the last block; linear from 0 at the first.
     final_norm: whether there is a norm after the last block.
@@ -173,6 +175,7 @@ class Encoder(nn.Module):
   block: Mapping[str, Any]
   posemb: str = 'learn1d'
   posemb_at: str = 'stem'
+  prefix_posemb: bool = True
   area_sizes: tuple = ()
   drop_path: float = 0.0
   final_norm: bool = True
@@ -203,13 +206,15 @@ class Encoder(nn.Module):
       if self.posemb_at == 'every_layer' and self.posemb != 'sincos2d':
         block['posemb'] = self.posemb
       else:
+        rows = block['prefix'] if self.prefix_posemb else 0
         table = PositionEmbedding(
           self.posemb,
           block['grid'],
-          block['prefix'],
+          rows,
           INITIALIZERS[block['init_style']].table(width),
           name='posembed_input',
         )(width)
+        table = jnp.pad(table, ((0, 0), (block['prefix'] - rows, 0), (0, 0)))
     extra = ()  # what every block gets
     if table is not None and self.posemb_at == 'stem':
       x = x + table.astype(x.dtype)

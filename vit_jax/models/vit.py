@@ -67,6 +67,8 @@ class ViT(nn.Module):
       such layer.
     posemb: one of POSEMBS.
     posemb_at: one of POSEMB_PLACES.
+    class_posemb: whether the position table has a row for the class token, as
+      in the released files; big_vision adds its table to the patches alone.
     area_sizes: one (height, width) per leading block, the largest area of its
       area attention.
     stem: units per stage of a ResNet in front of the patches; () is the root
@@ -102,6 +104,7 @@ class ViT(nn.Module):
   representation_size: int | None = None
   posemb: str = 'learn1d'
   posemb_at: str = 'stem'
+  class_posemb: bool = True
   area_sizes: tuple = ()
   stem: tuple | None = None
   stem_width: float = 1.0
@@ -174,6 +177,7 @@ class ViT(nn.Module):
       ),
       posemb=self.posemb,
       posemb_at=self.posemb_at,
+      prefix_posemb=self.class_posemb,
       area_sizes=self.area_sizes,
       drop_path=self.drop_path,
       final_norm=not self.norm_after_pool,
@@ -234,6 +238,10 @@ class ViT(nn.Module):
       raise ValueError(
         f'posemb={self.posemb!r} has no table to add at '
         f"{self.posemb_at!r}; use posemb_at='stem'"
+      )
+    if not self.class_posemb and self.posemb_at == 'every_layer':
+      raise ValueError(
+        "class_posemb=False needs posemb_at='stem' or 'every_layer_shared'"
       )
     if len(self.area_sizes) > self.depth:
       raise ValueError(

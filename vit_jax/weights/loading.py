@@ -38,6 +38,7 @@ class Loader:
     self._shapes, self._grid = shapes, grid
     self._fmt, self._assigned = detected.fmt, detected.assigned
     self._arrays = detected.arrays
+    self._class_row: np.ndarray | None = None
     self._tables = Tables(
       model, detected.fmt, detected.arrays, source_image_size
     )
@@ -77,6 +78,8 @@ class Loader:
       else:
         self.fresh.append(path)
         self._report.add('reset', name, path, shape, 'not in the file')
+    if self._class_row is not None and 'params/cls' in flat:
+      flat['params/cls'] = flat['params/cls'] + self._class_row
     self._record_left_over(used, lacking, strict)
     return flat
 
@@ -135,6 +138,10 @@ class Loader:
     try:
       if TABLE.fullmatch(path):
         fit = self._tables.compare(tuple(released.shape), shape, self._grid)
+        if fit.file_leading and not getattr(self._model, 'class_posemb', True):
+          # The model adds no position to its class token: the token itself
+          # takes over what the file adds.
+          self._class_row = np.asarray(released[:, :1], np.float32)
         released, note = self._tables.fit(np.asarray(released), fit)
         grids = {'file_grid': fit.file_grid, 'grid': fit.grid}
         if fit.file_grid != fit.grid:

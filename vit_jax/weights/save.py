@@ -152,7 +152,7 @@ def _chunks(
   flat: dict[str, np.ndarray], model: nn.Module, fmt: str
 ) -> dict[str, list[np.ndarray]]:
   """Released name -> the arrays that are concatenated under it."""
-  if fmt == 'big_vision':
+  if fmt == 'big_vision' and getattr(model, 'class_posemb', True):
     flat = _fold_class_row(flat)
   assigned = naming.assign(naming.rules_of(model, fmt), flat)
   lost = [path for path in flat if path not in assigned]
