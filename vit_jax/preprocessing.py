@@ -132,7 +132,7 @@ def as_size(value: int | Sequence[int]) -> tuple[int, int]:
     ValueError: neither one nor two positive whole numbers.
   """
   try:
-    if isinstance(value, numbers.Integral):
+    if isinstance(value, int | numbers.Integral):
       height = width = operator.index(value)
     else:
       height, width = map(operator.index, value)

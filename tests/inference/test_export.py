@@ -1,9 +1,11 @@
 """An exported program gives the model's logits, for any batch size."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from vit_jax import create_model
@@ -89,6 +91,43 @@ def test_predict_with_an_exported_program(tmp_path, capsys):
   (tmp_path / 'x.stablehlo.json').unlink()
   assert parser.main(['predict', str(path), 'x.jpg']) == 1
   assert 'x.stablehlo.json' in capsys.readouterr().err
+
+
+def test_class_names_of_a_file_are_those_that_are_given(
+  weights, tmp_path, capsys
+):
+  """Also for an exported program; what it cannot follow is refused."""
+  path, names = str(tmp_path / 'x.stablehlo'), tmp_path / 'names.txt'
+  export.export(weights, path, platforms=('cpu',))
+  Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / 'x.png')
+  image = str(tmp_path / 'x.png')
+  names.write_text('azure\nemerald\nruby')
+  assert parser.main(['predict', path, image, '--classes', str(names)]) == 0
+  out = capsys.readouterr().out
+  assert all(name in out for name in ('azure', 'emerald', 'ruby'))
+  names.write_text('azure\nemerald')
+  assert parser.main(['predict', path, image, '--classes', str(names)]) == 1
+  assert '2 class names for a model of 3' in capsys.readouterr().err
+  assert parser.main(['predict', path, image, '--image-size', '32']) == 1
+  assert 'image_size cannot be chosen' in capsys.readouterr().err
+
+
+def test_pixels_that_are_not_rounded(weights, tmp_path):
+  """With rounding='none' the program takes float32 pixels."""
+  classifier = load_classifier(weights)
+  classifier.preprocessing = dataclasses.replace(
+    classifier.preprocessing, rounding='none'
+  )
+  described = export.describe(classifier)
+  assert described['input'] == 'float32 RGB images (batch, 16, 16, 3)'
+  images = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8)
+  batch = np.stack([classifier.read_image(image) for image in images])
+  assert batch.dtype == np.float32 and (batch % 1).any()
+  program = jax.export.deserialize(
+    bytearray(export.serialize(classifier, ('cpu',)))
+  )
+  logits, _ = classifier.run(list(images))
+  np.testing.assert_allclose(program.call(batch), logits, rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_options(tmp_path):

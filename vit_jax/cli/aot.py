@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import sys
+from typing import Any
 
 HELP = "compile a recipe's train step for a TPU without one"
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for topology, preset, remat in itertools.product(
       args.topology.split(','), presets, split(args.remat)
     ):
-      config = load_config(args.config, args.keys)
+      config: Any = load_config(args.config, args.keys)
       if preset is not None:
         config.mesh.preset = preset
         if args.sweep:

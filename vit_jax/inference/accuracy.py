@@ -75,9 +75,10 @@ def evaluate(
 
 def _open(data: str | os.PathLike, split: str | None) -> Source:
   """A split of a directory of images; see `evaluate` for the default."""
+  data = os.fspath(data)
   kind = directory_source(data)
   open_split = lambda split: open_source(
-    kind, split=split, data_dir=os.fspath(data), holdout=0.0
+    kind, split=split, data_dir=data, holdout=0.0
   )
   if split is not None:
     return open_split(split)

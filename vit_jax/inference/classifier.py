@@ -241,7 +241,7 @@ class Classifier(ImageClassifier):
       loss=self.loss,
     )
 
-  def normalize(self, images: jax.Array) -> jax.Array:
+  def normalize(self, images: jax.Array | np.ndarray) -> jax.Array:
     """Pixels in [0, 255] as float32 in the range that the model takes."""
     return augment.normalize(images, self.preprocessing.normalize, jnp.float32)
 
@@ -249,7 +249,10 @@ class Classifier(ImageClassifier):
     self, variables: Any, images: jax.Array
   ) -> tuple[jax.Array, dict[str, Any]]:
     """See `ImageClassifier.forward`."""
-    return self.model.apply(variables, self.normalize(images), train=False)
+    logits, intermediates = self.model.apply(  # pyright: ignore
+      variables, self.normalize(images), train=False
+    )
+    return logits, intermediates
 
   def run(
     self, images: Sequence[Image], *, attention: bool = False

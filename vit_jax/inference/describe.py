@@ -202,7 +202,9 @@ def _check(
   if contents.representation_size:
     fields['representation_size'] = contents.representation_size
   size = model_info(name).preprocessing.size
-  from_state_dict(create_model(name, **fields), arrays, size, source=source)
+  from_state_dict(
+    create_model(name, **fields), arrays, size, source=str(source)
+  )
 
 
 def matching_models(arrays: Mapping[str, np.ndarray]) -> list[str]:

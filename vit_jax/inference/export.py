@@ -195,7 +195,7 @@ def serialize_onnx(classifier: Classifier, batch: int | None = None) -> bytes:
 
 
 def _convert_to_onnx(logits, images: jax.ShapeDtypeStruct) -> bytes:
-  import jax2onnx
+  import jax2onnx  # pyright: ignore[reportMissingImports]
 
   # jax2onnx replaces functions of Flax while it traces, which breaks some
   # models. It gets a program that was traced before, without Flax in it.
@@ -205,7 +205,7 @@ def _convert_to_onnx(logits, images: jax.ShapeDtypeStruct) -> bytes:
 
 
 def _run_onnx(data: bytes, images: np.ndarray) -> np.ndarray:
-  import onnxruntime
+  import onnxruntime  # pyright: ignore[reportMissingImports]
 
   session = onnxruntime.InferenceSession(
     data, providers=['CPUExecutionProvider']

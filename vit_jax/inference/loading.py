@@ -71,7 +71,7 @@ def load_classifier(
   size = as_size(image_size or contents.image_size or preprocessing.size)
   net = create_model(name, file_classes, **all_fields)
   variables, report = from_state_dict(
-    net, arrays, size, source=source, source_image_size=metadata.image_size
+    net, arrays, size, source=str(source), source_image_size=metadata.image_size
   )
   report.metadata = metadata
   classifier = Classifier(
