@@ -285,6 +285,11 @@ def test_python_fine_tunes_and_uses_the_result(reader):
   summary = json.loads((reader / 'runs/flowers/summary.json').read_text())
   assert variables['accuracy'] == summary['results']['test']['top1']
   assert (reader / 'flowers.stablehlo').exists()
+  # A workdir loads without more arguments than the model.
+  model = vit_jax.create_model('vit_mu16', num_classes=2)
+  _, report = vit_jax.load_pretrained(model, 'runs/flowers')
+  assert report.image_size == (224, 224) and not report.reset
+  assert report.class_names == ('rose', 'tulip')
 
 
 def test_python_with_a_model_and_its_variables(reader, capsys):

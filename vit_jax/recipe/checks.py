@@ -25,6 +25,7 @@ from vit_jax.preprocessing import (
   INTERPOLATIONS,
   NORMALIZATION,
   ROUNDINGS,
+  as_size,
 )
 from vit_jax.recipe.data import train_transform
 from vit_jax.recipe.keys import (
@@ -369,9 +370,9 @@ def _check_model(config: ConfigDict) -> None:
     raise ConfigError(f'model: {e}') from e
   patch = getattr(model, 'patch_size', None)
   if patch is not None and getattr(model, 'stem', None) is None:
-    ph, pw = (patch, patch) if isinstance(patch, int) else patch
+    patch_height, patch_width = as_size(patch)
     height, width = image_shape(config)
-    if ph > height or pw > width:
+    if patch_height > height or patch_width > width:
       raise ConfigError(
         f'model.patch_size={patch} is larger than the image {height}x{width}: '
         'raise data.image_size or take a smaller patch'

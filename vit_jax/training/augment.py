@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.preprocessing import NORMALIZATION
+from vit_jax.preprocessing import NORMALIZATION, as_size
 from vit_jax.training.mixing import inside_box, mix
 
 
@@ -59,7 +59,7 @@ def resize(images, size):
   Returns:
     (B, height, width, 3) float32.
   """
-  height, width = (size, size) if isinstance(size, int) else size
+  height, width = as_size(size)
   rows = _bilinear(images.shape[1], height)
   columns = _bilinear(images.shape[2], width)
   x = images.astype(jnp.float32)
