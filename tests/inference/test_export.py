@@ -120,7 +120,7 @@ def test_pixels_that_are_not_rounded(weights, tmp_path):
   )
   described = export.describe(classifier)
   assert described['input'] == 'float32 RGB images (batch, 16, 16, 3)'
-  images = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8)
+  images = np.random.default_rng(0).integers(0, 256, (3, 23, 30, 3), np.uint8)
   batch = np.stack([classifier.read_image(image) for image in images])
   assert batch.dtype == np.float32 and (batch % 1).any()
   program = jax.export.deserialize(
