@@ -5,7 +5,6 @@ A recipe's `measure(config, directory)` calls these functions, and
 """
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 
 from vit_jax.analysis.similarity import layer_similarity, similar_blocks
@@ -14,9 +13,10 @@ from vit_jax.evaluation.fewshot import fewshot
 from vit_jax.inference.loading import load_classifier
 from vit_jax.recipe.build import open_eval_sets
 from vit_jax.recipe.keys import preprocessing
+from vit_jax.recipe.sections import Config
 
 
-def fewshot_accuracy(config: ConfigDict, directory, shots: int) -> float:
+def fewshot_accuracy(config: Config, directory, shots: int) -> float:
   """Few-shot accuracy of a run's features, in per cent.
 
   The mean of three draws of the support set (`vit_jax.evaluation.fewshot`), on
@@ -55,7 +55,7 @@ def fewshot_accuracy(config: ConfigDict, directory, shots: int) -> float:
 
 
 def similar_attention(
-  config: ConfigDict, directory, *, images: int = 16, threshold: float = 0.9
+  config: Config, directory, *, images: int = 16, threshold: float = 0.9
 ) -> float:
   """Share of blocks whose attention maps resemble the block before's.
 

@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.recipe.overrides import (
@@ -16,9 +15,10 @@ from vit_jax.recipe.overrides import (
   load_recipe,
   override,
 )
+from vit_jax.recipe.sections import Config
 
 # (config, directory of a finished run) -> {column of the table: value}.
-Measure = Callable[[ConfigDict, epath.Path], Mapping[str, float]]
+Measure = Callable[[Config, epath.Path], Mapping[str, float]]
 
 # Keys of a variant itself; all others are keys of the recipe.
 VARIANT_KEYS = ('arg', 'config', 'seeds', 'published')
@@ -39,7 +39,7 @@ class PlannedRun:
   variant: str
   seed: int
   directory: epath.Path
-  config: ConfigDict
+  config: Config
   measure: Measure | None = None
 
   @property
@@ -83,7 +83,7 @@ def variant_config(
   workdir: str | epath.Path,
   seed: int,
   overrides: Mapping[str, Any],
-) -> ConfigDict:
+) -> Config:
   """The config of one run: the recipe, then the variant, then the overrides."""
   path, _, arg = str(variant.get('config', recipe)).partition(':')
   arg = variant.get('arg', arg)

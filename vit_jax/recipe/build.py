@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.source import Source
@@ -21,6 +20,7 @@ from vit_jax.recipe.keys import (
   preprocessing,
   to_json,
 )
+from vit_jax.recipe.sections import Config
 from vit_jax.training import optimizers
 from vit_jax.training import state as state_lib
 from vit_jax.training.schedules import make_schedule
@@ -137,7 +137,7 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
 
 
 def run_metadata(
-  config: ConfigDict, source: Source, num_classes: int, parameters: int
+  config: Config, source: Source, num_classes: int, parameters: int
 ) -> WeightsMetadata:
   """The record that every checkpoint step of a run holds."""
   recipe = to_json(config)

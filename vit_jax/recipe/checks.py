@@ -15,8 +15,6 @@ import types
 import typing
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from vit_jax.data import crops, decode, device_cache, transforms
 from vit_jax.models.registry import create_model
 from vit_jax.parallel import mesh, rules
@@ -43,6 +41,7 @@ from vit_jax.recipe.keys import (
   preprocessing,
 )
 from vit_jax.recipe.overrides import model_field_types
+from vit_jax.recipe.sections import Config
 from vit_jax.recipe.values import describe_default, nearest_word, type_name
 from vit_jax.training import losses, mixing, optimizers, schedules
 
@@ -178,7 +177,7 @@ _LIMITS: tuple[_Limit, ...] = (
 )
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
   """Raises ConfigError for a recipe that cannot work.
 
   The message names the key and its value, and says what is allowed.
@@ -202,7 +201,7 @@ def check(config: ConfigDict) -> None:
   _check_model(config)
 
 
-def _check_keys(config: ConfigDict) -> None:
+def _check_keys(config: Config) -> None:
   """Every section and key of the config is one of the defaults."""
   default = default_config()
   for section in config:
@@ -221,7 +220,7 @@ def _check_keys(config: ConfigDict) -> None:
         )
 
 
-def _check_types(config: ConfigDict) -> None:
+def _check_types(config: Config) -> None:
   """Every value has the type of its default; None only where that is None."""
   default = default_config()
   for section in default:
@@ -243,7 +242,7 @@ def _check_types(config: ConfigDict) -> None:
         )
 
 
-def _check_durations(config: ConfigDict) -> None:
+def _check_durations(config: Config) -> None:
   """At most one unit of every length is set; a training run has a length."""
   for group in DURATIONS:
     given = [key for key in group if get(config, key)]
@@ -261,7 +260,7 @@ def _check_durations(config: ConfigDict) -> None:
       )
 
 
-def _check_data(config: ConfigDict) -> None:
+def _check_data(config: Config) -> None:
   """Transforms, RandAugment, evaluation images, and groups of the batch."""
   data = config.data
   try:
@@ -290,7 +289,7 @@ def _check_data(config: ConfigDict) -> None:
       )
 
 
-def _check_loss(config: ConfigDict) -> None:
+def _check_loss(config: Config) -> None:
   """Targets and teacher."""
   loss = config.loss
   labels = tuple(loss.label_range)
@@ -313,7 +312,7 @@ def _check_loss(config: ConfigDict) -> None:
     )
 
 
-def _check_training(config: ConfigDict) -> None:
+def _check_training(config: Config) -> None:
   """Schedule, regular expressions over parameters, and the profiler."""
   try:
     # The length is not known here; a long one leaves the other checks.
@@ -350,7 +349,7 @@ def _check_training(config: ConfigDict) -> None:
     )
 
 
-def _check_model(config: ConfigDict) -> None:
+def _check_model(config: Config) -> None:
   """The model exists, its fields have their types, and its patches fit."""
   load_model_module(config)
   try:

@@ -12,7 +12,6 @@ import pathlib
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from vit_jax.data.sources.opening import directory_source, open_source
 from vit_jax.models.registry import ModelInfo, model_info
@@ -22,6 +21,7 @@ from vit_jax.recipe.keys import (
   default_config,
   load_model_module,
 )
+from vit_jax.recipe.sections import Config
 from vit_jax.recipe.shared import set_preprocessing
 from vit_jax.weights.metadata import WeightsMetadata
 
@@ -78,7 +78,7 @@ def hyperrule(num_examples: int, width: int, height: int) -> HyperRule:
   )
 
 
-def set_length(config: ConfigDict, num_examples: int) -> None:
+def set_length(config: Config, num_examples: int) -> None:
   """Steps and warm-up for a data set of `num_examples` training images.
 
   The ViT's lengths equal BiT-HyperRule's: 500 steps below 20,000 images, 10,000
@@ -88,7 +88,7 @@ def set_length(config: ConfigDict, num_examples: int) -> None:
   config.run.steps, config.schedule.warmup_steps = rule.steps, rule.warmup_steps
 
 
-def set_optimizer(config: ConfigDict, rate: float | None = None) -> None:
+def set_optimizer(config: Config, rate: float | None = None) -> None:
   """The ViT's: SGD with momentum 0.9 in bfloat16, clip 1, no weight decay.
 
   Args:
@@ -119,7 +119,7 @@ def folder_config(
   seed: int = 0,
   module: str = '',
   fields: dict[str, Any] | None = None,
-) -> ConfigDict:
+) -> Config:
   """The recipe for fine-tuning on a folder of images.
 
   See `vit_jax.finetuning.finetune` for the arguments.
@@ -175,7 +175,7 @@ def folder_config(
 
 
 def _set_sizes(
-  config: ConfigDict,
+  config: Config,
   info: ModelInfo,
   image_size: int | tuple[int, int] | None,
 ) -> None:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe import sections
+from vit_jax.recipe.sections import Config
 
 DTYPES = ('auto', 'float32', 'bfloat16')
 NAN_POLICIES = ('stop', 'skip')
@@ -41,7 +42,7 @@ class ConfigError(ValueError):
   fix."""
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
   """All keys with their defaults. Batch sizes are global.
 
   Keys are locked, so that a misspelled one is an error.

@@ -28,6 +28,7 @@ from vit_jax.recipe.keys import (
   get,
   load_model_module,
 )
+from vit_jax.recipe.sections import Config
 from vit_jax.recipe.values import (
   FALSE,
   TRUE,
@@ -164,7 +165,7 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   return rest, overrides
 
 
-def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+def override(config: Config, overrides: Mapping[str, Any]) -> None:
   """Sets keys of a config, checked against their types.
 
   A text is read as its key's type: 3e-4, 10_000, true, (0.1, 1.0). For a key
@@ -199,7 +200,7 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
       _check_model_field(config, key, value)
 
 
-def _set(config: ConfigDict, key: str, value: Any) -> None:
+def _set(config: Config, key: str, value: Any) -> None:
   if key.startswith('model.') and key not in _MODEL_KEYS:
     with config.ignore_type():
       config.model[key.removeprefix('model.')] = literal(value)
@@ -218,13 +219,13 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
   _assign(config, key, converted)
 
 
-def _assign(config: ConfigDict, key: str, value: Any) -> None:
+def _assign(config: Config, key: str, value: Any) -> None:
   section, _, name = key.rpartition('.')
   with config.ignore_type():  # `convert` has made the type right
     get(config, section)[name] = value
 
 
-def _set_image_size(config: ConfigDict, value: Any) -> None:
+def _set_image_size(config: Config, value: Any) -> None:
   """Sets image_size, and image_width of (height, width); a square has none."""
   given = literal(value)
   try:
@@ -239,7 +240,7 @@ def _set_image_size(config: ConfigDict, value: Any) -> None:
   config.data.image_width = None if isinstance(given, int) else width
 
 
-def _set_eval_set(config: ConfigDict, key: str, value: Any) -> None:
+def _set_eval_set(config: Config, key: str, value: Any) -> None:
   """Sets eval.sets.NAME.FIELD, and adds the set if there is none."""
   name, _, field = key.removeprefix('eval.sets.').rpartition('.')
   if not name or field not in EVAL_SET_KEYS:
@@ -272,7 +273,7 @@ def model_field_types(name: str) -> dict[str, tuple[Any, Any]]:
   return result
 
 
-def _check_model_field(config: ConfigDict, key: str, value: Any) -> None:
+def _check_model_field(config: Config, key: str, value: Any) -> None:
   """ConfigError if the model of a config has no such field."""
   field = key.removeprefix('model.')
   if key in _MODEL_KEYS:

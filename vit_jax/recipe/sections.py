@@ -4,13 +4,17 @@ A key that may be None is a `placeholder` of its type. The comment above a key
 says what it does; its allowed values stand beside the code that reads it.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 placeholder = config_dict.placeholder
+# A ConfigDict. Type checkers do not know its keys, so they take it as it is.
+Config = Any
 
 
-def run() -> ConfigDict:
-  c = ConfigDict()
+def run() -> Config:
+  c: Config = ConfigDict()
   # Shown in the log.
   c.name = ''
   # The one seed: parameters, order of the data, augmentation, dropout.
@@ -35,9 +39,9 @@ def run() -> ConfigDict:
   return c
 
 
-def data() -> ConfigDict:
+def data() -> Config:
   """Source, and what the host does to the images."""
-  c = ConfigDict()
+  c: Config = ConfigDict()
   # 'digits', 'folder', 'packed', 'synthetic', or 'tfds:NAME' (array_record).
   c.source = 'digits'
   # Image folder, packed directory, or data_dir of TFDS.
@@ -119,10 +123,10 @@ def data() -> ConfigDict:
   return c
 
 
-def augmentation() -> ConfigDict:
+def augmentation() -> Config:
   """What the device does to a batch of training images, also in section
   data."""
-  c = ConfigDict()
+  c: Config = ConfigDict()
   # Alpha of the Beta distribution of mixup's and CutMix's coefficients; 0 for
   # none.
   c.mixup = 0.0
@@ -145,8 +149,8 @@ def augmentation() -> ConfigDict:
   return c
 
 
-def model() -> ConfigDict:
-  c = ConfigDict()
+def model() -> Config:
+  c: Config = ConfigDict()
   # Registered name (`vit-jax models`). Other keys of this section are fields of
   # the model's class, such as patch_size.
   c.name = 'vit_s16'
@@ -155,8 +159,8 @@ def model() -> ConfigDict:
   return c
 
 
-def loss() -> ConfigDict:
-  c = ConfigDict()
+def loss() -> Config:
+  c: Config = ConfigDict()
   # 'softmax', 'sigmoid' (summed over the classes) or 'bce' (DeiT's: averaged).
   c.name = 'softmax'
   c.label_smoothing = 0.0
@@ -186,8 +190,8 @@ def loss() -> ConfigDict:
   return c
 
 
-def optim() -> ConfigDict:
-  c = ConfigDict()
+def optim() -> Config:
+  c: Config = ConfigDict()
   # 'adamw', 'adam' (the same with big_vision's name), 'sgd' or 'adafactor'.
   c.name = 'adamw'
   # Peak learning rate. It is multiplied by data.batch_size / lr_batch if that
@@ -230,8 +234,8 @@ def optim() -> ConfigDict:
   return c
 
 
-def schedule() -> ConfigDict:
-  c = ConfigDict()
+def schedule() -> Config:
+  c: Config = ConfigDict()
   # One of `schedules.SCHEDULES`.
   c.name = 'cosine'
   # Length of the linear warm-up: at most one of the three.
@@ -273,8 +277,8 @@ def schedule() -> ConfigDict:
   return c
 
 
-def mesh() -> ConfigDict:
-  c = ConfigDict()
+def mesh() -> Config:
+  c: Config = ConfigDict()
   # Of `mesh.PRESETS`: 'data', 'zero', 'fsdp' or 'fsdp_tensor'.
   c.preset = 'data'
   # Devices on each axis; -1 lets the preset choose.
@@ -286,8 +290,8 @@ def mesh() -> ConfigDict:
   return c
 
 
-def eval() -> ConfigDict:
-  c = ConfigDict()
+def eval() -> Config:
+  c: Config = ConfigDict()
   # {name: {'source': ..., 'dir': ..., 'split': ...}}; by default the test split
   # of the training source.
   c.sets = ConfigDict()
@@ -315,8 +319,8 @@ def eval() -> ConfigDict:
   return c
 
 
-def log() -> ConfigDict:
-  c = ConfigDict()
+def log() -> Config:
+  c: Config = ConfigDict()
   c.every_steps = 50
   # How often the state is saved: at most one of the two; with none only at the
   # end.

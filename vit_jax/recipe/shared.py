@@ -3,9 +3,8 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from vit_jax.models.registry import list_models, model_info
+from vit_jax.recipe.sections import Config
 
 # Small sizes for each family of models, which the smoke variants use: the
 # longest prefix of the model's name counts.
@@ -95,7 +94,7 @@ def width(name: str) -> int:
   return model_info(name).fields['width']
 
 
-def imagenet(config: ConfigDict) -> None:
+def imagenet(config: Config) -> None:
   """ImageNet-1k as Google's recipes split it.
 
   The last percent of the training split is held out as 'minival', for choosing
@@ -113,7 +112,7 @@ def imagenet(config: ConfigDict) -> None:
   config.log.checkpoint_minutes = 20.0
 
 
-def tensorflow_crops(config: ConfigDict) -> None:
+def tensorflow_crops(config: Config) -> None:
   """Random crops as TensorFlow draws them: the height uniformly, not the area.
 
   `tf.image.sample_distorted_bounding_box` with the arguments of Google's
@@ -123,7 +122,7 @@ def tensorflow_crops(config: ConfigDict) -> None:
   config.data.area, config.data.aspect = (0.05, 1.0), (0.75, 1.33)
 
 
-def big_vision_images(config: ConfigDict) -> None:
+def big_vision_images(config: Config) -> None:
   """Training and test images as big_vision makes them.
 
   Pixels are truncated to integers. Test images are shrunk by `area`, the
@@ -137,7 +136,7 @@ def big_vision_images(config: ConfigDict) -> None:
   config.eval.interpolation = 'area'
 
 
-def imagenet_full(config: ConfigDict) -> None:
+def imagenet_full(config: Config) -> None:
   """ImageNet-1k as DeiT's family uses it: all training images, no hold-out."""
   config.data.source = 'tfds:imagenet2012'
   config.eval.sets = {'val': {'split': 'validation'}}
@@ -146,14 +145,14 @@ def imagenet_full(config: ConfigDict) -> None:
   config.mesh.preset = 'zero'
 
 
-def fewshot_on_imagenet(config: ConfigDict) -> None:
+def fewshot_on_imagenet(config: Config) -> None:
   """The few-shot probe of big_vision: the first 65,000 images are the pool."""
   config.eval.fewshot.update(
     source='tfds:imagenet2012', train='train[:65000]', test='validation'
   )
 
 
-def timm_augmentation(config: ConfigDict) -> None:
+def timm_augmentation(config: Config) -> None:
   """DeiT's augmentation (arXiv:2012.12877, table 9), as timm carries it out."""
   config.data.area = (0.08, 1.0)
   config.data.randaugment = 'rand-m9-mstd0.5-inc1'
@@ -163,7 +162,7 @@ def timm_augmentation(config: ConfigDict) -> None:
 
 
 def timm_schedule(
-  config: ConfigDict, *, warmup_epochs: float = 5.0, epoch_lag: int
+  config: Config, *, warmup_epochs: float = 5.0, epoch_lag: int
 ) -> None:
   """timm's cosine, constant within an epoch, from 1e-6 to 1e-5.
 
@@ -180,7 +179,7 @@ def timm_schedule(
   config.schedule.end = 1e-5
 
 
-def deit_finetuning(config: ConfigDict, image_size: int) -> None:
+def deit_finetuning(config: Config, image_size: int) -> None:
   """DeiT's fine-tuning at a larger size: 30 epochs at a constant 5e-6.
 
   The released code fine-tunes in evaluation mode, so there is no drop path
@@ -203,7 +202,7 @@ _HYBRIDS = {
 }
 
 
-def original_vit(config: ConfigDict, name: str, *, dropout: float) -> None:
+def original_vit(config: Config, name: str, *, dropout: float) -> None:
   """Model, loss and warm-up of the ViT paper's pre-training.
 
   A tanh layer before the head, sigmoid cross-entropy with head bias -10 and
@@ -250,7 +249,7 @@ AUGREG_SWITCHES = ('wd0.03', 'do0.1', 'sd0.1', *AUGREG)
 
 
 def augreg(
-  config: ConfigDict,
+  config: Config,
   model: str,
   switches: Collection[str],
   levels: Mapping[str, str],
@@ -286,7 +285,7 @@ def augreg(
   config.data.mix_style = 'google'
 
 
-def set_preprocessing(config: ConfigDict) -> None:
+def set_preprocessing(config: Config) -> None:
   """Normalization and evaluation transform of the authors of the model."""
   preprocessing = model_info(config.model.name).preprocessing
   config.data.normalize = preprocessing.normalize
@@ -296,7 +295,7 @@ def set_preprocessing(config: ConfigDict) -> None:
   config.eval.rounding = preprocessing.rounding
 
 
-def smoke(config: ConfigDict, **model_fields: Any) -> ConfigDict:
+def smoke(config: Config, **model_fields: Any) -> Config:
   """Shrinks a recipe to a few seconds on one CPU, on synthetic data.
 
   The kind of model, loss, optimizer and augmentation stay; sizes go.

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from vit_jax.models.registry import model_info
 from vit_jax.recipe.keys import ConfigError, default_config, to_json
+from vit_jax.recipe.sections import Config
 from vit_jax.weights.steps import find_step
 
 # Keys that a run may change when it goes on in its workdir: they do not touch
@@ -69,7 +69,7 @@ def _earlier(stored: Mapping[str, Any], model: str) -> dict[str, Any]:
   }
 
 
-def adopt_earlier(config: ConfigDict, workdir: str) -> list[str]:
+def adopt_earlier(config: Config, workdir: str) -> list[str]:
   """Sets what a run of an earlier version did without a key for it.
 
   Args:

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.recipe.keys import ConfigError, default_config
+from vit_jax.recipe.sections import Config
 
 NONE = ('', 'none', 'null')  # texts that unset a key, in any case
 TRUE, FALSE = ('true', 'yes', '1'), ('false', 'no', '0')
@@ -109,7 +110,7 @@ def default_of(key: str) -> Any:
   return None if parent is None else parent[name]
 
 
-def _find_default(key: str) -> tuple[ConfigDict | None, str]:
+def _find_default(key: str) -> tuple[Config | None, str]:
   """The section of the default config that has a key, and its name there."""
   *sections, name = key.split('.')
   parent = default_config()
