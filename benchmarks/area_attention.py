@@ -4,7 +4,7 @@
   python benchmarks/area_attention.py              all T and areas (an hour)
   python benchmarks/area_attention.py --tpu        the TPU compiler's estimates
 
-Forms: `ordinary` attention (layers.attend), `factored` and `explicit` area
+Forms: `ordinary` attention (attention.attend), `factored` and `explicit` area
 attention, and `peer`, the PyTorch package `area-attention` (PyPI) where it and
 torch are installed. Each as the attention alone and as a whole S/16 block,
 forward and forward + backward, float32 on a CPU, bfloat16 on accelerators.
@@ -62,7 +62,7 @@ MAXIMA = {'2': (1, 2), '3': (1, 3), '4': (1, 4), '2x2': (2, 2), '3x3': (3, 3)}
 
 
 def attend_fn(form: str, maximum: str, tokens: int):
-  """The function that takes the place of `layers.attend`."""
+  """The function that takes the place of `attention.attend`."""
   if form == 'ordinary':
     return attention.attend
   height, width = MAXIMA[maximum]
@@ -228,7 +228,7 @@ def estimate(topology: str, args):
   """Prints the estimates of a block for one TPU topology."""
   from jax.experimental import topologies
 
-  from vit_jax.models.area.factored import kernel_group
+  from vit_jax.models.area.kernel import heads_per_step
 
   device = topologies.get_topology_desc(
     platform='tpu', topology_name=topology
@@ -237,7 +237,7 @@ def estimate(topology: str, args):
   mesh = make_mesh(devices=[device])
   hertz = CLOCK[topology.split(':')[0]]
   heads = vit.SIZES[args.size][3]
-  steps = args.batch * heads // kernel_group(heads)
+  steps = args.batch * heads // heads_per_step(heads)
   base = None
   for maximum in args.areas or ('2', '4', '2x2'):
     for form in ('ordinary', 'kernel', 'factored', 'explicit'):

@@ -20,10 +20,9 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs import deit_i1k
 from vit_jax.parallel.mesh import make_mesh, put_batch
-from vit_jax.recipe.build import build
+from vit_jax.recipe.build import build, compile_step
 from vit_jax.teachers import live
 from vit_jax.teachers.teacher import make_teacher
-from vit_jax.training import step as step_lib
 
 CLASSES, EXAMPLES = 1000, 10_000
 
@@ -67,13 +66,7 @@ def measure(c, repeats: int):
     mesh,
   )
   with jax.set_mesh(mesh):
-    step = step_lib.compile_train_step(
-      step_lib.make_train_step(
-        c, run.model, run.tx, run.schedule, CLASSES, teacher=teacher
-      ),
-      run.shardings,
-      mesh,
-    )
+    step = compile_step(run, teacher=teacher)
     state = run.init()
     compiled = step.lower(state, batch, extras).compile()
     memory = compiled.memory_analysis()

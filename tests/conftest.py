@@ -1,5 +1,6 @@
 """Test setting: CPU processes with 8 virtual devices, strict arrays."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -25,10 +26,19 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Grain reads absl flags, and pytest never parses them.
 flags.FLAGS.mark_as_parsed()
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def free_compiled_programs():
+  """Frees what a test module compiled; JAX by itself keeps every program."""
+  yield
+  jax.clear_caches()
+  gc.collect()
 
 
 def pytest_unconfigure():

@@ -57,3 +57,35 @@ def bilinear_matrix(
   position = xp.clip(position, low, high)
   weights = triangle(position[:, None] - xp.arange(old)[None], xp)
   return weights.astype(np.float32)
+
+
+def aligned_matrix(old: int, new: int) -> np.ndarray:
+  """Linear interpolation with aligned corners: (new, old) weights, float64.
+
+  The first and the last new pixel are copies of the first and the last old one
+  (`scipy.ndimage.zoom(order=1)`).
+  """
+  position = np.linspace(0.0, old - 1.0, new) if new > 1 else np.zeros(1)
+  low = np.minimum(np.floor(position).astype(int), max(old - 2, 0))
+  high = np.minimum(low + 1, old - 1)
+  fraction = position - low
+  matrix = np.zeros((new, old))
+  np.add.at(matrix, (np.arange(new), low), 1.0 - fraction)
+  np.add.at(matrix, (np.arange(new), high), fraction)
+  return matrix
+
+
+def bicubic_matrix(old: int, new: int, a: float = -0.75) -> np.ndarray:
+  """Bicubic interpolation without antialias: (new, old) weights, float64.
+
+  Half-pixel centers; taps outside of the image read the edge. With the default
+  slope `a`, this is PyTorch's `interpolate(mode='bicubic')`.
+  """
+  position = (np.arange(new) + 0.5) * (old / new) - 0.5
+  first = np.floor(position).astype(int)
+  matrix = np.zeros((new, old))
+  for tap in (-1, 0, 1, 2):
+    weights = keys_cubic(position - (first + tap), a)
+    index = np.clip(first + tap, 0, old - 1)
+    np.add.at(matrix, (np.arange(new), index), weights)
+  return matrix

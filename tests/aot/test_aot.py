@@ -15,10 +15,9 @@ from vit_jax.aot.chips import parse_topology
 from vit_jax.aot.hlo import Program
 from vit_jax.cli import parser
 from vit_jax.parallel.mesh import BATCH, make_mesh
-from vit_jax.recipe.build import build
+from vit_jax.recipe.build import build, compile_step
 from vit_jax.recipe.keys import default_config
 from vit_jax.recipe.overrides import load_config
-from vit_jax.training import step
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -165,15 +164,7 @@ def compiled_program(preset, **mesh):
   }
   with jax.set_mesh(made):
     executable = (
-      step.compile_train_step(
-        step.make_train_step(
-          config, run.model, run.tx, run.schedule, 8, specs=run.update_specs
-        ),
-        run.shardings,
-        made,
-      )
-      .lower(run.abstract_state, batch, {})
-      .compile()
+      compile_step(run).lower(run.abstract_state, batch, {}).compile()
     )
   params = [x for x in jax.tree.leaves(run.abstract_state.params)]
   return Program(executable.as_text()).collectives(dict(made.shape)), params

@@ -17,7 +17,7 @@ from vit_jax.evaluation.exact import Evaluator
 from vit_jax.models.registry import create_model
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.preprocessing import Preprocessing
-from vit_jax.recipe.build import open_eval_sets
+from vit_jax.recipe.inputs import open_eval_sets
 from vit_jax.recipe.keys import ConfigError, model_fields, preprocessing
 
 CLASSES = 7

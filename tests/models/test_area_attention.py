@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from vit_jax.models.area import attention as attention_lib
-from vit_jax.models.area import factored
+from vit_jax.models.area import explicit
 from vit_jax.models.area.areas import Areas, num_areas
+from vit_jax.models.area.fused import fused
 from vit_jax.models.attention import MultiHeadDotProductAttention, attend
 from vit_jax.models.flops import forward_macs
 from vit_jax.models.registry import create_model
@@ -109,8 +110,8 @@ def test_statistics_are_those_of_an_explicit_loop(areas):
     'max': [i.max(0) for i in items],
     'std': [np.sqrt(i.var(0) + 1e-6) for i in items],
   }
-  for name in attention_lib.STATISTICS:
-    got = attention_lib.area_statistic(
+  for name in explicit.STATISTICS:
+    got = explicit.area_statistic(
       jnp.asarray(x, jnp.float32)[None], areas, name
     )
     np.testing.assert_allclose(got[0], want[name], rtol=2e-6, atol=1e-6)
@@ -122,7 +123,7 @@ def test_statistics_of_bfloat16_are_exact():
   x = jnp.asarray(
     np.random.default_rng(0).normal(size=(1, 577, 2)) * 50, jnp.bfloat16
   )
-  got = attention_lib.area_statistic(x, areas, 'sum')[0]
+  got = explicit.area_statistic(x, areas, 'sum')[0]
   want = np.stack(
     [i.sum(0) for i in definition(np.asarray(x[0], np.float64), areas)]
   )
@@ -194,9 +195,7 @@ def check_options(areas, value_mode, masked, top_k, rate, seed):
     mask[..., 0] = True
     mask = jnp.asarray(mask)
   if top_k:  # no two areas so close that rounding decides
-    logits = areas.reduce(
-      attention_lib._logits(*args[:2]), attention_lib.STATISTICS['mean']
-    )
+    logits = areas.reduce(explicit.item_logits(*args[:2]), explicit.mean)
     assume(float(jnp.diff(jnp.sort(logits), axis=-1).min()) > 1e-5)
   dropout = None
   if rate:
@@ -309,7 +308,7 @@ def test_kernel_is_the_jnp_program(areas, value_mode):
   @functools.partial(jax.jit, static_argnums=0)
   def both(program, args, g):
     out, pullback = jax.vjp(
-      lambda *x: factored.factored(*x, areas, value_mode, program), *args
+      lambda *x: fused(*x, areas, value_mode, program), *args
     )
     return (out, *pullback(g))
 
@@ -322,9 +321,9 @@ def test_kernel_runs_on_each_device_of_a_mesh():
   args = inputs(areas, batch=4)
   mesh = make_mesh('fsdp_tensor', fsdp=2)  # 2 x 2 x 2
   run = jax.jit(
-    lambda *x: jax.vjp(
-      lambda *y: factored.factored(*y, areas, 'sum', 'kernel'), *x
-    )[1](jnp.ones((4, 4, 2, 5)))
+    lambda *x: jax.vjp(lambda *y: fused(*y, areas, 'sum', 'kernel'), *x)[1](
+      jnp.ones((4, 4, 2, 5))
+    )
   )
   want = run(*args)
   with jax.set_mesh(mesh):
@@ -441,7 +440,7 @@ def test_bfloat16(impl):
   assert float(jnp.abs(out - exact).max()) < 0.03
 
 
-@pytest.mark.parametrize('mode', attention_lib.KEY_MODES)
+@pytest.mark.parametrize('mode', explicit.KEY_MODES)
 def test_module_of_every_key_mode(mode):
   """Parameters are those of section 7.1 and shared by the heads."""
   attention = attention_lib.AreaAttention((2, 3), (3, 4), key_mode=mode)
@@ -473,11 +472,11 @@ def test_sampled_keys_have_the_area_mean_and_deviation():
   areas = Areas((1, 6), (1, 3))
   k = jax.random.normal(jax.random.key(0), (1, 6, 1, 2))
   draws = jax.vmap(
-    lambda key: attention_lib.area_keys(k, areas, 'sample', noise=key)
+    lambda key: explicit.area_keys(k, areas, 'sample', noise=key)
   )(jax.random.split(jax.random.key(1), 4000))
   for name, got in (('mean', draws.mean(0)), ('std', draws.std(0))):
     np.testing.assert_allclose(
-      got, attention_lib.area_statistic(k, areas, name), atol=0.06
+      got, explicit.area_statistic(k, areas, name), atol=0.06
     )
 
 
@@ -506,35 +505,6 @@ def test_grid_that_is_not_the_patches():
   q, k, v = inputs(Areas((1, 8), (1, 2)))
   with pytest.raises(ValueError, match='8 tokens are neither the 2x3'):
     attention_lib.area_attend((2, 2), (2, 3))(q, k, v)
-
-
-@pytest.mark.parametrize(
-  'name, count',
-  [
-    ('aa_vit_ti16', 5_717_416),
-    ('aa_vit_s16', 22_050_664),
-    ('aa_vit_b16', 86_567_656),
-  ],
-)
-def test_parameters_are_those_of_the_plain_vit(name, count):
-  images = jnp.zeros((1, 224, 224, 3))
-  shapes = []
-  for sizes in (((1, 2), (1, 2)), ()):
-    model = create_model(name, area_sizes=sizes)
-    init = functools.partial(model.init, train=False)
-    shapes.append(
-      jax.tree.map(jnp.shape, jax.eval_shape(init, jax.random.key(0), images))
-    )
-  assert shapes[0] == shapes[1]
-  assert (
-    sum(
-      np.prod(s)
-      for s in jax.tree.leaves(
-        shapes[0], is_leaf=lambda x: isinstance(x, tuple)
-      )
-    )
-    == count
-  )
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from vit_jax.data.sources.opening import open_source
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import batch_slice, make_mesh, put_batch
 from vit_jax.recipe import data as recipe_data
-from vit_jax.recipe.build import Run, build
-from vit_jax.training import step
+from vit_jax.recipe.build import Run, build, compile_step
 
 STEPS, BATCH = 20, 24  # no parameter has an axis of 24
 CLASSES = 5
@@ -127,18 +126,7 @@ def trained(model: str, mesh_name: str) -> Trained:
     put = [put_batch(b, mesh) for b in batches()]
     # Quicker to compile; the collectives are the same.
     train_step = (
-      step.compile_train_step(
-        step.make_train_step(
-          config,
-          run.model,
-          run.tx,
-          run.schedule,
-          CLASSES,
-          specs=run.update_specs,
-        ),
-        run.shardings,
-        mesh,
-      )
+      compile_step(run)
       .lower(state, put[0], {})
       .compile({'xla_backend_optimization_level': 0})
     )
@@ -455,14 +443,3 @@ def test_meshes_that_do_not_fit(kwargs, says):
 )
 def test_mesh_shapes(kwargs, shape):
   assert tuple(make_mesh(**kwargs).shape.values()) == shape
-
-
-def test_the_table_names_every_parameter():
-  case = trained('vit', 'fsdp')
-  table = rules.describe(case.state.params, case.run.shardings.params)
-  lines = table.splitlines()
-  assert len(lines) == 2 + len(jax.tree.leaves(case.state.params))
-  assert re.search(r'(?m)^head/kernel +16x5 +80 +fsdp$', table)
-  assert re.search(r'(?m)^head/bias +5 +5 +replicated$', table)
-  total = sum(x.size for x in jax.tree.leaves(case.state.params))
-  assert lines[-1].split() == ['total', f'{total:,}']

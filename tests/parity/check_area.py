@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.parity.harness import kind
-from vit_jax.models.area import attention
+from vit_jax.models.area import attention, explicit
 from vit_jax.models.area.areas import Areas
 
 OUTPUT = re.compile(r'(mha\.)?key_(\w+)\.value_(\w+)\.top(\d+)')
@@ -79,8 +79,8 @@ def check_area(case):
   if len(areas.sizes) != c['num_areas']:
     raise ValueError(f'{len(areas.sizes)} areas, recorded {c["num_areas"]}')
   keys = jnp.asarray(case.inputs['k'][:1])
-  for name in attention.STATISTICS:
-    value = attention.area_statistic(keys, areas, name)[:, index]
+  for name in explicit.STATISTICS:
+    value = explicit.area_statistic(keys, areas, name)[:, index]
     case.compare(f'areas.{name}', value, tolerance)
     if name == 'std':
       case.compare('areas.std_fp64', value, tolerance)

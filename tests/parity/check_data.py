@@ -1,100 +1,346 @@
 """RandAugment operations and preprocessing against the recorded outputs."""
 
 import ast
+import dataclasses
+import re
 
 import numpy as np
 
-from tests.parity.harness import kind
+from tests.parity.harness import Case, kind
 from vit_jax.data import transforms
+from vit_jax.data.decode import check_jpeg_dct, decode
 from vit_jax.data.randaugment import google, timm
+from vit_jax.data.resize import resize
+from vit_jax.preprocessing import NORMALIZATION, Preprocessing
+from vit_jax.recipe import keys
+from vit_jax.recipe.overrides import load_config
+from vit_jax.training import augment
+
+# (method, antialias) of big_vision's ops: our name.
+INTERPOLATIONS = {
+  ('bilinear', False): 'bilinear',
+  ('bilinear', True): 'tf_bilinear_antialias',
+  ('bicubic', False): 'tf_bicubic',
+  ('bicubic', True): 'tf_bicubic_antialias',
+  ('area', False): 'area',
+  ('area', True): 'area',  # the official op ignores it
+}
+# Operations that move pixels, and the share of pixels of which rounding may
+# choose another neighbor.
+GEOMETRIC = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
+GEOMETRIC_TOLERANCE = 0.02
 
 
-def _compare_uint8(case, key, value):
-  """Equal, or one level apart: another backend than the recorded one."""
-  case.compare(key, value, tolerance=1.0)
+# --- RandAugment ------------------------------------------------------------
 
 
 @kind('big_vision_randaugment_ops')
-def check_google(case):
-  image = case.inputs['image']
+def check_big_vision_ops(case: Case) -> None:
   for key, args in case.config['op_args'].items():
-    _, op = google.GOOGLE[key.split('.')[0]]
-    _compare_uint8(case, key, op(image, *args))
+    name = key.split('.')[0]
+    _, op = google.GOOGLE[name]
+    compare_op(case, key, name, op(case.inputs['image'], *args))
+
+
+@kind('randaugment_ops_google')
+def check_google_ops(case: Case) -> None:
+  """OP.mLEVEL[.pos|.neg].IMAGE, and the boxes of cut-outs."""
+  for key in list(case.outputs):
+    name, level, *sign, image = key.split('.')
+    level = float(level.removeprefix('m'))
+    if image == 'boxes':
+      check_cutout(case, key, name, level)
+      continue
+    recorded = case.meta['args']['.'.join([name, f'm{level:g}', *sign])]
+    arguments, op = google.GOOGLE[name]
+    args = signed_arguments(arguments, level, sign, recorded)
+    compare_op(case, key, name, op(case.inputs[image], *args))
+
+
+def compare_op(case: Case, key: str, name: str, value: np.ndarray) -> None:
+  """One level apart at most; of a geometric operation few pixels differ."""
+  if name in GEOMETRIC and value.shape == case.outputs[key].shape:
+    differing = np.mean((value != case.outputs[key]).any(axis=-1))
+    case.outputs[key] = np.zeros(())
+    case.compare(key, differing, GEOMETRIC_TOLERANCE)
+  else:
+    case.compare(key, value, 1.0)
+
+
+def signed_arguments(arguments, level: float, sign: list, recorded: list):
+  """The product's own arguments of a level, of the recorded sign.
+
+  ValueError unless they are the recorded ones.
+  """
+  rng = np.random.default_rng(0)
+  for _ in range(100):
+    args = arguments(level, rng, tuple(recorded[-1]) if sign else ())
+    if not sign or (args[0] > 0) == (sign[0] == 'pos'):
+      break
+  ours = [list(a) if isinstance(a, tuple) else a for a in args]
+  same = len(ours) == len(recorded) and all(
+    np.allclose(a, b, rtol=1e-6) for a, b in zip(ours, recorded, strict=True)
+  )
+  if not same:
+    raise ValueError(f'arguments {ours} of level {level}, recorded {recorded}')
+  return args
+
+
+def check_cutout(case: Case, key: str, name: str, level: float) -> None:
+  """Every recorded box is one that our operation fills, at the same place."""
+  name, size = name.split('_')
+  size = int(size)
+  arguments, op = google.GOOGLE[name]
+  black = np.zeros((size, size, 3), np.uint8)
+  boxes = []
+  for top, left, height, width in case.outputs[key]:
+    half, _, _, fill = arguments(level, np.random.default_rng(0), (128,) * 3)
+    # The center, which an edge may hide: then the opposite edge tells it.
+    y = top + half if top > 0 else height - half
+    x = left + half if left > 0 else width - half
+    filled = op(black, half, (y + 0.5) / size, (x + 0.5) / size, fill)
+    rows, columns = (np.flatnonzero(filled[..., 0].any(a)) for a in (1, 0))
+    boxes.append([rows[0], columns[0], len(rows), len(columns)])
+  case.compare(key, np.array(boxes), tolerance=0.0)
 
 
 @kind('timm_randaugment_ops')
-def check_timm(case):
+def check_timm_ops(case: Case) -> None:
   image = case.inputs['image']
   for key, args in case.config['op_args'].items():
-    parts = key.split('.')
-    interpolation = next((p for p in parts if p in timm.RESAMPLING), 'bicubic')
+    name, *words = key.split('.')
+    interpolation = next((w for w in words if w in timm.RESAMPLING), 'bicubic')
     value = timm.timm_op(
-      parts[0], image, tuple(args), interpolation, tuple(case.config['fill'])
+      name, image, tuple(args), interpolation, tuple(case.config['fill'])
     )
     case.compare(key, value, tolerance=0.0)  # the same backend, Pillow
 
 
+# --- big_vision's preprocessing ---------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+  """One operation of a preprocessing string: name, arguments, options."""
+
+  name: str
+  args: tuple
+  options: dict
+
+
+def parse_ops(text: str) -> list[Op]:
+  """'resize(32)|central_crop(24)' -> its operations."""
+  ops = []
+  for word in text.split('|'):
+    call = ast.parse(word if word.endswith(')') else f'{word}()', mode='eval')
+    call = call.body
+    ops.append(
+      Op(
+        call.func.id,
+        tuple(ast.literal_eval(a) for a in call.args),
+        {k.arg: ast.literal_eval(k.value) for k in call.keywords},
+      )
+    )
+  return ops
+
+
+def interpolation_of(op: Op, default: str) -> str:
+  method = op.options.get('method', default)
+  return INTERPOLATIONS[method, op.options.get('antialias', False)]
+
+
+def pair(size) -> tuple[int, int]:
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def normalization_of(op: Op) -> str:
+  """Our name of a value range; ValueError if we have none."""
+  if op.name == 'vgg_value_range':
+    if op.args or op.options:
+      raise ValueError(f'{op} has a mean or deviation of its own')
+    return 'imagenet'
+  low, high = (*op.args, 0, 1)[:2] if len(op.args) != 1 else (op.args[0], 1)
+  for name, (mean, std) in NORMALIZATION.items():
+    ends = [(x - mean[0]) / std[0] for x in (0, 255)]
+    if np.allclose(ends, (low, high)):
+      return name
+  raise ValueError(f'{op}: no normalization has this range')
+
+
+def normalized(image: np.ndarray, style: str) -> np.ndarray:
+  return np.asarray(augment.normalize(image[None], style))[0]
+
+
+def run_ops(ops: list[Op], image: np.ndarray) -> np.ndarray:
+  """A preprocessing string by the product's transforms."""
+  for op in ops:
+    if op.name == 'resize':
+      name = interpolation_of(op, 'bilinear')
+      image = resize(image, pair(*op.args), name, 'truncate')
+    elif op.name in ('resize_small', 'resize_long'):
+      function = getattr(transforms, op.name)
+      image = function(image, *op.args, interpolation_of(op, 'area'))
+    elif op.name == 'central_crop':
+      size = pair(*op.args) if op.args else (min(image.shape[:2]),) * 2
+      image = transforms.central_crop(image, size)
+    elif op.name in ('value_range', 'vgg_value_range'):
+      image = normalized(image, normalization_of(op))
+    else:
+      raise ValueError(f'unknown operation {op}')
+  return image
+
+
+def as_preprocessing(ops: list[Op]) -> Preprocessing | None:
+  """The value of `Preprocessing` that means the same; None if there is none."""
+  resizing, *rest = ops
+  if not rest or rest[0].name != 'central_crop' or not rest[0].args:
+    return None
+  size = pair(*rest[0].args)
+  target = resizing.args[0]
+  if size[0] != size[1] or not isinstance(target, int) or target < size[0]:
+    return None
+  modes = {'resize': 'squash', 'resize_small': 'resize_small'}
+  if resizing.name not in modes:
+    return None
+  default = 'bilinear' if resizing.name == 'resize' else 'area'
+  return Preprocessing(
+    size,
+    size[0] / target,
+    crop_resize=modes[resizing.name],
+    interpolation=interpolation_of(resizing, default),
+    rounding='truncate',
+    normalize=normalization_of(rest[1]) if rest[1:] else 'half',
+  )
+
+
+def compare_pixels(case: Case, key: str, value, float_atol: float) -> None:
+  """Integers at most one level apart; floating point within a tolerance."""
+  case.compare(key, value, 1.0 if value.dtype == np.uint8 else float_atol)
+
+
 @kind('big_vision_preprocess')
-def check_preprocess(case):
+def check_preprocess(case: Case) -> None:
   image = case.inputs['image']
   for key, text in case.config.items():
-    if key not in case.outputs:  # 'kind' and the like
-      continue
-    call = ast.parse(text, mode='eval').body
-    args = [ast.literal_eval(a) for a in call.args]
-    options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    value = _OPS[call.func.id](image, *args, **options)
-    if value.dtype == np.uint8:
-      _compare_uint8(case, key, value)
+    if key in case.outputs:
+      value = run_ops(parse_ops(text), image)
+      compare_pixels(case, key, value, case.meta['tolerance']['float_atol'])
+
+
+@kind('preprocess_google')
+def check_google(case: Case) -> None:
+  tolerance = case.meta['tolerance']
+  for key in list(case.outputs):
+    name, image = key.rsplit('.', 1)
+    if name in case.config:
+      ops = parse_ops(case.config[name])
+      value = run_ops(ops, case.inputs[image])
+      check_eval_image(ops, case.inputs[image], value)
+      # One level apart at most. ImageNet's standard deviations make more of a
+      # level than a range of 2 does.
+      atol = tolerance['float_atol_from_uint8']
+      if ops[-1].name == 'vgg_value_range':
+        atol *= 127.5 / min(NORMALIZATION['imagenet'][1])
+      compare_pixels(case, key, value, atol)
+    elif name.startswith('decode'):
+      check_decode(case, key, name, image)
     else:
-      case.compare(key, value, case.meta['tolerance']['float_atol'])
+      check_recipe(case, key, name, image)
 
 
-def _cut_off(image):
-  """To uint8 as TensorFlow casts: towards zero."""
-  return np.clip(image, 0, 255).astype(np.uint8)
+def check_eval_image(ops: list[Op], image: np.ndarray, value) -> None:
+  """ValueError unless evaluation with these settings has the same pixels."""
+  preprocessing = as_preprocessing(ops)
+  if preprocessing is None:
+    return
+  evaluated = transforms.eval_image(image, preprocessing)
+  if value.dtype != np.uint8:
+    evaluated = normalized(evaluated, preprocessing.normalize)
+  np.testing.assert_array_equal(evaluated, value)
 
 
-def _resize(image, size, method='bilinear', antialias=False):
-  return _cut_off(
-    transforms.resize_float(
-      image, transforms.image_size(size), method, antialias
+def check_decode(case: Case, key: str, name: str, image: str) -> None:
+  """Decoded JPEGs: exactly as TensorFlow where simplejpeg is installed."""
+  data = case.inputs[f'{image}.jpeg'].tobytes()
+  if name == 'decode_precise':
+    case.compare(key, decode(data), 0.0)
+    return
+  jpeg_dct, atol = 'fast', 0.0
+  try:
+    check_jpeg_dct('fast')
+  except ValueError:
+    jpeg_dct, atol = 'accurate', 8.0  # that of meta.tolerance.decode
+  decoded = decode(data, jpeg_dct)
+  if name == 'decode':
+    case.compare(key, decoded, atol)
+    return
+  # 'decode|resize_small(40)|central_crop(32)|value_range(-1, 1)'
+  value = run_ops(parse_ops(case.config['01']), decoded)
+  case.compare(key, value, (1 + atol) / 127.5)
+
+
+def check_recipe(case: Case, key: str, name: str, image: str) -> None:
+  """The recipes of big_vision (bv_) and vision_transformer (vit_jax_)."""
+  pixels, want = case.inputs[image], case.outputs[key]
+  big_vision = name.startswith('bv_')
+  atol = case.meta['tolerance'][
+    'float_atol_from_uint8' if big_vision else 'vit_jax_float_atol'
+  ]
+  config = load_config(
+    'configs/vit_s16_i1k.py' if big_vision else 'configs/finetune.py'
+  )
+  config.data.image_size = want.shape[0]
+  if name.endswith('train_crop'):
+    top, left, height, width = case.config['train_crop_box_y_x_h_w']
+    transform = FixedCrop(
+      want.shape[:2],
+      interpolation=config.data.interpolation,
+      rounding=config.data.rounding,
+      flip=0.0,
+      box=(top, left, height, width),
     )
-  )
+    value, _ = transform(pixels, np.random.default_rng(0))
+  else:
+    value = transforms.eval_image(pixels, keys.preprocessing(config))
+  case.compare(key, normalized(value, config.data.normalize), atol)
 
 
-def _resize_small(image, smaller, method='area', antialias=False):
-  ratio = np.float32(smaller) / np.float32(min(image.shape[:2]))
-  size = [int(np.rint(np.float32(n) * ratio)) for n in image.shape[:2]]
-  return _resize(image, tuple(size), method, antialias)
+@dataclasses.dataclass(frozen=True)
+class FixedCrop(transforms.TrainTransform):
+  """A training transform whose random crop is given."""
+
+  box: tuple[int, int, int, int] = (0, 0, 1, 1)
+
+  def draw_box(self, rng, height, width):
+    return self.box
 
 
-def _central_crop(image, size=None):
-  height, width = transforms.image_size(
-    min(image.shape[:2]) if size is None else size
-  )
-  top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-  return transforms.cut(image, (top, left, height, width))
+# --- timm and DeiT ----------------------------------------------------------
 
 
-def _value_range(image, low=0, high=1, in_min=0, in_max=255, clip=False):
-  scaled = (image.astype(np.float32) - in_min) / (in_max - in_min)
-  scaled = low + scaled * np.float32(high - low)
-  return np.clip(scaled, low, high) if clip else scaled
-
-
-def _vgg_value_range(
-  image,
-  mean=(0.485 * 255, 0.456 * 255, 0.406 * 255),
-  std=(0.229 * 255, 0.224 * 255, 0.225 * 255),
-):
-  return (image.astype(np.float32) - np.float32(mean)) / np.float32(std)
-
-
-_OPS = {
-  'resize': _resize,
-  'resize_small': _resize_small,
-  'central_crop': _central_crop,
-  'value_range': _value_range,
-  'vgg_value_range': _vgg_value_range,
-}
+@kind('preprocess_timm_deit')
+def check_timm_preprocess(case: Case) -> None:
+  tolerance = case.meta['tolerance']
+  for key in list(case.outputs):
+    if key.startswith('decoded_pillow.'):
+      data = case.inputs[f'{key.split(".")[1]}.jpeg'].tobytes()
+      case.compare(key, decode(data), 0.0)
+      continue
+    name, image, is_uint8 = re.fullmatch(
+      r'(.+)\.([a-z])(\.uint8)?', key
+    ).groups()
+    setting = case.config[name]
+    preprocessing = Preprocessing(
+      (setting['input_size'],) * 2,
+      setting.get('crop_pct', setting.get('eval_crop_ratio')),
+      setting.get('interpolation', 'bicubic').replace(
+        'bilinear', 'bilinear_antialias'
+      ),
+      'imagenet',
+    )
+    value = transforms.eval_image(case.inputs[image], preprocessing)
+    if is_uint8:
+      case.compare(key, value, 0.0)  # the same backend, Pillow
+    else:
+      value = normalized(value, preprocessing.normalize)
+      case.compare(key, value, tolerance['float_atol'])

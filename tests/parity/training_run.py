@@ -2,8 +2,8 @@
 
 `RecipeRun` loads a recipe from `configs/`, replaces sizes, data and those
 settings that the file records, builds it as training does, loads the recorded
-initial parameters and runs `make_train_step` on the recorded batches. Random
-draws are replaced by the recorded ones; nothing else is.
+initial parameters and runs the step of `recipe.build.make_step` on the recorded
+batches. Random draws are replaced by the recorded ones; nothing else is.
 """
 
 from collections.abc import Iterable
@@ -26,8 +26,6 @@ from vit_jax.recipe import build as recipe_build
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.overrides import load_recipe
 from vit_jax.training import mixing
-from vit_jax.training.state import init_state
-from vit_jax.training.step import make_train_step
 from vit_jax.weights import from_state_dict, to_state_dict
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -165,15 +163,9 @@ class RecipeRun:
     self.model, self.schedule = run.model, run.schedule
     variables, report = from_state_dict(self.model, case.params, image_size)
     self.format = report.format
-    self.state = init_state(
-      jax.tree.map(jnp.asarray, variables), run.tx, config.optim
-    )
-    step = make_train_step(
-      config,
-      run.model,
-      run.tx,
-      run.schedule,
-      num_classes,
+    self.state = run.init_from(variables)
+    step = recipe_build.make_step(
+      run,
       teacher=(lambda _, images, batch: batch['teacher']) if teacher else None,
     )
     self._step = jax.jit(lambda *args: _with_draws(step, *args))

@@ -9,10 +9,9 @@ import pytest
 
 from tests.helpers import ROOT, run_python
 from vit_jax.parallel.mesh import make_mesh
-from vit_jax.recipe.build import build
+from vit_jax.recipe.build import build, make_step
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import default_config, get, image_shape
-from vit_jax.training import step as step_lib
 
 RECIPES = sorted(
   p.stem
@@ -40,7 +39,7 @@ def test_one_smoke_step_type_checks(name):
   config.loss.distill = 'none'  # a teacher's weights are a file
   mesh = make_mesh(config.mesh.preset, config.mesh.fsdp, config.mesh.tensor)
   run = build(config, mesh, num_classes=10, num_examples=1024)
-  step = step_lib.make_train_step(config, run.model, run.tx, run.schedule, 10)
+  step = make_step(run)
   size = config.data.batch_size
   images = jax.ShapeDtypeStruct((size, *image_shape(config), 3), 'uint8')
   labels = jax.ShapeDtypeStruct((size,), 'int32')

@@ -19,8 +19,9 @@ from vit_jax.models.registry import create_model
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import make_mesh, put_batch
 from vit_jax.recipe import data as recipe_data
-from vit_jax.recipe.build import build, open_train_source
+from vit_jax.recipe.build import build, make_step
 from vit_jax.recipe.checks import check
+from vit_jax.recipe.inputs import open_train_source
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.teachers import live as live_lib
 from vit_jax.teachers import stored_logits
@@ -28,7 +29,6 @@ from vit_jax.teachers.classes import check_classes
 from vit_jax.teachers.stored_logits import is_stored
 from vit_jax.teachers.teacher import abstract_teacher, make_teacher
 from vit_jax.training import augment
-from vit_jax.training import step as step_lib
 
 ONE = jax.devices()[:1]
 
@@ -188,9 +188,7 @@ def test_the_step_sends_no_gradient_to_the_teacher(teacher_dir):
   mesh = make_mesh(devices=ONE)
   fn, variables = make(config, mesh)
   run = build(config, mesh, num_classes=5, num_examples=64)
-  step = step_lib.make_train_step(
-    config, run.model, run.tx, run.schedule, 5, teacher=fn
-  )
+  step = make_step(run, teacher=fn)
   batch = {
     'image': np.zeros((16, 16, 16, 3), np.uint8),
     'label': np.arange(16) % 5,

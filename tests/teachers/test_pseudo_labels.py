@@ -13,8 +13,8 @@ from vit_jax.data import pack, records
 from vit_jax.data.sources.opening import open_source
 from vit_jax.inference.loading import load_classifier
 from vit_jax.recipe import data as recipe_data
-from vit_jax.recipe.build import open_train_source
 from vit_jax.recipe.checks import check
+from vit_jax.recipe.inputs import open_train_source
 from vit_jax.teachers import pseudo_labels
 
 ONE = jax.devices()[:1]

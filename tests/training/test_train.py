@@ -11,7 +11,7 @@ from vit_jax import train
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.recipe.build import build
 from vit_jax.recipe.keys import ConfigError
-from vit_jax.training import step as step_lib
+from vit_jax.training import augment
 from vit_jax.weights.steps import find_step
 
 
@@ -129,14 +129,14 @@ def test_nan_stops_with_the_step_named_and_saves_nothing(tmp_path):
 
 def test_nan_can_be_skipped(tmp_path, monkeypatch):
   """Steps 2 and 3 have a NaN loss: they are left out and counted."""
-  real = step_lib.augment.prepare_train
+  real = augment.prepare_train
 
   def poisoned(images, targets, key, *args, **kwargs):
     images, targets = real(images, targets, key, *args, **kwargs)
     odd = jax.random.bits(key) % 2 == 0
     return jax.numpy.where(odd, np.nan, images), targets
 
-  monkeypatch.setattr(step_lib.augment, 'prepare_train', poisoned)
+  monkeypatch.setattr(augment, 'prepare_train', poisoned)
   config = tiny_config(run=dict(steps=8, nan='skip'))
   run(config, tmp_path)
   state = saved_state(tmp_path)

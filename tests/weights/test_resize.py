@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from vit_jax.resampling import aligned_matrix, bicubic_matrix
 from vit_jax.weights import resize_table
-from vit_jax.weights.resize import bicubic_matrix, linear_matrix
 
 sizes = st.integers(1, 12)
 
@@ -64,7 +64,7 @@ def test_bicubic_known_weights():
 
 
 @settings(deadline=None, max_examples=30)
-@given(sizes, sizes, st.sampled_from([linear_matrix, bicubic_matrix]))
+@given(sizes, sizes, st.sampled_from([aligned_matrix, bicubic_matrix]))
 def test_weights_sum_to_one(old, new, matrix):
   np.testing.assert_allclose(matrix(old, new).sum(1), 1.0, atol=1e-12)
 

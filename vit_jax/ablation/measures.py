@@ -11,7 +11,7 @@ from vit_jax.analysis.similarity import layer_similarity, similar_blocks
 from vit_jax.data.sources.opening import open_source
 from vit_jax.evaluation.fewshot import fewshot
 from vit_jax.inference.loading import load_classifier
-from vit_jax.recipe.build import open_eval_sets
+from vit_jax.recipe.inputs import open_eval_sets
 from vit_jax.recipe.keys import preprocessing
 from vit_jax.recipe.sections import Config
 

@@ -21,11 +21,10 @@ from vit_jax.aot.request import DataFacts, Request, data_facts
 from vit_jax.evaluation.exact import make_eval_step
 from vit_jax.models import flops
 from vit_jax.parallel.mesh import BATCH, batch_shards, make_mesh
-from vit_jax.recipe.build import Run, build
+from vit_jax.recipe.build import Run, build, compile_step
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import host_shape, image_shape, preprocessing
 from vit_jax.teachers.teacher import abstract_teacher
-from vit_jax.training import step as step_lib
 
 
 def _describe_topology(chip: str, grid: str):
@@ -134,19 +133,7 @@ def _lower_train(config, run: Run, facts: DataFacts):
     more['index'] = jnp.int32  # of the example, for stored logits
   batch = _batch(config.data.batch_size, host_shape(config), run, facts, **more)
   with jax.set_mesh(run.mesh):
-    step = step_lib.compile_train_step(
-      step_lib.make_train_step(
-        config,
-        run.model,
-        run.tx,
-        run.schedule,
-        run.num_classes,
-        specs=run.update_specs,
-        teacher=teacher,
-      ),
-      run.shardings,
-      run.mesh,
-    )
+    step = compile_step(run, teacher=teacher)
     return step.lower(run.abstract_state, batch, extras)
 
 

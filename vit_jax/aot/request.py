@@ -51,7 +51,7 @@ def data_facts(
     )
   if not num_classes and config.data.source == 'tfds:imagenet2012':
     return DataFacts(1_000, num_examples or EXAMPLES[1_000], False)
-  from vit_jax.recipe.build import open_train_source
+  from vit_jax.recipe.inputs import open_train_source
 
   source = open_train_source(config)
   return DataFacts(

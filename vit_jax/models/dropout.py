@@ -1,22 +1,25 @@
 """Dropout and stochastic depth."""
 
+from collections.abc import Sequence
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def keep_mask(key: jax.Array, keep: float, shape) -> jax.Array:
+def keep_mask(key: jax.Array, keep: float, shape: Sequence[int]) -> jax.Array:
   """Bernoulli(keep) booleans of a shape, by a hash of key and position.
 
-  A threefry mask costs as much as the rest of a block on a TPU: 20 rounds for
-  each number. Here a position is spread over 32 bits by the golden ratio, and
-  mixed with the key by two multiply-xorshift rounds (constants found by search:
-  https://github.com/skeeto/hash-prospector), which a TPU hides in part behind
-  the memory traffic. Without the spreading, positions some rows apart are
-  correlated (by 4 %). Only the leading bits count in the comparison, so the
-  last xorshift is left out. As with partitionable threefry, a number depends
-  on its global position alone, not on how the array is split.
+  On a TPU, a threefry mask costs as much as the rest of a block, because each
+  number takes 20 rounds. Here the position is spread over 32 bits by the golden
+  ratio and mixed with the key in two multiply-xorshift rounds (constants found
+  by search: https://github.com/skeeto/hash-prospector). Without the spreading,
+  positions some rows apart are correlated by 4 %. The usual last xorshift is
+  left out, because only the leading bits decide the comparison.
+
+  As with partitionable threefry, a number depends on its global position alone,
+  not on how the array is split over devices.
   """
   data = jax.random.key_data(key).astype(jnp.uint32)
   x, stride = data[0], 0x9E3779B9
@@ -33,15 +36,19 @@ def keep_mask(key: jax.Array, keep: float, shape) -> jax.Array:
 class Dropout(nn.Module):
   """Zeroes entries with probability `rate`, divides the others by 1 - rate.
 
-  As nn.Dropout, with the masks of `keep_mask`.
+  The same as nn.Dropout, with the masks of `keep_mask`.
+
+  Attributes:
+    rate: at least 0, below 1.
+    deterministic: returns the input as it is.
   """
 
   rate: float
   deterministic: bool
 
   @nn.compact
-  def __call__(self, x):
-    """Any shape."""
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Any shape; ValueError for a rate that is not allowed."""
     if not 0 <= self.rate < 1:
       raise ValueError(f'dropout={self.rate} must be at least 0 and below 1')
     if self.deterministic or self.rate == 0:
@@ -55,15 +62,25 @@ class Dropout(nn.Module):
 class DropPath(nn.Module):
   """Stochastic depth (arXiv:1603.09382): drops a residual branch per example.
 
-  The kept branches are divided by the keep probability unless `rescale` is
-  False (big_vision's Mixer). `rate` is an argument, not a field, so that
-  scanned blocks can each have their own.
+  Attributes:
+    rescale: divides the kept branches by the keep probability. big_vision's
+      Mixer does not.
   """
 
   rescale: bool = True
 
   @nn.compact
-  def __call__(self, x, rate, train: bool):
+  def __call__(
+    self, x: jax.Array, rate: float | jax.Array, train: bool
+  ) -> jax.Array:
+    """Drops branches in training.
+
+    Args:
+      x: the output of a branch, (B, ...).
+      rate: probability of a drop. It is an argument, so that scanned blocks,
+        which share their fields, can differ in it.
+      train: without it, x is returned as it is.
+    """
     if not train or (isinstance(rate, (int, float)) and rate == 0):
       return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)

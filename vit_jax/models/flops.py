@@ -1,14 +1,18 @@
 """Counts the work of a function: multiply-accumulates of its matrix products.
 
 Papers print multiply-accumulates of convolutions and matrix products,
-attention included, as "GFLOPs"; norms, softmax and activations are left out.
+attention included, as "GFLOPs". Norms, softmax and activations are left out.
 """
 
+from collections.abc import Callable
 import math
+from typing import Any
 
+from flax import linen as nn
 import jax
 
-# Peak dense bfloat16 TFLOP/s of one JAX device; v2 and v3 devices are cores.
+# Peak TFLOP/s of dense bfloat16 products on one JAX device. For TPU v2 and v3,
+# a device is one of a chip's two cores.
 PEAK_TFLOPS = {
   'TPU v2': 22.5,
   'TPU v3': 61.6,
@@ -27,20 +31,20 @@ PEAK_TFLOPS = {
 }
 
 
-def peak_flops(device) -> float | None:
-  """FLOP/s of a device, None if unknown (then no MFU is given)."""
+def peak_flops(device: jax.Device) -> float | None:
+  """Peak FLOP/s of a device; None if it is not in PEAK_TFLOPS."""
   kind = device.device_kind
   names = [n for n in PEAK_TFLOPS if kind.startswith(n)]
   return PEAK_TFLOPS[max(names, key=len)] * 1e12 if names else None
 
 
-def count_macs(fn, *args, **kwargs) -> int:
+def count_macs(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
   """Multiply-accumulates of `fn(*args)`, counted on its jaxpr, not run."""
   return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
-def forward_macs(model, height: int, width: int) -> int:
-  """Multiply-accumulates of one image's forward pass."""
+def forward_macs(model: nn.Module, height: int, width: int) -> int:
+  """Multiply-accumulates of the forward pass for one image."""
   image = jax.ShapeDtypeStruct((1, height, width, 3), 'float32')
   variables = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False), image
@@ -50,7 +54,7 @@ def forward_macs(model, height: int, width: int) -> int:
   )
 
 
-def _count(jaxpr) -> int:
+def _count(jaxpr: Any) -> int:
   total = 0
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
@@ -65,15 +69,21 @@ def _count(jaxpr) -> int:
       out_feature = eqn.params['dimension_numbers'].rhs_spec[0]
       per_output = math.prod(kernel) // kernel[out_feature]
       total += math.prod(eqn.outvars[0].aval.shape) * per_output
-    elif name == 'cond':  # one of them runs; they may be one work, differently
+    elif name == 'cond':
+      # One branch runs. They may be programs of the same result for different
+      # platforms, so the largest count stands for all of them.
       total += max(_count(b.jaxpr) for b in eqn.params['branches'])
     else:
       repeat = eqn.params.get('length', 1) if name == 'scan' else 1
-      for inner in jax.tree.leaves(
-        list(eqn.params.values()),
-        is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'),
-      ):
-        inner = getattr(inner, 'jaxpr', inner)
-        if hasattr(inner, 'eqns'):
-          total += repeat * _count(inner)
+      total += repeat * sum(_count(inner) for inner in _inner_jaxprs(eqn))
   return total
+
+
+def _inner_jaxprs(eqn: Any) -> list[Any]:
+  """The jaxprs that an equation calls, such as the body of a loop."""
+  leaves = jax.tree.leaves(
+    list(eqn.params.values()),
+    is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'),
+  )
+  jaxprs = [getattr(leaf, 'jaxpr', leaf) for leaf in leaves]
+  return [jaxpr for jaxpr in jaxprs if hasattr(jaxpr, 'eqns')]

@@ -72,9 +72,3 @@ def check_patches(height: int, width: int, patch_size: PatchSize) -> None:
       f'feature map {height}x{width}: use a larger image_size or a smaller '
       'patch_size'
     )
-
-
-def conv_patches(features: int, patch_size, **kwargs) -> nn.Conv:
-  """A patch embedding: convolution with stride = kernel, VALID."""
-  size = patch_shape(patch_size)
-  return nn.Conv(features, size, strides=size, padding='VALID', **kwargs)

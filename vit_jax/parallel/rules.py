@@ -19,7 +19,6 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax import text
 from vit_jax.parallel.mesh import AXES
 
 # Parameters with at least this many entries should not stay replicated under
@@ -236,27 +235,4 @@ def update_specs(state: Any, shardings: Any, preset: str) -> Any:
     ),
     state.params,
     shardings.params,
-  )
-
-
-def describe(tree: Any, shardings: Any) -> str:
-  """A table: path, shape, entries, and how each parameter is split."""
-  rows = [
-    (
-      jax.tree_util.keystr(path, simple=True, separator='/'),
-      text.shape(x.shape),
-      f'{math.prod(x.shape):,}',
-      ', '.join(str(a) for a in s.spec) or 'replicated',
-    )
-    for (path, x), s in zip(
-      jax.tree_util.tree_leaves_with_path(tree),
-      jax.tree.leaves(shardings),
-      strict=True,
-    )
-  ]
-  total = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-  return text.table(
-    [*rows, ('total', '', f'{total:,}', '')],
-    header=('parameter', 'shape', 'entries', 'split'),
-    right=(2,),
   )

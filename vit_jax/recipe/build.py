@@ -4,9 +4,13 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
+from flax import linen as nn
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+import optax
 
-from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.source import Source
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.parallel import rules
@@ -20,40 +24,68 @@ from vit_jax.recipe.keys import (
   preprocessing,
   to_json,
 )
-from vit_jax.recipe.sections import Config
-from vit_jax.training import optimizers
-from vit_jax.training import state as state_lib
+from vit_jax.training import augment, losses, optimizers
+from vit_jax.training.ema import ema_update
 from vit_jax.training.schedules import make_schedule
-from vit_jax.training.state import TrainState, init_state
+from vit_jax.training.state import TrainState, init_state, init_variables
+from vit_jax.training.step import (
+  TrainStep,
+  compile_train_step,
+  make_train_step,
+)
 from vit_jax.weights.metadata import WeightsMetadata
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Run:
-  """What a recipe becomes on a mesh, before any array exists."""
+  """What a recipe becomes on a mesh, before any array exists.
 
-  config: Any
-  mesh: jax.sharding.Mesh
+  Attributes:
+    config: the recipe.
+    mesh: its devices.
+    model: Linen module, with its compute dtype.
+    num_classes: of the head.
+    steps_per_epoch: optimizer steps of one pass over the training images.
+    total_steps: of the run.
+    schedule: step -> learning rate.
+    tx: the optimizer.
+    abstract_state: shapes, dtypes and shardings of the state.
+    shardings: of the state.
+    update_specs: PartitionSpecs of the gradients, see `rules.update_specs`.
+    init: () -> fresh state, jitted, created in its shards.
+    init_from: variables -> state at step 0 with these variables.
+  """
+
+  config: ConfigDict
+  mesh: Mesh
   model: Any
   num_classes: int
   steps_per_epoch: int
   total_steps: int
   schedule: Callable
-  tx: Any
-  abstract_state: TrainState  # shapes with shardings
+  tx: optax.GradientTransformation
+  abstract_state: TrainState
   shardings: TrainState
-  update_specs: Any  # of the gradients, `sharding.update_specs`
-  init: Callable  # () -> TrainState, jitted, already sharded
+  update_specs: Any
+  init: Callable[[], TrainState]
+  init_from: Callable[[Any], TrainState]
+
+  @property
+  def parameters(self) -> int:
+    """Number of parameters of the model."""
+    return sum(x.size for x in jax.tree.leaves(self.abstract_state.params))
 
 
-def resolve_dtype(config, platform: str) -> str:
-  """'auto' is bfloat16 on accelerators and float32 on a CPU."""
+def resolve_dtype(config: ConfigDict, platform: str) -> str:
+  """The compute dtype: 'auto' is float32 on a CPU, else bfloat16."""
   if config.run.dtype != 'auto':
     return config.run.dtype
   return 'float32' if platform == 'cpu' else 'bfloat16'
 
 
-def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
+def build(
+  config: ConfigDict, mesh: Mesh, *, num_classes: int, num_examples: int
+) -> Run:
   """Model, optimizer, schedule and shardings of a recipe; allocates nothing.
 
   Args:
@@ -65,6 +97,57 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
   Raises:
     ConfigError: the mesh does not fit the batch or the model.
   """
+  _check_batch(config, mesh, num_examples)
+  model = _make_model(config, num_classes, mesh.devices.flat[0].platform)
+  # Repeated augmentation does not lengthen the epoch: with `data.repeats` of 3
+  # an epoch sees a third of the images, each of them three times, as in DeiT.
+  steps_per_epoch = max(1, num_examples // config.data.batch_size)
+  total_steps = in_steps(
+    config, 'run', '', steps_per_epoch=steps_per_epoch, default=0
+  )
+  schedule = make_schedule(
+    config.schedule,
+    config.optim,
+    total_steps=max(1, total_steps),
+    steps_per_epoch=steps_per_epoch,
+    batch_size=config.data.batch_size,
+  )
+  fresh = lambda: init_variables(model, image_shape(config), config.run.seed)
+  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    variables = jax.eval_shape(fresh)
+    tx = optimizers.make_optimizer(config.optim, schedule, variables['params'])
+    as_state = lambda variables: init_state(
+      variables,
+      tx,
+      average=bool(config.optim.ema),
+      average_stats=config.optim.ema_stats,
+    )
+    state = jax.eval_shape(as_state, variables)
+  shardings = rules.state_shardings(
+    state, mesh, config.mesh.preset, config.mesh.rules
+  )
+  return Run(
+    config=config,
+    mesh=mesh,
+    model=model,
+    num_classes=num_classes,
+    steps_per_epoch=steps_per_epoch,
+    total_steps=total_steps,
+    schedule=schedule,
+    tx=tx,
+    abstract_state=jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      state,
+      shardings,
+    ),
+    shardings=shardings,
+    update_specs=rules.update_specs(state, shardings, config.mesh.preset),
+    init=jax.jit(lambda: as_state(fresh()), out_shardings=shardings),
+    init_from=jax.jit(as_state, out_shardings=shardings),
+  )
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh, num_examples: int) -> None:
   batch_size = config.data.batch_size
   shards = batch_shards(mesh) * config.optim.accumulate
   if batch_size % shards:
@@ -79,149 +162,133 @@ def build(config, mesh, *, num_classes: int, num_examples: int) -> Run:
       f'data.batch_size={batch_size} is larger than the training split of '
       f'{num_examples} examples: take a batch of at most {num_examples}'
     )
+
+
+def _make_model(
+  config: ConfigDict, num_classes: int, platform: str
+) -> nn.Module:
   load_model_module(config)
   fields = model_fields(config)
   if 'dtype' in model_info(config.model.name).module.__dataclass_fields__:
-    fields.setdefault(
-      'dtype', resolve_dtype(config, mesh.devices.flat[0].platform)
-    )
+    fields.setdefault('dtype', resolve_dtype(config, platform))
   if config.loss.cosine_reg:
     fields['return_attention'] = True
-  model = create_model(config.model.name, num_classes, **fields)
-
-  # Repeated augmentation does not lengthen the epoch: it then sees 1 / repeats
-  # of the images, each so many times, as DeiT counts.
-  steps_per_epoch = max(1, num_examples // batch_size)
-  total_steps = in_steps(
-    config, 'run', '', steps_per_epoch=steps_per_epoch, default=0
-  )
-  schedule = make_schedule(
-    config.schedule,
-    config.optim,
-    total_steps=max(1, total_steps),
-    steps_per_epoch=steps_per_epoch,
-    batch_size=batch_size,
-  )
-  init_variables = lambda: state_lib.init_variables(
-    model, image_shape(config), config.run.seed
-  )
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    variables = jax.eval_shape(init_variables)
-  tx = optimizers.make_optimizer(config.optim, schedule, variables['params'])
-  fresh = lambda: init_state(init_variables(), tx, config.optim)
-  with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    state = jax.eval_shape(fresh)
-  shardings = rules.state_shardings(
-    state, mesh, config.mesh.preset, config.mesh.rules
-  )
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    state,
-    shardings,
-  )
-  update_specs = rules.update_specs(state, shardings, config.mesh.preset)
-  return Run(
-    config,
-    mesh,
-    model,
-    num_classes,
-    steps_per_epoch,
-    total_steps,
-    schedule,
-    tx,
-    abstract,
-    shardings,
-    update_specs,
-    jax.jit(fresh, out_shardings=shardings),
-  )
+  return create_model(config.model.name, num_classes, **fields)
 
 
-def run_metadata(
-  config: Config, source: Source, num_classes: int, parameters: int
-) -> WeightsMetadata:
-  """The record that every checkpoint step of a run holds."""
-  recipe = to_json(config)
+def _dtype(model: nn.Module) -> jnp.dtype:
+  """The type of a model's input; models without the field take float32."""
+  return jnp.dtype(getattr(model, 'dtype', jnp.float32))
+
+
+def make_step(
+  run: Run,
+  *,
+  teacher: Callable | None = None,
+  load_batch: Callable | None = None,
+) -> TrainStep:
+  """The training step of a run, not yet jitted.
+
+  Args:
+    run: what `build` made of the recipe.
+    teacher, load_batch: see `vit_jax.training.step.make_train_step`.
+  """
+  config = run.config
+  dtype = _dtype(run.model)
+  decay, ramp = config.optim.ema, config.optim.ema_ramp
+
+  def prepare(images, targets, key):
+    return augment.prepare_train(
+      images,
+      targets,
+      key,
+      config.data,
+      dtype,
+      slices=config.optim.accumulate,
+    )
+
+  def loss(logits, out, targets, teacher_logits):
+    return losses.total_loss(config.loss, logits, out, targets, teacher_logits)
+
+  def average(ema, new, step):
+    return ema_update(ema, new, decay, step if ramp else None)
+
+  return make_train_step(
+    run.model,
+    run.tx,
+    num_classes=run.num_classes,
+    seed=config.run.seed,
+    schedule=run.schedule,
+    prepare=prepare,
+    loss=loss,
+    average=average if decay else None,
+    accumulate=config.optim.accumulate,
+    skip_nonfinite=config.run.nan == 'skip',
+    shardings=jax.tree.map(
+      lambda spec: NamedSharding(run.mesh, spec),
+      run.update_specs,
+      is_leaf=lambda x: isinstance(x, PartitionSpec),
+    ),
+    teacher=teacher,
+    load_batch=load_batch,
+  )
+
+
+def compile_step(
+  run: Run,
+  *,
+  teacher: Callable | None = None,
+  load_batch: Callable | None = None,
+) -> Any:
+  """The jitted training step of a run; its state is donated.
+
+  It has to be called, or lowered, with the run's mesh set (`jax.set_mesh`).
+  """
+  step = make_step(run, teacher=teacher, load_batch=load_batch)
+  return compile_train_step(step, run.shardings, run.mesh)
+
+
+def describe(run: Run, num_examples: int, macs: int) -> str:
+  """One line for the log: model, data, length and devices of a run.
+
+  Args:
+    run: what `build` made of the recipe.
+    num_examples: of the training split.
+    macs: multiply-accumulates of one image's forward pass.
+  """
+  config, (height, width) = run.config, image_shape(run.config)
+  return (
+    f'{config.run.name or config.model.name}: {run.parameters:,} parameters, '
+    f'{macs / 1e9:.3g} GMACs at {height}'
+    f'{"" if width == height else f"x{width}"} px; '
+    f'{num_examples:,} training examples of {run.num_classes} classes; '
+    f'{run.total_steps:,} steps of {config.data.batch_size} '
+    f'({run.total_steps / run.steps_per_epoch:.4g} epochs); '
+    f'mesh {dict(run.mesh.shape)} of {run.mesh.devices.flat[0].device_kind}, '
+    f'{_dtype(run.model)}'
+  )
+
+
+def run_metadata(run: Run, source: Source) -> WeightsMetadata:
+  """The record that every checkpoint step of a run holds.
+
+  Args:
+    run: what `build` made of the recipe.
+    source: of the training data.
+  """
+  recipe = to_json(run.config)
   return WeightsMetadata(
-    model=config.model.name,
-    module=config.model.module,
+    model=run.config.model.name,
+    module=run.config.model.module,
     fields={
       k: v for k, v in recipe['model'].items() if k not in ('name', 'module')
     },
-    num_classes=num_classes,
+    num_classes=run.num_classes,
     classes=source.class_names and tuple(source.class_names),
-    preprocessing=preprocessing(config),
-    loss=config.loss.name,
-    average=bool(config.eval.ema and config.optim.ema),
+    preprocessing=preprocessing(run.config),
+    loss=run.config.loss.name,
+    average=bool(run.config.eval.ema and run.config.optim.ema),
     data=source.fingerprint,
-    parameters=parameters,
+    parameters=run.parameters,
     recipe=recipe,
   )
-
-
-def open_train_source(config) -> Source:
-  data = config.data
-  return open_source(
-    data.source,
-    split=data.split,
-    data_dir=data.dir,
-    holdout=data.holdout,
-    num_classes=data.num_classes,
-    num_examples=data.num_examples,
-    image_size=image_shape(config),
-  )
-
-
-TEST_SPLITS = ('test', 'validation', 'val')
-
-
-def open_eval_sets(config, num_classes: int) -> dict[str, Source]:
-  """The recipe's eval sets by name; else the test split of the train source.
-
-  ConfigError if there is none, or if its class count is not the model's.
-  """
-  data = config.data
-  found = {}
-  for name, spec in config.eval.sets.items():
-    unknown = set(spec) - {'source', 'dir', 'split'}
-    if unknown:
-      raise ConfigError(
-        f'eval.sets.{name}: unknown key {sorted(unknown)[0]!r};'
-        ' allowed: source, dir, split'
-      )
-    found[name] = open_source(
-      spec.get('source', data.source),
-      split=spec.get('split', 'test'),
-      data_dir=spec.get('dir', data.dir),
-      holdout=data.holdout,
-      num_classes=data.num_classes,
-      num_examples=data.num_examples,
-      image_size=image_shape(config),
-    )
-  if not found:
-    errors = []
-    for split in TEST_SPLITS:
-      try:
-        found['test'] = open_source(
-          data.source,
-          split=split,
-          data_dir=data.dir,
-          holdout=data.holdout,
-          num_classes=data.num_classes,
-          num_examples=data.num_examples,
-          image_size=image_shape(config),
-        )
-        break
-      except ValueError as e:
-        errors.append(str(e))
-    else:
-      raise ConfigError(
-        f'data.source={data.source!r} has none of the splits '
-        f'{", ".join(TEST_SPLITS)}; name eval.sets. ({errors[0]})'
-      )
-  for name, source in found.items():
-    if source.num_classes != num_classes:
-      raise ConfigError(
-        f'eval set {name!r} has {source.num_classes} classes, the model '
-        f'{num_classes}: they must be the same classes'
-      )
-  return found

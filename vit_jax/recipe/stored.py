@@ -1,15 +1,14 @@
 """The recipe that a workdir stores, held against the one at hand."""
 
-from collections.abc import Mapping
-import dataclasses
+from collections.abc import Iterator, Mapping
 import json
+import os
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
-from vit_jax.models.registry import model_info
-from vit_jax.recipe.keys import ConfigError, default_config, to_json
-from vit_jax.recipe.sections import Config
+from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
 from vit_jax.weights.steps import find_step
 
 # Keys that a run may change when it goes on in its workdir: they do not touch
@@ -30,80 +29,81 @@ _MAY_CHANGE = (
   'data.max_bad_fraction',
 )
 
-
-# What version 0.1.0 did without a key for it, where that is not the default.
-_VERSION_0_1_0 = {
-  'optim.ema_ramp': True,  # the decay of the average always began faster
-  'optim.ema_stats': False,  # BatchNorm statistics were not averaged
-  'model.bn_unbiased': False,  # of models with BatchNorm: running variances
+# How stored recipes of earlier versions are read. A key that they lack has its
+# default, unless it stands here: what those versions did, where that is not
+# what the default does.
+EARLIER = {
+  'optim.ema_ramp': True,  # 0.1.0: the decay of the average always began faster
+  'optim.ema_stats': False,  # 0.1.0: BatchNorm statistics were not averaged
 }
+# A key that was renamed: {'section.old': 'section.new'}.
+RENAMED: dict[str, str] = {}
+# A key that was removed because nothing depends on it: 'section.old'.
+REMOVED: tuple[str, ...] = ()
 
 
-def _flatten(config_json, prefix=''):
-  for key, value in config_json.items():
-    if isinstance(value, dict) and value:
-      yield from _flatten(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
-
-
-def _stored(workdir) -> dict[str, Any] | None:
-  """The flat recipe of the run in a workdir; None if there is no run."""
-  path = epath.Path(workdir) / 'config.json'
-  if find_step(workdir) is None or not path.exists():
-    return None
-  return dict(_flatten(json.loads(path.read_text())))
-
-
-def _earlier(stored: Mapping[str, Any], model: str) -> dict[str, Any]:
-  """The keys that a stored recipe of version 0.1.0 lacks, as it meant them."""
-  if 'optim.ema_ramp' in stored:
-    return {}
-  fields = {
-    field.name for field in dataclasses.fields(model_info(model).module)
-  }
-  return {
-    key: value
-    for key, value in _VERSION_0_1_0.items()
-    if not key.startswith('model.') or key.split('.')[1] in fields
-  }
-
-
-def adopt_earlier(config: Config, workdir: str) -> list[str]:
-  """Sets what a run of an earlier version did without a key for it.
+def upgrade(recipe: Mapping[str, Any]) -> dict[str, Any]:
+  """A stored recipe, with all keys of this version.
 
   Args:
-    config: the recipe at hand, changed in place.
-    workdir: of the run that goes on; nothing happens if there is none.
+    recipe: plain JSON values by section, as in WORKDIR/config.json.
+
+  Returns:
+    {'section.key': value}. Fields of the model that the recipe does not set are
+    not among them.
+  """
+  stored = {
+    RENAMED.get(key, key): value
+    for key, value in _flatten(recipe)
+    if key not in REMOVED
+  }
+  defaults = dict(_flatten(to_json(default_config())))
+  del defaults['model.name']
+  return {**defaults, **EARLIER, **stored}
+
+
+def adopt_earlier(config: ConfigDict, workdir: str | os.PathLike) -> list[str]:
+  """Lets a run of an earlier version go on with what that version did.
+
+  Of the keys in EARLIER, those that a recipe leaves at their default are set to
+  the value of the run that the workdir holds.
 
   Returns:
     'key=value' of every key of `config` that was changed.
   """
   stored = _stored(workdir)
-  changed = []
-  for key, value in _earlier(stored or {}, config.model.name).items():
-    section, name = key.split('.')
-    if stored and config[section].get(name) != value:
-      config[section][name] = value
-      changed.append(f'{key}={value}')
+  if stored is None:
+    return []
+  default, changed = default_config(), []
+  for key, earlier in EARLIER.items():
+    if stored[key] == earlier != get(default, key) == get(config, key):
+      section, name = key.split('.')
+      config[section][name] = earlier
+      changed.append(f'{key}={earlier}')
   return changed
 
 
-def check_workdir(workdir, config_json) -> None:
-  """ConfigError if the workdir holds a run of another recipe."""
+def check_workdir(
+  workdir: str | os.PathLike, recipe: Mapping[str, Any]
+) -> None:
+  """Compares a recipe with that of the run in a workdir, if there is one.
+
+  Args:
+    workdir: of the run.
+    recipe: plain JSON values by section.
+
+  Raises:
+    ConfigError: they differ in a key that changes what is learned.
+  """
   stored = _stored(workdir)
   if stored is None:
     return
-  # A stored recipe lacks the keys that are newer than it.
-  defaults = dict(_flatten(to_json(default_config())))
-  earlier = _earlier(stored, config_json['model']['name'])
-  old = {**defaults, **earlier, **stored}
-  new = dict(_flatten(config_json))
+  new = dict(_flatten(recipe))
   different = [
-    f'{k}: {old.get(k)} there, {new.get(k)} now'
-    for k in sorted({*old, *new})
-    if old.get(k) != new.get(k)
-    and not any(k == m or k.startswith(f'{m}.') for m in _MAY_CHANGE)
+    f'{key}: {stored.get(key)} there, {new.get(key)} now'
+    for key in sorted({*stored, *new})
+    if stored.get(key) != new.get(key)
+    and not any(key == k or key.startswith(f'{k}.') for k in _MAY_CHANGE)
   ]
   if different:
     raise ConfigError(
@@ -112,3 +112,21 @@ def check_workdir(workdir, config_json) -> None:
       'another --workdir; to go on from that run with new settings, give it '
       f'as --config.run.resume={workdir}'
     )
+
+
+def _stored(workdir: str | os.PathLike) -> dict[str, Any] | None:
+  """The upgraded recipe of the run in a workdir; None if there is no run."""
+  path = epath.Path(workdir) / 'config.json'
+  if find_step(workdir) is None or not path.exists():
+    return None
+  return upgrade(json.loads(path.read_text()))
+
+
+def _flatten(
+  recipe: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  for key, value in recipe.items():
+    if isinstance(value, Mapping) and value:
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value

@@ -24,6 +24,15 @@ def smooth(targets: jax.Array, smoothing: float) -> jax.Array:
   return targets * (1 - smoothing) + smoothing / targets.shape[-1]
 
 
+def to_range(targets, label_range: tuple[float, float]):
+  """Labels in [0, 1] moved to [off, on], as big_vision's `onehot` gives them.
+
+  Unlike `smooth` it does not keep the sum of the targets.
+  """
+  off, on = label_range
+  return off + (on - off) * targets
+
+
 def softmax_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Cross-entropy with distributions: (..., C), (..., C) -> (...)."""
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -268,8 +277,9 @@ def total_loss(
   """
   _check(cfg)
   class_logits = out.get('logits_class', logits)
-  off, on = cfg.label_range
-  label = smooth(off + (on - off) * targets['label'], cfg.label_smoothing)
+  label = smooth(
+    to_range(targets['label'], cfg.label_range), cfg.label_smoothing
+  )
   terms = {}
   if 'logits_aux' in out:
     base, tokens = _token_base(cfg, class_logits, out, targets, label)

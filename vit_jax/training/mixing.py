@@ -111,8 +111,10 @@ def draw_mixing(
       Slice i holds the examples i, i + slices, ...
 
   Returns:
-    One coefficient, box and choice for each of `mix_groups` equal consecutive
-    groups of the batch, given to each of their examples.
+    One coefficient, box and choice for each of `mix_groups` groups, given to
+    all of its examples. Group g is the g-th contiguous block of the batch, as
+    in a batch normalization with groups; `data.repeat_groups` spreads repeated
+    images over the groups.
   """
   batch, height, width, _ = shape
   groups = cfg.mix_groups
@@ -162,7 +164,7 @@ def apply_mixing(
     targets: array (B, ...) or a tree of them, mixed by `mixing.lam`.
     mixing: the drawn numbers.
     style: key of PARTNERS.
-    groups: examples are mixed within so many equal consecutive groups.
+    groups: examples are mixed within so many contiguous blocks.
 
   Returns:
     Mixed images and targets.

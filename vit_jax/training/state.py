@@ -1,8 +1,10 @@
 """The state of training: parameters, optimizer, average, step."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,7 +13,7 @@ import optax
 class TrainState(flax.struct.PyTreeNode):
   """Everything that training changes, and a checkpoint holds."""
 
-  step: jax.Array  # int32: finished steps
+  step: jax.Array  # int32: number of finished steps
   params: Any
   batch_stats: Any  # BatchNorm statistics; {} for most models
   opt_state: Any
@@ -21,35 +23,62 @@ class TrainState(flax.struct.PyTreeNode):
   skipped: jax.Array  # int32: how many such steps were skipped
 
 
-def init_variables(model, image_shape, seed: int):
-  """Fresh variables of a model from the recipe's seed; call it inside jit."""
+def init_variables(
+  model: nn.Module, image_shape: tuple[int, int], seed: int
+) -> Any:
+  """Fresh variables of a model; to be called inside jit.
+
+  Args:
+    model: Linen module.
+    image_shape: (height, width) of the images.
+    seed: the recipe's.
+  """
   images = jnp.zeros((1, *image_shape, 3))
   return model.init(jax.random.key(seed), images, train=False)
 
 
 def init_state(
-  variables, tx: optax.GradientTransformation, cfg_optim
+  variables: Mapping[str, Any],
+  tx: optax.GradientTransformation,
+  *,
+  average: bool = False,
+  average_stats: bool = False,
 ) -> TrainState:
   """A state at step 0 with these variables.
 
   Args:
     variables: of the model.
     tx: the optimizer.
-    cfg_optim: the recipe's `optim` section: `ema` and `ema_stats`.
+    average: keep a moving average of the parameters.
+    average_stats: with `average`, of the BatchNorm statistics too.
   """
   params, stats = variables['params'], variables.get('batch_stats', {})
-  # A copy: donated states must not hold one buffer twice.
+  # Copies, because a donated state must not hold one buffer twice.
   copy = lambda tree: jax.tree.map(jnp.copy, tree)
   return TrainState(
     step=jnp.int32(0),
     params=params,
     batch_stats=stats,
     opt_state=tx.init(params),
-    ema=copy(params) if cfg_optim.ema else {},
-    ema_stats=copy(stats) if cfg_optim.ema and cfg_optim.ema_stats else {},
+    ema=copy(params) if average else {},
+    ema_stats=copy(stats) if average and average_stats else {},
     bad_step=jnp.int32(-1),
     skipped=jnp.int32(0),
   )
+
+
+def variables(state: TrainState, *, average: bool = False) -> dict[str, Any]:
+  """The variables of the model in a state.
+
+  Args:
+    state: of a run.
+    average: the moving averages of parameters and BatchNorm statistics, where
+      the state has them.
+  """
+  params, stats = state.params, state.batch_stats
+  if average:
+    params, stats = state.ema or params, state.ema_stats or stats
+  return {'params': params, 'batch_stats': stats}
 
 
 def to_tree(state: TrainState) -> dict[str, Any]:
@@ -64,6 +93,6 @@ def to_tree(state: TrainState) -> dict[str, Any]:
   return tree
 
 
-def from_tree(state: TrainState, tree) -> TrainState:
-  """`to_tree` backwards; `state` gives the structure."""
+def from_tree(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
+  """The inverse of `to_tree`; `state` gives the structure."""
   return flax.serialization.from_state_dict(state, {'ema_stats': {}, **tree})

@@ -1,4 +1,4 @@
-"""TrainState and the jitted train and eval steps: all that runs on devices.
+"""The jitted training step: all of training that runs on devices.
 
 A step is a pure function of (state, batch, extras). Randomness comes from the
 recipe's one seed and `state.step`, so that a resumed run, or one on another
@@ -6,6 +6,7 @@ number of devices, draws the same numbers.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,185 +16,236 @@ import optax
 
 from vit_jax.data import token_targets
 from vit_jax.parallel.mesh import replicated
-from vit_jax.training import augment, losses, metrics
-from vit_jax.training.ema import ema_update
+from vit_jax.training import augment, metrics
 from vit_jax.training.state import TrainState
 
+Values = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, Values]]
 
-def make_targets(batch, num_classes: int):
+
+class _Gradient(NamedTuple):
+  """Sums or means over the micro-batches of a step."""
+
+  grads: Any
+  loss: jax.Array
+  terms: Values  # of the loss, without their weights
+  correct: jax.Array  # fraction of examples whose best class is a label
+
+
+def make_targets(batch: dict[str, jax.Array], num_classes: int) -> Values:
+  """The targets of a batch: 'label' (B, C) and token labels where it has any.
+
+  Args:
+    batch: 'label' int (B,) or float (B, C); 'token_labels' and 'token_cls' as
+      in `losses.total_loss`.
+    num_classes: C.
+  """
   label = batch['label']
   if label.ndim == 1:
     label = augment.one_hot(label, num_classes)
-  targets = {'label': label.astype(jnp.float32)}
-  targets.update(
-    {k: batch[k] for k in ('token_labels', 'token_cls') if k in batch}
+  tokens = {k: batch[k] for k in ('token_labels', 'token_cls') if k in batch}
+  return {'label': label.astype(jnp.float32), **tokens}
+
+
+def make_train_step(
+  model: Any,
+  tx: optax.GradientTransformation,
+  *,
+  num_classes: int,
+  seed: int,
+  schedule: Callable,
+  prepare: Callable,
+  loss: Callable,
+  average: Callable | None = None,
+  accumulate: int = 1,
+  skip_nonfinite: bool = False,
+  shardings: Any = None,
+  teacher: Callable | None = None,
+  load_batch: Callable | None = None,
+) -> TrainStep:
+  """Builds train_step(state, batch, extras) -> (state, values for the log).
+
+  Args:
+    model: Linen module, with its compute dtype.
+    tx: the optimizer of `optimizers.make_optimizer`.
+    num_classes: of the head.
+    seed: of all that is random.
+    schedule: step -> learning rate, for the log.
+    prepare: (uint8 images, targets, key) -> images and targets that the model
+      is trained with.
+    loss: (logits, intermediates, targets, teacher's logits or None) -> loss
+      and its terms.
+    average: (average, new values, step) -> moving average; None keeps none.
+    accumulate: micro-batches of a step, whose gradients are averaged.
+    skip_nonfinite: leave out the update of a step whose loss or gradient is
+      not finite, and go on. Otherwise such a step and all later ones leave the
+      state as it was, until the host notices.
+    shardings: NamedSharding of every gradient where the optimizer meets it
+      (`rules.update_specs`), so that norms and updates are computed on the
+      shards; None for one device.
+    teacher: (variables, images, batch) -> logits, for distillation; its
+      variables are `extras['teacher']`.
+    load_batch: (batch, extras, key) -> batch of images and labels, where the
+      host sends something else, such as the indices into a data set that is on
+      the device.
+
+  Returns:
+    A pure function to jit with the state donated. Its batch has 'image' uint8
+    (B, H, W, 3) and 'label' int (B,) or float (B, C).
+  """
+  grad_fn = jax.value_and_grad(_make_loss_fn(model, loss), has_aux=True)
+
+  def train_step(state, batch, extras):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    data_key, augment_key, dropout_key = jax.random.split(key, 3)
+    if load_batch is not None:
+      batch = load_batch(batch, extras, data_key)
+    if 'token_logits' in batch:
+      batch = token_targets.expand(batch, num_classes)
+    images, targets = prepare(
+      batch['image'], make_targets(batch, num_classes), augment_key
+    )
+    examples = {'image': images, 'targets': targets}
+    if teacher is not None:
+      examples['teacher_logits'] = jax.lax.stop_gradient(
+        teacher(extras['teacher'], images, batch)
+      )
+    if accumulate == 1:
+      gradient, batch_stats = _gradient(
+        grad_fn, state.params, state.batch_stats, examples, dropout_key
+      )
+    else:
+      gradient, batch_stats = _accumulated_gradient(
+        grad_fn, state, examples, dropout_key, accumulate
+      )
+    grads = _with_shardings(gradient.grads, shardings)
+    grad_norm = optax.tree.norm(grads)
+    new_state = _apply(
+      state,
+      grads,
+      batch_stats,
+      finite=jnp.isfinite(gradient.loss) & jnp.isfinite(grad_norm),
+      tx=tx,
+      average=average,
+      skip_nonfinite=skip_nonfinite,
+    )
+    values = {
+      'loss': gradient.loss,
+      'train_top1': gradient.correct,
+      'lr': schedule(state.step),
+      'grad_norm': grad_norm,
+      'param_norm': optax.tree.norm(_with_shardings(state.params, shardings)),
+    }
+    if len(gradient.terms) > 1:
+      values.update({f'loss_{k}': v for k, v in gradient.terms.items()})
+    return new_state, values
+
+  return train_step
+
+
+def _make_loss_fn(model, loss):
+  """(params, stats, examples, key) -> loss, (terms, stats, logits)."""
+
+  def loss_fn(params, batch_stats, examples, key):
+    (logits, out), updated = model.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      examples['image'],
+      train=True,
+      rngs={'dropout': key},
+      mutable=['batch_stats'],
+    )
+    value, terms = loss(
+      logits, out, examples['targets'], examples.get('teacher_logits')
+    )
+    return value, (terms, updated.get('batch_stats', batch_stats), logits)
+
+  return loss_fn
+
+
+def _gradient(grad_fn, params, batch_stats, examples, key):
+  """The gradient of one (micro-)batch, and its BatchNorm statistics."""
+  (loss, (terms, batch_stats, logits)), grads = grad_fn(
+    params, batch_stats, examples, key
   )
-  return targets
+  label = examples['targets']['label']
+  correct = metrics.top_k_correct(logits, label, 1).mean()
+  return _Gradient(grads, loss, terms, correct), batch_stats
 
 
-def _split_micro(x, parts: int):
-  """(B, ...) -> (parts, B / parts, ...); every device keeps its examples."""
-  x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+def _accumulated_gradient(grad_fn, state, examples, key, count: int):
+  """The gradient of a batch that goes through the model in `count` slices.
+
+  The slices have equal sizes, so the mean of their gradients is the gradient of
+  the whole batch.
+  """
+  slices = jax.tree.map(lambda x: _split(x, count), examples)
+  keys = jax.random.split(key, count)
+
+  def add(carry, x):
+    total, batch_stats = carry
+    gradient, batch_stats = _gradient(grad_fn, state.params, batch_stats, *x)
+    return (jax.tree.map(jnp.add, total, gradient), batch_stats), None
+
+  first = jax.tree.map(lambda x: x[0], (slices, keys))
+  shapes, _ = jax.eval_shape(
+    lambda x: _gradient(grad_fn, state.params, state.batch_stats, *x), first
+  )
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  (total, batch_stats), _ = jax.lax.scan(
+    add, (zeros, state.batch_stats), (slices, keys)
+  )
+  return jax.tree.map(lambda x: x / count, total), batch_stats
+
+
+def _split(x: jax.Array, count: int) -> jax.Array:
+  """(B, ...) -> (count, B / count, ...); examples stay on their devices."""
+  x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
   mesh = jax.sharding.get_abstract_mesh()
   if 'data' in mesh.axis_names:
     x = jax.lax.with_sharding_constraint(x, P(None, ('data', 'fsdp')))
   return x
 
 
-def make_train_step(
-  config,
-  model,
-  tx,
-  schedule: Callable,
-  num_classes: int,
-  *,
-  specs=None,
-  teacher=None,
-  load_batch: Callable | None = None,
-):
-  """Builds train_step(state, batch, extras) -> (state, metrics).
+def _with_shardings(tree, shardings):
+  if shardings is None:
+    return tree
+  return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
-  Args:
-    config: the recipe.
-    model: the Linen module, with its compute dtype.
-    tx: the optimizer of `optim.make_optimizer`.
-    schedule: step -> learning rate, for the log.
-    num_classes: of the head.
-    specs: `sharding.update_specs` of the parameters, for a mesh; None: one
-      device. Norms and updates are then computed on the parts alone.
-    teacher: a function (variables, uint8-range images, batch) -> logits, for
-      distillation; its variables are `extras['teacher']`.
-    load_batch: turns what the host sends into a batch of images and labels,
-      (batch, extras, key) -> batch, for a data set held on the device.
 
-  Returns:
-    A pure function to jit with the state donated. The batch has 'image'
-    uint8 (B, H, W, 3), 'label' int (B,) or float (B, C).
-  """
-  dtype = jnp.dtype(getattr(model, 'dtype', jnp.float32))
-  parts = config.optim.accumulate
-  split = lambda tree: (
-    tree
-    if specs is None
-    else jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
+def _apply(state, grads, batch_stats, *, finite, tx, average, skip_nonfinite):
+  """The state after an update, or without it where it must not be made."""
+  bad_step = jnp.where(
+    (state.bad_step < 0) & ~finite, state.step, state.bad_step
+  )
+  proceed = finite if skip_nonfinite else bad_step < 0
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema, ema_stats = state.ema, state.ema_stats
+  if average is not None:
+    ema = average(ema, params, state.step)
+    if ema_stats:
+      ema_stats = average(ema_stats, batch_stats, state.step)
+  keep = lambda new, old: jax.tree.map(
+    lambda a, b: jnp.where(proceed, a, b), new, old
+  )
+  return state.replace(
+    step=state.step + 1,
+    params=keep(params, state.params),
+    batch_stats=keep(batch_stats, state.batch_stats),
+    opt_state=keep(opt_state, state.opt_state),
+    ema=keep(ema, state.ema),
+    ema_stats=keep(ema_stats, state.ema_stats),
+    bad_step=bad_step,
+    skipped=state.skipped + ~finite,
   )
 
-  def loss_fn(params, batch_stats, micro, key):
-    (logits, out), updated = model.apply(
-      {'params': params, 'batch_stats': batch_stats},
-      micro['image'],
-      train=True,
-      rngs={'dropout': key},
-      mutable=['batch_stats'],
-    )
-    loss, terms = losses.total_loss(
-      config.loss, logits, out, micro['targets'], micro.get('teacher_logits')
-    )
-    return loss, (terms, updated.get('batch_stats', batch_stats), logits)
 
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-
-  def train_step(state: TrainState, batch, extras):
-    key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
-    data_key, augment_key, dropout_key = jax.random.split(key, 3)
-    if load_batch is not None:
-      batch = load_batch(batch, extras, data_key)
-    if 'token_logits' in batch:
-      batch = token_targets.expand(batch, num_classes)
-    images, targets = augment.prepare_train(
-      batch['image'],
-      make_targets(batch, num_classes),
-      augment_key,
-      config.data,
-      dtype,
-      slices=parts,
-    )
-    micro = {'image': images, 'targets': targets}
-    if teacher is not None:
-      micro['teacher_logits'] = jax.lax.stop_gradient(
-        teacher(extras['teacher'], images, batch)
-      )
-
-    if parts == 1:
-      (loss, (terms, batch_stats, logits)), grads = grad_fn(
-        state.params, state.batch_stats, micro, dropout_key
-      )
-      correct = metrics.top_k_correct(logits, targets['label'], 1).mean()
-    else:
-      # The mean over equal parts is the gradient of the whole batch.
-      def accumulate(carry, x):
-        total, batch_stats = carry
-        part, key = x
-        (loss, (terms, batch_stats, logits)), grads = grad_fn(
-          state.params, batch_stats, part, key
-        )
-        correct = metrics.top_k_correct(
-          logits, part['targets']['label'], 1
-        ).mean()
-        sums = jax.tree.map(jnp.add, total, (grads, loss, terms, correct))
-        return (sums, batch_stats), None
-
-      micro = jax.tree.map(lambda x: _split_micro(x, parts), micro)
-      keys = jax.random.split(dropout_key, parts)
-      first = jax.tree.map(lambda x: x[0], micro)
-      shapes = jax.eval_shape(
-        grad_fn, state.params, state.batch_stats, first, dropout_key
-      )
-      (loss, (terms, _, _)), grads = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), shapes
-      )
-      zeros = (grads, loss, terms, jnp.float32(0))
-      (sums, batch_stats), _ = jax.lax.scan(
-        accumulate, (zeros, state.batch_stats), (micro, keys)
-      )
-      grads, loss, terms, correct = jax.tree.map(lambda x: x / parts, sums)
-
-    grads = split(grads)
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    bad_step = jnp.where(
-      (state.bad_step < 0) & ~finite, state.step, state.bad_step
-    )
-    # 'stop' freezes the state at the last good one until the host notices.
-    proceed = finite if config.run.nan == 'skip' else bad_step < 0
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema, ema_stats = state.ema, state.ema_stats
-    if config.optim.ema:
-      at = state.step if config.optim.ema_ramp else None
-      ema = ema_update(ema, params, config.optim.ema, at)
-    if ema_stats:
-      ema_stats = ema_update(ema_stats, batch_stats, config.optim.ema, at)
-    keep = lambda new, old: jax.tree.map(
-      lambda a, b: jnp.where(proceed, a, b), new, old
-    )
-    new_state = TrainState(
-      step=state.step + 1,
-      params=keep(params, state.params),
-      batch_stats=keep(batch_stats, state.batch_stats),
-      opt_state=keep(opt_state, state.opt_state),
-      ema=keep(ema, state.ema),
-      ema_stats=keep(ema_stats, state.ema_stats),
-      bad_step=bad_step,
-      skipped=state.skipped + ~finite,
-    )
-    values = {
-      'loss': loss,
-      'train_top1': correct,
-      'lr': schedule(state.step),
-      'grad_norm': grad_norm,
-      'param_norm': optax.tree.norm(split(state.params)),
-      **{f'loss_{k}': v for k, v in terms.items() if len(terms) > 1},
-    }
-    return new_state, values
-
-  return train_step
-
-
-def compile_train_step(step_fn, state_shardings, mesh: Mesh):
-  """jit with named shardings and the state donated."""
+def compile_train_step(
+  step: TrainStep, state_shardings: TrainState, mesh: Mesh
+) -> Any:
+  """Jits a training step with named shardings and the state donated."""
   return jax.jit(
-    step_fn,
+    step,
     donate_argnums=(0,),
     in_shardings=(state_shardings, None, None),
     out_shardings=(state_shardings, replicated(mesh)),

@@ -2,46 +2,24 @@
 
 None of them is what `jax.image.resize` computes: Google's code interpolates
 linearly with aligned corners (`scipy.ndimage.zoom(order=1)`), PyTorch code
-(DeiT, CeiT, VOLO) with the bicubic kernel of a = -0.75, half-pixel centres,
+(DeiT, CeiT, VOLO) with the bicubic kernel of a = -0.75, half-pixel centers,
 clamped edges and no antialiasing.
 """
 
 import numpy as np
 
-METHODS = ('linear', 'bicubic')
+from vit_jax.resampling import aligned_matrix, bicubic_matrix
+
+METHODS = {'linear': aligned_matrix, 'bicubic': bicubic_matrix}
 
 
-def linear_matrix(old: int, new: int) -> np.ndarray:
-  """Aligned corners: (new, old) weights, first and last rows are copies."""
-  position = np.linspace(0.0, old - 1.0, new) if new > 1 else np.zeros(1)
-  low = np.minimum(np.floor(position).astype(int), max(old - 2, 0))
-  high = np.minimum(low + 1, old - 1)
-  fraction = position - low
-  matrix = np.zeros((new, old))
-  np.add.at(matrix, (np.arange(new), low), 1.0 - fraction)
-  np.add.at(matrix, (np.arange(new), high), fraction)
-  return matrix
-
-
-def bicubic_matrix(old: int, new: int, a: float = -0.75) -> np.ndarray:
-  """Keys' kernel (1981), half-pixel centres, clamped: (new, old) weights."""
-  position = (np.arange(new) + 0.5) * (old / new) - 0.5
-  first = np.floor(position).astype(int)
-  matrix = np.zeros((new, old))
-  for tap in (-1, 0, 1, 2):
-    x = np.abs(position - (first + tap))
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    index = np.clip(first + tap, 0, old - 1)
-    np.add.at(matrix, (np.arange(new), index), np.where(x <= 1, near, far))
-  return matrix
-
-
-def resize_grid(grid, new_grid: tuple[int, int], method: str) -> np.ndarray:
+def resize_grid(
+  grid: np.ndarray, new_grid: tuple[int, int], method: str
+) -> np.ndarray:
   """(1, h, w, D) -> (1, h', w', D), separable; float64 inside."""
   if method not in METHODS:
     raise ValueError(f'method={method!r}; allowed: {", ".join(METHODS)}')
-  matrix = linear_matrix if method == 'linear' else bicubic_matrix
+  matrix = METHODS[method]
   rows = matrix(grid.shape[1], new_grid[0])
   columns = matrix(grid.shape[2], new_grid[1])
   out = np.einsum(

@@ -1,6 +1,6 @@
-"""Areas of a grid of tokens."""
+"""The areas of a grid of items (arXiv:1810.10126, section 3.1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
@@ -12,16 +12,19 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Areas:
-  """The areas of a memory grid: height outermost, then width, then row-major.
+  """All rectangles of at most `max_area` items in a memory of items.
+
+  Areas are ordered by shape, height outermost, then width; areas of one shape
+  are in row-major order. A is their number, S that of the items.
 
   Attributes:
     memory_shape: (rows, columns) of the grid; (1, S) for a sequence.
-    max_area: largest (height, width).
-    separate_first: item 0 stands before the grid (a class token) and is the
-      first area, alone.
+    max_area: (height, width) of the largest area.
+    separate_first: item 0 stands before the grid (a class token) and is an area
+      by itself, the first one.
 
   Raises:
-    ValueError: `max_area` is not inside the grid.
+    ValueError: `max_area` does not fit into the grid.
   """
 
   memory_shape: tuple[int, int]
@@ -51,29 +54,43 @@ class Areas:
   @functools.cached_property
   def heights(self) -> np.ndarray:
     """(A,) heights of the areas."""
-    return self._per_area(lambda h, w: h)
+    return self._per_area([height for height, _ in self.shapes])
 
   @functools.cached_property
   def widths(self) -> np.ndarray:
     """(A,) widths of the areas."""
-    return self._per_area(lambda h, w: w)
+    return self._per_area([width for _, width in self.shapes])
 
   @property
   def sizes(self) -> np.ndarray:
     """(A,) numbers of items in the areas."""
     return self.heights * self.widths
 
-  def _per_area(self, fn) -> np.ndarray:
+  def _per_area(self, per_shape: Sequence[int]) -> np.ndarray:
     rows, columns = self.memory_shape
     counts = [(rows - h + 1) * (columns - w + 1) for h, w in self.shapes]
-    values = np.repeat([fn(h, w) for h, w in self.shapes], counts)
+    values = np.repeat(per_shape, counts)
     return np.concatenate([[1], values]) if self.separate_first else values
 
-  def reduce(self, x, fn: Callable, axis: int = -1):
-    """Reduces each area's items: `axis` of x goes from S to A entries.
+  def reduce(
+    self,
+    x: jax.Array,
+    fn: Callable[[Sequence[jax.Array]], jax.Array],
+    axis: int = -1,
+  ) -> jax.Array:
+    """Reduces the items of each area.
 
-    `fn` gets the list of an area's items, which are shifted slices of x: sums
-    carry no error of a running total (0.24 in bfloat16 for an integral image).
+    The items of all areas of one shape are shifted slices of x. Sums of them
+    carry no error of a running total, which is 0.24 for an integral image in
+    bfloat16.
+
+    Args:
+      x: any array; `axis` has S entries.
+      fn: from the list of an area's items to their reduction, element-wise.
+      axis: of the items.
+
+    Returns:
+      x with A entries in `axis`.
     """
     axis %= x.ndim
     rows, columns = self.memory_shape
@@ -83,20 +100,24 @@ class Areas:
     )
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     grid = grid.reshape((*before, rows, columns, *after))
-    parts = [fn([first])] if self.separate_first else []
+    reduced = [fn([first])] if self.separate_first else []
     for h, w in self.shapes:
       items = []
       for i, j in np.ndindex(h, w):
         item = jax.lax.slice_in_dim(grid, i, rows - h + 1 + i, axis=axis)
         item = jax.lax.slice_in_dim(item, j, columns - w + 1 + j, axis=axis + 1)
         items.append(item.reshape((*before, -1, *after)))
-      parts.append(fn(items))
-    return jnp.concatenate(parts, axis=axis)
+      reduced.append(fn(items))
+    return jnp.concatenate(reduced, axis=axis)
 
-  def spread(self, x):
-    """The adjoint of a sum: (..., A) -> (..., S), each item gets its areas'."""
+  def spread(self, x: jax.Array) -> jax.Array:
+    """Sums over the areas that contain each item: (..., A) -> (..., S).
+
+    This is the adjoint of the sum over the items of each area.
+    """
     items = jax.ShapeDtypeStruct((*x.shape[:-1], self.items), x.dtype)
-    return jax.linear_transpose(lambda y: self.reduce(y, sum), items)(x)[0]
+    add = lambda y: self.reduce(y, sum)  # pyright: ignore[reportArgumentType]
+    return jax.linear_transpose(add, items)(x)[0]
 
 
 def num_areas(

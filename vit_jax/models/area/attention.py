@@ -1,195 +1,56 @@
 """Area attention (arXiv:1810.10126): queries attend to areas of the memory.
 
-The memory lies on a grid; an area is every rectangle of at most `max_area`
-items inside it. What differs from ordinary attention is only what is attended
-to: an area has a key (by default the mean of its items' keys) and a value (by
-default the sum of its items' values).
+The memory lies on a grid, and an area is every rectangle of at most `max_area`
+items in it. Areas have keys and values: by default the mean of their items'
+keys and the sum of their items' values. All else is ordinary attention.
 
-Two implementations give the same numbers. The **explicit** one builds the key
-and value of each area, and serves every mode. The **factored** one holds for
-mean keys with sum or mean values: an area's logit is then the mean of the
-ordinary logits over it, and the output is the ordinary values weighted by the
-probabilities of the areas that contain them. Nothing of size areas x head width
-is formed, and the matrix products are those of ordinary attention. It is here
-where probabilities of areas are needed (top-k, dropout, masks), and in
-`area_factored` without them.
+Three implementations give the same numbers:
 
-In a model, `area_attend` and `AreaAttention` take the place of `layers.attend`:
+- explicit: the key and the value of each area is built (`explicit`). It serves
+  every mode, and costs two matrix products of size areas x head width.
+- factored: for mean keys with sum or mean values. An area's logit is then the
+  mean of the ordinary logits over its items, and the output is the ordinary
+  values, weighted by the probabilities of the areas that contain them. The
+  matrix products are those of ordinary attention, whatever the largest area.
+- kernel: the factored form as a Pallas kernel for TPUs (`kernel`).
+
+In a model, `area_attend` and `AreaAttention` replace `attention.attend`:
 `MultiHeadDotProductAttention(..., attend_fn=area_attend((1, 2)))` for areas of
-at most two neighbours in the token sequence (class token included, as in the
-published model), `area_attend((2, 2), grid=(14, 14))` for squares of a patch
-grid, where a class token is an area of its own.
+at most two neighbors in the sequence of tokens (with the class token, as in
+the published model), `area_attend((2, 2), grid=(14, 14))` for squares of a
+patch grid, where a class token is an area by itself.
 
 B batch, T queries, S memory items, A areas, H heads, K and V head widths.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
-import functools
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.area import factored
+from vit_jax.models.area import explicit as with_areas
+from vit_jax.models.area import fused
 from vit_jax.models.area.areas import Areas
+from vit_jax.models.area.explicit import (
+  KEY_MODES,
+  LEARNED_KEY_MODES,
+  VALUE_MODES,
+  Dropout,
+)
+from vit_jax.models.blocks import check_field
 from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
 
-KEY_MODES = (
-  'mean',
-  'max',
-  'sample',
-  'concat',
-  'max_concat',
-  'sum',
-  'sample_concat',
-  'sample_sum',
-)
-LEARNED_KEY_MODES = KEY_MODES[3:]  # these have parameters
-VALUE_MODES = ('sum', 'mean', 'max')
 IMPLS = ('auto', 'factored', 'kernel', 'explicit')
 
 
-def _mean(items):
-  return sum(items) / len(items)
-
-
-def _std(items):
-  mean = _mean(items)
-  return jnp.sqrt(_mean([(x - mean) ** 2 for x in items]) + 1e-6)
-
-
-STATISTICS = {
-  'sum': sum,
-  'mean': _mean,
-  'std': _std,  # sqrt(variance + 1e-6)
-  'max': lambda items: functools.reduce(jnp.maximum, items),
-}
-
-
-def area_statistic(x, areas: Areas, name: str, axis: int = 1) -> jax.Array:
-  """Statistic `name` (a key of STATISTICS) of each area's items, in float32.
-
-  Element-wise; `axis` of x goes from S to A entries.
-  """
-  return areas.reduce(x.astype(jnp.float32), STATISTICS[name], axis)
-
-
-def area_keys(k, areas: Areas, mode: str = 'mean', params=None, noise=None):
-  """Keys of the areas, (B, S, H, K) -> (B, A, H, K), eq. 3 and section 3.2.
-
-  Args:
-    k: (B, S, H, K) keys of the items.
-    areas: the areas.
-    mode: one of KEY_MODES.
-    params: of the learned modes, shared by heads: height_embedding
-      (max height, K/2), width_embedding (max width, K/2), Dense_0 and Dense_1
-      with kernel and bias, the last of width K.
-    noise: PRNG key for the sampled modes, which take the mean without it.
-  """
-  dtype, statistic = k.dtype, functools.partial(area_statistic, k, areas)
-  if mode in ('max', 'max_concat'):
-    x = statistic('max')
-  else:
-    x = statistic('mean')
-  if mode.startswith('sample') and noise is not None:
-    x += statistic('std') * jax.random.normal(noise, x.shape)
-  if mode in ('mean', 'max', 'sample'):
-    return x.astype(dtype)
-  size = jnp.concatenate(
-    [
-      params['height_embedding'][areas.heights - 1],
-      params['width_embedding'][areas.widths - 1],
-    ],
-    -1,
-  )
-  size = jnp.broadcast_to(size[None, :, None], x.shape)
-  if mode == 'concat':
-    x = jnp.concatenate([x, statistic('std'), size], -1)
-  elif mode in ('max_concat', 'sample_concat'):
-    x = jnp.concatenate([x, size], -1)
-  elif mode == 'sum':
-    x = x + statistic('std') + size
-  else:  # sample_sum
-    x = x + size
-  dense = lambda x, p: (
-    x @ p['kernel'].astype(dtype)
-    + jnp.broadcast_to(p['bias'].astype(dtype), x.shape[:-1] + p['bias'].shape)
-  )
-  return dense(
-    jax.nn.relu(dense(x.astype(dtype), params['Dense_0'])), params['Dense_1']
-  )
-
-
-def _probabilities(logits, areas, mask, top_k):
-  """Softmax over areas (..., A), the top k of them renormalised."""
-  if mask is not None:
-    mask = areas.reduce(
-      mask, lambda items: functools.reduce(jnp.logical_and, items)
-    )
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  probs = jax.nn.softmax(logits)
-  if top_k:
-    top, _ = jax.lax.top_k(
-      jax.lax.stop_gradient(probs), min(top_k, probs.shape[-1])
-    )
-    probs = jnp.where(probs >= top[..., -1:], probs, 0.0)  # ties survive
-    probs /= probs.sum(-1, keepdims=True)
-  return probs
-
-
-def _item_weights(probs, areas, value_mode):
-  """Weights (..., S) of the items' values, from probabilities of areas."""
-  if value_mode != 'sum':
-    sizes = jnp.asarray(areas.sizes, jnp.float32)
-    probs /= jnp.broadcast_to(sizes, probs.shape)
-  return areas.spread(probs)
-
-
-def _explicit(
-  q, k, v, areas, key_mode, value_mode, top_k, dropout, mask, params, noise
-):
-  """Area attention by its definition; returns also the items' weights."""
-  keys = area_keys(k, areas, key_mode, params, noise)
-  values = area_statistic(v, areas, value_mode).astype(v.dtype)
-  logits = jnp.einsum(
-    'bthk,bahk->bhta',
-    q * (q.shape[-1] ** -0.5),
-    keys,
-    preferred_element_type=jnp.float32,
-  )
-  probs = _probabilities(logits, areas, mask, top_k)
-  dropped = dropout(probs) if dropout is not None else probs
-  out = jnp.einsum('bhta,bahv->bthv', dropped.astype(v.dtype), values)
-  return out, _item_weights(probs, areas, value_mode)
-
-
-def _logits(q, k):
-  return jnp.einsum(
-    'bthk,bshk->bhts',
-    q * (q.shape[-1] ** -0.5),
-    k,
-    preferred_element_type=jnp.float32,
-  )
-
-
-def _windows(q, k, v, areas, value_mode, top_k, dropout, mask):
-  """Factored form with the probability of each area (B, H, T, A)."""
-  logits = areas.reduce(_logits(q, k), _mean)
-  probs = _probabilities(logits, areas, mask, top_k)
-  dropped = dropout(probs) if dropout is not None else probs
-  weights = _item_weights(dropped, areas, value_mode)
-  out = jnp.einsum('bhts,bshv->bthv', weights.astype(v.dtype), v)
-  if dropout is not None:
-    weights = _item_weights(probs, areas, value_mode)
-  return out, weights
-
-
 def area_attention(
-  q,
-  k,
-  v,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
   *,
   memory_shape: tuple[int, int],
   max_area: tuple[int, int],
@@ -197,32 +58,30 @@ def area_attention(
   key_mode: str = 'mean',
   value_mode: str = 'sum',
   top_k: int = 0,
-  dropout: Callable | None = None,
-  mask=None,
+  dropout: Dropout | None = None,
+  mask: jax.Array | None = None,
   impl: str = 'auto',
   weights: bool = True,
-  params=None,
-  noise=None,
-):
+  params: Mapping[str, Any] | None = None,
+  noise: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
   """Area attention (arXiv:1810.10126), softmax(q.key / sqrt(K)) over areas.
 
   Args:
     q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
-    memory_shape: (rows, columns) on which the S items lie, row-major.
-    max_area: (height, width) of the largest area.
-    separate_first: item 0 is no part of the grid but an area of its own.
-    key_mode: one of KEY_MODES; mean, max, and those of `area_keys`.
+    memory_shape, max_area, separate_first: see `areas.Areas`.
+    key_mode: one of KEY_MODES, see `explicit.area_keys`.
     value_mode: 'sum', 'mean' or 'max' of the items' values.
-    top_k: if not 0, only the k most probable areas of each query (and ties of
-      the k-th) are kept, and renormalised.
+    top_k: if not 0, only the k most probable areas of each query are kept, and
+      those that tie with the k-th; their probabilities are renormalized.
     dropout: function applied to the probabilities (B, H, T, A).
     mask: bool, broadcastable to (B, H, T, S); an area that contains a False
       item is not attended to.
     impl: 'explicit'; 'factored' (mean keys, sum or mean values); 'kernel', the
-      same as a Pallas kernel, without top_k, dropout and mask; or 'auto', which
-      factors where it can, on TPUs by the kernel where it pays.
+      same without top_k, dropout and mask; or 'auto', which factors if it can,
+      and uses the kernel on TPUs if it pays.
     weights: whether to return the items' weights.
-    params, noise: of the learned and sampled modes, see `area_keys`.
+    params, noise: of the learned and sampled modes, see `explicit.area_keys`.
 
   Returns:
     (B, T, H, V), and the float32 weights (B, H, T, S) with which the items'
@@ -233,77 +92,88 @@ def area_attention(
     ValueError: unknown mode, or shapes that do not fit.
   """
   areas = Areas(tuple(memory_shape), tuple(max_area), separate_first)
-  for name, value, allowed in (
-    ('key_mode', key_mode, KEY_MODES),
-    ('value_mode', value_mode, VALUE_MODES),
-    ('impl', impl, IMPLS),
-  ):
-    if value not in allowed:
-      raise ValueError(f'{name}={value!r}; allowed: {", ".join(allowed)}')
+  simple = not top_k and dropout is None and mask is None
+  _check(areas, k, v, key_mode, value_mode, impl, simple)
+  if key_mode in LEARNED_KEY_MODES and params is None:
+    raise ValueError(
+      f'key_mode={key_mode!r} has parameters: give params, or use the module '
+      'AreaAttention'
+    )
+  if mask is not None:
+    mask = jnp.broadcast_to(mask, (*mask.shape[:-1], areas.items))
+  options = dict(value_mode=value_mode, top_k=top_k, dropout=dropout, mask=mask)
+  if impl == 'explicit' or not _factors(key_mode, value_mode):
+    out, item_weights = with_areas.explicit(
+      q, k, v, areas, key_mode=key_mode, params=params, noise=noise, **options
+    )
+  elif not simple:
+    out, item_weights = with_areas.factored(q, k, v, areas, **options)
+  else:
+    program = {'kernel': 'kernel', 'factored': 'jnp'}.get(impl, 'auto')
+    out = fused.fused(q, k, v, areas, value_mode, program)
+    if weights:
+      item_weights = fused.item_weights(q, k, areas, value_mode)
+  if not weights:
+    return out, None
+  return out, item_weights / item_weights.sum(-1, keepdims=True)
+
+
+def _factors(key_mode: str, value_mode: str) -> bool:
+  return key_mode == 'mean' and value_mode != 'max'
+
+
+def _check(
+  areas: Areas,
+  k: jax.Array,
+  v: jax.Array,
+  key_mode: str,
+  value_mode: str,
+  impl: str,
+  simple: bool,
+) -> None:
+  """ValueError for unknown modes, and for modes or shapes that do not fit."""
+  check_field('key_mode', key_mode, KEY_MODES)
+  check_field('value_mode', value_mode, VALUE_MODES)
+  check_field('impl', impl, IMPLS)
   if k.shape[1] != areas.items or v.shape[1] != areas.items:
     raise ValueError(
       f'{k.shape[1]} keys and {v.shape[1]} values for a memory of '
-      f'{memory_shape}{" and one item before it" * separate_first}, '
-      f'{areas.items} items'
+      f'{areas.memory_shape}{" and one item before it" * areas.separate_first}'
+      f', {areas.items} items'
     )
-  if key_mode in LEARNED_KEY_MODES and params is None:
-    raise ValueError(
-      f'key_mode={key_mode!r} has parameters: give params, or '
-      'use the module AreaAttention'
-    )
-  factors = key_mode == 'mean' and value_mode != 'max'
-  plain = not top_k and dropout is None and mask is None
-  if impl in ('factored', 'kernel') and not factors:
+  if impl in ('factored', 'kernel') and not _factors(key_mode, value_mode):
     raise ValueError(
       f"impl={impl!r} needs key_mode='mean' and value_mode 'sum' or 'mean', "
       f"got {key_mode!r} and {value_mode!r}; use impl='auto'"
     )
-  if impl == 'kernel' and not plain:
+  if impl == 'kernel' and not simple:
     raise ValueError(
       "impl='kernel' takes no top_k, dropout or mask; use impl='auto'"
     )
-  if mask is not None:
-    mask = jnp.broadcast_to(mask, (*mask.shape[:-1], areas.items))
-  if impl == 'explicit' or not factors:
-    out, mixed = _explicit(
-      q, k, v, areas, key_mode, value_mode, top_k, dropout, mask, params, noise
-    )
-  elif not plain:
-    out, mixed = _windows(q, k, v, areas, value_mode, top_k, dropout, mask)
-  else:
-    program = {'kernel': 'kernel', 'factored': 'jnp'}.get(impl, 'auto')
-    out = factored.factored(q, k, v, areas, value_mode, program)
-    mixed = None
-    if weights:
-      mixed = factored.item_weights(q, k, areas, value_mode)
-  if not weights:
-    return out, None
-  return out, mixed / mixed.sum(-1, keepdims=True)
 
 
-def _memory(items: int, grid: tuple[int, int] | None):
-  """memory_shape and separate_first of S tokens, for a patch grid or none."""
+def _memory(items: int, grid: tuple[int, int] | None) -> dict[str, Any]:
+  """memory_shape and separate_first of S tokens, for a patch grid or None."""
   if grid is None:
     return dict(memory_shape=(1, items), separate_first=False)
-  if items not in (math.prod(grid), math.prod(grid) + 1):
+  patches = math.prod(grid)
+  if items not in (patches, patches + 1):
     raise ValueError(
       f'{items} tokens are neither the {grid[0]}x{grid[1]} '
       'patches of grid nor these and a class token'
     )
-  return dict(
-    memory_shape=tuple(grid), separate_first=items == math.prod(grid) + 1
-  )
+  return dict(memory_shape=tuple(grid), separate_first=items > patches)
 
 
 @dataclasses.dataclass(frozen=True)
-class area_attend:  # pylint: disable=invalid-name
-  """Area attention with the signature of `layers.attend`, no parameters.
+class area_attend:
+  """Area attention without parameters, called as `attention.attend` is.
 
   Attributes:
     max_area: (height, width) of the largest area.
-    grid: None for areas in the sequence of all tokens, the class token being
-      item 0; (rows, columns) for areas in the patch grid, beside which a class
-      token, if there is one, is an area of its own.
+    grid: None for areas in the sequence of all tokens, in which the class token
+      is item 0; (rows, columns) for areas in the patch grid, where a class
+      token is an area by itself.
     value_mode, top_k, impl, weights: see `area_attention`.
   """
 
@@ -314,7 +184,15 @@ class area_attend:  # pylint: disable=invalid-name
   impl: str = 'auto'
   weights: bool = True
 
-  def __call__(self, q, k, v, *, mask=None, dropout=None):
+  def __call__(
+    self,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    dropout: Dropout | None = None,
+  ) -> tuple[jax.Array, jax.Array | None]:
     """(B, T, H, K), (B, S, H, K), (B, S, H, V) -> (B, T, H, V), weights."""
     return area_attention(
       q,
@@ -332,12 +210,15 @@ class area_attend:  # pylint: disable=invalid-name
 
 
 class AreaAttention(nn.Module):
-  """Area attention of any mode, with the signature of `layers.attend`.
+  """Area attention of any mode, called as `attention.attend` is.
 
   The learned key modes have parameters, which all heads share:
   `height_embedding`, `width_embedding`, `Dense_{0,1}/{kernel,bias}`. Sampled
-  modes draw where there is an rng stream 'dropout', and take the mean
-  elsewhere. See `area_attend` for `grid`, `area_attention` for the rest.
+  modes draw if there is an rng stream 'dropout', and take the mean otherwise.
+
+  Attributes:
+    max_area, grid: see `area_attend`.
+    key_mode, value_mode, top_k, impl: see `area_attention`.
   """
 
   max_area: tuple[int, int]
@@ -348,7 +229,15 @@ class AreaAttention(nn.Module):
   impl: str = 'auto'
 
   @nn.compact
-  def __call__(self, q, k, v, *, mask=None, dropout=None):
+  def __call__(
+    self,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    dropout: Dropout | None = None,
+  ) -> tuple[jax.Array, jax.Array | None]:
     """(B, T, H, K), (B, S, H, K), (B, S, H, V) -> (B, T, H, V), weights."""
     params = None
     if self.key_mode in LEARNED_KEY_MODES:
@@ -372,7 +261,7 @@ class AreaAttention(nn.Module):
       noise=noise,
     )
 
-  def _parameters(self, width: int):
+  def _parameters(self, width: int) -> dict[str, Any]:
     if width % 2:
       raise ValueError(
         f'key_mode={self.key_mode!r} needs an even head width '
@@ -390,18 +279,18 @@ class AreaAttention(nn.Module):
       'width_embedding': self.param(
         'width_embedding', table, (columns, width // 2)
       ),
-      'Dense_0': _Affine(width, name='Dense_0')(inputs),
-      'Dense_1': _Affine(width, name='Dense_1')(width),
+      'Dense_0': _DenseParameters(width, name='Dense_0')(inputs),
+      'Dense_1': _DenseParameters(width, name='Dense_1')(width),
     }
 
 
-class _Affine(nn.Module):
-  """Parameters of a Dense layer, PyTorch's initialisers."""
+class _DenseParameters(nn.Module):
+  """Kernel and bias of a Dense layer, with PyTorch's initializers."""
 
   features: int
 
   @nn.compact
-  def __call__(self, inputs: int):
+  def __call__(self, inputs: int) -> dict[str, jax.Array]:
     return {
       'kernel': self.param(
         'kernel', torch_conv_kernel, (inputs, self.features)

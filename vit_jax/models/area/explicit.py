@@ -1,0 +1,212 @@
+"""Area attention with a probability for each area (arXiv:1810.10126).
+
+`explicit` builds the key and the value of each area, as the paper defines
+them, and serves every mode. `factored` needs mean keys with sum or mean values
+and builds neither: an area's logit is the mean of the ordinary logits over its
+items, and the probabilities of areas add up to weights of the items' values.
+
+B batch, T queries, S memory items, A areas, H heads, K and V head widths.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.area.areas import Areas
+
+KEY_MODES = (
+  'mean',
+  'max',
+  'sample',
+  'concat',
+  'max_concat',
+  'sum',
+  'sample_concat',
+  'sample_sum',
+)
+LEARNED_KEY_MODES = KEY_MODES[3:]  # these have parameters
+VALUE_MODES = ('sum', 'mean', 'max')
+
+Dropout = Callable[[jax.Array], jax.Array]
+
+
+def mean(items: Sequence[jax.Array]) -> jax.Array:
+  """The mean of a list of arrays, element-wise."""
+  return sum(items[1:], items[0]) / len(items)
+
+
+def _std(items: Sequence[jax.Array]) -> jax.Array:
+  center = mean(items)
+  return jnp.sqrt(mean([(x - center) ** 2 for x in items]) + 1e-6)
+
+
+STATISTICS: dict[str, Callable[[Sequence[jax.Array]], jax.Array]] = {
+  'sum': lambda items: sum(items[1:], items[0]),
+  'mean': mean,
+  'std': _std,  # sqrt(variance + 1e-6)
+  'max': lambda items: functools.reduce(jnp.maximum, items),
+}
+
+
+def area_statistic(
+  x: jax.Array, areas: Areas, name: str, axis: int = 1
+) -> jax.Array:
+  """A statistic of each area's items, element-wise, in float32.
+
+  Args:
+    x: any array; `axis` has S entries.
+    areas: the areas.
+    name: key of STATISTICS.
+    axis: of the items.
+
+  Returns:
+    x with A entries in `axis`, float32.
+  """
+  return areas.reduce(x.astype(jnp.float32), STATISTICS[name], axis)
+
+
+def area_keys(
+  k: jax.Array,
+  areas: Areas,
+  mode: str = 'mean',
+  params: Mapping[str, Any] | None = None,
+  noise: jax.Array | None = None,
+) -> jax.Array:
+  """Keys of the areas, (B, S, H, K) -> (B, A, H, K), eq. 3 and section 3.2.
+
+  Args:
+    k: (B, S, H, K) keys of the items.
+    areas: the areas.
+    mode: one of KEY_MODES.
+    params: of the learned modes, shared by heads: height_embedding
+      (max height, K/2), width_embedding (max width, K/2), Dense_0 and Dense_1
+      with kernel and bias, the last of width K.
+    noise: PRNG key for the sampled modes, which take the mean without it.
+  """
+  dtype, statistic = k.dtype, functools.partial(area_statistic, k, areas)
+  x = statistic('max' if mode in ('max', 'max_concat') else 'mean')
+  if mode.startswith('sample') and noise is not None:
+    x += statistic('std') * jax.random.normal(noise, x.shape)
+  if mode not in LEARNED_KEY_MODES or params is None:
+    return x.astype(dtype)
+  size = jnp.concatenate(
+    [
+      params['height_embedding'][areas.heights - 1],
+      params['width_embedding'][areas.widths - 1],
+    ],
+    -1,
+  )
+  size = jnp.broadcast_to(size[None, :, None], x.shape)
+  if mode == 'concat':
+    x = jnp.concatenate([x, statistic('std'), size], -1)
+  elif mode in ('max_concat', 'sample_concat'):
+    x = jnp.concatenate([x, size], -1)
+  elif mode == 'sum':
+    x = x + statistic('std') + size
+  else:  # sample_sum
+    x = x + size
+  x = jax.nn.relu(_dense(x.astype(dtype), params['Dense_0']))
+  return _dense(x, params['Dense_1'])
+
+
+def _dense(x: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
+  bias = params['bias'].astype(x.dtype)
+  y = x @ params['kernel'].astype(x.dtype)
+  return y + jnp.broadcast_to(bias, (*x.shape[:-1], *bias.shape))
+
+
+def item_logits(q: jax.Array, k: jax.Array) -> jax.Array:
+  """Ordinary logits, float32: (B, T, H, K), (B, S, H, K) -> (B, H, T, S)."""
+  return jnp.einsum(
+    'bthk,bshk->bhts',
+    q * (q.shape[-1] ** -0.5),
+    k,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _probabilities(
+  logits: jax.Array, areas: Areas, mask: jax.Array | None, top_k: int
+) -> jax.Array:
+  """Softmax over areas (..., A); with `top_k`, the others are set to zero."""
+  if mask is not None:
+    mask = areas.reduce(
+      mask, lambda items: functools.reduce(jnp.logical_and, items)
+    )
+    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  probs = jax.nn.softmax(logits)
+  if top_k:
+    top, _ = jax.lax.top_k(
+      jax.lax.stop_gradient(probs), min(top_k, probs.shape[-1])
+    )
+    # Areas that tie with the k-th stay, so no order among equals is needed.
+    probs = jnp.where(probs >= top[..., -1:], probs, 0.0)
+    probs /= probs.sum(-1, keepdims=True)
+  return probs
+
+
+def _item_weights(probs: jax.Array, areas: Areas, value_mode: str) -> jax.Array:
+  """Weights (..., S) of the items' values, from probabilities of areas."""
+  if value_mode != 'sum':
+    sizes = jnp.asarray(areas.sizes, jnp.float32)
+    probs /= jnp.broadcast_to(sizes, probs.shape)
+  return areas.spread(probs)
+
+
+def explicit(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  areas: Areas,
+  *,
+  key_mode: str,
+  value_mode: str,
+  top_k: int = 0,
+  dropout: Dropout | None = None,
+  mask: jax.Array | None = None,
+  params: Mapping[str, Any] | None = None,
+  noise: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Area attention by its definition; see `attention.area_attention`.
+
+  Returns:
+    (B, T, H, V), and the weights of the items (B, H, T, S).
+  """
+  keys = area_keys(k, areas, key_mode, params, noise)
+  values = area_statistic(v, areas, value_mode).astype(v.dtype)
+  probs = _probabilities(item_logits(q, keys), areas, mask, top_k)
+  dropped = dropout(probs) if dropout is not None else probs
+  out = jnp.einsum('bhta,bahv->bthv', dropped.astype(v.dtype), values)
+  return out, _item_weights(probs, areas, value_mode)
+
+
+def factored(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  areas: Areas,
+  *,
+  value_mode: str,
+  top_k: int = 0,
+  dropout: Dropout | None = None,
+  mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Area attention with mean keys and sum or mean values.
+
+  The same numbers as `explicit`, with the matrix products of ordinary
+  attention.
+
+  Returns:
+    (B, T, H, V), and the weights of the items (B, H, T, S).
+  """
+  logits = areas.reduce(item_logits(q, k), mean)
+  probs = _probabilities(logits, areas, mask, top_k)
+  dropped = dropout(probs) if dropout is not None else probs
+  weights = _item_weights(dropped, areas, value_mode)
+  out = jnp.einsum('bhts,bshv->bthv', weights.astype(v.dtype), v)
+  if dropout is not None:
+    weights = _item_weights(probs, areas, value_mode)
+  return out, weights

@@ -1,0 +1,202 @@
+"""Area attention with a gradient rule of its own, in jnp or as a kernel.
+
+For mean keys with sum or mean values, without top-k, dropout and masks. The
+functions of one head in `windows` make two programs: batched jnp, and the
+Pallas kernel of `kernel`, which holds a head's matrices on the chip, so that
+none goes through HBM. docs/area_attention.md has the figures of both.
+
+B batch, T queries, S memory items, H heads, K and V head widths.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from vit_jax.models import tpu_layout
+from vit_jax.models.area import kernel, windows
+from vit_jax.models.area.areas import Areas
+
+# The jnp program. On a CPU it goes head by head, because the matrices of all
+# heads do not fit into its caches.
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+  return jnp.moveaxis(x, 2, 0)
+
+
+def _heads_last(x: jax.Array) -> jax.Array:
+  return jnp.moveaxis(x, 0, 2)
+
+
+def _for_all_heads(
+  fn: Callable[..., Any], by_head: bool, args: Sequence[jax.Array]
+) -> Any:
+  return jax.lax.map(lambda a: fn(*a), tuple(args)) if by_head else fn(*args)
+
+
+def _jnp_forward(q, k, v, bias, *, areas, value_mode, by_head):
+  fn = lambda q, k, v: windows.forward(q, k, v, bias, areas, value_mode)
+  k, v = [windows.pad_memory(x, areas) for x in (k, v)]
+  out, normalizer = _for_all_heads(
+    fn, by_head, [_heads_first(x) for x in (q, k, v)]
+  )
+  return _heads_last(out), jnp.moveaxis(normalizer[:, :, 0], 0, 1)
+
+
+def _jnp_backward(q, k, v, bias, normalizer, g, *, areas, value_mode, by_head):
+  fn = lambda q, k, v, normalizer, g: windows.backward(
+    q, k, v, bias, normalizer, g, areas, value_mode
+  )
+  k, v = [windows.pad_memory(x, areas) for x in (k, v)]
+  normalizer = jnp.moveaxis(normalizer, 1, 0)[:, :, None]
+  q, k, v, g = [_heads_first(x) for x in (q, k, v, g)]
+  grads = _for_all_heads(fn, by_head, (q, k, v, normalizer, g))
+  dq, dk, dv = [_heads_last(x) for x in grads]
+  return dq, windows.unpad_memory(dk, areas), windows.unpad_memory(dv, areas)
+
+
+# The choice of the program.
+
+
+def _mesh_axes() -> tuple[tuple[str, ...], str | None]:
+  """Mesh axes of examples and of heads; ((), None) without an Auto mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or any(t != AxisType.Auto for t in mesh.axis_types):
+    return (), None
+  return (
+    tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names),
+    'tensor' if 'tensor' in mesh.axis_names else None,
+  )
+
+
+def _kernel_fits(q: jax.Array, k: jax.Array) -> bool:
+  """Whether the kernel can be used on TPUs, and pays."""
+  if not isinstance(q.shape[0], int):  # an exported program of any batch size
+    return False
+  batch, heads = _mesh_axes()
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return (
+    not tpu_layout.is_portable()
+    and q.shape[1] * k.shape[1] <= kernel.MAX_ENTRIES
+    and q.shape[0] % math.prod(sizes[a] for a in batch) == 0
+    and (heads is None or q.shape[2] % sizes[heads] == 0)
+  )
+
+
+def _on_each_device(fn: Callable[..., Any], outs: int) -> Callable[..., Any]:
+  """`fn` under shard_map, because compilers cannot split a kernel.
+
+  Examples and heads are split over the devices. `fn` returns 2 arrays, of which
+  the second is (B, H, T), or more of (B, T, H, K).
+  """
+  batch, heads = _mesh_axes()
+  if not batch:
+    return fn
+  specs = {4: P(batch, None, heads), 3: P(batch, heads), 2: P()}  # by rank
+  out_specs = (specs[4], specs[3]) if outs == 2 else (specs[4],) * outs
+  return lambda *args: jax.shard_map(
+    fn,
+    in_specs=tuple(specs[x.ndim] for x in args),
+    out_specs=out_specs,
+    check_vma=False,
+  )(*args)
+
+
+def _run(
+  program: str,
+  jnp_program: Callable[..., Any],
+  kernel_program: Callable[..., Any],
+  outs: int,
+  args: Sequence[jax.Array],
+) -> Any:
+  """Runs one of the two programs, see `fused`, which return `outs` arrays."""
+  if tpu_layout.is_portable():
+    return jnp_program(*args, by_head=False)
+  programs = dict(
+    cpu=functools.partial(jnp_program, by_head=True),
+    default=functools.partial(jnp_program, by_head=False),
+  )
+  on_tpu = {'tpu': _on_each_device(kernel_program, outs)}
+  if program == 'kernel':
+    interpreted = functools.partial(kernel_program, interpret=True)
+    programs = on_tpu | {'default': _on_each_device(interpreted, outs)}
+  elif program == 'auto' and _kernel_fits(args[0], args[1]):
+    programs = programs | on_tpu
+  return jax.lax.platform_dependent(*args, **programs)
+
+
+# The function and its gradient.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def fused(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  areas: Areas,
+  value_mode: str = 'sum',
+  program: str = 'auto',
+) -> jax.Array:
+  """Area attention with mean keys and sum or mean values.
+
+  Args:
+    q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
+    areas: the areas.
+    value_mode: 'sum' or 'mean'.
+    program: 'jnp'; 'kernel' (interpreted where there is no TPU: slow); or
+      'auto', the kernel on TPUs where it pays. Under a mesh whose axes have the
+      names of `vit_jax.parallel.mesh`, each device runs the kernel on its
+      examples and heads.
+
+  Returns:
+    (B, T, H, V). Between the passes only q, k, v and one float32 number for
+    each query and head stay alive.
+  """
+  return _fused_fwd(q, k, v, areas, value_mode, program)[0]
+
+
+def _fused_fwd(q, k, v, areas, value_mode, program):
+  fixed = dict(areas=areas, value_mode=value_mode)
+  out, normalizer = _run(
+    program,
+    functools.partial(_jnp_forward, **fixed),
+    functools.partial(kernel.forward, **fixed),
+    2,
+    (q, k, v, windows.gap_bias(areas)),
+  )
+  return out, (q, k, v, normalizer)
+
+
+def _fused_bwd(areas, value_mode, program, residuals, g):
+  # Without the barrier, the compiler would keep the logits of the forward pass
+  # instead of computing them again.
+  (q, k, v, normalizer), g = jax.lax.optimization_barrier((residuals, g))
+  fixed = dict(areas=areas, value_mode=value_mode)
+  return _run(
+    program,
+    functools.partial(_jnp_backward, **fixed),
+    functools.partial(kernel.backward, **fixed),
+    3,
+    (q, k, v, windows.gap_bias(areas), normalizer, g),
+  )
+
+
+fused.defvjp(_fused_fwd, _fused_bwd)
+
+
+def item_weights(
+  q: jax.Array, k: jax.Array, areas: Areas, value_mode: str = 'sum'
+) -> jax.Array:
+  """Weights (B, H, T, S) with which the items' values enter the output."""
+  q, k = jnp.moveaxis(q, 2, 1), jnp.moveaxis(windows.pad_memory(k, areas), 2, 1)
+  weights, _ = windows.weights_of_items(
+    windows.logits(q, k, windows.gap_bias(areas)), areas, value_mode
+  )
+  items = windows.unpad_memory(jnp.moveaxis(weights, 2, 1), areas)
+  return jnp.einsum('bsht->bhts', items)

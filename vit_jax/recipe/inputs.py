@@ -1,0 +1,195 @@
+"""What feeds a run: its sources, the training step and the evaluation."""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.data import token_labels
+from vit_jax.data.prefetch import prefetch
+from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.source import Source
+from vit_jax.evaluation.exact import Evaluator
+from vit_jax.parallel.mesh import batch_slice, put_batch, put_replicated
+from vit_jax.recipe.build import Run
+from vit_jax.recipe.data import make_device_cache, train_batches
+from vit_jax.recipe.keys import (
+  ConfigError,
+  host_shape,
+  image_shape,
+  preprocessing,
+)
+
+# Splits that are tried, in this order, where a recipe names no eval sets.
+TEST_SPLITS = ('test', 'validation', 'val')
+
+
+def open_train_source(config: ConfigDict) -> Source:
+  """The training split of a recipe.
+
+  Raises:
+    ValueError: there is no such source or split.
+  """
+  return _open(config, config.data.source, config.data.split, config.data.dir)
+
+
+def open_eval_sets(config: ConfigDict, num_classes: int) -> dict[str, Source]:
+  """The eval sets of a recipe by name; else the test split of its source.
+
+  Args:
+    config: the recipe.
+    num_classes: of the model.
+
+  Raises:
+    ConfigError: there is none, or one has another number of classes.
+    ValueError: there is no such source or split.
+  """
+  data = config.data
+  sets = {}
+  for name, spec in config.eval.sets.items():
+    unknown = set(spec) - {'source', 'dir', 'split'}
+    if unknown:
+      raise ConfigError(
+        f'eval.sets.{name}: unknown key {min(unknown)!r}; allowed: source, '
+        'dir, split'
+      )
+    sets[name] = _open(
+      config,
+      spec.get('source', data.source),
+      spec.get('split', 'test'),
+      spec.get('dir', data.dir),
+    )
+  sets = sets or {'test': _open_test_split(config)}
+  for name, source in sets.items():
+    if source.num_classes != num_classes:
+      raise ConfigError(
+        f'eval set {name!r} has {source.num_classes} classes, the model '
+        f'{num_classes}: they must be the same classes'
+      )
+  return sets
+
+
+def _open_test_split(config: ConfigDict) -> Source:
+  data, errors = config.data, []
+  for split in TEST_SPLITS:
+    try:
+      return _open(config, data.source, split, data.dir)
+    except ValueError as e:
+      errors.append(str(e))
+  raise ConfigError(
+    f'data.source={data.source!r} has none of the splits '
+    f'{", ".join(TEST_SPLITS)}; name eval.sets. ({errors[0]})'
+  )
+
+
+def _open(config: ConfigDict, name: str, split: str, directory: str) -> Source:
+  return open_source(
+    name,
+    split=split,
+    data_dir=directory,
+    holdout=config.data.holdout,
+    num_classes=config.data.num_classes,
+    num_examples=config.data.num_examples,
+    image_size=image_shape(config),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainInput:
+  """The training images of a run, on their way to the step.
+
+  Attributes:
+    batches: number of finished steps -> iterator over the batches of the steps
+      after them, on the devices; it has to be closed.
+    extras: arrays on the devices that the step reads besides its batch.
+    load_batch: see `vit_jax.training.step.make_train_step`.
+  """
+
+  batches: Callable[[int], Any]
+  extras: dict[str, Any]
+  load_batch: Callable | None = None
+
+
+def train_input(run: Run, source: Source) -> TrainInput:
+  """Images from the host, or from the devices if they hold the data set.
+
+  Args:
+    run: what `build` made of the recipe.
+    source: of the training data.
+
+  Raises:
+    ConfigError: token labels of other data or for another model.
+    ValueError: a key of section `data` has a value that is not allowed.
+  """
+  config, mesh = run.config, run.mesh
+  labels = None
+  if config.data.labels:
+    labels = token_labels.open_for_training(
+      config.data.labels,
+      run.model,
+      source,
+      run.num_classes,
+      image_size=image_shape(config),
+      host_size=host_shape(config),
+      swap_axes=config.data.labels_swap_axes,
+    )
+  else:
+    cached = make_device_cache(
+      config, source, put=lambda x: put_replicated(x, mesh)
+    )
+    if cached is not None:
+      return _cached_input(run, *cached)
+
+  def batches(first_step: int) -> Any:
+    index, count = batch_slice(mesh)
+    host = train_batches(
+      config,
+      source,
+      start_step=first_step,
+      process_index=index,
+      process_count=count,
+      token_labels=labels,
+    )
+    put = lambda batch: put_batch(batch, mesh)
+    return prefetch(host, put, config.data.prefetch)
+
+  return TrainInput(batches, {})
+
+
+def _cached_input(run: Run, cache: Any, make_batch: Callable) -> TrainInput:
+  """The host sends indices of images, and the step looks the images up."""
+
+  def batches(first_step: int) -> Iterator[Any]:
+    index, count = batch_slice(run.mesh)
+    for step in range(first_step, run.total_steps):
+      indices = cache.indices(step).reshape(count, -1)[index]
+      yield put_batch({'indices': indices}, run.mesh)
+
+  def load_batch(batch, extras, key):
+    return make_batch(extras['cache'], batch['indices'], key)
+
+  return TrainInput(batches, {'cache': cache.arrays}, load_batch)
+
+
+def make_evaluator(run: Run, sets: Mapping[str, Source]) -> Evaluator:
+  """The exact evaluation of a run.
+
+  Args:
+    run: what `build` made of the recipe.
+    sets: eval sets by name.
+  """
+  config = run.config
+  return Evaluator(
+    run.model,
+    run.mesh,
+    sets,
+    num_classes=run.num_classes,
+    preprocessing=preprocessing(config),
+    host_size=host_shape(config),
+    jpeg_dct=config.data.jpeg_dct,
+    loss=config.loss.name,
+    batch_size=config.eval.batch_size or config.data.batch_size,
+    threads=config.data.threads,
+    max_bad_fraction=config.data.max_bad_fraction,
+  )
