@@ -23,17 +23,20 @@ def main(paths) -> int:
   from tests.parity import harness
 
   load_checkers()
-  results = [harness.check_file(p) for p in paths]
-  for line, _ in results:
-    print(line)
-  failed = sum(not ok for _, ok in results)
-  print(f'{len(results) - failed} passed, {failed} failed')
-  if not results:
+  failed = 0
+  for path in paths:
+    line, ok = harness.check_file(path)
+    failed += not ok
+    print(line, flush=True)
+    # The next file has another model: what was compiled is not needed again.
+    jax.clear_caches()
+  print(f'{len(paths) - failed} passed, {failed} failed')
+  if not paths:
     print(
       'error: no file given; usage: python -m tests.parity FILES...',
       file=sys.stderr,
     )
-  return 1 if failed or not results else 0
+  return 1 if failed or not paths else 0
 
 
 if __name__ == '__main__':
