@@ -37,13 +37,14 @@ cores idle, so two of them on one core each are faster than one after the other.
 import os
 import subprocess
 import sys
+from typing import Any
 
 from absl import flags
 
 from vit_jax.recipe.command_line import run_program
 
 
-def run(values, overrides) -> int:
+def run(values: Any, overrides: Any) -> int:
   """Runs the ablation, or one of its runs; returns the exit code."""
   from vit_jax.parallel import processes
   from vit_jax.parallel.watchdog import session

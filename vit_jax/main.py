@@ -9,13 +9,14 @@ after saving.
 """
 
 import sys
+from typing import Any
 
 from absl import flags
 
 from vit_jax.recipe.command_line import run_program
 
 
-def run(values, overrides) -> int:
+def run(values: Any, overrides: Any) -> int:
   """Checks the recipe, joins the job and trains; returns the exit code."""
   from vit_jax.recipe.checks import check
   from vit_jax.recipe.overrides import load_config

@@ -6,15 +6,17 @@ its matrices here: host images, images on the device, position tables, stored
 label maps.
 """
 
+from typing import Any
+
 import numpy as np
 
 
-def triangle(distance, xp=np):
+def triangle(distance: Any, xp: Any = np) -> Any:
   """The kernel of linear interpolation, max(0, 1 - |distance|)."""
   return xp.maximum(0.0, 1.0 - xp.abs(distance))
 
 
-def keys_cubic(distance, a: float) -> np.ndarray:
+def keys_cubic(distance: Any, a: float) -> np.ndarray:
   """Keys' cubic convolution kernel (1981).
 
   Args:
@@ -31,8 +33,15 @@ def keys_cubic(distance, a: float) -> np.ndarray:
 
 
 def bilinear_matrix(
-  old: int, new: int, *, start=0.0, length=None, low=0, high=None, xp=np
-):
+  old: int,
+  new: int,
+  *,
+  start: Any = 0.0,
+  length: Any = None,
+  low: Any = 0,
+  high: Any = None,
+  xp: Any = np,
+) -> Any:
   """Weights that sample an interval bilinearly, without antialias.
 
   The interval [start, start + length) is divided into `new` equal cells and

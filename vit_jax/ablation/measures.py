@@ -4,6 +4,8 @@ A recipe's `measure(config, directory)` calls these functions, and
 `python -m vit_jax.ablate` calls it after each run.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -16,7 +18,7 @@ from vit_jax.recipe.keys import preprocessing
 from vit_jax.recipe.sections import Config
 
 
-def fewshot_accuracy(config: Config, directory, shots: int) -> float:
+def fewshot_accuracy(config: Config, directory: Any, shots: int) -> float:
   """Few-shot accuracy of a run's features, in per cent.
 
   The mean of three draws of the support set (`vit_jax.evaluation.fewshot`), on
@@ -55,7 +57,7 @@ def fewshot_accuracy(config: Config, directory, shots: int) -> float:
 
 
 def similar_attention(
-  config: Config, directory, *, images: int = 16, threshold: float = 0.9
+  config: Config, directory: Any, *, images: int = 16, threshold: float = 0.9
 ) -> float:
   """Share of blocks whose attention maps resemble the block before's.
 

@@ -3,6 +3,7 @@
 import collections
 import math
 import re
+from typing import Any
 
 # ---------------------------------------------------------------- the program
 
@@ -83,7 +84,7 @@ class Program:
 
   def walk(
     self, computation: str | None = None, times: int = 1, inside: bool = False
-  ):
+  ) -> Any:
     """Yields (times executed, inside a fusion, instruction) in all branches."""
     for instruction in self._of[computation or self._entry]:
       _, _, op, rest = instruction

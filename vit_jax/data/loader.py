@@ -393,7 +393,7 @@ class Batches:
         + (f'\n  and {more} more' if more else '')
       )
 
-  def close(self):
+  def close(self) -> None:
     """Stops the reading threads and processes."""
     close = getattr(self._iterator, 'close', None)
     if close:

@@ -83,7 +83,7 @@ class Prefetch:
       raise self._last[1]
     raise StopIteration
 
-  def close(self):
+  def close(self) -> None:
     """Stops the thread, drops what is ready and closes the iterator."""
     self._stop.set()
     if self._thread:

@@ -19,7 +19,9 @@ they are whole, and a run that was killed goes on with the first missing one.
 
 import json
 import math
+import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +131,7 @@ class TokenLabels:
   def __getstate__(self):
     return {**self.__dict__, '_records': None}
 
-  def check(self, source: Source, num_classes: int):
+  def check(self, source: Source, num_classes: int) -> None:
     """ValueError unless the labels are of this source and its classes."""
     if self.meta['num_classes'] != num_classes:
       raise ValueError(
@@ -145,8 +147,8 @@ class TokenLabels:
 
 
 def open_for_training(
-  path,
-  model,
+  path: str | os.PathLike,
+  model: Any,
   source: Source,
   num_classes: int,
   *,
@@ -179,7 +181,7 @@ def open_for_training(
   return labels
 
 
-def student_grid(model, image_size: tuple[int, int]) -> tuple[int, int]:
+def student_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
   """Grid of a model's token head; (1, 1) if it has none."""
   out = _outputs(model, image_size)[1]
   if 'logits_aux' not in out:

@@ -9,6 +9,7 @@ place, C classes.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ import numpy as np
 from vit_jax.data import transforms
 
 
-def roi_weights(start, end, size: int, bins: int):
+def roi_weights(
+  start: jax.Array, end: jax.Array, size: int, bins: int
+) -> jax.Array:
   """ROI-align along one axis (arXiv:1703.06870) as a matrix.
 
   torchvision's rule with `aligned=False` and its adaptive sampling: a region
@@ -45,7 +48,13 @@ def roi_weights(start, end, size: int, bins: int):
   return jnp.sum(near * used[..., None], axis=1) / count
 
 
-def crop_logits(logits, classes, box, grid: tuple[int, int], num_classes: int):
+def crop_logits(
+  logits: jax.Array,
+  classes: jax.Array,
+  box: jax.Array,
+  grid: tuple[int, int],
+  num_classes: int,
+) -> jax.Array:
   """Dense logits of a crop: stored top-k, zero elsewhere, and ROI-align.
 
   Args:
@@ -76,7 +85,13 @@ def crop_logits(logits, classes, box, grid: tuple[int, int], num_classes: int):
   )
 
 
-def crop_targets(logits, classes, box, source, num_classes: int):
+def crop_targets(
+  logits: jax.Array,
+  classes: jax.Array,
+  box: jax.Array,
+  source: jax.Array,
+  num_classes: int,
+) -> Any:
   """Targets of one training image.
 
   Args:
@@ -99,7 +114,9 @@ def crop_targets(logits, classes, box, source, num_classes: int):
   return jax.nn.softmax(tokens), jax.nn.softmax(cls.reshape(num_classes))
 
 
-def expand(batch, num_classes: int):
+def expand(
+  batch: dict[str, jax.Array], num_classes: int
+) -> dict[str, jax.Array]:
   """A batch with stored maps -> with targets; pure, runs on the device.
 
   Args:

@@ -57,7 +57,7 @@ def _largest(shape: Sequence[int], axis: str, mesh: Mesh) -> P:
   return P(*[axis if i == best else None for i in range(best + 1)])
 
 
-def check_rules(rules) -> None:
+def check_rules(rules: Any) -> None:
   """ValueError for a rule that no parameters can satisfy."""
   for rule in rules:
     if len(rule) != 2 or not isinstance(rule[0], str):

@@ -7,9 +7,10 @@ from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import TrainTransform
 from vit_jax.preprocessing import NORMALIZATION
 from vit_jax.recipe.keys import host_shape, image_shape
+from vit_jax.recipe.sections import Config
 
 
-def train_transform(config, size: tuple[int, int]) -> TrainTransform:
+def train_transform(config: Config, size: tuple[int, int]) -> TrainTransform:
   """What a recipe does to a training image of the given (height, width).
 
   Raises:
@@ -41,7 +42,7 @@ def _fill(normalize: str) -> tuple[int, int, int]:
   return red, green, blue
 
 
-def train_batches(config, source: Source, **options) -> loader.Batches:
+def train_batches(config: Config, source: Source, **options) -> loader.Batches:
   """The batches of a recipe's training images.
 
   Args:
@@ -67,7 +68,7 @@ def train_batches(config, source: Source, **options) -> loader.Batches:
 
 
 def make_device_cache(
-  config, source: Source, put: Callable
+  config: Config, source: Source, put: Callable
 ) -> tuple[device_cache.DeviceCache, Callable] | None:
   """The training data on the device, if `data.device_cache` wants it there.
 

@@ -64,26 +64,26 @@ def default_config() -> Config:
   return c
 
 
-def get(config, key: str):
+def get(config: Config, key: str) -> Any:
   """config.optim.lr of 'optim.lr'."""
   for part in key.split('.'):
     config = config[part]
   return config
 
 
-def image_shape(config) -> tuple[int, int]:
+def image_shape(config: Config) -> tuple[int, int]:
   """(height, width) of the images that the model is given."""
   size = config.data.image_size
   return size, config.data.image_width or size
 
 
-def host_shape(config) -> tuple[int, int]:
+def host_shape(config: Config) -> tuple[int, int]:
   """(height, width) of the images that the host makes."""
   size = config.data.device_resize
   return (size, size) if size else image_shape(config)
 
 
-def preprocessing(config) -> Preprocessing:
+def preprocessing(config: Config) -> Preprocessing:
   """How the model of a recipe is fed when it is evaluated."""
   return Preprocessing(
     size=image_shape(config),
@@ -95,7 +95,7 @@ def preprocessing(config) -> Preprocessing:
   )
 
 
-def load_model_module(config) -> None:
+def load_model_module(config: Config) -> None:
   """Imports the user's module `model.module`, which registers the model.
 
   Raises:
@@ -110,7 +110,7 @@ def load_model_module(config) -> None:
       raise ConfigError(f'model.module={config.model.module!r}: {e}') from e
 
 
-def model_fields(config) -> dict[str, Any]:
+def model_fields(config: Config) -> dict[str, Any]:
   """The fields of the model class that `config.model` sets."""
   fields = {
     k: v for k, v in config.model.items() if k not in ('name', 'module')
@@ -121,14 +121,19 @@ def model_fields(config) -> dict[str, Any]:
   }
 
 
-def to_json(config) -> dict[str, Any]:
+def to_json(config: Config) -> dict[str, Any]:
   """The recipe as plain JSON values (for config.json and checkpoints)."""
   return json.loads(config.to_json_best_effort())
 
 
 def in_steps(
-  config, section: str, prefix: str, *, steps_per_epoch: int, default=None
-):
+  config: Config,
+  section: str,
+  prefix: str,
+  *,
+  steps_per_epoch: int,
+  default: Any = None,
+) -> Any:
   """A duration given in steps, epochs or examples, in whole steps.
 
   `prefix` is '' for run.{steps,epochs,examples}, 'warmup_' for the schedule,

@@ -43,7 +43,7 @@ from vit_jax.recipe.values import (
 _MODEL_KEYS = ('model.name', 'model.module')
 
 
-def load_config(source: str, overrides: Mapping[str, Any] | None = None):
+def load_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
   """The config of a recipe, with keys of it set to other values.
 
   Args:
@@ -86,7 +86,9 @@ def load_recipe(path: str) -> types.ModuleType:
   return module
 
 
-def call_recipe(module: types.ModuleType, function: str, arg: str | None):
+def call_recipe(
+  module: types.ModuleType, function: str, arg: str | None
+) -> Any:
   """`module.function(arg)` of a recipe, with its mistakes as ConfigError."""
   with _mistakes_of(str(module.__file__)):
     return getattr(module, function)(arg)

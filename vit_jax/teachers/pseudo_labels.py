@@ -61,7 +61,7 @@ class Unlabelled(Source):
   def __getitem__(self, i):
     return {'image': self.items[i].read(), 'label': 0, 'id': self.describe(i)}
 
-  def describe(self, i):
+  def describe(self, i: int) -> str:
     return self.items[i].name
 
 

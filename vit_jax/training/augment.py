@@ -6,6 +6,8 @@ a key that depends on (seed, step) alone, so the number of devices does not
 change them.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,9 @@ def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
   return jax.nn.one_hot(labels, num_classes)
 
 
-def normalize(images, style: str = 'half', dtype=jnp.float32):
+def normalize(
+  images: jax.Array, style: str = 'half', dtype: Any = jnp.float32
+) -> jax.Array:
   """(pixel - mean) / std of pixels in [0, 255], uint8 or float.
 
   Args:
@@ -49,7 +53,7 @@ def _bilinear(size_in: int, size_out: int) -> np.ndarray:
   return weights
 
 
-def resize(images, size):
+def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
   """Bilinear resize, half-pixel centers, no antialias, as two matmuls.
 
   Args:
@@ -69,13 +73,13 @@ def resize(images, size):
 
 
 def random_erasing(
-  images,
-  key,
+  images: jax.Array,
+  key: jax.Array,
   prob: float,
-  area=(0.02, 1 / 3),
-  aspect=(0.3, 1 / 0.3),
+  area: tuple[float, float] = (0.02, 1 / 3),
+  aspect: tuple[float, float] = (0.3, 1 / 0.3),
   attempts: int = 10,
-):
+) -> jax.Array:
   """Random erasing (arXiv:1708.04896) in timm's 'pixel' mode: one noise box.
 
   Args:
@@ -129,8 +133,8 @@ def prepare_train(
   images: jax.Array,
   targets: dict,
   key: jax.Array,
-  cfg,
-  dtype=jnp.float32,
+  cfg: Any,
+  dtype: Any = jnp.float32,
   slices: int = 1,
 ) -> tuple[jax.Array, dict]:
   """uint8 images -> what the model is trained on.
@@ -163,7 +167,9 @@ def prepare_train(
   return images.astype(dtype), targets
 
 
-def prepare_eval(images, cfg, dtype=jnp.float32):
+def prepare_eval(
+  images: jax.Array, cfg: Any, dtype: Any = jnp.float32
+) -> jax.Array:
   """uint8 images (B, H, W, 3) -> normalized, at data.image_size."""
   size = cfg.image_size, cfg.image_width or cfg.image_size
   if cfg.device_resize and images.shape[1:3] != size:

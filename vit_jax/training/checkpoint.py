@@ -8,6 +8,7 @@ number only when it is complete.
 """
 
 import contextlib
+from typing import Any
 
 from absl import logging
 import jax
@@ -73,10 +74,10 @@ class Checkpoints:
   def save(
     self,
     step: int,
-    tree,
+    tree: Any,
     metadata: WeightsMetadata,
     metrics: dict[str, float] | None = None,
-  ):
+  ) -> None:
     """Starts saving; returns when the device arrays have been copied."""
     self.wait()
     if step in self.steps():
@@ -91,7 +92,7 @@ class Checkpoints:
         custom_metadata=metadata.to_json(),
       )
 
-  def wait(self):
+  def wait(self) -> None:
     """Waits for the save in progress; raises what went wrong with it."""
     with self._explained():
       self._orbax.wait()
@@ -108,7 +109,7 @@ class Checkpoints:
         'permissions, then start the same command again.'
       ) from e
 
-  def restore(self, abstract):
+  def restore(self, abstract: Any) -> Any:
     """The newest readable step: (tree, metadata, step), None if there is none.
 
     A step that cannot be read is named in the log, set aside under
@@ -143,7 +144,7 @@ class Checkpoints:
         self._orbax.reload()
     return None
 
-  def close(self):
+  def close(self) -> None:
     """Waits and closes; an error that was raised before is not repeated."""
     failed = self._failed
     try:

@@ -24,7 +24,7 @@ def smooth(targets: jax.Array, smoothing: float) -> jax.Array:
   return targets * (1 - smoothing) + smoothing / targets.shape[-1]
 
 
-def to_range(targets, label_range: tuple[float, float]):
+def to_range(targets: jax.Array, label_range: tuple[float, float]) -> jax.Array:
   """Labels in [0, 1] moved to [off, on], as big_vision's `onehot` gives them.
 
   Unlike `smooth` it does not keep the sum of the targets.
@@ -102,7 +102,9 @@ def hard_distillation(
 DISTILLATIONS = ('none', 'soft', 'hard')
 
 
-def mix_class_targets(targets, box, num_tokens: int) -> jax.Array:
+def mix_class_targets(
+  targets: jax.Array, box: Any, num_tokens: int
+) -> jax.Array:
   """Class targets of a MixToken batch (arXiv:2104.10858, sec. 3.3).
 
   Args:
@@ -137,7 +139,7 @@ def token_label_loss(
   cls_targets: jax.Array,
   token_targets: jax.Array,
   *,
-  box=None,
+  box: Any = None,
   token_weight: float = 0.5,
 ) -> tuple[jax.Array, jax.Array]:
   """Token labeling (arXiv:2104.10858, eq. 6): class plus mean token loss.
@@ -246,7 +248,7 @@ def _distillation(cfg, student, teacher_logits) -> jax.Array:
 
 
 def total_loss(
-  cfg,
+  cfg: Any,
   logits: jax.Array,
   out: Mapping[str, Any],
   targets: Mapping[str, jax.Array],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def top_k_correct(logits, labels, k: int):
+def top_k_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   """Whether one of the k best classes is a label: bool (B,).
 
   Args:
@@ -40,7 +40,7 @@ def top_k_correct(logits, labels, k: int):
   return (rank < min(k, logits.shape[-1])) & has_label
 
 
-def top_k_label(logits, labels, k: int):
+def top_k_label(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   """The largest label value among the k best classes, float32 (B,).
 
   For classes and multi-hot labels it is 1 where one of the k best classes is
@@ -65,7 +65,12 @@ def top_k_label(logits, labels, k: int):
   return value
 
 
-def batch_metrics(logits, labels, losses=None, mask=None):
+def batch_metrics(
+  logits: jax.Array,
+  labels: jax.Array,
+  losses: jax.Array | None = None,
+  mask: jax.Array | None = None,
+) -> dict[str, jax.Array]:
   """Sums over one batch, as big_vision's classification evaluator has them.
 
   Each example counts as much as its largest label: an image of a multi-label

@@ -64,7 +64,9 @@ def random_box(
   )
 
 
-def mixup_lambda(key: jax.Array, alpha: float, style: str = 'timm'):
+def mixup_lambda(
+  key: jax.Array, alpha: float, style: str = 'timm'
+) -> jax.Array:
   """lam ~ Beta(alpha, alpha); Google takes max(lam, 1 - lam)."""
   lam = jax.random.beta(key, alpha, alpha)
   return jnp.maximum(lam, 1 - lam) if style == 'google' else lam
@@ -98,7 +100,7 @@ def _draw_partners(key: jax.Array, batch: int, slices: int) -> jax.Array:
 
 
 def draw_mixing(
-  key: jax.Array, cfg, shape: tuple[int, ...], slices: int = 1
+  key: jax.Array, cfg: Any, shape: tuple[int, ...], slices: int = 1
 ) -> Mixing:
   """Draws the mixing of a batch.
 
@@ -156,7 +158,7 @@ def apply_mixing(
   mixing: Mixing,
   style: str = 'timm',
   groups: int = 1,
-):
+) -> Any:
   """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899), drawn before.
 
   Args:
@@ -203,7 +205,7 @@ def _check_mixing(cfg, batch: int, targets) -> None:
 
 
 def mix(
-  images: jax.Array, targets: dict, key: jax.Array, cfg, slices: int = 1
+  images: jax.Array, targets: dict, key: jax.Array, cfg: Any, slices: int = 1
 ) -> tuple[jax.Array, dict]:
   """Mixup or CutMix of a batch, one draw for each of `mix_groups` groups.
 
@@ -228,7 +230,7 @@ def mix(
   return apply_mixing(images, targets, mixing, cfg.mix_style, cfg.mix_groups)
 
 
-def inside_box(box, height: int, width: int):
+def inside_box(box: jax.Array, height: int, width: int) -> jax.Array:
   """Boxes (B, 4) of (top, bottom, left, right) -> bool (B, H, W, 1)."""
   top, bottom, left, right = (box[:, i, None, None, None] for i in range(4))
   y = jnp.arange(height).reshape(1, -1, 1, 1)

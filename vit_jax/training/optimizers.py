@@ -111,7 +111,7 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
 
 
 def make_optimizer(
-  cfg, schedule: Callable[[Any], jax.Array], params: Any
+  cfg: Any, schedule: Callable[[Any], jax.Array], params: Any
 ) -> optax.GradientTransformation:
   """Clip, optimizer, rates and decay of a recipe, in this order.
 

@@ -169,7 +169,7 @@ def _group_rates(groups, rates: dict[str, Rate], paths) -> dict[str, Rate]:
   return rates
 
 
-def parameter_rates(cfg, params: Any) -> dict[str, Rate]:
+def parameter_rates(cfg: Any, params: Any) -> dict[str, Rate]:
   """The `Rate` of every parameter, from the recipe's `optim` section.
 
   The lr factor is that of the first matching group times that of the layer; an

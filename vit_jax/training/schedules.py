@@ -8,6 +8,7 @@ steps.
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -228,8 +229,8 @@ def _by_epoch(rate, epoch_lag: int, steps_per_epoch: float):
 
 
 def make_schedule(
-  cfg,
-  cfg_optim,
+  cfg: Any,
+  cfg_optim: Any,
   *,
   total_steps: int,
   steps_per_epoch: float,

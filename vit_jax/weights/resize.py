@@ -33,7 +33,10 @@ def resize_grid(
 
 
 def resize_table(
-  table, old_grid: tuple[int, int], new_grid: tuple[int, int], method: str
+  table: np.ndarray,
+  old_grid: tuple[int, int],
+  new_grid: tuple[int, int],
+  method: str,
 ) -> np.ndarray:
   """Resizes the grid part of a position table.
 

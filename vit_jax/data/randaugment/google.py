@@ -7,6 +7,7 @@ to uint8 modulo 256. Source: big_vision/pp/autoaugment.py.
 """
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
 _VALUES = np.arange(256)
 
 
-def google_autocontrast(image):
+def google_autocontrast(image: np.ndarray) -> np.ndarray:
   table = np.stack([_VALUES] * 3, axis=1)
   for c in range(3):
     low, high = np.float32(image[..., c].min()), np.float32(image[..., c].max())
@@ -56,7 +57,7 @@ def google_autocontrast(image):
   return _look_up(image, table)
 
 
-def google_equalize(image):
+def google_equalize(image: np.ndarray) -> np.ndarray:
   table = np.stack([_VALUES] * 3, axis=1)
   for c in range(3):
     histogram = np.bincount(image[..., c].ravel(), minlength=256)
@@ -68,18 +69,18 @@ def google_equalize(image):
   return _look_up(image, table)
 
 
-def google_invert(image):
+def google_invert(image: np.ndarray) -> np.ndarray:
   return 255 - image
 
 
-def google_posterize(image, bits):
+def google_posterize(image: np.ndarray, bits: int) -> np.ndarray:
   """Keeps the `bits` highest bits of each value."""
   # TensorFlow converts the shift to uint8, then limits it to 7.
   shift = min((8 - int(bits)) % 256, 7)
   return (image >> shift) << shift
 
 
-def google_solarize(image, threshold):
+def google_solarize(image: np.ndarray, threshold: int) -> np.ndarray:
   """Inverts the values from a threshold on.
 
   TensorFlow compares with a threshold that was converted to uint8: 256 is 0 and
@@ -89,27 +90,29 @@ def google_solarize(image, threshold):
   return _look_up(image, np.where(_VALUES < threshold, _VALUES, 255 - _VALUES))
 
 
-def google_solarize_add(image, addition, threshold=128):
+def google_solarize_add(
+  image: np.ndarray, addition: int, threshold: int = 128
+) -> np.ndarray:
   added = np.clip(_VALUES + addition, 0, 255)
   return _look_up(image, np.where(_VALUES < threshold, added, _VALUES))
 
 
-def google_color(image, factor):
+def google_color(image: np.ndarray, factor: float) -> np.ndarray:
   return _blend(np.repeat(_gray(image), 3, axis=-1), image, factor)
 
 
-def google_contrast(image, factor):
+def google_contrast(image: np.ndarray, factor: float) -> np.ndarray:
   # The official mean is of a histogram's counts, that is, pixels / 256.
   level = np.clip(image.shape[0] * image.shape[1] / 256.0, 0, 255)
   low = np.full(256, int(level), np.uint8)
   return _look_up(image, _blend(low, _VALUES, factor))
 
 
-def google_brightness(image, factor):
+def google_brightness(image: np.ndarray, factor: float) -> np.ndarray:
   return _look_up(image, _blend(np.zeros(256), _VALUES, factor))
 
 
-def google_sharpness(image, factor):
+def google_sharpness(image: np.ndarray, factor: float) -> np.ndarray:
   """Blends with a 3x3 smoothing (center 5, others 1, over 13)."""
   smooth = image.copy()
   if min(image.shape[:2]) >= 3:  # the border stays as it is
@@ -150,7 +153,7 @@ def _affine(image, matrix, fill):
   )
 
 
-def google_rotate(image, degrees, fill):
+def google_rotate(image: np.ndarray, degrees: float, fill: Any) -> np.ndarray:
   height, width = image.shape[:2]
   angle = np.float32(degrees * math.pi / 180)
   cos, sin = np.cos(angle), np.sin(angle)
@@ -160,23 +163,29 @@ def google_rotate(image, degrees, fill):
   return _affine(image, [[cos, -sin, x], [sin, cos, y]], fill)
 
 
-def google_shear_x(image, level, fill):
+def google_shear_x(image: np.ndarray, level: float, fill: Any) -> np.ndarray:
   return _affine(image, [[1, level, 0], [0, 1, 0]], fill)
 
 
-def google_shear_y(image, level, fill):
+def google_shear_y(image: np.ndarray, level: float, fill: Any) -> np.ndarray:
   return _affine(image, [[1, 0, 0], [level, 1, 0]], fill)
 
 
-def google_translate_x(image, pixels, fill):
+def google_translate_x(
+  image: np.ndarray, pixels: float, fill: Any
+) -> np.ndarray:
   return _affine(image, [[1, 0, pixels], [0, 1, 0]], fill)
 
 
-def google_translate_y(image, pixels, fill):
+def google_translate_y(
+  image: np.ndarray, pixels: float, fill: Any
+) -> np.ndarray:
   return _affine(image, [[1, 0, 0], [0, 1, pixels]], fill)
 
 
-def google_cutout(image, half, y, x, fill):
+def google_cutout(
+  image: np.ndarray, half: int, y: int, x: int, fill: Any
+) -> np.ndarray:
   """Fills a square of side 2 * `half`, centered at (y, x) in [0, 1)."""
   height, width = image.shape[:2]
   row, column = int(y * height), int(x * width)

@@ -1,5 +1,7 @@
 """The embedded data set: scikit-learn's handwritten digits."""
 
+from typing import Any
+
 import numpy as np
 
 from vit_jax.data.sources.source import Source, checked_index, fingerprint
@@ -48,5 +50,5 @@ class Digits(Source):
       'id': f'digits/{self._ids[i]}',
     }
 
-  def arrays(self):
+  def arrays(self) -> Any:
     return self._images, self._labels

@@ -88,7 +88,7 @@ class Folder(Source):
         data = f.read()
     return {'image': data, 'label': int(self._labels[i]), 'id': self._paths[i]}
 
-  def describe(self, i):
+  def describe(self, i: int) -> str:
     return f'{self._root}/{self._paths[i]}'
 
 

@@ -23,6 +23,7 @@ classes, so that a sub-split is a random sample.
 from collections.abc import Sequence
 import hashlib
 import json
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -101,7 +102,7 @@ def label_array(source: Source, n: int) -> np.ndarray:
 
 def set_label(
   labels: np.ndarray, i: int, label: int | Sequence[int] | dict[int, float]
-):
+) -> Any:
   """Writes one label into `label_array`'s row i."""
   if isinstance(label, dict):
     labels[i, list(label)] = list(label.values())
@@ -134,10 +135,10 @@ class Subset(Source):
   def __getitem__(self, i):
     return self._parent[self._start + checked_index(i, self._length)]
 
-  def describe(self, i):
+  def describe(self, i: int) -> str:
     return self._parent.describe(self._start + i)
 
-  def arrays(self):
+  def arrays(self) -> Any:
     images, labels = self._parent.arrays()
     own = slice(self._start, self._start + self._length)
     return images[own], labels[own]
@@ -171,11 +172,11 @@ class Concat(Source):
     source, j = self._locate(checked_index(i, len(self)))
     return source[j]
 
-  def describe(self, i):
+  def describe(self, i: int) -> str:
     source, j = self._locate(i)
     return source.describe(j)
 
-  def arrays(self):
+  def arrays(self) -> Any:
     images, labels = zip(*(s.arrays() for s in self._sources), strict=True)
     if self.multi_label:
       labels = [
@@ -185,7 +186,7 @@ class Concat(Source):
     return np.concatenate(images), np.concatenate(labels)
 
 
-def checked_index(i, length: int) -> int:
+def checked_index(i: int, length: int) -> int:
   """A valid index as int; negative ones count from the end."""
   i = int(i)
   if not -length <= i < length:
