@@ -98,19 +98,26 @@ def test_no_profile_without_steps(traces):
   assert run_profile(periodic.Profile('nowhere'), traces, 0, 9) == {}
 
 
-def test_a_run_goes_on_inside_the_profiled_steps(tmp_path):
-  """The loop, with the profiler of JAX."""
+def short_run(workdir, steps, **sections):
+  config = tiny_config(run=dict(steps=steps, **sections.pop('run', {})))
+  for section, values in sections.items():
+    config[section].update(values)
+  train.train_and_evaluate(config, workdir, jax.devices()[:1])
 
-  def run(name, **sections):
-    train.train_and_evaluate(
-      tiny_config(**sections), tmp_path / name, jax.devices()[:1]
-    )
-    return list((tmp_path / name / 'profile').rglob('*.xplane.pb'))
 
-  assert run('first', run=dict(steps=3), log=dict(profile_steps=(1, 2)))
-  resumed = dict(steps=5, resume=str(tmp_path / 'first'))
-  assert run('second', run=resumed, log=dict(profile_steps=(2, 4)))
-  assert not run('third', run=resumed, log=dict(profile_steps=(1, 3)))
+def test_a_run_goes_on_inside_the_profiled_steps(tmp_path, traces):
+  short_run(tmp_path / 'first', 1)
+  assert traces == []
+  resume = dict(resume=str(tmp_path / 'first'))
+  profile = dict(profile_steps=(0, 2))
+  short_run(tmp_path / 'second', 3, run=resume, log=profile)
+  assert traces == ['start', 'stop']
+
+
+@pytest.mark.slow
+def test_a_trace_is_written(tmp_path):
+  short_run(tmp_path, 2, log=dict(profile_steps=(1, 2)))
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
 
 
 def logged(workdir):
