@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from clu import parameter_overview
 from etils import epath
 import jax
-from ml_collections import ConfigDict
 
 from vit_jax.data.sources.source import Source
 from vit_jax.models import flops
@@ -35,6 +34,7 @@ from vit_jax.recipe.inputs import (
   train_input,
 )
 from vit_jax.recipe.keys import image_shape, in_steps, to_json
+from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import initial_state
 from vit_jax.recipe.stored import adopt_earlier, check_workdir
 from vit_jax.teachers.teacher import make_teacher
@@ -60,7 +60,7 @@ _FLOPS_PER_MAC = 6.0
 
 
 def train_and_evaluate(
-  config: ConfigDict,
+  config: Config,
   workdir: str | os.PathLike,
   devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
@@ -180,8 +180,8 @@ def train_and_evaluate(
 
 
 def _checked(
-  config: ConfigDict, workdir: str | os.PathLike
-) -> tuple[ConfigDict, list[str]]:
+  config: Config, workdir: str | os.PathLike
+) -> tuple[Config, list[str]]:
   """A copy of the recipe that fits the workdir, and what was adopted for it."""
   check(config)
   config = copy.deepcopy(config)

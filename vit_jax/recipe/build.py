@@ -8,7 +8,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 import optax
 
 from vit_jax.data.sources.source import Source
@@ -24,6 +23,7 @@ from vit_jax.recipe.keys import (
   preprocessing,
   to_json,
 )
+from vit_jax.recipe.sections import Config
 from vit_jax.training import augment, losses, optimizers
 from vit_jax.training.ema import ema_update
 from vit_jax.training.schedules import make_schedule
@@ -56,7 +56,7 @@ class Run:
     init_from: variables -> state at step 0 with these variables.
   """
 
-  config: ConfigDict
+  config: Config
   mesh: Mesh
   model: Any
   num_classes: int
@@ -76,7 +76,7 @@ class Run:
     return sum(x.size for x in jax.tree.leaves(self.abstract_state.params))
 
 
-def resolve_dtype(config: ConfigDict, platform: str) -> str:
+def resolve_dtype(config: Config, platform: str) -> str:
   """The compute dtype: 'auto' is float32 on a CPU, else bfloat16."""
   if config.run.dtype != 'auto':
     return config.run.dtype
@@ -84,7 +84,7 @@ def resolve_dtype(config: ConfigDict, platform: str) -> str:
 
 
 def build(
-  config: ConfigDict, mesh: Mesh, *, num_classes: int, num_examples: int
+  config: Config, mesh: Mesh, *, num_classes: int, num_examples: int
 ) -> Run:
   """Model, optimizer, schedule and shardings of a recipe; allocates nothing.
 
@@ -147,7 +147,7 @@ def build(
   )
 
 
-def _check_batch(config: ConfigDict, mesh: Mesh, num_examples: int) -> None:
+def _check_batch(config: Config, mesh: Mesh, num_examples: int) -> None:
   batch_size = config.data.batch_size
   shards = batch_shards(mesh) * config.optim.accumulate
   if batch_size % shards:
@@ -164,9 +164,7 @@ def _check_batch(config: ConfigDict, mesh: Mesh, num_examples: int) -> None:
     )
 
 
-def _make_model(
-  config: ConfigDict, num_classes: int, platform: str
-) -> nn.Module:
+def _make_model(config: Config, num_classes: int, platform: str) -> nn.Module:
   load_model_module(config)
   fields = model_fields(config)
   if 'dtype' in model_info(config.model.name).module.__dataclass_fields__:

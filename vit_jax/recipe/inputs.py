@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from vit_jax.data import token_labels
 from vit_jax.data.prefetch import prefetch
 from vit_jax.data.sources.opening import open_source
@@ -20,12 +18,13 @@ from vit_jax.recipe.keys import (
   image_shape,
   preprocessing,
 )
+from vit_jax.recipe.sections import Config
 
 # Splits that are tried, in this order, where a recipe names no eval sets.
 TEST_SPLITS = ('test', 'validation', 'val')
 
 
-def open_train_source(config: ConfigDict) -> Source:
+def open_train_source(config: Config) -> Source:
   """The training split of a recipe.
 
   Raises:
@@ -34,7 +33,7 @@ def open_train_source(config: ConfigDict) -> Source:
   return _open(config, config.data.source, config.data.split, config.data.dir)
 
 
-def open_eval_sets(config: ConfigDict, num_classes: int) -> dict[str, Source]:
+def open_eval_sets(config: Config, num_classes: int) -> dict[str, Source]:
   """The eval sets of a recipe by name; else the test split of its source.
 
   Args:
@@ -70,7 +69,7 @@ def open_eval_sets(config: ConfigDict, num_classes: int) -> dict[str, Source]:
   return sets
 
 
-def _open_test_split(config: ConfigDict) -> Source:
+def _open_test_split(config: Config) -> Source:
   data, errors = config.data, []
   for split in TEST_SPLITS:
     try:
@@ -83,7 +82,7 @@ def _open_test_split(config: ConfigDict) -> Source:
   )
 
 
-def _open(config: ConfigDict, name: str, split: str, directory: str) -> Source:
+def _open(config: Config, name: str, split: str, directory: str) -> Source:
   return open_source(
     name,
     split=split,

@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
+from vit_jax.recipe.sections import Config
 from vit_jax.weights.steps import find_step
 
 # Keys that a run may change when it goes on in its workdir: they do not touch
@@ -62,7 +62,7 @@ def upgrade(recipe: Mapping[str, Any]) -> dict[str, Any]:
   return {**defaults, **EARLIER, **stored}
 
 
-def adopt_earlier(config: ConfigDict, workdir: str | os.PathLike) -> list[str]:
+def adopt_earlier(config: Config, workdir: str | os.PathLike) -> list[str]:
   """Lets a run of an earlier version go on with what that version did.
 
   Of the keys in EARLIER, those that a recipe leaves at their default are set to
