@@ -25,9 +25,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import loader as loader_lib
-from vit_jax.data import pack, transforms
+from vit_jax.data import crops, pack
 from vit_jax.data.sources.opening import open_source
+from vit_jax.recipe import data as recipe_data
 from vit_jax.recipe.keys import default_config
 
 
@@ -71,7 +71,7 @@ def pillow_example(path: str, size: int):
     picture = picture.convert('RGB')
   width, height = picture.size
   rng = np.random.default_rng(random.getrandbits(32))
-  top, left, h, w = transforms.inception_box(
+  top, left, h, w = crops.area_uniform_box(
     rng, height, width, (0.08, 1.0), (3 / 4, 4 / 3)
   )
   picture = picture.crop((left, top, left + w, top + h)).resize(
@@ -102,8 +102,8 @@ def candidates(root, packed, size, batch):
   paths = [folder.describe(i) for i in range(len(folder))]
 
   def ours(source, **keys):
-    cfg = default_config().data
-    cfg.update(
+    config = default_config()
+    config.data.update(
       dict(
         area=(0.08, 1.0),
         image_size=size,
@@ -115,7 +115,7 @@ def candidates(root, packed, size, batch):
     )
 
     def read():
-      with loader_lib.train_batches(source, cfg, seed=0) as batches:
+      with recipe_data.train_batches(config, source) as batches:
         yield from batches
 
     return read
@@ -128,10 +128,20 @@ def candidates(root, packed, size, batch):
         images, labels = zip(*pool.map(lambda p: pillow_example(p, size), part))
         yield np.stack(images), np.array(labels)
 
+  try:
+    import simplejpeg  # noqa: F401
+  except ImportError:
+    print('simplejpeg is not installed: the fast cosine transform is left out')
+    fast = {}
+  else:
+    name = 'ours, packed, bilinear, truncated, fast cosine transform'
+    fast = {name: ours(records, rounding='truncate', jpeg_dct='fast')}
+
   timm = 'rand-m9-mstd0.5-inc1'
   out = {
     'ours, packed, bilinear': ours(records),
     'ours, folder, bilinear': ours(folder),
+    'ours, packed, bilinear, truncated': ours(records, rounding='truncate'),
     'ours, packed, bilinear, 2 workers': ours(records, threads=1, workers=2),
     'ours, packed, bicubic (Pillow)': ours(records, interpolation='bicubic'),
     'ours, packed, bilinear, google(2,10)': ours(
@@ -140,6 +150,7 @@ def candidates(root, packed, size, batch):
     f'ours, packed, bicubic, {timm}': ours(
       records, interpolation='bicubic', randaugment=timm
     ),
+    **fast,
     'Pillow, bicubic, 2 threads': pillow_threads,
   }
   try:

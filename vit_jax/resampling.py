@@ -1,9 +1,8 @@
 """Weights of separable image resizing, for numpy and for jax.numpy.
 
 A resize along one axis is a matrix (new, old): row i holds the weights of the
-old pixels in the new pixel i. Every part of the package that resizes builds
-its matrices here: host images, images on the device, position tables, stored
-label maps.
+old pixels in the new pixel i. All rooms that resize take the kernels from
+here: images on the host and on the device, position tables, stored label maps.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ def triangle(distance: Any, xp: Any = np) -> Any:
   return xp.maximum(0.0, 1.0 - xp.abs(distance))
 
 
-def keys_cubic(distance: Any, a: float) -> np.ndarray:
+def keys_cubic(distance: np.ndarray, a: float) -> np.ndarray:
   """Keys' cubic convolution kernel (1981).
 
   Args:

@@ -172,67 +172,109 @@ def test_missing_directories(tmp_path):
     open_source('tfds:mnist', split='train', data_dir=str(tmp_path))
 
 
-@pytest.fixture(scope='module')
-def tfds_dir(tmp_path_factory):
-  """A data set as TFDS prepares it, written by TFDS without TensorFlow."""
-  import tensorflow_datasets as tfds
+def write_tfds(root, name, features, splits):
+  """A data set as TFDS prepares it, written by TFDS without TensorFlow.
 
-  root = tmp_path_factory.mktemp('tfds')
-  directory = root / 'tiny' / '1.0.0'
-  directory.mkdir(parents=True)
-  features = tfds.features.FeaturesDict(
-    {
-      'image': tfds.features.Image(shape=(20, 24, 3), encoding_format='png'),
-      'label': tfds.features.ClassLabel(names=['no', 'yes']),
-      'file_name': tfds.features.Text(),
-    }
-  )
+  `splits` is {split: [example, ...]}.
+  """
   from array_record.python import array_record_module
+  import tensorflow_datasets as tfds
   from tensorflow_datasets.core import example_serializer
 
+  directory = root / name / '1.0.0'
+  directory.mkdir(parents=True)
+  features = tfds.features.FeaturesDict(features)
   serializer = example_serializer.ExampleSerializer(
     features.get_serialized_info()
   )
-  splits = []
-  for split, n in (('train', 10), ('validation', 4)):
-    name = f'tiny-{split}.array_record-00000-of-00001'
+  for split, examples in splits.items():
+    file = f'{name}-{split}.array_record-00000-of-00001'
     writer = array_record_module.ArrayRecordWriter(
-      str(directory / name), 'group_size:1'
+      str(directory / file), 'group_size:1'
     )
-    for i in range(n):
-      writer.write(
-        serializer.serialize_example(
-          features.encode_example(
-            {
-              'image': io.BytesIO(encode(make_image(i), 'PNG')),
-              'label': i % 2,
-              'file_name': f'{i}.png',
-            }
-          )
-        )
-      )
+    for example in examples:
+      encoded = features.encode_example(example)
+      writer.write(serializer.serialize_example(encoded))
     writer.close()
-    splits.append(
+  features.save_config(directory)
+  info = {
+    'name': name,
+    'version': '1.0.0',
+    'fileFormat': 'array_record',
+    'moduleName': name,
+    'splits': [
       {
         'name': split,
-        'shardLengths': [str(n)],
+        'shardLengths': [str(len(examples))],
         'numBytes': '1',
         'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
       }
-    )
-  features.save_config(directory)
-  (directory / 'dataset_info.json').write_text(
-    json.dumps(
-      {
-        'name': 'tiny',
-        'version': '1.0.0',
-        'fileFormat': 'array_record',
-        'moduleName': 'tiny',
-        'splits': splits,
-      }
-    )
+      for split, examples in splits.items()
+    ],
+  }
+  (directory / 'dataset_info.json').write_text(json.dumps(info))
+
+
+@pytest.fixture(scope='module')
+def tfds_dir(tmp_path_factory):
+  import tensorflow_datasets as tfds
+
+  root = tmp_path_factory.mktemp('tfds')
+  image = tfds.features.Image(shape=(20, 24, 3), encoding_format='png')
+  pixels = lambda i: io.BytesIO(encode(make_image(i), 'PNG'))
+  write_tfds(
+    root,
+    'tiny',
+    {
+      'image': image,
+      'label': tfds.features.ClassLabel(names=['no', 'yes']),
+      'file_name': tfds.features.Text(),
+    },
+    {
+      split: [
+        {'image': pixels(i), 'label': i % 2, 'file_name': f'{i}.png'}
+        for i in range(n)
+      ]
+      for split, n in (('train', 10), ('validation', 4))
+    },
+  )
+  # The features of imagenet2012_real.
+  write_tfds(
+    root,
+    'tiny_real',
+    {
+      'image': image,
+      'original_label': tfds.features.ClassLabel(num_classes=5),
+      'real_label': tfds.features.Sequence(
+        tfds.features.ClassLabel(num_classes=5)
+      ),
+      'file_name': tfds.features.Text(),
+    },
+    {
+      'validation': [
+        {
+          'image': pixels(i),
+          'original_label': 0,
+          'real_label': labels,
+          'file_name': f'{i}.png',
+        }
+        for i, labels in enumerate(([3], [], [1, 4]))
+      ]
+    },
   )
   return root
+
+
+def test_tfds_reads_reals_own_labels(tfds_dir, caplog):
+  with caplog.at_level('INFO'):
+    source = open_source(
+      'tfds:tiny_real', split='validation', data_dir=str(tfds_dir)
+    )
+  assert "reading feature 'real_label', not original_label" in caplog.text
+  assert source.multi_label and source.num_classes == 5
+  assert [source[i]['label'] for i in range(3)] == [[3], [], [1, 4]]
+  _, labels = source.arrays()
+  np.testing.assert_array_equal(labels.sum(axis=1), [1, 0, 2])
 
 
 def test_tfds(tfds_dir):

@@ -62,7 +62,7 @@ def check_jpeg_dct(jpeg_dct: str) -> None:
     )
   if jpeg_dct == 'fast':
     try:
-      import simplejpeg  # noqa: F401
+      import simplejpeg  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as e:
       raise ValueError(
         "data.jpeg_dct='fast' needs the package simplejpeg: "
@@ -72,7 +72,7 @@ def check_jpeg_dct(jpeg_dct: str) -> None:
 
 def _decode_fast_dct(data: bytes) -> np.ndarray | None:
   """A JPEG as TensorFlow decodes it by default; None where that fails."""
-  import simplejpeg
+  import simplejpeg  # pyright: ignore[reportMissingImports]
 
   try:
     return simplejpeg.decode_jpeg(data, 'RGB', fastdct=True, fastupsample=False)

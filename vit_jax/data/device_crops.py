@@ -15,7 +15,12 @@ from vit_jax.data.transforms import TrainTransform
 from vit_jax.resampling import bilinear_matrix
 
 # (top, left, height, width) in pixels, scalars that may be traced.
-DeviceBox = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+DeviceBox = tuple[
+  jax.typing.ArrayLike,
+  jax.typing.ArrayLike,
+  jax.typing.ArrayLike,
+  jax.typing.ArrayLike,
+]
 
 
 def crop_matrices(

@@ -15,25 +15,20 @@ With `workers` > 0 images are decoded in spawned processes, which import the
 main module again: a script needs `if __name__ == '__main__':`.
 """
 
-from collections.abc import Callable, Iterator
-import logging
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 import grain
 import numpy as np
 
+from vit_jax.data.batches import Batches, TooManyBadImages, why_bad
 from vit_jax.data.decode import BadImage, check_jpeg_dct, decode
 from vit_jax.data.sources.source import Source, label_array, set_label
 from vit_jax.data.transforms import TrainTransform, eval_image
 from vit_jax.preprocessing import Preprocessing
 
-log = logging.getLogger(__name__)
-
 _MAX_NEIGHBORS = 100  # corrupt examples in a row before the run stops
-
-
-class TooManyBadImages(ValueError):
-  """More images than tolerated could not be read; the message lists them."""
 
 
 def train_batches(
@@ -53,7 +48,7 @@ def train_batches(
   max_bad_fraction: float = 0.01,
   token_labels: Callable | None = None,
   geometry: bool = False,
-) -> 'Batches':
+) -> Batches:
   """An endless iterator over one process' share of each global batch.
 
   Args:
@@ -118,7 +113,7 @@ def eval_batches(
   threads: int = 4,
   workers: int = 0,
   max_bad_fraction: float = 0.001,
-) -> 'Batches':
+) -> Batches:
   """One pass over a source in its order, each example exactly once.
 
   Every process gets the same number of batches, ceil(N / batch_size): the last
@@ -182,8 +177,8 @@ def _start(dataset, source, threads: int, workers: int):
 
 
 def sequence_position(
-  position: np.ndarray | int, repeats: int, batch_size: int, groups: int
-) -> np.ndarray | int:
+  position: Any, repeats: int, batch_size: int, groups: int
+) -> Any:
   """Which image of the shuffled sequence is at a position of the batches.
 
   Repeated augmentation (arXiv:1901.09335) takes each image `repeats` times. As
@@ -193,7 +188,8 @@ def sequence_position(
   there are at least `repeats` groups. One group keeps repeats side by side.
 
   Args:
-    position: in the sequence of all global batches, from 0.
+    position: in the sequence of all global batches, from 0; an int or an array
+      of them.
     repeats: of each image.
     batch_size: of the global batch.
     groups: a divisor of `batch_size`.
@@ -212,7 +208,13 @@ class Repeat(grain.MapDataset):
 
   _MUTATES_ELEMENT_SPEC = False
 
-  def __init__(self, parent, repeats: int, batch_size: int, groups: int):
+  def __init__(
+    self,
+    parent: grain.MapDataset,
+    repeats: int,
+    batch_size: int,
+    groups: int,
+  ):
     super().__init__(parent)
     self._order = repeats, batch_size, groups
 
@@ -304,103 +306,3 @@ def _label(source, label):
   if label is not None:
     set_label(array, 0, label)
   return array[0]
-
-
-def why_bad(source: Source, i: int) -> str:
-  """Why example i cannot be read."""
-  try:
-    decode(source[i]['image'])
-  except Exception as e:  # whatever it is, it goes into a message
-    return f'{type(e).__name__}: {e}'
-  return 'it can be read now'
-
-
-class Batches:
-  """Iterator over batches that keeps the account of unreadable images.
-
-  Attributes:
-    bad: {path: reason}, in the order in which they were met.
-  """
-
-  def __init__(
-    self,
-    iterator: Iterator,
-    source: Source,
-    max_bad_fraction: float,
-    length: int | None = None,
-  ):
-    self.bad: dict[str, str] = {}
-    self._iterator, self._source = iterator, source
-    self._allowed = max_bad_fraction * len(source)
-    self._fraction = max_bad_fraction
-    self._length = length
-    self._seen: set[int] = set()
-
-  def __iter__(self):
-    return self
-
-  def __len__(self):
-    if self._length is None:
-      raise TypeError('training batches have no end')
-    return self._length
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    # Worker processes hand arrays over in shared memory that is reused: copy.
-    batch = {
-      k: v if type(v) is np.ndarray else np.array(v)
-      for k, v in next(self._iterator).items()
-    }
-    for index in self._unreadable(batch):
-      self._note(index)
-    batch.pop('requested', None)
-    return batch
-
-  def _unreadable(self, batch) -> Iterator[int]:
-    """The examples that a batch should have had, but could not be read."""
-    n = len(self._source)
-    if 'requested' in batch:  # training: the next readable one was taken
-      replaced = np.flatnonzero(batch['requested'] != batch['index'])
-      for i in replaced:
-        first = int(batch['requested'][i])
-        for k in range((int(batch['index'][i]) - first) % n):
-          yield (first + k) % n
-    else:  # evaluation: masked, as is what fills up the last batch
-      masked = batch['index'][batch['mask'] == 0]
-      yield from (int(i) for i in masked if i < n)
-
-  def _note(self, index: int):
-    """Logs and counts a bad image; raises when there are too many."""
-    if index in self._seen:
-      return
-    self._seen.add(index)
-    path = self._source.describe(index)
-    self.bad[path] = why_bad(self._source, index)
-    log.warning(
-      'skipping a bad image: %s (%s); %d so far',
-      path,
-      self.bad[path],
-      len(self.bad),
-    )
-    if len(self._seen) > self._allowed:
-      shown = [f'  {p}: {why}' for p, why in list(self.bad.items())[:20]]
-      more = len(self.bad) - len(shown)
-      raise TooManyBadImages(
-        f'{len(self.bad)} of {len(self._source)} images of '
-        f'{self._source.name} cannot be read, more than '
-        f'data.max_bad_fraction={self._fraction} allows. Remove or repair '
-        'them, or raise that fraction:\n'
-        + '\n'.join(shown)
-        + (f'\n  and {more} more' if more else '')
-      )
-
-  def close(self) -> None:
-    """Stops the reading threads and processes."""
-    close = getattr(self._iterator, 'close', None)
-    if close:
-      close()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *unused):
-    self.close()

@@ -283,7 +283,9 @@ class _Summary:
     )
     # A soft label counts for its most probable class.
     counted = (
-      max(labels, key=labels.get) if isinstance(labels, dict) else labels
+      max(labels, key=labels.__getitem__)
+      if isinstance(labels, dict)
+      else labels
     )
     self._per_class[counted] += 1
     self._sizes.add(prepared.size)
@@ -318,7 +320,7 @@ def _write_shard(
   path: pathlib.Path, examples: Iterator, summary: _Summary
 ) -> None:
   """Writes the (item, labels, prepared image) of one shard."""
-  from array_record.python import array_record_module
+  from array_record.python import array_record_module  # pyright: ignore
 
   writer = array_record_module.ArrayRecordWriter(
     str(path), 'group_size:1,uncompressed'
@@ -370,9 +372,10 @@ def _prepare(item: Item, short_side: int | None, quality: int) -> _Prepared:
     image = decode(data)
   except (OSError, BadImage) as e:
     return _Prepared(reason=str(e) or type(e).__name__)
-  if not short_side or min(image.shape[:2]) <= short_side:
-    return _Prepared(data, image.shape[:2])
-  size = short_side_size(*image.shape[:2], short_side)
+  height, width = image.shape[:2]
+  if not short_side or min(height, width) <= short_side:
+    return _Prepared(data, (height, width))
+  size = short_side_size(height, width, short_side)
   buffer = io.BytesIO()
   small = Image.fromarray(resize(image, size, 'bicubic'))
   small.save(buffer, 'JPEG', quality=quality)

@@ -7,6 +7,8 @@ import pathlib
 import tarfile
 from typing import Any
 
+from etils import epath
+
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES, scan_classes
 
 # A first cell that makes a line of a CSV file its header.
@@ -66,7 +68,7 @@ def list_items(path: pathlib.Path, labeled: bool) -> list[Item]:
       ]
     return [
       Item(str(path / c / f), f'{c}/{f}', c)
-      for c, files in scan_classes(path).items()
+      for c, files in scan_classes(epath.Path(path)).items()
       for f in files
     ]
   if not tarfile.is_tarfile(path):
@@ -167,7 +169,7 @@ def number_labels(
   multi_label = False
   if labels is None:
     _check_directories(items, classes)
-    names = [[i.label] for i in items]
+    names: list[list[Label]] = [[i.label] for i in items]
   else:
     entries = [_entry(labels, i.name) for i in items]
     lost = [i.name for i, e in zip(items, entries, strict=True) if e is None]
@@ -177,7 +179,9 @@ def number_labels(
         f'file, such as {", ".join(lost[:3])}'
       )
     multi_label = any(isinstance(e, list) for e in entries)
-    names = [e if isinstance(e, list) else [e] for e in entries]
+    names = [
+      e if isinstance(e, list) else [e] for e in entries if e is not None
+    ]
   if classes:
     multi_label = classes['multi_label']
     if not multi_label and any(len(n) != 1 for n in names):
@@ -212,16 +216,17 @@ def _class_numbers(
   labels: set[Label], classes: dict[str, Any] | None
 ) -> tuple[dict[Label, int], list[str] | None]:
   """{label: class number}, and the class names, None if labels are numbers."""
+  numbers: dict[Label, int] = {}
   if all(isinstance(x, int) for x in labels):
     limit = classes['num_classes'] if classes else float('inf')
-    wrong = sorted(x for x in labels if not 0 <= x < limit)
-    numbers = {x: x for x in labels}
+    numbers.update((x, x) for x in labels if isinstance(x, int))
+    wrong = sorted(x for x in numbers.values() if not 0 <= x < limit)
     names = classes['class_names'] if classes else None
   else:
     names = classes['class_names'] if classes else sorted(map(str, labels))
     table = {name: i for i, name in enumerate(names or ())}
     wrong = sorted(str(x) for x in labels if str(x) not in table)
-    numbers = {x: table.get(str(x), -1) for x in labels}
+    numbers.update((x, table.get(str(x), -1)) for x in labels)
   if wrong:
     raise ValueError(
       f'{len(wrong)} labels are not classes'

@@ -1,7 +1,7 @@
 """Token labels: a class for every patch, from a teacher (arXiv:2104.10858).
 
-A teacher sees each training image whole, once, and gives logits for every
-place of its token grid; the k best classes of each place are stored:
+A teacher is given each whole training image once, and gives logits for every
+cell of its token grid. The k best classes of each cell are stored:
 
     vit-jax token-labels WEIGHTS --source SOURCE --data-dir DIR -o LABELS
 
@@ -10,11 +10,13 @@ image's map, its crop's box and a small grid (6 kB instead of 800 kB at 14x14
 tokens of 1,000 classes); `token_targets.expand` makes the targets on the
 device.
 
-A directory of labels is ArrayRecord shards, one record an example, and
-`token_labels.json`, which is written last. A record is k*h*w float16 logits,
-then as many int32 classes, both (k, h, w), little endian. Shards appear when
-they are whole, and a run that was killed goes on with the first missing one.
-(h, w) label map, k stored classes a place, C classes.
+A directory of labels consists of ArrayRecord shards, with one record for each
+example, and `token_labels.json`, which is written last. A record is k*h*w
+float16 logits, then as many int32 classes, both (k, h, w), little endian. A
+shard appears when it is complete, and a run that was killed goes on with the
+first missing one.
+
+Shapes: (h, w) label map, k classes stored for each cell, C classes.
 """
 
 import json
@@ -42,7 +44,7 @@ class TokenLabels:
   """A directory of label maps.
 
   `labels[i]` is the map of example i: logits float16 and classes int32,
-  (k, h, w). `labels(i, geometry)` is what `pipeline.train_batches` adds to an
+  (k, h, w). `labels(i, geometry)` is what `loader.train_batches` adds to an
   example: 'token_logits', 'token_classes', 'token_box' and 'token_source',
   which `token_targets.expand` turns into targets.
 
@@ -93,7 +95,7 @@ class TokenLabels:
         f'{len(self.meta["shards"])} shards, such as '
         f'{missing[0]}: copy them, or make them again'
       )
-    self.grid, self.size, self.swap_axes = tuple(grid), tuple(size), swap_axes
+    self.grid, self.size, self.swap_axes = grid, size, swap_axes
     self._records = None
 
   def __len__(self):

@@ -1,11 +1,12 @@
 """Targets for tokens from stored label maps (arXiv:2104.10858, section 3.2).
 
-A training image is a random crop, perhaps mirrored and warped; its targets are
-the region of the image's label map that it shows, cut out by ROI-align. What
-the crop was and where each token's content came from is found on the host
-(`token_source`), the targets themselves on the device (`expand`).
-(h, w) label map, (g, g) the student's tokens, N = g * g, k stored classes a
-place, C classes.
+A training image is a random crop, perhaps mirrored and warped. Its targets are
+the region of the image's label map that it shows, cut out by ROI-align. The
+host computes where the content of each token comes from (`token_source`), the
+device computes the targets (`expand`).
+
+Shapes: (h, w) label map, (g, g) tokens of the student, N = g * g, k classes
+stored for each cell of the map, C classes.
 """
 
 import math
@@ -15,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data import transforms
+from vit_jax.data.transforms import Geometry
+from vit_jax.resampling import triangle
 
 
 def roi_weights(
@@ -23,13 +25,14 @@ def roi_weights(
 ) -> jax.Array:
   """ROI-align along one axis (arXiv:1703.06870) as a matrix.
 
-  torchvision's rule with `aligned=False` and its adaptive sampling: a region
-  is at least 1 long, each bin averages ceil(length / bins) samples, linear
-  between entries, the border value up to 1 beyond the map and zero outside.
+  The rule is torchvision's with `aligned=False` and adaptive sampling: a region
+  is at least 1 long, and each bin averages ceil(length / bins) samples. Samples
+  are interpolated linearly; up to 1 beyond the map they have the value of its
+  border, further outside they are zero.
 
   Args:
-    start, end: of the region, in entries of the map.
-    size: entries of the map.
+    start, end: of the region, in cells of the map.
+    size: cells of the map.
     bins: of the result.
 
   Returns:
@@ -37,15 +40,15 @@ def roi_weights(
   """
   length = jnp.maximum(end - start, 1.0)
   count = jnp.ceil(length / bins)
-  # No crop is longer than the map; one more for rounding.
+  # No crop is longer than the map; one sample more because of rounding.
   sample = jnp.arange(math.ceil(max(size, 1) / bins) + 1, dtype=jnp.float32)
   bin_start = start + jnp.arange(bins, dtype=jnp.float32) * (length / bins)
   at = bin_start[:, None] + (sample[None] + 0.5) * (length / bins / count)
   used = (sample[None] < count) & (at >= -1) & (at <= size)
   at = jnp.clip(at, 0, size - 1)[..., None]
-  entry = jnp.arange(size, dtype=jnp.float32).reshape(1, 1, -1)
-  near = jnp.maximum(0, 1 - jnp.abs(at - entry))
-  return jnp.sum(near * used[..., None], axis=1) / count
+  cell = jnp.arange(size, dtype=jnp.float32).reshape(1, 1, -1)
+  weights = triangle(at - cell, jnp)
+  return jnp.sum(weights * used[..., None], axis=1) / count
 
 
 def crop_logits(
@@ -97,14 +100,15 @@ def crop_targets(
   Args:
     logits, classes: (k, h, w), the stored map.
     box: (top, left, height, width) of the crop, fractions of the image.
-    source: (g, g) int: where on the crop's grid (row * g + column) each token's
-      content comes from, -1 for what was filled in; see `token_source`.
+    source: (g, g) int, from where on the crop's grid (row * g + column) the
+      content of each token comes; -1 for what was filled in. See
+      `token_source`.
     num_classes: C.
 
   Returns:
-    token targets (N, C) and the class target (C,), distributions (softmax of
-    the crop's logits), not smoothed. The class target is of the whole crop; a
-    token that was filled in has a uniform one.
+    Targets of the tokens (N, C) and of the class (C,): distributions, the
+    softmax of the crop's logits, not smoothed. The class target is of the whole
+    crop. A token that was filled in has a uniform target.
   """
   tokens = crop_logits(logits, classes, box, source.shape, num_classes)
   tokens = tokens.reshape(-1, num_classes)
@@ -129,17 +133,23 @@ def expand(
     is ReLabel (arXiv:2101.05022).
   """
   batch = dict(batch)
-  parts = [
+  logits, classes, box, source = (
     batch.pop(f'token_{k}') for k in ('logits', 'classes', 'box', 'source')
-  ]
-  tokens, cls = jax.vmap(lambda *x: crop_targets(*x, num_classes))(*parts)
-  if parts[-1].shape[1:] == (1, 1):
+  )
+  tokens, cls = jax.vmap(
+    lambda *example: crop_targets(*example, num_classes=num_classes)
+  )(logits, classes, box, source)
+  if source.shape[1:] == (1, 1):
     return {**batch, 'label': cls}
   return {**batch, 'token_labels': tokens, 'token_cls': cls}
 
 
 def _inverse_map(name: str, args, size: tuple[int, int]):
-  """(2, 3) matrix: place in the result -> place before, in pixels (x, y)."""
+  """The affine map of an operation, from positions in its result to its input.
+
+  Returns:
+    (2, 3) matrix for (x, y, 1) in pixels; None if it moves no pixels.
+  """
   value = args[0] if args else 0.0
   x, y = size[1] / 2, size[0] / 2
   if name == 'Rotate':
@@ -159,7 +169,7 @@ def _inverse_map(name: str, args, size: tuple[int, int]):
 
 
 def token_source(
-  geometry: transforms.Geometry, grid: tuple[int, int], size: tuple[int, int]
+  geometry: Geometry, grid: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
   """Where each token's content lies in the crop, after flip and RandAugment.
 
@@ -183,8 +193,8 @@ def token_source(
       x, y = a * x + b * y + c, d * x + e * y + f
   if geometry.flip:
     x = size[1] - x
-  # A centre on the edge between two tokens is of either; rounding may not
-  # decide which.
+  # A center on the edge between two tokens could be either's. The margin keeps
+  # rounding errors from choosing.
   row = np.floor(y * rows / size[0] + 1e-6).astype(int)
   column = np.floor(x * columns / size[1] + 1e-6).astype(int)
   inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)

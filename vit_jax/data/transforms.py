@@ -67,7 +67,8 @@ def resize_small(
   rounding: str = 'truncate',
 ) -> np.ndarray:
   """big_vision's `resize_small`: the shorter side becomes `target`."""
-  size = proportional_size(*image.shape[:2], target, 'short')
+  height, width = image.shape[:2]
+  size = proportional_size(height, width, target, 'short')
   return resize(image, size, interpolation, rounding)
 
 
@@ -78,7 +79,8 @@ def resize_long(
   rounding: str = 'truncate',
 ) -> np.ndarray:
   """big_vision's `resize_long`: the longer side becomes `target`."""
-  size = proportional_size(*image.shape[:2], target, 'long')
+  height, width = image.shape[:2]
+  size = proportional_size(height, width, target, 'long')
   return resize(image, size, interpolation, rounding)
 
 
@@ -246,9 +248,9 @@ class TrainTransform:
 
   def resized_size(self, height: int, width: int) -> tuple[int, int]:
     """The size to which an image is brought before the crop is taken."""
-    if self.crop == 'resize_crop':
+    if self.resize and self.crop == 'resize_crop':
       return short_side(height, width, self.resize)
-    if self.crop == 'squash_crop':
+    if self.resize and self.crop == 'squash_crop':
       return self.resize, self.resize
     return height, width
 
@@ -287,28 +289,33 @@ def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     (*size, 3), uint8, or float32 in [0, 255] if `rounding` is 'none'.
   """
   p = preprocessing
-  height, width = image.shape[:2]
   if p.crop is None:
     return resize(image, p.size, p.interpolation, p.rounding)
   if p.crop_resize == 'timm':
-    return _timm_eval_image(image, p)
-  targets = [round(n / p.crop) for n in p.size]
-  if p.crop_resize == 'squash':
-    resized = tuple(targets)
-  else:
-    resized = proportional_size(height, width, max(targets), 'short')
+    return _timm_eval_image(image, p, p.crop)
+  height, width = image.shape[:2]
+  target_height, target_width = (round(n / p.crop) for n in p.size)
+  resized = (
+    (target_height, target_width)
+    if p.crop_resize == 'squash'
+    else proportional_size(
+      height, width, max(target_height, target_width), 'short'
+    )
+  )
   image = resize(image, resized, p.interpolation, p.rounding)
   return central_crop(image, p.size)
 
 
-def _timm_eval_image(image, p: Preprocessing):
+def _timm_eval_image(
+  image: np.ndarray, p: Preprocessing, crop: float
+) -> np.ndarray:
   """Shorter side to floor(size / crop), then the center as torchvision."""
   height, width = image.shape[:2]
-  targets = [math.floor(n / p.crop) for n in p.size]
-  if p.size[0] == p.size[1]:
-    resized = short_side(height, width, targets[0])
+  target_height, target_width = (math.floor(n / crop) for n in p.size)
+  if target_height == target_width:
+    resized = short_side(height, width, target_height)
   else:  # timm's ResizeKeepRatio
-    ratio = min(height / targets[0], width / targets[1])
+    ratio = min(height / target_height, width / target_width)
     resized = (round(height / ratio), round(width / ratio))
   image = resize(image, resized, p.interpolation, p.rounding)
   top, left = (

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.preprocessing import NORMALIZATION, as_size
+from vit_jax.resampling import bilinear_matrix
 from vit_jax.training.mixing import inside_box, mix
 
 
@@ -41,18 +42,6 @@ def normalize(
   return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
-def _bilinear(size_in: int, size_out: int) -> np.ndarray:
-  """(out, in) weights of half-pixel bilinear sampling without antialias."""
-  x = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
-  x = np.clip(x, 0, size_in - 1)
-  low = np.floor(x).astype(int)
-  high = np.minimum(low + 1, size_in - 1)
-  weights = np.zeros((size_out, size_in), np.float32)
-  np.add.at(weights, (np.arange(size_out), low), 1 - (x - low))
-  np.add.at(weights, (np.arange(size_out), high), x - low)
-  return weights
-
-
 def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
   """Bilinear resize, half-pixel centers, no antialias, as two matmuls.
 
@@ -64,8 +53,8 @@ def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     (B, height, width, 3) float32.
   """
   height, width = as_size(size)
-  rows = _bilinear(images.shape[1], height)
-  columns = _bilinear(images.shape[2], width)
+  rows = bilinear_matrix(images.shape[1], height)
+  columns = bilinear_matrix(images.shape[2], width)
   x = images.astype(jnp.float32)
   highest = jax.lax.Precision.HIGHEST
   x = jnp.einsum('oh,bhwc->bowc', rows, x, precision=highest)

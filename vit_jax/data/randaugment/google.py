@@ -146,7 +146,7 @@ def _affine(image, matrix, fill):
   return cv2.remap(
     image,
     position.astype(np.int16),
-    None,
+    np.empty(0),  # not used: the positions are whole
     cv2.INTER_NEAREST,
     borderMode=cv2.BORDER_CONSTANT,
     borderValue=tuple(int(v) for v in fill),

@@ -190,7 +190,7 @@ class TimmRandAugment:
     self.magnitude, self.std, self.layers = magnitude, std, layers
     self.probability, self.maximum = probability, maximum
     self.table = TIMM_INCREASING if increasing else TIMM
-    self.interpolation, self.fill = interpolation, tuple(fill)
+    self.interpolation, self.fill = interpolation, fill
 
   def __call__(self, image: np.ndarray, rng: np.random.Generator):
     """Returns the image and the ((name, arguments), ...) that were applied."""

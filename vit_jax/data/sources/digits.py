@@ -22,7 +22,7 @@ class Digits(Source):
   def __init__(self, split: str):
     from sklearn import datasets  # slow to import
 
-    data = datasets.load_digits()
+    data: Any = datasets.load_digits()
     order = np.random.Generator(np.random.Philox(0)).permutation(
       len(data.target)
     )

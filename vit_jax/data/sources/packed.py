@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from vit_jax.data import records
 from vit_jax.data.sources.source import Source, checked_index, data_directory
@@ -56,7 +57,7 @@ class Packed(Source):
       for s in meta['shards']
       if s['count']
     ]
-    self._records = None
+    self._records: Any = None
     self._length = meta['num_examples']
     self.num_classes = meta['num_classes']
     self.class_names = meta['class_names']
@@ -75,7 +76,7 @@ class Packed(Source):
       from array_record.python import array_record_data_source
 
       self._records = array_record_data_source.ArrayRecordDataSource(
-        self._shards
+        self._shards  # pyright: ignore[reportArgumentType]
       )
     image, labels, name = records.decode_record(
       self._records[checked_index(i, self._length)]

@@ -69,7 +69,8 @@ class Source(Sequence):
     Raises:
       ValueError: an image cannot be read, or the sizes differ.
     """
-    images, labels = None, label_array(self, len(self))
+    images: np.ndarray | None = None
+    labels = label_array(self, len(self))
     for i in range(len(self)):
       example = self[i]
       try:
@@ -90,6 +91,8 @@ class Source(Sequence):
         )
       images[i] = image
       set_label(labels, i, example['label'])
+    if images is None:
+      raise ValueError(f'{self.name} has no examples')
     return images, labels
 
 

@@ -26,13 +26,14 @@ class Synthetic(Source):
         f'{num_classes}: both must be at least 1'
       )
     self._n, self._stream = num_examples, int(fingerprint(split)[:8], 16)
-    self.num_classes, self.image_shape = num_classes, image_size
+    self.num_classes = num_classes
+    self.image_shape = self._size = image_size
     self.name = f'synthetic/{split}'
     self.fingerprint = fingerprint(
       'synthetic', split, num_examples, num_classes, image_size
     )
 
-  def __len__(self):
+  def __len__(self) -> int:
     return self._n
 
   def __getitem__(self, i):
@@ -43,5 +44,5 @@ class Synthetic(Source):
     color = np.floor(
       np.array([0.618034, 0.754878, 0.569840]) * (label + 1) % 1.0 * 192
     ).astype(np.uint8)
-    noise = rng.integers(0, 64, (*self.image_shape, 3), dtype=np.uint8)
+    noise = rng.integers(0, 64, (*self._size, 3), dtype=np.uint8)
     return {'image': noise + color, 'label': label, 'id': f'{self.name}/{i}'}

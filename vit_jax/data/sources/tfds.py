@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import re
+from typing import Any
 
 from etils import epath
 
@@ -18,19 +19,26 @@ _LABEL_FEATURES = ('label', 'labels', 'real_label')
 
 
 class Tfds(Source):
-  """A TFDS data set in array_record format; never imports TensorFlow.
-
-  `name` is 'cifar10', 'cifar10:3.0.2' or 'NAME/CONFIG'; without a version the
-  newest prepared one is read.
-  """
+  """A TFDS data set in array_record format; never imports TensorFlow."""
 
   def __init__(self, name: str, split: str, data_dir: str):
+    """Opens a prepared data set.
+
+    Args:
+      name: 'cifar10', 'cifar10:3.0.2' or 'NAME/CONFIG'; without a version, the
+        newest that is prepared. 'imagenet2012_real' has the labels of ReaL.
+      split: a split, or an alias of one for testing.
+      data_dir: of TFDS; '' for its default.
+
+    Raises:
+      ValueError: it is not prepared in this format.
+    """
     self._directory = _tfds_directory(name, data_dir)
     builder = _tfds_builder(self._directory)
     self._split = pick_split(split, sorted(builder.info.splits), f'tfds:{name}')
-    features = builder.info.features
+    features: Any = builder.info.features
     self._keys = _tfds_features(name, features)
-    self._data = None
+    self._data: Any = None
     self._length = builder.info.splits[self._split].num_examples
     self.name = f'tfds:{name}/{self._split}'
     label = features[self._keys['label']]
@@ -55,11 +63,8 @@ class Tfds(Source):
       import tensorflow_datasets as tfds
 
       builder = _tfds_builder(self._directory)
-      images = [
-        k
-        for k, v in builder.info.features.items()
-        if type(v).__name__ == 'Image'
-      ]
+      features: Any = builder.info.features
+      images = [k for k, v in features.items() if type(v).__name__ == 'Image']
       self._data = builder.as_data_source(
         split=self._split,
         decoders={k: tfds.decode.SkipDecoding() for k in images},
@@ -126,7 +131,7 @@ def _tfds_directory(name: str, data_dir: str) -> str:
   return str(base / (version or versions[-1]))
 
 
-def _tfds_builder(directory: str):
+def _tfds_builder(directory: str) -> Any:
   """The read-only builder of a prepared directory."""
   try:
     import tensorflow_datasets as tfds
