@@ -62,7 +62,7 @@ _FLOPS_PER_MAC = 6.0
 def train_and_evaluate(
   config: Config,
   workdir: str | os.PathLike,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
   """Trains a recipe to its end, or evaluates it, and returns the summary.
 
@@ -129,7 +129,7 @@ def train_and_evaluate(
     log, evaluate, save = _actions(
       run, source, eval_sets, writer, progress, checkpoints, first_step
     )
-    summary = {'step': first_step, 'parameters': run.parameters}
+    summary: dict[str, Any] = {'step': first_step, 'parameters': run.parameters}
     if config.run.eval_only:
       summary['results'] = evaluate.evaluate(first_step, state)
       writer.summary(summary)

@@ -122,7 +122,7 @@ def plot_distance(
   axis.set_xlabel('layer')
   axis.set_ylabel('mean attention distance (pixels)')
   axis.set_ylim(bottom=0)
-  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore
   axis.set_title(title)
   axis.grid(alpha=0.25)
   axis.legend(

@@ -18,7 +18,7 @@ def find_kernel(variables: Mapping[str, Any]) -> np.ndarray:
   """
   flat = flatten_dict(variables['params'], sep='/')
   for path in sorted(flat, key=lambda p: (p.count('/'), p)):
-    shape = np.shape(flat[path])
+    shape = tuple(getattr(flat[path], 'shape', ()))
     if path.endswith('kernel') and len(shape) == 4 and shape[2] == 3:
       return np.asarray(flat[path])
   raise ValueError('the model has no convolution of RGB images')

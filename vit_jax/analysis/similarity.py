@@ -38,14 +38,14 @@ def layer_similarity(attentions: Sequence[np.ndarray]) -> np.ndarray:
   Args:
     attentions: one (B, H, T, T) per layer, all of the same shape.
   """
-  return _pairs(attentions, np.mean)
+  return _pairs(attentions, lambda m: float(np.mean(m)))
 
 
 def similar_ratio(
   attentions: Sequence[np.ndarray], threshold: float = 0.5
 ) -> np.ndarray:
   """Share of (image, head, token) with M > threshold, (L, L)."""
-  return _pairs(attentions, lambda m: np.mean(m > threshold))
+  return _pairs(attentions, lambda m: float(np.mean(m > threshold)))
 
 
 def _pairs(
@@ -119,7 +119,7 @@ def plot_layers(
     extent=(*edge, *edge),
   )
   for which in (axis.xaxis, axis.yaxis):
-    which.get_major_locator().set_params(integer=True)
+    which.get_major_locator().set_params(integer=True)  # pyright: ignore
   axis.set_xlabel('layer')
   axis.set_ylabel('layer')
   axis.set_title(title or 'Similarity of attention maps')
@@ -161,7 +161,7 @@ def plot_curves(
       markersize=4,
     )
   axis.set_ylim(min(axis.get_ylim()[0], 0.0), 1.04)
-  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore
   axis.set_xlabel('block')
   axis.set_ylabel(ylabel)
   axis.set_title(title)

@@ -249,9 +249,11 @@ class Classifier(ImageClassifier):
     self, variables: Any, images: jax.Array
   ) -> tuple[jax.Array, dict[str, Any]]:
     """See `ImageClassifier.forward`."""
-    logits, intermediates = self.model.apply(  # pyright: ignore
+    # Flax does not know what the model returns.
+    result: Any = self.model.apply(
       variables, self.normalize(images), train=False
     )
+    logits, intermediates = result
     return logits, intermediates
 
   def run(

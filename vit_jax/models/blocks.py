@@ -104,12 +104,13 @@ def run_blocks(
   # If all rates are zero, the blocks get the constant 0.0, and no drop path is
   # compiled.
   per_layer = any(rates)
+  in_axes: Any = (0 if per_layer else nn.broadcast, nn.broadcast)
+  in_axes += (nn.broadcast,) * len(extra)
   scanned: Callable[..., Any] = nn.scan(
     cls,
     variable_axes={'params': 0, 'batch_stats': 0},
     split_rngs={'params': True, 'dropout': True},
-    in_axes=(0 if per_layer else nn.broadcast, nn.broadcast)
-    + (nn.broadcast,) * len(extra),
+    in_axes=in_axes,
     length=len(rates),
   )
   rate = jnp.asarray(rates, jnp.float32) if per_layer else 0.0

@@ -155,7 +155,7 @@ class Block(nn.Module):
     )(norm()(a * x), train)
     x = x + DropPath()(y / a, rate, train)
 
-    aux = {'tokens': x}
+    aux: dict[str, Any] = {'tokens': x}
     if self.return_attention:
       aux['attention'] = (
         maps if self.reattn else {'softmax': maps, 'mixed': maps}

@@ -138,7 +138,7 @@ class EncoderBlock(nn.Module):
     """How this block's queries, keys and values become outputs."""
     if self.area is not None:
       return area_attend(
-        tuple(self.area),
+        (self.area[0], self.area[1]),
         self.grid if self.area[0] > 1 else None,
         weights=self.return_attention,
       )
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
       extra = (table,)
     x = Dropout(block['dropout'], deterministic=not train)(x)
     x = tpu_layout.constrain(x)
-    out = {'with_posemb': x}
+    out: dict[str, Any] = {'with_posemb': x}
 
     rates = drop_path_rates(self.drop_path, self.depth)
     auxes = []

@@ -31,7 +31,7 @@ PEAK_TFLOPS = {
 }
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: Any) -> float | None:
   """Peak FLOP/s of a device; None if it is not in PEAK_TFLOPS."""
   kind = device.device_kind
   names = [n for n in PEAK_TFLOPS if kind.startswith(n)]

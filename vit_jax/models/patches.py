@@ -50,7 +50,7 @@ def embed_patches(
     ValueError: not even one patch fits into `x`.
   """
   shape = patch_shape(patch_size)
-  check_patches(*x.shape[1:3], shape)
+  check_patches(x.shape[1], x.shape[2], shape)
   return nn.Conv(
     width,
     shape,

@@ -118,7 +118,7 @@ def dot_general(
   if kernel.ndim == 3:
     order = (1, 2, 0) if len(dims[0][1]) == 1 else (0, 1, 2)
     kernel = with_gradient(kernel, functools.partial(lay_out, order=order))
-  y = jax.lax.dot_general(x, kernel, dims, precision, **kwargs)
+  y: Any = jax.lax.dot_general(x, kernel, dims, precision, **kwargs)
   if before_dropout:
     y = with_gradient(y, jax.lax.optimization_barrier)
   return y

@@ -262,7 +262,7 @@ class ViT(nn.Module):
       )
 
 
-def _fields(size: str) -> dict[str, int]:
+def _fields(size: str) -> dict[str, Any]:
   return dict(
     zip(('width', 'depth', 'mlp_dim', 'num_heads'), SIZES[size], strict=True)
   )

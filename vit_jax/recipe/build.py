@@ -282,7 +282,7 @@ def run_metadata(run: Run, source: Source) -> WeightsMetadata:
       k: v for k, v in recipe['model'].items() if k not in ('name', 'module')
     },
     num_classes=run.num_classes,
-    classes=source.class_names and tuple(source.class_names),
+    classes=tuple(source.class_names) if source.class_names else None,
     preprocessing=preprocessing(run.config),
     loss=run.config.loss.name,
     average=bool(run.config.eval.ema and run.config.optim.ema),

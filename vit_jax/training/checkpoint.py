@@ -46,7 +46,7 @@ class Checkpoints:
   ):
     self.directory = absolute(workdir) / FOLDER
     policies = ocp.training.preservation_policies
-    keep = [policies.LatestN(max(1, keep_latest))]
+    keep: list[Any] = [policies.LatestN(max(1, keep_latest))]
     if keep_best:
       keep.append(
         policies.BestN(
@@ -57,14 +57,15 @@ class Checkpoints:
       )
     if keep_every:
       keep.append(policies.EveryNSteps(keep_every))
+    # The loop decides when to save, so every step may be saved.
+    every_step: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+    preserve: Any = policies.AnyPreservationPolicy(keep)
     self._orbax = ocp.training.Checkpointer(
       self.directory,
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-        1
-      ),  # the loop decides when
-      preservation_policy=policies.AnyPreservationPolicy(keep),
-      cleanup_tmp_directories=True,
-    )  # of a killed save
+      save_decision_policy=every_step,
+      preservation_policy=preserve,
+      cleanup_tmp_directories=True,  # what a killed save left behind
+    )
     self._saved = None
     self._failed = False  # an error was raised to the caller
 
@@ -88,7 +89,7 @@ class Checkpoints:
         step,
         tree,
         force=True,
-        metrics=metrics,
+        metrics=metrics,  # pyright: ignore
         custom_metadata=metadata.to_json(),
       )
 

@@ -22,9 +22,10 @@ def ema_update(
   Returns:
     The new average.
   """
+  rate: Any = decay
   if step is not None:
     step = jnp.asarray(step, jnp.float32)
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    rate = jnp.minimum(decay, (1 + step) / (10 + step))
   return jax.tree.map(
-    lambda e, n: (e + (1 - decay) * (n - e)).astype(e.dtype), ema, new
+    lambda e, n: (e + (1 - rate) * (n - e)).astype(e.dtype), ema, new
   )

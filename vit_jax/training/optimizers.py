@@ -68,14 +68,16 @@ def _add_coupled_decay(weight_decay: float, rates: dict[str, Rate]):
   momentum and is multiplied by the learning rate.
   """
 
-  def update(grads, state, params):
+  def update(grads, state, params=None):
+
     def one(path, grad, p):
       factor = weight_decay * rates[path_name(path)].decay
       return grad + factor * p if factor else grad
 
     return jax.tree_util.tree_map_with_path(one, grads, params), state
 
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+  init = lambda params: optax.EmptyState()
+  return optax.GradientTransformation(init, update)  # pyright: ignore
 
 
 def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
@@ -92,7 +94,7 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
     del params
     return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
 
-  def update(directions, state, params):
+  def update(directions, state, params=None):
     lr = schedule(state.count)
 
     def one(path, direction, p):
@@ -107,7 +109,7 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
     updates = jax.tree_util.tree_map_with_path(one, directions, params)
     return updates, optax.ScaleByScheduleState(state.count + 1)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(init, update)  # pyright: ignore
 
 
 def make_optimizer(

@@ -153,7 +153,9 @@ def _boundaries(cfg, total_steps: int) -> list[int]:
 
 def _duration(cfg, name: str, steps_per_epoch: float, batch_size: int) -> float:
   """Steps of cfg.{name}_steps, _epochs or _examples; at most one is set."""
-  factors = dict(zip(UNITS, (1, steps_per_epoch, 1 / batch_size), strict=True))
+  factors: dict[str, float] = dict(
+    zip(UNITS, (1, steps_per_epoch, 1 / batch_size), strict=True)
+  )
   given = {
     unit: value for unit in UNITS if (value := cfg.get(f'{name}_{unit}'))
   }

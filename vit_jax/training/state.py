@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 from flax import linen as nn
+import flax.serialization
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -95,4 +96,7 @@ def to_tree(state: TrainState) -> dict[str, Any]:
 
 def from_tree(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
   """The inverse of `to_tree`; `state` gives the structure."""
-  return flax.serialization.from_state_dict(state, {'ema_stats': {}, **tree})
+  restored: Any = flax.serialization.from_state_dict(
+    state, {'ema_stats': {}, **tree}
+  )
+  return restored

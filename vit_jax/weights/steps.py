@@ -30,7 +30,7 @@ def describe_mismatch(path: str | os.PathLike, abstract: Any) -> str:
   '' if nothing differs, or if the step is too damaged to be compared.
   """
   try:
-    stored = ocp.metadata(path).metadata
+    stored = ocp.metadata(epath.Path(path)).metadata
     stored = {
       jax.tree_util.keystr(p, simple=True, separator='/'): tuple(x.shape)
       for p, x in jax.tree_util.tree_leaves_with_path(stored)
@@ -71,7 +71,8 @@ def find_step(path: str | os.PathLike) -> epath.Path | None:
 
 def read_metadata(step: epath.Path) -> WeightsMetadata:
   """The record that a step was saved with."""
-  return WeightsMetadata.from_json(ocp.metadata(step).custom_metadata or {})
+  stored: Any = ocp.metadata(step).custom_metadata
+  return WeightsMetadata.from_json(stored or {})
 
 
 def load_tree(

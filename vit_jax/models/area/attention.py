@@ -91,7 +91,8 @@ def area_attention(
   Raises:
     ValueError: unknown mode, or shapes that do not fit.
   """
-  areas = Areas(tuple(memory_shape), tuple(max_area), separate_first)
+  height, width = memory_shape
+  areas = Areas((height, width), (max_area[0], max_area[1]), separate_first)
   simple = not top_k and dropout is None and mask is None
   _check(areas, k, v, key_mode, value_mode, impl, simple)
   if key_mode in LEARNED_KEY_MODES and params is None:
@@ -101,7 +102,11 @@ def area_attention(
     )
   if mask is not None:
     mask = jnp.broadcast_to(mask, (*mask.shape[:-1], areas.items))
-  options = dict(value_mode=value_mode, top_k=top_k, dropout=dropout, mask=mask)
+  options: dict[str, Any] = dict(
+    value_mode=value_mode, top_k=top_k, dropout=dropout, mask=mask
+  )
+  out: Any
+  item_weights: Any = None
   if impl == 'explicit' or not _factors(key_mode, value_mode):
     out, item_weights = with_areas.explicit(
       q, k, v, areas, key_mode=key_mode, params=params, noise=noise, **options
