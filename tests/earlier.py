@@ -144,7 +144,7 @@ def train(run: str, folder, env=None) -> str:
     env=env or environment(),
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=900,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   return done.stdout
@@ -164,7 +164,7 @@ def vit_jax(commands, folder, env=None) -> None:
     env=env or environment(),
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=900,
   )
   assert done.returncode == 0, done.stderr[-2000:]
 
