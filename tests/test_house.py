@@ -1,4 +1,4 @@
-"""Importing vit_jax does nothing and loads nothing heavy."""
+"""The house: short files and functions; importing it loads nothing heavy."""
 
 import ast
 import json
@@ -11,6 +11,69 @@ from tests.helpers import ROOT, run_python
 PACKAGE = pathlib.Path(ROOT, 'vit_jax')
 
 FILES = sorted(PACKAGE.rglob('*.py'))
+MAX_FILE = 400
+MAX_FUNCTION = 80
+# Longer for a reason: the training loop is read from top to bottom, and so is
+# the `__call__` of a model.
+LONGER = {'train_and_evaluate': 120, '__call__': 100}
+
+
+def functions(tree: ast.AST):
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      yield node
+
+
+def test_files_and_functions_are_short():
+  too_long = []
+  for path in FILES:
+    text = path.read_text()
+    name = path.relative_to(ROOT)
+    lines = len(text.splitlines())
+    if lines > MAX_FILE:
+      too_long.append(f'{name}: {lines} lines, at most {MAX_FILE}')
+    for function in functions(ast.parse(text)):
+      allowed = LONGER.get(function.name, MAX_FUNCTION)
+      length = function.end_lineno - function.lineno + 1
+      if length > allowed:
+        too_long.append(
+          f'{name}:{function.lineno} {function.name}: {length} lines, at most '
+          f'{allowed}'
+        )
+  assert not too_long, 'split these:\n' + '\n'.join(too_long)
+
+
+def public_functions(tree: ast.Module):
+  """Functions of a module and methods of its classes that are not private."""
+  for node in tree.body:
+    body = node.body if isinstance(node, ast.ClassDef) else [node]
+    if isinstance(node, ast.ClassDef) and node.name.startswith('_'):
+      continue
+    for function in body:
+      if isinstance(function, ast.FunctionDef) and function.name[0] != '_':
+        yield function
+
+
+def test_public_functions_are_annotated():
+  missing = []
+  for path in FILES:
+    for function in public_functions(ast.parse(path.read_text())):
+      a = function.args
+      bare = [
+        x.arg
+        for x in [*a.posonlyargs, *a.args, *a.kwonlyargs]
+        if x.annotation is None and x.arg not in ('self', 'cls')
+      ]
+      if function.returns is None:
+        bare.append('the result')
+      if bare:
+        missing.append(
+          f'{path.relative_to(ROOT)}:{function.lineno} {function.name}: '
+          + ', '.join(bare)
+        )
+  assert not missing, 'without a type:\n' + '\n'.join(missing)
+
+
 HEAVY = (
   'tensorflow',
   'tensorflow_datasets',

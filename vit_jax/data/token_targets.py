@@ -110,7 +110,9 @@ def crop_targets(
     softmax of the crop's logits, not smoothed. The class target is of the whole
     crop. A token that was filled in has a uniform target.
   """
-  tokens = crop_logits(logits, classes, box, source.shape, num_classes)
+  tokens = crop_logits(
+    logits, classes, box, (source.shape[0], source.shape[1]), num_classes
+  )
   tokens = tokens.reshape(-1, num_classes)
   source = source.reshape(-1, 1)
   tokens = jnp.where(source >= 0, tokens[jnp.maximum(source[:, 0], 0)], 0)

@@ -104,6 +104,12 @@ def data() -> Config:
   # Key of `preprocessing.NORMALIZATION`: 'half' ([-1, 1]), 'imagenet' (mean and
   # deviation of ImageNet), 'unit' ([0, 1]). It happens on the device.
   c.normalize = 'half'
+  _add_loading(c)
+  return c
+
+
+def _add_loading(c: Config) -> None:
+  """The keys of section `data` that say how images are read and kept."""
   # Fraction of corrupt images above which the run stops.
   c.max_bad_fraction = 0.01
   # Hold a small data set on the device: 'on', 'off', or 'auto' (where it pays).
@@ -120,7 +126,6 @@ def data() -> Config:
   c.labels = ''
   # Take a crop's rows for columns in token labels, as VOLO's released code did.
   c.labels_swap_axes = False
-  return c
 
 
 def augmentation() -> Config:

@@ -197,7 +197,7 @@ def renormalize(
     (B, height, width, 3) float32.
   """
   if images.shape[1:3] != tuple(size):
-    images = augment.resize(images, tuple(size))
+    images = augment.resize(images, (size[0], size[1]))
   images = images.astype(jnp.float32)
   if old == new:
     return images

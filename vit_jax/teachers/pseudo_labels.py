@@ -178,20 +178,16 @@ def pseudo_label(
     data_dir: folder (searched to any depth) or tar file of images, or several.
     out: directory of the packed split. If it has a packed 'train', the teacher
       must know the same classes.
-    threshold: least probability of an image's most probable class.
-    per_class: see `balance`.
+    threshold, per_class, seed: see `balance`.
     soft: keep probabilities, of the `max_labels` most probable classes, scaled
       to a sum of 1; False keeps the most probable class.
-    split: name of the split.
-    seed: of the balancing.
+    split, overwrite: name of the split; whether to replace one that is there.
     batch_size, threads: see `stored_logits.forward`.
-    overwrite: replace a split that is there already.
     **options: of `load_classifier`.
 
   Returns:
     The split's metadata with 'images' (all of data_dir), 'unreadable',
-    'confident', 'distinct' (images that were taken) and 'labelled' (records,
-    with copies).
+    'confident', 'distinct' (images taken) and 'labelled' (records).
 
   Raises:
     ValueError: nothing to label, nothing confident, other classes than those of
@@ -205,9 +201,12 @@ def pseudo_label(
     raise ValueError(f'{weights} has no head: a teacher must name classes')
   classes = _classes(classifier, weights, split, out, soft)
   _check_free(out, split, overwrite)
-  k = min(max_labels if soft else 1, classifier.num_classes)
   predictions = predict_all(
-    classifier, source, k, batch_size=batch_size, threads=threads
+    classifier,
+    source,
+    min(max_labels if soft else 1, classifier.num_classes),
+    batch_size=batch_size,
+    threads=threads,
   )
   best, confidence = predictions.classes[:, 0], predictions.confidence
   chosen = balance(

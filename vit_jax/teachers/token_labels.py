@@ -135,17 +135,9 @@ def make_token_labels(
   out.mkdir(parents=True, exist_ok=True)
   number = -(-len(source) // shard_size)
   meta = {
-    'version': VERSION,
-    'teacher': teacher or type(model).__name__,
-    'weights': _weights_fingerprint(variables),
-    'data': source.name,
-    'fingerprint': source.fingerprint,
-    'examples': len(source),
-    'num_classes': model.num_classes,
+    **_describe_labels(model, variables, source, preprocessing, teacher),
     'top_k': min(top_k, model.num_classes),
     'grid': list(grid),
-    'image_size': list(preprocessing.size),
-    'interpolation': preprocessing.interpolation,
     'shards': [records.shard_name('labels', i, number) for i in range(number)],
   }
   _claim(out, meta)
@@ -171,6 +163,27 @@ def make_token_labels(
     progress(stop)
   write_atomically(out / META, json.dumps(meta))
   return meta
+
+
+def _describe_labels(
+  model: Any,
+  variables: Any,
+  source: Source,
+  preprocessing: Preprocessing,
+  teacher: str,
+) -> dict[str, Any]:
+  """What identifies label maps: the teacher, its weights, the data."""
+  return {
+    'version': VERSION,
+    'teacher': teacher or type(model).__name__,
+    'weights': _weights_fingerprint(variables),
+    'data': source.name,
+    'fingerprint': source.fingerprint,
+    'examples': len(source),
+    'num_classes': model.num_classes,
+    'image_size': list(preprocessing.size),
+    'interpolation': preprocessing.interpolation,
+  }
 
 
 def _best_classes(forward: Callable, normalize: str, k: int) -> Callable:

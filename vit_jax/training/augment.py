@@ -23,7 +23,7 @@ def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
 
 
 def normalize(
-  images: jax.Array, style: str = 'half', dtype: Any = jnp.float32
+  images: jax.Array | np.ndarray, style: str = 'half', dtype: Any = jnp.float32
 ) -> jax.Array:
   """(pixel - mean) / std of pixels in [0, 255], uint8 or float.
 
@@ -39,7 +39,8 @@ def normalize(
   mean, std = (
     np.array(v, np.float32).reshape(1, 1, 1, 3) for v in NORMALIZATION[style]
   )
-  return ((images.astype(jnp.float32) - mean) / std).astype(dtype)
+  pixels = jnp.asarray(images).astype(jnp.float32)
+  return ((pixels - mean) / std).astype(dtype)
 
 
 def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:

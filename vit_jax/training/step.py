@@ -71,8 +71,7 @@ def make_train_step(
     num_classes: of the head.
     seed: of all that is random.
     schedule: step -> learning rate, for the log.
-    prepare: (uint8 images, targets, key) -> images and targets that the model
-      is trained with.
+    prepare: (uint8 images, targets, key) -> images and targets to train with.
     loss: (logits, intermediates, targets, teacher's logits or None) -> loss
       and its terms.
     average: (average, new values, step) -> moving average; None keeps none.
@@ -100,16 +99,9 @@ def make_train_step(
     data_key, augment_key, dropout_key = jax.random.split(key, 3)
     if load_batch is not None:
       batch = load_batch(batch, extras, data_key)
-    if 'token_logits' in batch:
-      batch = token_targets.expand(batch, num_classes)
-    images, targets = prepare(
-      batch['image'], make_targets(batch, num_classes), augment_key
+    examples = _examples(
+      batch, extras, augment_key, num_classes, prepare, teacher
     )
-    examples = {'image': images, 'targets': targets}
-    if teacher is not None:
-      examples['teacher_logits'] = jax.lax.stop_gradient(
-        teacher(extras['teacher'], images, batch)
-      )
     if accumulate == 1:
       gradient, batch_stats = _gradient(
         grad_fn, state.params, state.batch_stats, examples, dropout_key
@@ -129,18 +121,40 @@ def make_train_step(
       average=average,
       skip_nonfinite=skip_nonfinite,
     )
-    values = {
-      'loss': gradient.loss,
-      'train_top1': gradient.correct,
-      'lr': schedule(state.step),
-      'grad_norm': grad_norm,
-      'param_norm': optax.tree.norm(_with_shardings(state.params, shardings)),
-    }
-    if len(gradient.terms) > 1:
-      values.update({f'loss_{k}': v for k, v in gradient.terms.items()})
+    params = _with_shardings(state.params, shardings)
+    values = _log_values(gradient, grad_norm, optax.tree.norm(params))
+    values['lr'] = schedule(state.step)
     return new_state, values
 
   return train_step
+
+
+def _examples(batch, extras, key, num_classes, prepare, teacher):
+  """Images, targets and teacher's logits that the loss is computed from."""
+  if 'token_logits' in batch:
+    batch = token_targets.expand(batch, num_classes)
+  images, targets = prepare(
+    batch['image'], make_targets(batch, num_classes), key
+  )
+  examples = {'image': images, 'targets': targets}
+  if teacher is not None:
+    examples['teacher_logits'] = jax.lax.stop_gradient(
+      teacher(extras['teacher'], images, batch)
+    )
+  return examples
+
+
+def _log_values(gradient, grad_norm, param_norm) -> dict[str, jax.Array]:
+  """What is logged of a gradient."""
+  values = {
+    'loss': gradient.loss,
+    'train_top1': gradient.correct,
+    'grad_norm': grad_norm,
+    'param_norm': param_norm,
+  }
+  if len(gradient.terms) > 1:
+    values.update({f'loss_{k}': v for k, v in gradient.terms.items()})
+  return values
 
 
 def _make_loss_fn(model, loss):
