@@ -1,4 +1,4 @@
-"""Variables of a model without its initialisers, which compile slowly."""
+"""Variables of a model without its initializers, which compile slowly."""
 
 import functools
 

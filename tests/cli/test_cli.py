@@ -27,7 +27,7 @@ SET = [x for k, v in TINY.items() for x in ('--set', f'{k}={v}')]
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Three classes of small JPEGs that differ in colour."""
+  """Three classes of small JPEGs that differ in color."""
   root = tmp_path_factory.mktemp('images')
   rng = np.random.default_rng(0)
   for split, count in (('train', 8), ('test', 3)):
@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def workdir(folder, tmp_path_factory):
   """What `vit-jax finetune` makes of it in two steps."""
-  path = tmp_path_factory.mktemp('runs') / 'colours'
+  path = tmp_path_factory.mktemp('runs') / 'colors'
   code = parser.main(
     [
       'finetune',
@@ -520,7 +520,7 @@ def test_attention(capsys, folder, workdir, tmp_path):
 
 
 def test_fewshot(capsys, folder, workdir):
-  """Colours are told apart by the features of any network."""
+  """Colors are told apart by the features of any network."""
   code, out, error = run(
     capsys,
     'fewshot',

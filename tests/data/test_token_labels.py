@@ -176,7 +176,7 @@ def test_tokens_follow_the_pixels(ops, flip):
   got = token_targets.token_source(
     transforms.Geometry((0, 0, 1, 1), flip, ops), grid, size
   )
-  # Four pixels about each centre, where they agree.
+  # Four pixels about each center, where they agree.
   y, x = np.arange(16, 128, 32), np.arange(16, 192, 32)
   patches = np.stack(
     [image[y + a][:, x + b, 0] for a in (-2, 1) for b in (-2, 1)]

@@ -112,9 +112,9 @@ def test_geometry_describes_the_crop():
   for seed in range(12):
     out, geometry = transform(ramp, np.random.default_rng(seed))
     top, left, h, w = geometry.box
-    centre = out[31:33, 31:33].mean((0, 1))
+    center = out[31:33, 31:33].mean((0, 1))
     np.testing.assert_allclose(
-      centre[:2] / 200, [top + h / 2 - 0.005, left + w / 2 - 0.005], atol=0.015
+      center[:2] / 200, [top + h / 2 - 0.005, left + w / 2 - 0.005], atol=0.015
     )
     assert (out[0, 0, 1] > out[0, -1, 1]) == geometry.flip
     flips.add(bool(geometry.flip))

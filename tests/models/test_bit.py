@@ -34,10 +34,12 @@ def test_std_conv_is_a_convolution_with_a_standardised_kernel(
   conv = std_conv.StdConv(8, size=3, stride=2, eps=eps, eps_inside=inside)
   variables = conv.init(jax.random.key(0), images)
   w = np.asarray(variables['params']['kernel'], np.float64)
-  centred = w - w.mean((0, 1, 2))
+  centered = w - w.mean((0, 1, 2))
   std = np.sqrt(w.var((0, 1, 2)) + eps) if inside else (w.std((0, 1, 2)) + eps)
   plain = nn.Conv(8, (3, 3), strides=2, use_bias=False)
-  want = plain.apply({'params': {'kernel': jnp.float32(centred / std)}}, images)
+  want = plain.apply(
+    {'params': {'kernel': jnp.float32(centered / std)}}, images
+  )
   np.testing.assert_allclose(conv.apply(variables, images), want, atol=1e-4)
 
 

@@ -171,7 +171,7 @@ def test_re_attention_running_statistics():
   (_, maps), new = ReAttention(train=True).apply(
     variables, q, k, v, mutable=['batch_stats']
   )
-  # Normalised per head over batch, queries and keys (epsilon shrinks a bit).
+  # Normalized per head over batch, queries and keys (epsilon shrinks a bit).
   np.testing.assert_allclose(maps['mixed'].mean((0, 2, 3)), 0, atol=1e-5)
   mixed = MixHeads(4).apply(
     {'params': variables['params']['reattn']}, maps['softmax']

@@ -19,19 +19,19 @@ def test_keep_mask_is_uniform_and_uncorrelated():
     for k in jax.random.split(jax.random.key(0), 4)
   ]
   limit = 5 * np.sqrt(0.21 / n)  # five standard deviations
-  centred = [m - 0.7 for m in masks]
-  for m in centred:
+  centered = [m - 0.7 for m in masks]
+  for m in centered:
     assert abs(m.mean()) < limit
     for axis in range(3):  # every row, column and example on its own
       means = m.mean(tuple(a for a in range(3) if a != axis))
       assert abs(means).max() < 5 * np.sqrt(0.21 / (n / shape[axis]))
-      # Neighbours along an axis, near and far.
+      # Neighbors along an axis, near and far.
       for shift in (1, 2, 16, 32):
         rolled = np.roll(m, shift, axis)
         assert abs((m * rolled).mean()) < 5 * 0.21 / np.sqrt(n)
   for i in range(4):
     for j in range(i):
-      assert abs((centred[i] * centred[j]).mean()) < 5 * 0.21 / np.sqrt(n)
+      assert abs((centered[i] * centered[j]).mean()) < 5 * 0.21 / np.sqrt(n)
 
 
 @pytest.mark.parametrize('keep', [0.5, 0.9])

@@ -164,7 +164,7 @@ def test_every_mesh_trains_as_one_device(model, mesh):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=str(path))
 
 
-def test_sharded_initialisation_equals_that_of_one_device():
+def test_sharded_initialization_equals_that_of_one_device():
   run = trained('vit', 'fsdp_tensor').run
   with jax.set_mesh(run.mesh):
     state = run.init()

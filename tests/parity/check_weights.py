@@ -43,7 +43,7 @@ def check_finetune_load(case):
   c = case.config['finetune']
   model = vit_jax_model(c)
   variables, _ = from_state_dict(model, case.params, c['image_size'])
-  # Fine-tuning starts from the head that the model was initialised with.
+  # Fine-tuning starts from the head that the model was initialized with.
   params = {
     **variables['params'],
     'head': {

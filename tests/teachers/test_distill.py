@@ -44,7 +44,7 @@ def student_config(teacher, **sections):
 
 @pytest.fixture(scope='module')
 def teacher_dir(tmp_path_factory):
-  """A trained teacher: a tiny ViT in the other normalisation."""
+  """A trained teacher: a tiny ViT in the other normalization."""
   path = tmp_path_factory.mktemp('teacher')
   train.train_and_evaluate(
     tiny_config(run=dict(steps=12), data=dict(normalize='imagenet')), path, ONE
@@ -72,7 +72,7 @@ def test_renormalize_equals_the_way_through_pixels(new, size):
 
 
 def test_a_workdir_knows_its_model(teacher_dir):
-  """Model, fields and normalisation come from the teacher's recipe."""
+  """Model, fields and normalization come from the teacher's recipe."""
   config = student_config(teacher_dir)
   fn, variables = make(config)
   fn = jax.jit(fn)

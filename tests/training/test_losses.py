@@ -216,7 +216,7 @@ def test_total_loss_of_tokens():
   )
 
 
-def test_total_loss_adds_the_regulariser():
+def test_total_loss_adds_the_regularizer():
   maps = [np.abs(normal(i, B, 3, 4, 4)) for i in range(3)]
   targets = {'label': soft(0, B, C)}
   plain, _ = losses.total_loss(config(), normal(1, B, C), {}, targets)

@@ -263,7 +263,7 @@ def test_frozen_parameters_do_not_move_and_have_no_state():
   chex.assert_trees_all_close(params['head'], alone['head'], atol=1e-6)
 
 
-def test_state_survives_serialisation():
+def test_state_survives_serialization():
   groups = ((r'cls', {'lr': 0.0}),)
   for name in optimizers.OPTIMIZERS:
     _, state = run({'name': name, 'groups': groups}, tree(), 2)

@@ -256,7 +256,7 @@ def test_head_is_kept_or_reset():
   }
   assert '3 classes in the file, 5 here' in str(report)
 
-  # With a key, the model's own initialisation: N(0, 0.02) here.
+  # With a key, the model's own initialization: N(0, 0.02) here.
   model = vit(num_classes=500, depth=0, init_style='timm')
   blocks = [k for k in arrays if 'encoderblock' in k]
   arrays = {k: x for k, x in arrays.items() if k not in blocks}

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch or over equal groups of it."""
+"""Batch normalization over the global batch or over equal groups of it."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation (arXiv:1502.03167) with float32 statistics.
+  """Batch normalization (arXiv:1502.03167) with float32 statistics.
 
   Inside `jax.jit` a batch that is sharded over devices is still one array, so
-  `groups=1` normalises with the statistics of the whole global batch. The
-  PyTorch trainers that the released weights come from normalise each device's
+  `groups=1` normalizes with the statistics of the whole global batch. The
+  PyTorch trainers that the released weights come from normalize each device's
   share by itself: `groups` = number of shares does that, whatever the number
   of devices here. Group g is the g-th contiguous block of the batch, so with
   as many groups as devices no statistics travel between them.

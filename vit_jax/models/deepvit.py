@@ -214,7 +214,7 @@ class DeepViT(nn.Module):
       with_posemb (B, T, D), block_00 ..., encoded = tokens (B, T, D), T = 1 +
       h * w, pre_logits (B, D). With `return_attention` also, one (B, H, T, T)
       per block, attention, the maps that weigh the values (those of the
-      cosine regulariser), and attention_softmax, the same before re-attention.
+      cosine regularizer), and attention_softmax, the same before re-attention.
 
     Raises:
       ValueError: width not divisible by num_heads, no patch fits, or `reattn`
