@@ -27,12 +27,34 @@ def run(x, variables=VARIABLES, train=True, **fields):
 @pytest.mark.parametrize('axis', [-1, 1])
 def test_one_group_is_flax(train, axis):
   x = jnp.moveaxis(jnp.asarray(X), -1, axis)
-  y, stats = run(x, train=train, axis=axis)
+  y, stats = run(x, train=train, axis=axis, unbiased=False)
   want, want_stats = nn.BatchNorm(
     use_running_average=not train, momentum=0.9, epsilon=1e-5, axis=axis
   ).apply(VARIABLES, x, mutable=['batch_stats'])
   chex.assert_trees_all_close(y, want, atol=1e-5)
   chex.assert_trees_all_close(stats, want_stats, atol=1e-6)
+
+
+def test_running_variance_is_unbiased_as_in_pytorch():
+  torch = pytest.importorskip('torch')
+  _, stats = run(X)
+  norm = torch.nn.BatchNorm2d(4)
+  norm.running_mean.fill_(0.3)
+  norm.running_var.fill_(1.7)
+  norm.train()(torch.from_numpy(X).permute(0, 3, 1, 2))
+  got = stats['batch_stats']
+  np.testing.assert_allclose(got['mean'], norm.running_mean, atol=1e-6)
+  np.testing.assert_allclose(got['var'], norm.running_var, atol=1e-5)
+  biased = run(X, unbiased=False)[1]['batch_stats']['var']
+  assert np.abs(got['var'] - biased).min() > 1e-4
+
+
+def test_one_value_per_channel_is_an_error():
+  x = jnp.ones((2, 1, 1, 4))
+  run(x)
+  with pytest.raises(ValueError, match=r'one value per channel.*\(2, 1, 1, 4'):
+    run(x, groups=2)
+  run(x[:1], train=False)
 
 
 def test_initial_variables():

@@ -103,3 +103,20 @@ def test_a_run_of_this_version_is_left_as_it_is(tmp_path):
   config = tiny_config()
   assert adopt_earlier(config, workdir) == []
   assert to_json(config) == to_json(tiny_config())
+
+
+def test_models_of_an_earlier_version_keep_their_batch_norm(tmp_path):
+  """Version 0.1.0 recorded the variances of batches; PyTorch n / (n - 1)."""
+  config = tiny_config(optim=dict(ema=0.9))
+  config.model = {'name': 'ceit_t', 'depth': 2}
+  earlier = without(to_json(config), 'optim.ema_ramp', 'optim.ema_stats')
+  workdir = workdir_of(tmp_path, earlier)
+  changed = adopt_earlier(config, workdir)
+  assert 'model.bn_unbiased=False' in changed
+  assert config.model.bn_unbiased is False and config.optim.ema_ramp
+  check_workdir(workdir, to_json(config))
+  # A ViT has no such field, and a run of this version keeps the default.
+  assert 'model.bn_unbiased' not in upgrade({'model': {'name': 'vit_s16'}})
+  assert 'model.bn_unbiased' not in upgrade(
+    {'model': {'name': 'ceit_t'}, 'optim': {'ema_ramp': False}}
+  )

@@ -18,6 +18,7 @@ depthwise_bias=False and other `lca_*` sizes. B batch, N patches, T = 1 + N
 tokens, D width, H heads, L depth.
 """
 
+from collections.abc import Callable
 import functools
 import math
 from typing import Any
@@ -58,7 +59,7 @@ class ImageToTokens(nn.Module):
   stem_bias: bool = False
   stem_padding: int = 3
   pool_padding: int = 1
-  bn_groups: int = 1
+  batch_norm: Callable[..., BatchNorm] = BatchNorm
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -77,7 +78,7 @@ class ImageToTokens(nn.Module):
       bias_init=torch_conv_bias(49 * images.shape[-1]),
       name='conv',
     )(images.astype(self.dtype))
-    x = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name='bn')(x, train)
+    x = self.batch_norm(dtype=self.dtype, name='bn')(x, train)
     pad: Any = ((self.pool_padding,) * 2,) * 2
     x = pooled = nn.max_pool(x, (3, 3), (2, 2), pad)
     size = tuple(p // 4 for p in self.patch_size)
@@ -103,7 +104,7 @@ class Block(nn.Module):
   attention_dropout: float = 0.0
   activation: str = 'gelu_erf'
   epsilon: float = 1e-6
-  bn_groups: int = 1
+  batch_norm: Callable[..., BatchNorm] = BatchNorm
   dtype: Any = jnp.float32
   return_attention: bool = False
 
@@ -135,7 +136,7 @@ class Block(nn.Module):
       self.leff_gelu3,
       self.depthwise_bias,
       self.activation,
-      self.bn_groups,
+      self.batch_norm,
       self.dtype,
       name='leff',
     )(y.reshape(batch, *self.grid, width), train)
@@ -234,6 +235,7 @@ class CeiT(nn.Module):
   pool: str = 'token'  # without LCA: 'token', or 'gap' (mean of all tokens)
   epsilon: float = 1e-6  # of LayerNorm
   bn_groups: int = 1  # BatchNorm statistics per group of the batch; 1: global
+  bn_unbiased: bool = True  # running variances as in PyTorch
   dropout: float = 0.0
   attention_dropout: float = 0.0
   drop_path: float = 0.0  # of the last block; linear from 0 at the first
@@ -271,6 +273,9 @@ class CeiT(nn.Module):
     patch_size = patch_shape(self.patch_size)
     self._check(patch_size)
     dtype = jnp.dtype(self.dtype)
+    batch_norm = functools.partial(
+      BatchNorm, groups=self.bn_groups, unbiased=self.bn_unbiased
+    )
     out: dict[str, Any] = {}
     if self.i2t:
       x, out['pooled_map'] = ImageToTokens(
@@ -280,7 +285,7 @@ class CeiT(nn.Module):
         self.stem_bias,
         self.stem_padding,
         self.pool_padding,
-        self.bn_groups,
+        batch_norm,
         dtype,
         name='i2t',
       )(images, train)
@@ -312,7 +317,7 @@ class CeiT(nn.Module):
       leff_gelu3=self.leff_gelu3,
       leff_cls=self.leff_cls,
       depthwise_bias=self.depthwise_bias,
-      bn_groups=self.bn_groups,
+      batch_norm=batch_norm,
       return_attention=self.return_attention,
       **shared,
     )

@@ -1,5 +1,6 @@
 """A convolutional patch embedding with BatchNorm, as in VOLO and DeepViT."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -22,7 +23,7 @@ class ConvStem(nn.Module):
       image, and the patches of the map are patch_size / 2 wide.
     kernels: (size, stride) of each convolution; the strides multiply to 2.
     hidden: channels of the convolutions.
-    bn_groups: groups of the batch with statistics of their own in training.
+    batch_norm: makes the BatchNorm modules.
     dtype: of the activations.
   """
 
@@ -30,7 +31,7 @@ class ConvStem(nn.Module):
   patch_size: int
   kernels: tuple[tuple[int, int], ...]
   hidden: int = 64
-  bn_groups: int = 1
+  batch_norm: Callable[..., BatchNorm] = BatchNorm
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -57,7 +58,7 @@ class ConvStem(nn.Module):
         name=f'conv_{i}',
         kernel_init=torch_conv_kernel,
       )(x)
-      norm = BatchNorm(groups=self.bn_groups, dtype=self.dtype, name=f'bn_{i}')
+      norm = self.batch_norm(dtype=self.dtype, name=f'bn_{i}')
       x = nn.relu(norm(x, train))
     return embed_patches(
       x,

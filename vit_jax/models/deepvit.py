@@ -52,7 +52,7 @@ def re_attention(
   train: bool,
   bias: bool = True,
   scale: float = 1.0,
-  bn_groups: int = 1,
+  batch_norm: Callable[..., BatchNorm] = BatchNorm,
   dtype: Any = jnp.float32,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Norm(Θ·softmax(qkᵀ/√K))·v (arXiv:2103.11886, eq. 3), Θ over the heads.
@@ -66,7 +66,7 @@ def re_attention(
     train: normalizes with the batch's statistics.
     bias: whether Θ has a bias.
     scale: factor on the normalized maps.
-    bn_groups: groups of the batch with statistics of their own in training.
+    batch_norm: makes the BatchNorm module.
     dtype: of the products.
 
   Returns:
@@ -88,8 +88,7 @@ def re_attention(
     bias_init=torch_conv_bias(heads),
     name='reattn',
   )(dropped - mean, mean)
-  norm = BatchNorm(groups=bn_groups, axis=1, name='reattn_norm')
-  mixed = norm(mixed, train) * scale
+  mixed = batch_norm(axis=1, name='reattn_norm')(mixed, train) * scale
   y = jnp.einsum('bhts,bshk->bthk', mixed.astype(v.dtype), v)
   return y, {'softmax': probs, 'mixed': mixed}
 
@@ -108,7 +107,7 @@ class Block(nn.Module):
   reattn_scale: float = 1.0
   adjustment: float = 1.0  # a
   qkv_bias: bool = True
-  bn_groups: int = 1
+  batch_norm: Callable[..., BatchNorm] = BatchNorm
   dropout: float = 0.0
   attention_dropout: float = 0.0
   activation: str = 'gelu_erf'
@@ -129,7 +128,7 @@ class Block(nn.Module):
         train=train,
         bias=self.reattn_bias,
         scale=self.reattn_scale,
-        bn_groups=self.bn_groups,
+        batch_norm=self.batch_norm,
         dtype=self.dtype,
       )
     y = norm()(a * x)
@@ -179,6 +178,7 @@ class DeepViT(nn.Module):
   cnn_embed: bool = False  # three convolutions instead of one
   qkv_bias: bool = True
   bn_groups: int = 1  # BatchNorm statistics per group of the batch; 1: global
+  bn_unbiased: bool = True  # running variances as in PyTorch
   dropout: float = 0.0
   attention_dropout: float = 0.0
   drop_path: float = 0.0  # of the last block; linear from 0 at the first
@@ -221,12 +221,15 @@ class DeepViT(nn.Module):
         has another length than `depth`.
     """
     plan, dtype = self._plan(), jnp.dtype(self.dtype)
+    batch_norm = functools.partial(
+      BatchNorm, groups=self.bn_groups, unbiased=self.bn_unbiased
+    )
     if self.cnn_embed:
       x = ConvStem(
         self.width,
         self.patch_size,
         STEM,
-        bn_groups=self.bn_groups,
+        batch_norm=batch_norm,
         dtype=dtype,
         name='patch_embed',
       )(images, train)
@@ -251,7 +254,7 @@ class DeepViT(nn.Module):
       else 1.0,
       adjustment=self.adjustment,
       qkv_bias=self.qkv_bias,
-      bn_groups=self.bn_groups,
+      batch_norm=batch_norm,
       dropout=self.dropout,
       attention_dropout=self.attention_dropout,
       activation=self.activation,

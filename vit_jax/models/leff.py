@@ -1,5 +1,6 @@
 """The locally enhanced feed-forward of CeiT (arXiv:2103.11816, eq. 6-10)."""
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -20,14 +21,14 @@ class LeFF(nn.Module):
   gelu3: bool = False
   depthwise_bias: bool = True
   activation: str = 'gelu_erf'
-  bn_groups: int = 1
+  batch_norm: Callable[..., BatchNorm] = BatchNorm
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(B, h, w, D) -> (B, h, w, D)."""
     gelu, width = GELU[self.activation], x.shape[-1]
-    norm = functools.partial(BatchNorm, groups=self.bn_groups, dtype=self.dtype)
+    norm = functools.partial(self.batch_norm, dtype=self.dtype)
     # The released code has 1x1 convolutions here, initialized as such.
     conv1x1 = lambda features, fan_in, name: nn.Dense(
       features,

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import run_blocks
 from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.dropout import DropPath
@@ -137,6 +138,7 @@ class VOLO(nn.Module):
   return_mean: bool = False  # classify the mean token; excludes return_dense
   mix_token: bool = True  # in training
   bn_groups: int = 1  # BatchNorm statistics per group of the batch; 1: global
+  bn_unbiased: bool = True  # running variances as in PyTorch
   dropout: float = 0.0
   attention_dropout: float = 0.0
   drop_path: float = 0.0  # of the last transformer block; outlookers have none
@@ -213,7 +215,9 @@ class VOLO(nn.Module):
       self.patch_size,
       STEM,
       self.stem_hidden_dim,
-      self.bn_groups,
+      functools.partial(
+        BatchNorm, groups=self.bn_groups, unbiased=self.bn_unbiased
+      ),
       dtype,
       name='stem',
     )(images, train)

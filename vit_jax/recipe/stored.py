@@ -1,12 +1,14 @@
 """The recipe that a workdir stores, held against the one at hand."""
 
 from collections.abc import Iterator, Mapping
+import dataclasses
 import json
 import os
 from typing import Any
 
 from etils import epath
 
+from vit_jax.models.registry import list_models, model_info
 from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
 from vit_jax.recipe.sections import Config
 from vit_jax.weights.steps import find_step
@@ -36,6 +38,10 @@ EARLIER = {
   'optim.ema_ramp': True,  # 0.1.0: the decay of the average always began faster
   'optim.ema_stats': False,  # 0.1.0: BatchNorm statistics were not averaged
 }
+# The same for fields of the model, where it has them.
+EARLIER_FIELDS = {
+  'model.bn_unbiased': False,  # 0.1.0: running variances were those of batches
+}
 # A key that was renamed: {'section.old': 'section.new'}.
 RENAMED: dict[str, str] = {}
 # A key that was removed because nothing depends on it: 'section.old'.
@@ -50,7 +56,7 @@ def upgrade(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
   Returns:
     {'section.key': value}. Fields of the model that the recipe does not set are
-    not among them.
+    not among them, except those of EARLIER_FIELDS.
   """
   stored = {
     RENAMED.get(key, key): value
@@ -59,14 +65,29 @@ def upgrade(recipe: Mapping[str, Any]) -> dict[str, Any]:
   }
   defaults = dict(_flatten(to_json(default_config())))
   del defaults['model.name']
-  return {**defaults, **EARLIER, **stored}
+  # Version 0.1.0 had none of the keys in EARLIER.
+  fields = {} if EARLIER.keys() & stored.keys() else _earlier_fields(stored)
+  return {**defaults, **EARLIER, **fields, **stored}
+
+
+def _earlier_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+  """EARLIER_FIELDS that the model of a recipe has."""
+  name = stored.get('model.name')
+  if name not in list_models():
+    return {}
+  own = {field.name for field in dataclasses.fields(model_info(name).module)}
+  return {
+    key: value
+    for key, value in EARLIER_FIELDS.items()
+    if key.removeprefix('model.') in own
+  }
 
 
 def adopt_earlier(config: Config, workdir: str | os.PathLike) -> list[str]:
   """Lets a run of an earlier version go on with what that version did.
 
-  Of the keys in EARLIER, those that a recipe leaves at their default are set to
-  the value of the run that the workdir holds.
+  Of the keys in EARLIER and EARLIER_FIELDS, those that a recipe leaves at their
+  default are set to the value of the run that the workdir holds.
 
   Returns:
     'key=value' of every key of `config` that was changed.
@@ -79,6 +100,11 @@ def adopt_earlier(config: Config, workdir: str | os.PathLike) -> list[str]:
     if stored[key] == earlier != get(default, key) == get(config, key):
       section, name = key.split('.')
       config[section][name] = earlier
+      changed.append(f'{key}={earlier}')
+  for key, earlier in EARLIER_FIELDS.items():
+    field = key.removeprefix('model.')
+    if stored.get(key) == earlier and field not in config.model:
+      config.model[field] = earlier
       changed.append(f'{key}={earlier}')
   return changed
 
