@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax.models.position import POSEMBS, sincos2d
+from vit_jax.models.registry import create_model
 from vit_jax.models.vit import POOLS, ViT
 
 SMALL = dict(
@@ -204,3 +205,42 @@ def test_rectangular_patches_and_errors():
     init(ViT(**SMALL, pool='max'))
   with pytest.raises(ValueError, match='not divisible by num_heads'):
     init(ViT(**{**SMALL, 'num_heads': 5}))
+
+
+def test_a_last_block_of_the_class_token_alone_changes_nothing():
+  """Logits and gradients equal those of the whole block."""
+  fields = dict(
+    num_classes=5, patch_size=4, width=16, depth=3, num_heads=2, mlp_dim=32
+  )
+  whole = create_model('vit_s16', **fields)
+  short = create_model('vit_s16', class_token_only=True, **fields)
+  images = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
+  variables = whole.init(jax.random.key(1), images, train=False)
+  chex.assert_trees_all_equal(
+    variables, short.init(jax.random.key(1), images, train=False)
+  )
+  # The head starts at zero, which would hide every other gradient.
+  variables['params']['head']['kernel'] = jax.random.normal(
+    jax.random.key(2), (16, 5)
+  )
+
+  def loss(variables, model):
+    logits, out = model.apply(variables, images, train=True)
+    return jax.nn.log_softmax(logits)[:, 0].sum(), out['tokens'].shape
+
+  grad = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+  (a, tokens), grads = grad(variables, whole)
+  (b, token), others = grad(variables, short)
+  assert tokens == (2, 10, 16) and token == (2, 1, 16)
+  np.testing.assert_allclose(a, b, rtol=1e-6)
+  chex.assert_trees_all_close(grads, others, rtol=1e-4, atol=1e-6)
+  # Evaluation has all tokens.
+  assert short.apply(variables, images, train=False)[1]['tokens'].shape == (
+    2,
+    10,
+    16,
+  )
+  with pytest.raises(ValueError, match='class_token_only'):
+    create_model('vit_s16', class_token_only=True, pool='gap', **fields).init(
+      jax.random.key(1), images, train=False
+    )

@@ -1,13 +1,10 @@
-"""Parts that models share: dropout masks."""
+"""Dropout: its masks are uniform, uncorrelated, the same on any devices."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models import tpu_layout
-from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.dropout import Dropout, keep_mask
 
 
@@ -80,26 +77,6 @@ def test_keep_mask_of_related_keys():
       assert abs((first * other).mean()) < 5 * 0.25 / np.sqrt(shape[0])
 
 
-def test_what_a_tpu_is_told_changes_no_number(monkeypatch):
-  """`dot_general` and `lay_out` as on a TPU leave values and gradients."""
-  module = MultiHeadDotProductAttention(2, before_dropout=True)
-  x = jax.random.normal(jax.random.key(0), (2, 5, 8))
-  variables = module.init(jax.random.key(1), x, x, False)
-
-  def run():
-    return jax.jit(
-      jax.value_and_grad(
-        lambda v, x: (module.apply(v, x, x, True)[0] ** 2).sum(), argnums=(0, 1)
-      )
-    )(variables, x)
-
-  plain = run()
-  told = []
-  monkeypatch.setattr(tpu_layout, '_for_tpu', lambda: told.append(1) or True)
-  chex.assert_trees_all_close(run(), plain, rtol=1e-5, atol=1e-6)
-  assert len(told) > 8  # four products, four layouts, and their gradients
-
-
 def test_dropout_is_unbiased_and_off_in_evaluation():
   x = jnp.ones((64, 1000), jnp.bfloat16)
   apply = lambda rate, off: Dropout(rate, deterministic=off).apply(
@@ -125,44 +102,3 @@ def test_dropout_does_not_depend_on_the_devices(devices):
     )
   )
   np.testing.assert_array_equal(apply(x), apply(jnp.ones((16, 6, 8))))
-
-
-def test_a_last_block_of_the_class_token_alone_changes_nothing():
-  """Logits and gradients equal those of the whole block."""
-  from vit_jax.models.registry import create_model
-
-  fields = dict(
-    num_classes=5, patch_size=4, width=16, depth=3, num_heads=2, mlp_dim=32
-  )
-  whole = create_model('vit_s16', **fields)
-  short = create_model('vit_s16', class_token_only=True, **fields)
-  images = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
-  variables = whole.init(jax.random.key(1), images, train=False)
-  chex.assert_trees_all_equal(
-    variables, short.init(jax.random.key(1), images, train=False)
-  )
-  # The head starts at zero, which would hide every other gradient.
-  variables['params']['head']['kernel'] = jax.random.normal(
-    jax.random.key(2), (16, 5)
-  )
-
-  def loss(variables, model):
-    logits, out = model.apply(variables, images, train=True)
-    return jax.nn.log_softmax(logits)[:, 0].sum(), out['tokens'].shape
-
-  grad = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-  (a, tokens), grads = grad(variables, whole)
-  (b, token), others = grad(variables, short)
-  assert tokens == (2, 10, 16) and token == (2, 1, 16)
-  np.testing.assert_allclose(a, b, rtol=1e-6)
-  chex.assert_trees_all_close(grads, others, rtol=1e-4, atol=1e-6)
-  # Evaluation has all tokens.
-  assert short.apply(variables, images, train=False)[1]['tokens'].shape == (
-    2,
-    10,
-    16,
-  )
-  with pytest.raises(ValueError, match='class_token_only'):
-    create_model('vit_s16', class_token_only=True, pool='gap', **fields).init(
-      jax.random.key(1), images, train=False
-    )
