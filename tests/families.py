@@ -233,6 +233,11 @@ _ROWS = (
     'pool={2}',
   ),
   (
+    r'ViT \(big_vision\) ([\w-]+)/(\d+) pool=tok',
+    'vit_{0}{1}',
+    'pool=token class_posemb=False',
+  ),
+  (
     r'ViT \(big_vision\) S/16 gap sincos2d rep_size',
     'vit_s16',
     'pool=gap posemb=sincos2d representation_size=384',
@@ -243,11 +248,9 @@ _ROWS = (
     'area_sizes={1} num_classes={2}',
   ),
 )
-# Rows of architectures that no registered model has: big_vision's class token
-# outside of the position table, another CeiT, and the first commit of the
-# area-attention project.
+# Rows of architectures that no registered model has: another CeiT, and the
+# first commit of the area-attention project.
 UNREGISTERED = (
-  r'ViT \(big_vision\) .* pool=tok',
   r'CeiT unofficial .*',
   r'AA-ViT-\w+ FIRST COMMIT .*',
 )
@@ -258,7 +261,9 @@ def _value(text: str) -> Any:
     return tuple(
       (int(a), int(b)) for a, b in re.findall(r'\((\d+), (\d+)\)', text)
     )
-  return int(text) if text.isdigit() else text
+  if text.isdigit():
+    return int(text)
+  return False if text == 'False' else text
 
 
 def _fields(text: str) -> tuple[tuple[str, Any], ...]:
