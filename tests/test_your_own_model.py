@@ -91,6 +91,12 @@ def test_it_predicts_converts_and_exports(folder):
     predict('mine.safetensors', 'converted'),
     ['export', 'run', 'mine.stablehlo', '--platforms', 'cpu'],
     ['info', 'conv_mixer_s', '--module', 'my_models'],
+    [
+      *('finetune', '--model', 'conv_mixer_ti', '--module', 'my_models'),
+      *('--data', 'images', '--workdir', 'tuned', '--steps', '1'),
+      *('--batch', '4', '--image-size', '16'),
+    ],
+    predict('tuned', 'tuned'),
     ['info', 'mine.safetensors'],
   )
   assert 'conv_mixer_s (ConvMixer)' in out
