@@ -1,6 +1,7 @@
 """Depth-wise convolution: every channel is convolved by itself."""
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -11,11 +12,41 @@ import jax.numpy as jnp
 from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
 
 
-class DepthwiseConv(nn.Module):
-  """A convolution of each channel by itself.
+@functools.partial(jax.jit, static_argnames='stride')
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """A convolution of each channel by itself, without padding.
 
   Computed as a sum of shifted products, which XLA fuses into one pass. Its
-  grouped convolution with one channel per group is far slower on a CPU.
+  grouped convolution with one channel per group is far slower on a CPU. It is
+  a jitted function because `flops` recognizes its work by its name.
+
+  Args:
+    x: (B, H, W, C).
+    kernel: (h, w, 1, C).
+    stride: of both axes.
+
+  Returns:
+    (B, (H - h) / stride + 1, (W - w) / stride + 1, C), rounded down.
+  """
+  rows, columns = kernel.shape[:2]
+  height = (x.shape[1] - rows) // stride + 1
+  width = (x.shape[2] - columns) // stride + 1
+  y = jnp.zeros((), x.dtype)
+  for i in range(rows):
+    for j in range(columns):
+      last = (i + (height - 1) * stride + 1, j + (width - 1) * stride + 1)
+      shifted = jax.lax.slice(
+        x,
+        (0, i, j, 0),
+        (x.shape[0], *last, x.shape[3]),
+        (1, stride, stride, 1),
+      )
+      y = y + shifted * kernel[i : i + 1, j : j + 1]
+  return y
+
+
+class DepthwiseConv(nn.Module):
+  """A convolution of each channel by itself.
 
   Parameters `kernel` (size, size, 1, C) and `bias` (C,).
 
@@ -43,22 +74,7 @@ class DepthwiseConv(nn.Module):
       'kernel', self.kernel_init, (self.size, self.size, 1, channels)
     ).astype(self.dtype)
     x = jnp.pad(x.astype(self.dtype), ((0, 0), *self.padding, (0, 0)))
-    height, width = ((n - self.size) // self.stride + 1 for n in x.shape[1:3])
-    y = jnp.zeros((), self.dtype)
-    for i in range(self.size):
-      for j in range(self.size):
-        shifted = jax.lax.slice(
-          x,
-          (0, i, j, 0),
-          (
-            x.shape[0],
-            i + (height - 1) * self.stride + 1,
-            j + (width - 1) * self.stride + 1,
-            channels,
-          ),
-          (1, self.stride, self.stride, 1),
-        )
-        y = y + shifted * kernel[i : i + 1, j : j + 1]
+    y = depthwise_conv(x, kernel, self.stride)
     if self.use_bias:
       bias = self.param('bias', torch_conv_bias(self.size**2), (channels,))
       y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)

@@ -11,6 +11,8 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from vit_jax.models.depthwise import depthwise_conv
+
 # Peak TFLOP/s of dense bfloat16 products on one JAX device. For TPU v2 and v3,
 # a device is one of a chip's two cores.
 PEAK_TFLOPS = {
@@ -69,6 +71,10 @@ def _count(jaxpr: Any) -> int:
       out_feature = eqn.params['dimension_numbers'].rhs_spec[0]
       per_output = math.prod(kernel) // kernel[out_feature]
       total += math.prod(eqn.outvars[0].aval.shape) * per_output
+    elif eqn.params.get('name') == depthwise_conv.__name__:
+      # Written as shifted products, it has no convolution to be counted.
+      kernel = eqn.invars[1].aval.shape
+      total += math.prod(eqn.outvars[0].aval.shape) * kernel[0] * kernel[1]
     elif name == 'cond':
       # One branch runs. They may be programs of the same result for different
       # platforms, so the largest count stands for all of them.

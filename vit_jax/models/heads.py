@@ -15,6 +15,7 @@ def classify(
   *,
   kernel_init: Initializer = nn.initializers.zeros,
   bias: float = 0.0,
+  bias_init: Initializer | None = None,
   name: str = 'head',
 ) -> jax.Array:
   """The linear classification head, computed in float32.
@@ -29,6 +30,7 @@ def classify(
     num_classes: 0 for no head; the features are then returned.
     kernel_init: of the kernel.
     bias: initial value of the bias.
+    bias_init: of the bias, in place of the constant `bias`.
     name: of the layer.
 
   Returns:
@@ -40,7 +42,7 @@ def classify(
   return nn.Dense(
     num_classes,
     kernel_init=kernel_init,
-    bias_init=nn.initializers.constant(bias),
+    bias_init=bias_init or nn.initializers.constant(bias),
     name=name,
   )(features)
 

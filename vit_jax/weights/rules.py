@@ -22,12 +22,15 @@ class Rule:
   Attributes:
     pattern: regex, full-matched against the Flax path with its collection,
       such as 'params/head/kernel'.
-    name: released name, a template of `re.Match.expand` or a function of the
-      match (for index arithmetic).
+    name: released name, a template of `re.Match.expand`, in which '{2-1}' is
+      the number of group 2 less one (for formats that count from 0); or a
+      function of the match.
     layout: how the released array becomes the Flax array. 'same': reshape;
       'dense': (O, I) or (O, I, 1, 1) -> transpose -> reshape; 'conv':
-      (O, I, h, w) -> (h, w, I, O); 'nd4': reshape, and written with leading
-      axes of 1 up to four (GroupNorm and 1x1 kernels of Google's files).
+      (O, I, h, w) -> (h, w, I, O); 'dense4': as 'dense', and written with four
+      axes; 'flat_conv': as 'conv', and written as (O, I * h * w); 'nd4':
+      reshape, and written with leading axes of 1 up to four (GroupNorm and 1x1
+      kernels of Google's files).
     chunk: (j, n) for the j-th of n equal slices along axis 0 of the released
       array (fused query, key and value).
   """
@@ -42,7 +45,10 @@ class Rule:
     m = re.fullmatch(self.pattern, path)
     if m is None:
       return None
-    return self.name(m) if callable(self.name) else m.expand(self.name)
+    if callable(self.name):
+      return self.name(m)
+    less_one = lambda group: str(int(m[int(group[1])]) - 1)
+    return m.expand(re.sub(r'\{(\d)-1\}', less_one, self.name))
 
   def to_flax(self, released: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The released array as a parameter of `shape`; a view where possible.
@@ -59,14 +65,16 @@ class Rule:
       x = x[j * step : (j + 1) * step]
     if math.prod(x.shape) != math.prod(shape):
       raise ShapeMismatch
-    if self.layout == 'conv':
-      if x.ndim == 2:
+    if self.layout in ('conv', 'flat_conv'):
+      if x.ndim == 2 and len(shape) == 4:
+        x = x.reshape(x.shape[0], -1, *shape[:2])
+      elif x.ndim == 2:
         x = x[..., None, None]
       if x.ndim != 4:
         raise ShapeMismatch
       x = x.transpose(2, 3, 1, 0)
       fits = _squeeze(x.shape) == _squeeze(shape)
-    elif self.layout == 'dense':
+    elif self.layout in ('dense', 'dense4'):
       if x.ndim < 2 or math.prod(x.shape[2:]) != 1:
         raise ShapeMismatch
       x = x.reshape(x.shape[0], x.shape[1]).T
@@ -83,6 +91,11 @@ class Rule:
     ones = (1,) * (4 - len(shape))
     if self.layout == 'conv':
       return value.reshape(ones + shape).transpose(3, 2, 0, 1)
+    if self.layout == 'flat_conv':
+      x = value.reshape(ones + shape).transpose(3, 2, 0, 1)
+      return x.reshape(x.shape[0], -1)
+    if self.layout == 'dense4':
+      return value.T[..., None, None]
     if self.layout == 'dense':
       # The output kernel of attention, (H, K, D), and patch kernels,
       # (h, w, C, D), have D outputs; query, key and value, (D, H, K), D inputs.

@@ -51,23 +51,17 @@ def _official() -> list[Rule]:
 
 
 def _timm() -> list[Rule]:
-  def unit(rest: str):
-    """A name inside a unit; timm numbers stages and units from 0."""
-    return lambda m: (
-      f'stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.'
-      + rest.format(*m.groups()[2:])
-    )
-
+  unit = 'stages.{1-1}.blocks.{2-1}'
   rules = [
     Rule('params/root_block/conv_root/kernel', 'stem.conv.weight', 'conv'),
-    Rule(f'{_UNIT}/conv_proj/kernel', unit('downsample.conv.weight'), 'conv'),
-    Rule(rf'{_UNIT}/conv(\d)/kernel', unit('conv{}.weight'), 'conv'),
+    Rule(f'{_UNIT}/conv_proj/kernel', f'{unit}.downsample.conv.weight', 'conv'),
+    Rule(rf'{_UNIT}/conv(\d)/kernel', rf'{unit}.conv\3.weight', 'conv'),
     Rule('params/head/kernel', 'head.fc.weight', 'conv'),
     Rule('params/head/bias', 'head.fc.bias'),
   ]
   for flax, _, torch in _NORM:
     rules += [
-      Rule(rf'{_UNIT}/gn(\d)/{flax}', unit(f'norm{{}}.{torch}')),
+      Rule(rf'{_UNIT}/gn(\d)/{flax}', rf'{unit}.norm\3.{torch}'),
       Rule(f'params/norm-pre-head/{flax}', f'norm.{torch}'),
     ]
   return rules

@@ -44,29 +44,15 @@ def _timm_stem(root_only: bool) -> list[Rule]:
   backbone = 'patch_embed.backbone'
   root = backbone if root_only else f'{backbone}.stem'
 
-  def unit(rest: str):
-    """A name inside a unit; timm numbers stages and units from 0."""
-    return lambda m: (
-      f'{backbone}.stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.'
-      + rest.format(*m.groups()[2:])
-    )
-
-  rules = [
-    Rule('params/conv_root/kernel', f'{root}.conv.weight', 'conv'),
+  unit = backbone + '.stages.{1-1}.blocks.{2-1}'
+  return [
+    *layer('conv_root', f'{root}.conv', 'conv'),
     *norm('gn_root', f'{root}.norm'),
-    Rule(rf'params/{_STEM}/conv(\d)/kernel', unit('conv{}.weight'), 'conv'),
-    Rule(
-      f'params/{_STEM}/conv_proj/kernel',
-      unit('downsample.conv.weight'),
-      'conv',
-    ),
+    *layer(rf'{_STEM}/conv(\d)', rf'{unit}.conv\3', 'conv'),
+    *norm(rf'{_STEM}/gn(\d)', rf'{unit}.norm\3'),
+    *layer(f'{_STEM}/conv_proj', f'{unit}.downsample.conv', 'conv'),
+    *norm(f'{_STEM}/gn_proj', f'{unit}.downsample.norm'),
   ]
-  for flax, torch in (('scale', 'weight'), ('bias', 'bias')):
-    rules += [
-      Rule(rf'params/{_STEM}/gn(\d)/{flax}', unit(f'norm{{}}.{torch}')),
-      Rule(f'params/{_STEM}/gn_proj/{flax}', unit(f'downsample.norm.{torch}')),
-    ]
-  return rules
 
 
 def encoder_rules() -> list[Rule]:

@@ -1,0 +1,327 @@
+"""ResNet, RegNetY, EfficientNet, VGG, DenseNet: counts, names, behavior."""
+
+import csv
+import functools
+import pathlib
+
+import chex
+from flax.traverse_util import flatten_dict
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.random_variables import random_variables
+from tests.released import tsv_shapes
+from vit_jax.models.convnet import fan_out_normal
+from vit_jax.models.densenet import DenseNet
+from vit_jax.models.efficientnet import EfficientNet, scale_width
+from vit_jax.models.flops import forward_macs
+from vit_jax.models.registry import create_model, list_models
+from vit_jax.models.regnet import SIZES, RegNetY, stage_shapes
+from vit_jax.models.resnet import ResNet
+from vit_jax.models.vgg import VGG, adaptive_matrix
+from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
+
+FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
+STAGES = ((1, 3, 1, 1, 16), (2, 5, 2, 6, 24), (1, 3, 1, 6, 24))
+TINY = {
+  'resnet': ResNet(5, num_layers=(2, 1), width=8),
+  'resnet_basic': ResNet(5, num_layers=(1, 1), unit='basic', width=8),
+  'regnet': RegNetY(
+    5, w0=8, wa=8.0, wm=2.0, depth=3, group_size=4, stem_width=8
+  ),
+  'efficientnet': EfficientNet(
+    5, stages=STAGES, stem_channels=8, head_channels=32
+  ),
+  'vgg': VGG(5, stages=((4,), (8, 8)), hidden=16, batch_norm=True),
+  'densenet': DenseNet(5, num_layers=(2, 2), growth=4),
+}
+
+
+def counts():
+  """(registered name, image size, parameters, statistics, GMACs)."""
+  with open(FIXTURES / 'param_counts_conv.tsv') as file:
+    lines = [line for line in file if not line.startswith('#')]
+  rows = csv.DictReader(lines, delimiter='\t')
+  for row in rows:
+    if not row['GMACs_measured']:
+      continue  # other numbers of classes and input channels
+    source = row['source_of_count'].partition('; ')[0]
+    yield pytest.param(
+      source.rsplit(' ', 1)[1],
+      int(row['resolution']),
+      int(row['params_exact']),
+      int(row['bn_running_stats_not_in_params']),
+      float(row['GMACs_measured']),
+      id=f'{row["model"]}-{row["resolution"]}',
+    )
+
+
+@pytest.mark.parametrize(
+  'name,size,parameters,statistics,gmacs', list(counts())
+)
+def test_counts(name, size, parameters, statistics, gmacs):
+  model = create_model(name)
+  variables = jax.eval_shape(
+    functools.partial(model.init, train=False),
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
+  )
+  count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  assert count(variables['params']) == parameters
+  assert count(variables.get('batch_stats', {})) == statistics
+  if name in ('resnet50', 'regnety_080', 'vgg11', 'densenet121') or (
+    name.endswith(('efficientnet_b0', 'efficientnet_b5'))
+  ):  # the others only take longer
+    assert round(forward_macs(model, size, size) / 1e9, 3) == gmacs
+
+
+@pytest.mark.parametrize(
+  'file',
+  [
+    'resnet18',
+    'resnet34',
+    'resnet50',
+    'resnet101',
+    'resnet152',
+    'regnety_080',
+    'regnety_160',
+    *(f'tf_efficientnet_{size}' for size in ('b0', 'b4', 'b7', 'b8', 'l2')),
+    'vgg16',
+    'vgg16_bn',
+    'densenet121',
+    'densenet169',
+  ],
+)
+def test_released_names(file):
+  model = create_model(file)
+  assert released_shapes(model, 64, 'timm') == tsv_shapes(file)
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_formats_are_produced_and_consumed(name):
+  model = TINY[name]
+  variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
+  formats = ['timm']
+  if name in ('regnet', 'efficientnet', 'vgg'):
+    formats.append('torchvision')
+  for fmt in formats:
+    arrays = to_state_dict(variables, model, fmt)
+    loaded, report = from_state_dict(model, arrays, 32)
+    assert report.format == fmt
+    assert {r.action for r in report.records} == {'loaded'}
+    chex.assert_trees_all_equal(loaded, variables)
+
+
+def test_torchvision_names():
+  names = released_shapes(create_model('regnety_080_tv'), 64, 'torchvision')
+  assert names['trunk_output.block2.block2-3.f.b.0.weight'] == (448, 56, 3, 3)
+  assert names['trunk_output.block1.block1-0.proj.0.weight'] == (224, 32, 1, 1)
+  names = released_shapes(create_model('efficientnet_b0'), 64, 'torchvision')
+  assert names['features.1.0.block.0.0.weight'] == (32, 1, 3, 3)
+  assert names['features.2.1.block.2.fc1.weight'] == (6, 144, 1, 1)
+  assert names['features.8.0.weight'] == (1280, 320, 1, 1)
+  timm = released_shapes(create_model('efficientnet_b0'), 64, 'timm')
+  assert list(timm.values()) == list(names.values())
+  names = released_shapes(create_model('vgg16_bn'), 64, 'torchvision')
+  assert names['classifier.0.weight'] == (4096, 25088)
+  assert names['features.41.running_var'] == (512,)
+
+
+def test_first_names_of_torchvisions_densenet():
+  model = TINY['densenet']
+  variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
+  arrays = {}
+  for name, x in to_state_dict(variables, model, 'timm').items():
+    for kind in ('norm', 'conv'):
+      for i in '12':
+        name = name.replace(f'.{kind}{i}.', f'.{kind}.{i}.')
+    arrays[name] = x
+  assert 'features.denseblock1.denselayer1.norm.1.weight' in arrays
+  loaded, _ = from_state_dict(model, arrays, 32)
+  chex.assert_trees_all_equal(loaded, variables)
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_outputs_and_bfloat16(name):
+  model = TINY[name]
+  images = jax.random.normal(jax.random.key(1), (4, 37, 50, 3))  # odd and even
+  variables = random_variables(model, images)
+  apply = lambda model: jax.jit(lambda v: model.apply(v, images, train=False))(
+    variables
+  )
+  logits, out = apply(model)
+  chex.assert_shape(logits, (4, 5))
+  features, _ = apply(model.clone(num_classes=0))
+  np.testing.assert_array_equal(features, out['pre_logits'])
+  low, low_out = apply(model.clone(dtype=jnp.bfloat16))
+  assert low.dtype == jnp.float32 and low_out['block1'].dtype == jnp.bfloat16
+  np.testing.assert_allclose(low, logits, atol=0.1 * float(logits.std()) + 0.05)
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_training_remat_and_gradients(name):
+  """Finite gradients everywhere, equal under remat; statistics move."""
+  model = TINY[name]
+  images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+  variables = random_variables(model, images)
+
+  def grads(model):
+    def loss(params):
+      (logits, _), new = model.apply(
+        {**variables, 'params': params},
+        images,
+        train=True,
+        mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(0)},
+      )
+      return jnp.square(logits).mean(), new
+
+    return jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
+
+  plain, new = grads(model)
+  chex.assert_tree_all_finite(plain)
+  for path, g in flatten_dict(plain, sep='/').items():
+    # A bias in front of a BatchNorm has no influence.
+    if not (name == 'vgg' and path.startswith('conv')):
+      assert float(jnp.abs(g).max()) > 0, path
+  moved = jax.tree.map(
+    lambda a, b: float(jnp.abs(a - b).max()),
+    new['batch_stats'],
+    variables['batch_stats'],
+  )
+  assert min(jax.tree.leaves(moved)) > 0
+  if name != 'vgg':
+    chex.assert_trees_all_close(
+      grads(model.clone(remat='full'))[0], plain, rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize('name', ['resnet', 'regnet', 'efficientnet'])
+def test_drop_path_drops_whole_branches_in_training(name):
+  model = TINY[name].clone(drop_path=0.9)
+  images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+  variables = random_variables(model, images)
+
+  @jax.jit
+  def logits(key):
+    (logits, _), _ = model.apply(
+      variables,
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+    return logits
+
+  assert np.abs(logits(jax.random.key(1)) - logits(jax.random.key(2))).max() > 0
+
+
+def test_initial_values():
+  """A zero last scale makes units the identity; torchvision's are not."""
+  images = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+  model = TINY['resnet']
+  init = lambda model: jax.jit(
+    lambda key: model.init(key, images, train=False)
+  )(jax.random.key(0))
+  variables = init(model)
+  scales = variables['params']['block1']['unit2']
+  np.testing.assert_array_equal(scales['norm3']['scale'], 0)
+  np.testing.assert_array_equal(scales['norm1']['scale'], 1)
+  _, out = model.apply(variables, images, train=False)
+  np.testing.assert_array_equal(out['block1/unit2'], out['block1/unit1'])
+  scales = init(model.clone(zero_init=False))['params']['block1']['unit2']
+  np.testing.assert_array_equal(scales['norm3']['scale'], 1)
+  kernel = variables['params']['head']['kernel']
+  bound = kernel.shape[0] ** -0.5
+  assert 0.9 * bound < np.abs(kernel).max() <= bound
+
+
+@pytest.mark.parametrize('groups,size,features', [(1, 3, 64), (8, 3, 64)])
+def test_kernels_start_with_the_fan_out_of_a_group(groups, size, features):
+  shape = (size, size, 32 // groups, features)
+  kernel = fan_out_normal(groups)(jax.random.key(0), shape)
+  want = (2 / (size**2 * features / groups)) ** 0.5
+  assert np.std(kernel) == pytest.approx(want, rel=0.05)
+
+
+def test_regnet_widths():
+  shapes = lambda size, **kw: [
+    (s.width, s.depth) for s in stage_shapes(*SIZES[size], **kw)
+  ]
+  assert shapes('040') == [(128, 2), (192, 6), (512, 12), (1088, 2)]
+  assert shapes('080') == [(168, 2), (448, 4), (896, 10), (2016, 1)]
+  assert shapes('080', rounding='torchvision')[0] == (224, 2)
+  assert shapes('160') == [(224, 2), (448, 4), (1232, 11), (3024, 1)]
+  assert shapes('320') == [(232, 2), (696, 5), (1392, 12), (3712, 1)]
+  for size in ('160', '320'):
+    assert shapes(size) == shapes(size, rounding='torchvision')
+
+
+def test_efficientnet_widths():
+  assert [scale_width(c, 1.1) for c in (16, 24, 40, 80)] == [16, 24, 48, 88]
+  assert [scale_width(c, 4.3) for c in (32, 16, 1280)] == [136, 72, 5504]
+  assert scale_width(16, 0.25) == 8
+
+
+@pytest.mark.parametrize('old,new', [(7, 7), (8, 7), (10, 7), (4, 7), (14, 7)])
+def test_adaptive_pooling_is_pytorchs(old, new):
+  torch = pytest.importorskip('torch')
+  x = np.random.default_rng(0).standard_normal((2, old)).astype(np.float32)
+  want = torch.nn.functional.adaptive_avg_pool1d(torch.from_numpy(x)[None], new)
+  np.testing.assert_allclose(
+    x @ adaptive_matrix(old, new).T, want[0], atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  'model,size,match',
+  [
+    (ResNet(unit='v2'), 32, "unit='v2'; allowed: basic, bottleneck"),
+    (EfficientNet(padding='same'), 32, "padding='same'; allowed: symmetric"),
+    (RegNetY(width_rounding='up'), 32, "width_rounding='up'; allowed: pycls"),
+    (VGG(head_style='keras'), 32, "head_style='keras'; allowed: torchvision"),
+    (VGG(), 31, 'an image of 31x31 is smaller than 32 pixels'),
+    (DenseNet(remat='some'), 32, "remat='some'; allowed: none"),
+  ],
+)
+def test_wrong_fields_and_sizes(model, size, match):
+  with pytest.raises(ValueError, match=match):
+    jax.eval_shape(
+      functools.partial(model.init, train=False),
+      jax.random.key(0),
+      jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+    )
+
+
+def test_a_batch_of_one_at_the_smallest_map():
+  """BatchNorm of one value has no variance: said, not silently zero."""
+  model = TINY['resnet']
+  images = jnp.ones((1, 8, 8, 3))
+  variables = random_variables(model, images)
+  with pytest.raises(ValueError, match='one value per channel in training'):
+    model.apply(variables, images, train=True, mutable=['batch_stats'])
+
+
+def test_a_file_of_another_variant_is_refused():
+  arrays = {
+    name: np.broadcast_to(np.float32(0), shape)
+    for name, shape in released_shapes(
+      create_model('resnet34'), 64, 'timm'
+    ).items()
+  }
+  with pytest.raises(ValueError, match='resnet34.pth'):
+    from_state_dict(create_model('resnet18'), arrays, 64, source='resnet34.pth')
+
+
+def test_registered_names():
+  for pattern, count in (
+    ('resnet*', 5),
+    ('regnety*', 5),
+    ('tf_efficientnet*', 10),
+    ('efficientnet*', 10),
+    ('vgg*', 8),
+    ('densenet*', 4),
+  ):
+    assert len(list_models(pattern)) == count
