@@ -260,15 +260,13 @@ class CeiT(nn.Module):
       logits (B, num_classes), float32; and a dict: pooled_map (B, h', w', C) of
       the convolutional stem, stem (B, h, w, D) the patches, with_posemb
       (B, T, D), block_00 ..., block_00_attention ... (B, T, D) the same after
-      attention alone, encoded
-      = tokens (B, T, D), before the last norm, lca (B, 1, D), pooled (B, D)
-      before and pre_logits (B, D) after the last norm. With `return_attention`
-      also attention, one (B, H, T, T) per block, and attention_lca
-      (B, H, 1, L).
+      attention alone, encoded = tokens (B, T, D), before the last norm, lca
+      (B, 1, D), pooled (B, D) before and pre_logits (B, D) after the last norm.
+      With `return_attention` also attention, one (B, H, T, T) per block, and
+      attention_lca (B, H, 1, L).
 
     Raises:
-      ValueError: a field with a value that is not allowed, width not
-        divisible by num_heads, or no patch fits.
+      ValueError: a field that is not allowed, or no patch fits.
     """
     patch_size = patch_shape(self.patch_size)
     self._check(patch_size)
@@ -291,8 +289,8 @@ class CeiT(nn.Module):
       )(images, train)
     else:
       x = embed_patches(images, self.width, patch_size, init=TIMM, dtype=dtype)
-    batch, *grid, _ = x.shape
     out['stem'] = x
+    batch, *grid, _ = x.shape
     x = x.reshape(batch, math.prod(grid), self.width)
     x = prepend_tokens(self, ['cls'], x, normal02)
     x = add_position_table(self, x, normal02, dropout=self.dropout, train=train)
@@ -321,10 +319,11 @@ class CeiT(nn.Module):
       return_attention=self.return_attention,
       **shared,
     )
+    rates = drop_path_rates(self.drop_path, self.depth)
     x, auxes = run_blocks(
       block,
       x,
-      drop_path_rates(self.drop_path, self.depth),
+      rates,
       train,
       name='block',
       remat=self.remat,
@@ -341,13 +340,11 @@ class CeiT(nn.Module):
       cls = jnp.stack([aux['cls'] for aux in auxes], axis=1)
       x, probs = self._attend_to_layers(cls, mlp_dim, shared, train)
       out['lca'] = x
-      if self.return_attention:
-        out['attention_lca'] = probs
+      out |= {'attention_lca': probs} if self.return_attention else {}
     mean = self.pool == 'gap' and not self.lca
     x = out['pooled'] = jnp.mean(x, axis=1) if mean else x[:, 0]
-    x = out['pre_logits'] = nn.LayerNorm(
-      epsilon=self.epsilon, dtype=dtype, name='encoder_norm'
-    )(x)
+    norm = nn.LayerNorm(self.epsilon, dtype, name='encoder_norm')
+    x = out['pre_logits'] = norm(x)
     return classify(x, self.num_classes, kernel_init=normal02), out
 
   def _attend_to_layers(
