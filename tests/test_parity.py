@@ -43,6 +43,14 @@ def test_there_are_files_of_every_part():
     'big_vision_lr_schedule',
     'timm_randaugment_ops',
     'big_vision_preprocess',
+    'crops_tf_inception',
+    'crops_timm_torchvision',
+    'preprocess_google',
+    'preprocess_timm_deit',
+    'randaugment_ops_google',
+    'labels_classification',
+    'labels_fewshot',
+    'labels_real_timm',
   ):
     assert stem in names
 

@@ -23,6 +23,8 @@ def digits():
     ({'crop': 'random'}, 'data.crop=.random.: must be one of inception'),
     ({'interpolation': 'cubic'}, 'data.interpolation'),
     ({'area': (0.5, 0.1)}, 'data.area'),
+    ({'area': (0.5,)}, 'data.area'),
+    ({'pad': -1}, 'data.pad=-1'),
     ({'aspect': (2.0, 1.0)}, 'aspect'),
     ({'crop': 'resize_crop'}, 'needs data.resize'),
     ({'crop': 'resize_crop', 'resize': 8}, 'at least 16'),

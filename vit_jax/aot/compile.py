@@ -109,7 +109,9 @@ def _describe_run(request: Request, run: Run, devices) -> dict[str, Any]:
   }
 
 
-def _batch(batch_size: int, size, run: Run, facts: DataFacts, **more) -> dict:
+def _batch(
+  batch_size: int, rounding: str, run: Run, facts: DataFacts, **more
+) -> dict:
   """Shapes and shardings of a batch as the host sends it."""
   array = lambda shape, dtype: jax.ShapeDtypeStruct(
     (batch_size, *shape), dtype, sharding=jax.NamedSharding(run.mesh, BATCH)
@@ -120,7 +122,9 @@ def _batch(batch_size: int, size, run: Run, facts: DataFacts, **more) -> dict:
     else array((), jnp.int32)
   )
   others = {name: array((), dtype) for name, dtype in more.items()}
-  return {'image': array((*size, 3), jnp.uint8), 'label': label, **others}
+  pixels = jnp.float32 if rounding == 'none' else jnp.uint8
+  image = array((*host_shape(run.config), 3), pixels)
+  return {'image': image, 'label': label, **others}
 
 
 def _lower_train(config, run: Run, facts: DataFacts):
@@ -131,7 +135,8 @@ def _lower_train(config, run: Run, facts: DataFacts):
       config, run.mesh, run.num_classes
     )
     more['index'] = jnp.int32  # of the example, for stored logits
-  batch = _batch(config.data.batch_size, host_shape(config), run, facts, **more)
+  data = config.data
+  batch = _batch(data.batch_size, data.rounding, run, facts, **more)
   with jax.set_mesh(run.mesh):
     step = compile_step(run, teacher=teacher)
     return step.lower(run.abstract_state, batch, extras)
@@ -166,7 +171,7 @@ def _add_evaluation(
   config, shards = request.config, batch_shards(run.mesh)
   batch_size = config.eval.batch_size or config.data.batch_size
   batch_size = max(1, batch_size // shards) * shards
-  batch = _batch(batch_size, host_shape(config), run, facts, mask=jnp.float32)
+  batch = _batch(batch_size, config.eval.rounding, run, facts, mask=jnp.float32)
   step = jax.jit(
     make_eval_step(
       run.model,

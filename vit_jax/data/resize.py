@@ -66,7 +66,9 @@ def resize(
     return resized
   if rounding == 'nearest':
     np.rint(resized, out=resized)
-  return np.clip(resized, 0, 255, out=resized).astype(np.uint8)
+  if 'bicubic' in interpolation:  # the others stay between the pixels' values
+    np.clip(resized, 0, 255, out=resized)
+  return resized.astype(np.uint8)
 
 
 def resize_float(

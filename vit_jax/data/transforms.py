@@ -179,10 +179,19 @@ class TrainTransform:
           f'{", ".join(allowed)}'
         )
     check_rounding(self.rounding, self.interpolation)
-    if not 0 < self.area[0] <= self.area[1] <= 1:
-      raise ValueError(f'data.area={self.area}: must be 0 < low <= high <= 1')
-    if not 0 < self.aspect[0] <= self.aspect[1]:
-      raise ValueError(f'data.aspect={self.aspect}: must be 0 < low <= high')
+    if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
+      raise ValueError(
+        f'data.area={self.area}: must be (low, high) with 0 < low <= high <= 1'
+      )
+    if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
+      raise ValueError(
+        f'data.aspect={self.aspect}: must be (low, high) with 0 < low <= high'
+      )
+    if self.pad < 0 or self.color_jitter < 0:
+      raise ValueError(
+        f'data.pad={self.pad}, data.color_jitter={self.color_jitter}: must not '
+        'be negative'
+      )
     if self.crop in ('resize_crop', 'squash_crop') and (
       not self.resize or self.resize < max(self.size)
     ):
