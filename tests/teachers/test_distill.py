@@ -88,6 +88,7 @@ def test_a_workdir_knows_its_model(teacher_dir):
     sep='/',
   )
   fields = tiny_config().model.to_dict()
+  del fields['module']
   model = create_model(fields.pop('name'), 5, **fields)
   want, _ = model.apply(
     {'params': params}, augment.normalize(pixels, 'imagenet'), train=False

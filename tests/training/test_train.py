@@ -196,7 +196,7 @@ def test_keep_best_and_latest(tmp_path):
     (dict(data=dict(batch_size=128)), 'larger than the training split'),
     (dict(model=dict(patch_size=32)), 'larger than the image'),
     (dict(model=dict(name='vit_b_16')), 'Did you mean'),
-    (dict(run=dict(epochs=1.0)), 'exactly one of'),
+    (dict(run=dict(epochs=1.0)), 'keep one of them'),
     (dict(loss=dict(name='hinge')), "allowed: 'softmax'"),
     (dict(loss=dict(distill='hard')), 'needs loss.teacher'),
     (dict(data=dict(source='tfds:cifar100', dir='/nowhere')), 'nowhere'),

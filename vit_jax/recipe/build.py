@@ -277,7 +277,7 @@ def run_metadata(run: Run, source: Source) -> WeightsMetadata:
   recipe = to_json(run.config)
   return WeightsMetadata(
     model=run.config.model.name,
-    module=run.config.model.module,
+    module=run.config.model.get('module', ''),
     fields={
       k: v for k, v in recipe['model'].items() if k not in ('name', 'module')
     },

@@ -225,6 +225,8 @@ def _check_types(config: Config) -> None:
   default = default_config()
   for section in default:
     for key in default[section]:
+      if section == 'model' and key not in config.model:
+        continue  # a recipe may replace the whole section
       value, kind = config[section][key], default[section].get_type(key)
       if value is None:
         fits = default[section][key] is None
