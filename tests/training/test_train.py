@@ -1,6 +1,7 @@
 """The loop end to end, on a recipe of seconds."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -27,9 +28,15 @@ def run(config, workdir, devices=1):
   return train.train_and_evaluate(config, workdir, jax.devices()[:devices])
 
 
-def test_loss_falls_and_everything_is_written(tmp_path):
-  config = tiny_config(run=dict(steps=24), log=dict(tensorboard=True))
+def test_loss_falls_and_everything_is_written(tmp_path, capsys):
+  config = tiny_config(
+    run=dict(steps=24), log=dict(tensorboard=True, overview=True)
+  )
   summary = run(config, tmp_path)
+  out = capsys.readouterr().out
+  assert re.search(r'\| head/kernel +\| \(16, 5\) +\| float32 \| 80 ', out)
+  assert 'Total: 7,749' in out
+  assert re.search(r'step 24/24  epoch 6.00  loss .*  lr .*  \d+ img/s', out)
   losses = metrics(tmp_path)
   assert losses[24] < 0.5 * losses[1]
   assert summary['results']['test']['top1'] > 0.9

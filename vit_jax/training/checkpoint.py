@@ -1,16 +1,17 @@
-"""Checkpoints: the only place that imports Orbax (v1).
+"""Saves and restores the state of a run, with Orbax (v1).
 
 `WORKDIR/checkpoints/STEP` holds the state as a plain tree of dicts
-(parameters, BatchNorm statistics, optimizer, average, step) and, as metadata,
-the recipe that made it and the class names, so that a step alone is enough to
-predict with. Saving is asynchronous and atomic: a step appears under its
-number only when it is complete.
+(parameters, BatchNorm statistics, optimizer, average, step) and a
+`WeightsMetadata` with the recipe and the class names, so that a step alone is
+enough to predict with. Saving is asynchronous and atomic: a step appears under
+its number only when it is complete.
 """
 
 import contextlib
 from typing import Any
 
 from absl import logging
+from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
@@ -26,13 +27,17 @@ from vit_jax.weights.steps import (
 
 
 class Checkpoints:
-  """The steps of one workdir.
+  """The saved steps of one workdir.
+
+  Steps that none of the `keep_` arguments keeps are deleted.
 
   Args:
     workdir: local or remote directory.
-    keep_latest, keep_best: how many newest and best steps stay.
-    keep_every: steps that are multiples of it stay too.
-    metric: name in `metrics` of `save` that ranks steps, larger is better.
+    keep_latest: number of newest steps that are kept, at least 1.
+    keep_best: number of best steps that are kept.
+    keep_every: steps that are multiples of this number are kept.
+    metric: name in the `metrics` of `save` that says which steps are best;
+      larger is better.
   """
 
   def __init__(
@@ -66,10 +71,11 @@ class Checkpoints:
       preservation_policy=preserve,
       cleanup_tmp_directories=True,  # what a killed save left behind
     )
-    self._saved = None
-    self._failed = False  # an error was raised to the caller
+    self._saved = None  # the step that was saved last
+    self._failed = False  # whether an error was raised to the caller
 
   def steps(self) -> list[int]:
+    """The saved steps, oldest first."""
     return [c.step for c in self._orbax.checkpoints]
 
   def save(
@@ -79,7 +85,19 @@ class Checkpoints:
     metadata: WeightsMetadata,
     metrics: dict[str, float] | None = None,
   ) -> None:
-    """Starts saving; returns when the device arrays have been copied."""
+    """Starts saving, and returns when the device arrays have been copied.
+
+    A step that is already saved stays as it is.
+
+    Args:
+      step: number of finished steps.
+      tree: the state as nested dicts of arrays.
+      metadata: stored beside the state.
+      metrics: scores of the step, for `keep_best`.
+
+    Raises:
+      CheckpointError: this save or the one before it failed.
+    """
     self.wait()
     if step in self.steps():
       return
@@ -94,7 +112,7 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Waits for the save in progress; raises what went wrong with it."""
+    """Waits for the save in progress; CheckpointError if it failed."""
     with self._explained():
       self._orbax.wait()
 
@@ -110,20 +128,27 @@ class Checkpoints:
         'permissions, then start the same command again.'
       ) from e
 
-  def restore(self, abstract: Any) -> Any:
-    """The newest readable step: (tree, metadata, step), None if there is none.
+  def restore(self, abstract: Any) -> tuple[Any, WeightsMetadata, int] | None:
+    """Loads the newest step that can be read.
 
-    A step that cannot be read is named in the log, set aside under
-    `STEP.unreadable` (never deleted), and the one before it is taken.
+    A damaged step is named in the log, kept under the name `STEP.unreadable`,
+    and the step before it is taken.
+
+    Args:
+      abstract: tree of shapes, dtypes and shardings to load into.
+
+    Returns:
+      The tree, its metadata and the step; None if no step can be read.
+
+    Raises:
+      CheckpointError: the newest step is sound but differs from `abstract`.
     """
     for step in reversed(self.steps()):
       path = self.directory / str(step)
       try:
-        tree = self._orbax.load(step, abstract)
-        metadata = read_metadata(path)
-        return tree, metadata, step
-      except Exception as e:  # whatever a torn file makes Orbax raise
-        if _is_whole(path):  # then it is of another recipe, not torn
+        return self._orbax.load(step, abstract), read_metadata(path), step
+      except Exception as e:  # Orbax raises many kinds for damaged files
+        if _is_sound(path):
           mismatch = describe_mismatch(path, abstract) or e
           raise CheckpointError(
             f'{path} does not fit this recipe: {mismatch}\nUse another '
@@ -136,14 +161,19 @@ class Checkpoints:
           type(e).__name__,
           str(e).split('\n')[0][:120],
         )
-        if jax.process_index() == 0:
-          path.rename(self.directory / f'{step}.unreadable')
-        if jax.process_count() > 1:
-          from jax.experimental import multihost_utils
-
-          multihost_utils.sync_global_devices(f'unreadable {step}')
-        self._orbax.reload()
+        self._set_aside(step)
     return None
+
+  def _set_aside(self, step: int) -> None:
+    """Renames a damaged step, so that it no longer counts as a step."""
+    if jax.process_index() == 0:
+      path = self.directory / str(step)
+      path.rename(path.with_name(f'{step}.unreadable'))
+    if jax.process_count() > 1:
+      from jax.experimental import multihost_utils
+
+      multihost_utils.sync_global_devices(f'unreadable {step}')
+    self._orbax.reload()
 
   def close(self) -> None:
     """Waits and closes; an error that was raised before is not repeated."""
@@ -157,8 +187,8 @@ class Checkpoints:
         raise
 
 
-def _is_whole(path) -> bool:
-  """Whether a step can be read in its own shapes."""
+def _is_sound(path: epath.Path) -> bool:
+  """Whether a step can be read with the shapes that it was saved with."""
   try:
     stored = ocp.metadata(path).metadata
     leaves = jax.tree.leaves(stored)

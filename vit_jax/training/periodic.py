@@ -1,7 +1,7 @@
 """What a run does at some of its steps: log, evaluate, save, profile.
 
-Each object is called after every step and decides by itself whether something
-is due. `clu.periodic_actions` has the same form, but importing it imports
+Each object is called after every step and decides by itself whether its work is
+due. `clu.periodic_actions` has the same form, but importing it imports
 TensorFlow.
 """
 
