@@ -23,6 +23,12 @@ from vit_jax.weights.steps import (
   load_tree,
 )
 
+# Orbax closes its event loop while the failed read of a damaged step is still
+# in it, and Python reports that when the loop is collected.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'
+)
+
 METADATA = WeightsMetadata(model='x', classes=('cat', 'dog'))
 
 
@@ -40,7 +46,12 @@ def state(step, width=64):
 
 
 def abstract(width=64):
-  return jax.eval_shape(lambda: state(0, width))
+  """Shapes on one device; Orbax warns about shapes without a sharding."""
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
+    jax.eval_shape(lambda: state(0, width)),
+  )
 
 
 def assert_same(a, b):
