@@ -25,7 +25,7 @@ from vit_jax import train
 
 STEPS = 20
 RECIPE = """
-from tests.test_multihost import recipe
+from tests.parallel.test_multihost import recipe
 
 def get_config(arg=None):
   return recipe()
