@@ -72,9 +72,12 @@ def _count(jaxpr: Any) -> int:
       per_output = math.prod(kernel) // kernel[out_feature]
       total += math.prod(eqn.outvars[0].aval.shape) * per_output
     elif eqn.params.get('name') == depthwise_conv.__name__:
-      # Written as shifted products, it has no convolution to be counted.
-      kernel = eqn.invars[1].aval.shape
-      total += math.prod(eqn.outvars[0].aval.shape) * kernel[0] * kernel[1]
+      # Written as shifted products, it has no convolution to be counted. A scan
+      # makes a call of the same name without arguments of the constants in it.
+      for output in (v.aval.shape for v in eqn.outvars[:1]):
+        for kernel in (v.aval.shape for v in eqn.invars):
+          if len(kernel) == 4 and kernel[2:] == (1, output[-1]):
+            total += math.prod(output) * kernel[0] * kernel[1]
     elif name == 'cond':
       # One branch runs. They may be programs of the same result for different
       # platforms, so the largest count stands for all of them.
