@@ -11,8 +11,6 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from vit_jax.models.depthwise import depthwise_conv
-
 # Peak TFLOP/s of dense bfloat16 products on one JAX device. For TPU v2 and v3,
 # a device is one of a chip's two cores.
 PEAK_TFLOPS = {
@@ -71,9 +69,10 @@ def _count(jaxpr: Any) -> int:
       out_feature = eqn.params['dimension_numbers'].rhs_spec[0]
       per_output = math.prod(kernel) // kernel[out_feature]
       total += math.prod(eqn.outvars[0].aval.shape) * per_output
-    elif eqn.params.get('name') == depthwise_conv.__name__:
-      # Written as shifted products, it has no convolution to be counted. A scan
-      # makes a call of the same name without arguments of the constants in it.
+    elif eqn.params.get('name') == 'depthwise_conv':
+      # `depthwise.depthwise_conv` is written as shifted products, so it has no
+      # convolution to be counted. A scan makes a call of the same name without
+      # arguments of the constants in it.
       for output in (v.aval.shape for v in eqn.outvars[:1]):
         for kernel in (v.aval.shape for v in eqn.invars):
           if len(kernel) == 4 and kernel[2:] == (1, output[-1]):
