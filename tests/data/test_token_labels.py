@@ -428,6 +428,7 @@ def test_training_on_token_labels(directory, tmp_path):
     optim=dict(lr=3e-3),
   )
   config.model = dict(
+    module='',
     name='volo_d1',
     patch_size=4,
     layers=(1, 1),
