@@ -43,6 +43,8 @@ class Case:
   tolerance: float = 0.0
   worst_key: str = ''
   compared: set[str] = dataclasses.field(default_factory=set)
+  # Settings of a recipe, sizes apart, that a recorded run has otherwise.
+  changed: list[str] = dataclasses.field(default_factory=list)
 
   @property
   def config(self) -> dict:
