@@ -47,9 +47,11 @@ from vit_jax.weights.steps import load_params
 BATCH = 8
 COUNTS = recorded_counts()
 every_family = pytest.mark.parametrize('family', FAMILIES)
-scannable = pytest.mark.parametrize(
-  'family', [f for f, x in FAMILIES.items() if hasattr(x.create(), 'scan')]
-)
+SCANNABLE = [f for f, x in FAMILIES.items() if hasattr(x.create(), 'scan')]
+
+
+def slow_if(slow: bool):
+  return [pytest.mark.slow] if slow else []
 
 
 def images():
@@ -86,7 +88,11 @@ def stacked(family: str, tree):
 # --- The registered models ---------------------------------------------------
 
 
-@pytest.mark.parametrize('row', COUNTS, ids=str)
+@pytest.mark.parametrize(
+  'row',
+  # Other sizes change the position table and the work only.
+  [pytest.param(r, id=str(r), marks=slow_if(r.size != 224)) for r in COUNTS],
+)
 def test_recorded_parameters_and_work(row: Count):
   """Against the authors' code: parameters, BatchNorm values, GMACs."""
   model = create_model(row.name, **dict(row.fields))
@@ -256,7 +262,14 @@ def reference(family: str):
   return gradients(family, variables(family))
 
 
-@every_family
+@pytest.mark.parametrize(
+  'family',
+  # Of the others, the next test shows it for scanned blocks.
+  [
+    pytest.param(f, marks=slow_if(f in SCANNABLE and f != 'vit'))
+    for f in FAMILIES
+  ],
+)
 def test_remat_changes_nothing(family):
   want, rest = reference(family)
   chex.assert_tree_all_finite(want)
@@ -265,7 +278,7 @@ def test_remat_changes_nothing(family):
   chex.assert_trees_all_close(got, want, rtol=1e-3, atol=1e-3)
 
 
-@scannable
+@pytest.mark.parametrize('family', SCANNABLE)
 def test_scan_changes_nothing(family):
   """Nor does rematerialization of scanned blocks."""
   want, (logits, stats) = reference(family)
