@@ -13,7 +13,9 @@ from flax import linen as nn
 
 from vit_jax.models.registry import create_model
 
-COUNTS = pathlib.Path(__file__).parent / 'fixtures' / 'param_counts.tsv'
+FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
+COUNTS = FIXTURES / 'param_counts.tsv'
+CONV_COUNTS = FIXTURES / 'param_counts_conv.tsv'
 CLASSES = 5
 IMAGE_SIZE = (32, 48)
 
@@ -168,6 +170,39 @@ FAMILIES = {
       (dict(post_layers=()), 'no class token'),
     ),
   ),
+  'resnet': Family(
+    'resnet50',
+    dict(num_layers=(2, 1), width=8),
+    wrong=(_REMAT, (dict(unit='v2'), "unit='v2'; allowed: basic")),
+  ),
+  'regnet': Family(
+    'regnety_080',
+    dict(w0=8, wa=8.0, wm=2.0, depth=3, group_size=4, stem_width=8),
+    wrong=(
+      _REMAT,
+      (dict(width_rounding='up'), "width_rounding='up'; allowed: pycls"),
+    ),
+  ),
+  'efficientnet': Family(
+    'efficientnet_b0',
+    dict(
+      stages=((1, 3, 1, 1, 16), (2, 5, 2, 6, 24), (1, 3, 1, 6, 24)),
+      stem_channels=8,
+      head_channels=32,
+    ),
+    wrong=(
+      _REMAT,
+      (dict(padding='same'), "padding='same'; allowed: symmetric"),
+    ),
+  ),
+  'vgg': Family(
+    'vgg16_bn',
+    dict(stages=((4,), (8, 8)), hidden=16),
+    wrong=((dict(head_style='keras'), "head_style='keras'; allowed: torch"),),
+  ),
+  'densenet': Family(
+    'densenet121', dict(num_layers=(2, 2), growth=4), wrong=(_REMAT,)
+  ),
 }
 
 
@@ -311,3 +346,15 @@ def recorded_counts() -> list[Count]:
         )
       )
   return counts
+
+
+def recorded_conv_names() -> set[str]:
+  """Registered names with a row in the table of convolutional networks."""
+  lines = [
+    line
+    for line in CONV_COUNTS.read_text().splitlines()
+    if not line.startswith('#')
+  ]
+  rows = csv.DictReader(lines, delimiter='\t')
+  sources = [row['source_of_count'].partition('; ')[0] for row in rows]
+  return {source.rsplit(' ', 1)[1] for source in sources}
