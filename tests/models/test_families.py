@@ -221,10 +221,10 @@ def _check_attention(model, out, more):
 def test_bfloat16(family):
   """Blocks compute in bfloat16; logits and parameters stay float32."""
   model = FAMILIES[family].create()
-  run = lambda m: m.apply(variables(family), images(), train=False)
+  models = model, model.clone(dtype='bfloat16')
   (want, _), (got, out) = jax.jit(
-    lambda: [run(m) for m in (model, model.clone(dtype='bfloat16'))]
-  )()
+    lambda v, x: [m.apply(v, x, train=False) for m in models]
+  )(variables(family), images())
   assert got.dtype == jnp.float32
   assert any(x.dtype == jnp.bfloat16 for x in out.values())
   assert all(
