@@ -180,8 +180,9 @@ def test_re_attention_running_statistics():
   np.testing.assert_allclose(
     stats['mean'], 0.1 * mixed.mean((0, 2, 3)), rtol=1e-5
   )
+  # PyTorch's running variance divides by one less than the number of elements.
   np.testing.assert_allclose(
-    stats['var'], 0.9 + 0.1 * mixed.var((0, 2, 3)), rtol=1e-5
+    stats['var'], 0.9 + 0.1 * mixed.var((0, 2, 3), ddof=1), rtol=1e-5
   )
 
 
