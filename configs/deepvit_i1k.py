@@ -87,6 +87,7 @@ def get_config(arg=None):
     batch_size = c.data.batch_size
     shared.deit_finetuning(c, 384)
     c.data.batch_size, c.model.drop_path = batch_size, 0.2
+    c.run.train_mode = True
     c.schedule.cooldown_epochs = None
   if 'smoke' in switches:
     shared.smoke(c)

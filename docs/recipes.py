@@ -478,6 +478,7 @@ VARIANTS = [
     'arXiv:2012.12877, section 6.1; README of facebookresearch/deit',
     {
       'run.epochs': 30.0,
+      'run.train_mode': False,
       'data.batch_size': 512,
       'data.image_size': 384,
       'optim.lr': 5e-6,

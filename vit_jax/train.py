@@ -33,7 +33,7 @@ from vit_jax.recipe.inputs import (
   open_train_source,
   train_input,
 )
-from vit_jax.recipe.keys import image_shape, in_steps, to_json
+from vit_jax.recipe.keys import in_steps, preprocessing, to_json
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import initial_state
 from vit_jax.recipe.stored import adopt_earlier, check_workdir
@@ -95,7 +95,7 @@ def train_and_evaluate(
     teacher, inputs.extras['teacher'] = make_teacher(
       config, mesh, num_classes, source.class_names, source.fingerprint
     )
-  macs = flops.forward_macs(run.model, *image_shape(config))
+  macs = flops.forward_macs(run.model, *preprocessing(config).size)
   _announce(run, len(source), macs, adopted)
 
   with contextlib.ExitStack() as stack:

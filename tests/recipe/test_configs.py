@@ -11,7 +11,7 @@ from tests.helpers import ROOT, run_python
 from vit_jax.parallel.mesh import make_mesh
 from vit_jax.recipe.build import build, make_step
 from vit_jax.recipe.checks import check
-from vit_jax.recipe.keys import default_config, get, image_shape
+from vit_jax.recipe.keys import default_config, get, preprocessing
 
 RECIPES = sorted(
   p.stem
@@ -41,7 +41,7 @@ def test_one_smoke_step_type_checks(name):
   run = build(config, mesh, num_classes=10, num_examples=1024)
   step = make_step(run)
   size = config.data.batch_size
-  images = jax.ShapeDtypeStruct((size, *image_shape(config), 3), 'uint8')
+  images = jax.ShapeDtypeStruct((size, *preprocessing(config).size, 3), 'uint8')
   labels = jax.ShapeDtypeStruct((size,), 'int32')
   state, values = jax.eval_shape(
     step, run.abstract_state, {'image': images, 'label': labels}, {}

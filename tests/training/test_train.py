@@ -244,3 +244,20 @@ def test_torn_newest_step_falls_back(tmp_path, caplog):
   again = saved_state(tmp_path)
   for key in good:
     np.testing.assert_array_equal(good[key], again[key], err_msg=key)
+
+
+def test_training_in_evaluation_mode_keeps_batch_statistics(tmp_path):
+  """The parameters move; mean and variance stay as they were initialized."""
+  config = tiny_config(
+    run=dict(steps=1, train_mode=False),
+    model=dict(name='ceit_t', stem_width=8),
+  )
+  train.train_and_evaluate(config, tmp_path, jax.devices()[:1])
+  stats = {
+    path: value
+    for path, value in saved_state(tmp_path).items()
+    if 'batch_stats' in path
+  }
+  assert stats
+  for path, value in stats.items():
+    assert (value == (1.0 if path.endswith('var') else 0.0)).all(), path

@@ -23,7 +23,7 @@ from vit_jax.models import flops
 from vit_jax.parallel.mesh import BATCH, batch_shards, make_mesh
 from vit_jax.recipe.build import Run, build, compile_step
 from vit_jax.recipe.checks import check
-from vit_jax.recipe.keys import host_shape, image_shape, preprocessing
+from vit_jax.recipe.keys import host_shape, preprocessing
 from vit_jax.teachers.teacher import abstract_teacher
 
 
@@ -82,7 +82,7 @@ def _describe_run(request: Request, run: Run, devices) -> dict[str, Any]:
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
   )
-  macs = flops.forward_macs(run.model, *image_shape(config))
+  macs = flops.forward_macs(run.model, *preprocessing(config).size)
   return {
     'config': config.run.name,
     'model': config.model.name,

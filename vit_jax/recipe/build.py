@@ -16,7 +16,6 @@ from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import batch_shards
 from vit_jax.recipe.keys import (
   ConfigError,
-  image_shape,
   in_steps,
   load_model_module,
   model_fields,
@@ -102,8 +101,9 @@ def build(
   # Repeated augmentation does not lengthen the epoch: with `data.repeats` of 3
   # an epoch sees a third of the images, each of them three times, as in DeiT.
   steps_per_epoch = max(1, num_examples // config.data.batch_size)
-  total_steps = in_steps(
-    config, 'run', '', steps_per_epoch=steps_per_epoch, default=0
+  # A run that only evaluates has no length.
+  total_steps = (
+    in_steps(config, 'run', '', steps_per_epoch=steps_per_epoch) or 0
   )
   schedule = make_schedule(
     config.schedule,
@@ -112,7 +112,9 @@ def build(
     steps_per_epoch=steps_per_epoch,
     batch_size=config.data.batch_size,
   )
-  fresh = lambda: init_variables(model, image_shape(config), config.run.seed)
+  fresh = lambda: init_variables(
+    model, preprocessing(config).size, config.run.seed
+  )
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
     variables = jax.eval_shape(fresh)
     tx = optimizers.make_optimizer(config.optim, schedule, variables['params'])
@@ -229,6 +231,7 @@ def make_step(
     ),
     teacher=teacher,
     load_batch=load_batch,
+    train_mode=config.run.train_mode,
   )
 
 
@@ -254,7 +257,7 @@ def describe(run: Run, num_examples: int, macs: int) -> str:
     num_examples: of the training split.
     macs: multiply-accumulates of one image's forward pass.
   """
-  config, (height, width) = run.config, image_shape(run.config)
+  config, (height, width) = run.config, preprocessing(run.config).size
   return (
     f'{config.run.name or config.model.name}: {run.parameters:,} parameters, '
     f'{macs / 1e9:.3g} GMACs at {height}'

@@ -35,7 +35,6 @@ from vit_jax.recipe.keys import (
   default_config,
   get,
   host_shape,
-  image_shape,
   load_model_module,
   model_fields,
   preprocessing,
@@ -372,7 +371,7 @@ def _check_model(config: Config) -> None:
   patch = getattr(model, 'patch_size', None)
   if patch is not None and getattr(model, 'stem', None) is None:
     patch_height, patch_width = as_size(patch)
-    height, width = image_shape(config)
+    height, width = preprocessing(config).size
     if patch_height > height or patch_width > width:
       raise ConfigError(
         f'model.patch_size={patch} is larger than the image {height}x{width}: '

@@ -6,7 +6,7 @@ from vit_jax.data import device_cache, loader
 from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import TrainTransform
 from vit_jax.preprocessing import NORMALIZATION
-from vit_jax.recipe.keys import host_shape, image_shape
+from vit_jax.recipe.keys import host_shape, preprocessing
 from vit_jax.recipe.sections import Config
 
 
@@ -83,7 +83,7 @@ def make_device_cache(
   Raises:
     ValueError: 'on' is given and not possible.
   """
-  transform = train_transform(config, image_shape(config))
+  transform = train_transform(config, preprocessing(config).size)
   if not device_cache.wants_cache(source, transform, config.data.device_cache):
     return None
   cache = device_cache.DeviceCache(

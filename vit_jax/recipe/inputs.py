@@ -15,7 +15,6 @@ from vit_jax.recipe.data import make_device_cache, train_batches
 from vit_jax.recipe.keys import (
   ConfigError,
   host_shape,
-  image_shape,
   preprocessing,
 )
 from vit_jax.recipe.sections import Config
@@ -90,7 +89,7 @@ def _open(config: Config, name: str, split: str, directory: str) -> Source:
     holdout=config.data.holdout,
     num_classes=config.data.num_classes,
     num_examples=config.data.num_examples,
-    image_size=image_shape(config),
+    image_size=preprocessing(config).size,
   )
 
 
@@ -129,7 +128,7 @@ def train_input(run: Run, source: Source) -> TrainInput:
       run.model,
       source,
       run.num_classes,
-      image_size=image_shape(config),
+      image_size=preprocessing(config).size,
       host_size=host_shape(config),
       swap_axes=config.data.labels_swap_axes,
     )

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe import sections
 from vit_jax.recipe.sections import Config
+from vit_jax.training import durations
 
 DTYPES = ('auto', 'float32', 'bfloat16')
 NAN_POLICIES = ('stop', 'skip')
@@ -71,28 +72,26 @@ def get(config: Config, key: str) -> Any:
   return config
 
 
-def image_shape(config: Config) -> tuple[int, int]:
-  """(height, width) of the images that the model is given."""
-  size = config.data.image_size
-  return size, config.data.image_width or size
-
-
-def host_shape(config: Config) -> tuple[int, int]:
-  """(height, width) of the images that the host makes."""
-  size = config.data.device_resize
-  return (size, size) if size else image_shape(config)
-
-
 def preprocessing(config: Config) -> Preprocessing:
   """How the model of a recipe is fed when it is evaluated."""
+  size = config.data.image_size
   return Preprocessing(
-    size=image_shape(config),
+    size=(size, config.data.image_width or size),
     crop=config.eval.crop or None,
     interpolation=config.eval.interpolation,
     crop_resize=config.eval.crop_resize,
     rounding=config.eval.rounding,
     normalize=config.data.normalize,
   )
+
+
+def host_shape(config: Config) -> tuple[int, int]:
+  """(height, width) of the images that the host makes.
+
+  They differ from the model's where the device resizes them.
+  """
+  size = config.data.device_resize
+  return (size, size) if size else preprocessing(config).size
 
 
 def load_model_module(config: Config) -> None:
@@ -132,18 +131,19 @@ def in_steps(
   prefix: str,
   *,
   steps_per_epoch: int,
-  default: Any = None,
-) -> Any:
-  """A duration given in steps, epochs or examples, in whole steps.
+) -> int | None:
+  """A length of a recipe in whole steps, at least 1; None if it is not set.
 
-  `prefix` is '' for run.{steps,epochs,examples}, 'warmup_' for the schedule,
-  'every_' for eval.
+  Args:
+    config: the recipe.
+    section: that has the keys.
+    prefix: of the keys: '' for run.{steps,epochs,examples}, 'every_' for eval.
+    steps_per_epoch: of the run.
   """
-  c = config[section]
-  if c.get(f'{prefix}steps') is not None:
-    return int(c[f'{prefix}steps'])
-  if c.get(f'{prefix}epochs') is not None:
-    return max(1, round(c[f'{prefix}epochs'] * steps_per_epoch))
-  if c.get(f'{prefix}examples') is not None:
-    return max(1, round(c[f'{prefix}examples'] / config.data.batch_size))
-  return default
+  steps = durations.in_steps(
+    config[section],
+    prefix,
+    steps_per_epoch=steps_per_epoch,
+    batch_size=config.data.batch_size,
+  )
+  return None if steps is None else max(1, round(steps))

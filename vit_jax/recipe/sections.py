@@ -33,6 +33,10 @@ def run() -> Config:
   c.resume = ''
   # Weights to start from: .npz, .pth, .safetensors, a workdir or a hub name.
   c.pretrained = ''
+  # False trains a model that stays in evaluation mode: no dropout and no drop
+  # path, and BatchNorm keeps the statistics that it was loaded with (DeiT's
+  # released fine-tuning).
+  c.train_mode = True
   # Evaluate what the workdir, `resume` or `pretrained` holds, and train
   # nothing.
   c.eval_only = False

@@ -182,10 +182,12 @@ def timm_schedule(
 def deit_finetuning(config: Config, image_size: int) -> None:
   """DeiT's fine-tuning at a larger size: 30 epochs at a constant 5e-6.
 
-  The released code fine-tunes in evaluation mode, so there is no drop path
-  (arXiv:2012.12877, section 6.1; main.py --finetune).
+  The released code fine-tunes in evaluation mode: without drop path, and with
+  the BatchNorm statistics of the pre-training (arXiv:2012.12877, section 6.1;
+  main.py --finetune).
   """
   config.run.epochs = 30.0
+  config.run.train_mode = False
   config.data.image_size, config.data.batch_size = image_size, 512
   config.model.drop_path = 0.0
   config.optim.lr = config.schedule.end = 5e-6

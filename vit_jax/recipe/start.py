@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from vit_jax.recipe.build import Run
-from vit_jax.recipe.keys import image_shape
+from vit_jax.recipe.keys import preprocessing
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.state import TrainState, from_tree, to_tree
 from vit_jax.weights import load_pretrained
@@ -42,7 +42,7 @@ def initial_state(
     return state, int(state.step)
   if config.run.pretrained:
     variables, report = load_pretrained(
-      run.model, config.run.pretrained, image_shape(config)
+      run.model, config.run.pretrained, preprocessing(config).size
     )
     say(f'loaded {config.run.pretrained}\n{report}')
     return run.init_from(variables), 0

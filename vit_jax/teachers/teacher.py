@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from vit_jax.recipe.build import resolve_dtype
-from vit_jax.recipe.keys import image_shape
+from vit_jax.recipe.keys import preprocessing
 from vit_jax.teachers import live, stored_logits
 from vit_jax.teachers.classes import check_classes
 
@@ -101,7 +101,7 @@ def abstract_teacher(
 
 def _teacher_size(config: Any) -> tuple[int, int]:
   size = config.loss.teacher_image_size
-  return (size, size) if size else image_shape(config)
+  return (size, size) if size else preprocessing(config).size
 
 
 def _function(config: Any, mesh: Mesh, teacher: live.LiveTeacher) -> Callable:

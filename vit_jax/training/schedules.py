@@ -8,6 +8,7 @@ steps.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-UNITS = ('steps', 'epochs', 'examples')
+from vit_jax.training.durations import in_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,33 +152,15 @@ def _boundaries(cfg, total_steps: int) -> list[int]:
   return boundaries
 
 
-def _duration(cfg, name: str, steps_per_epoch: float, batch_size: int) -> float:
-  """Steps of cfg.{name}_steps, _epochs or _examples; at most one is set."""
-  factors: dict[str, float] = dict(
-    zip(UNITS, (1, steps_per_epoch, 1 / batch_size), strict=True)
-  )
-  given = {
-    unit: value for unit in UNITS if (value := cfg.get(f'{name}_{unit}'))
-  }
-  if len(given) > 1:
-    raise ValueError(
-      'schedule: '
-      + ' and '.join(f'{name}_{unit}' for unit in given)
-      + ' are both set; give at most one of them'
-    )
-  for unit, value in given.items():
-    if value < 0:
-      raise ValueError(f'schedule.{name}_{unit}={value} is negative')
-    return value * factors[unit]
-  return 0
-
-
 def _check(cfg, span: Span) -> None:
   """ValueError for a schedule section that cannot work."""
   if cfg.name not in CURVES:
     raise ValueError(
       f'schedule.name={cfg.name!r}; allowed: {", ".join(SCHEDULES)}'
     )
+  for name, steps in (('warmup', span.warmup), ('cooldown', span.cooldown)):
+    if steps < 0:
+      raise ValueError(f'schedule: the {name} is negative: {steps:g} steps')
   if span.warmup + span.cooldown >= span.total:
     raise ValueError(
       f'schedule: {span.warmup:g} steps of warm-up and {span.cooldown:g} of '
@@ -256,11 +239,10 @@ def make_schedule(
   peak = float(cfg_optim.lr)
   if cfg_optim.lr_batch:
     peak *= batch_size / cfg_optim.lr_batch
-  span = Span(
-    total_steps,
-    _duration(cfg, 'warmup', steps_per_epoch, batch_size),
-    _duration(cfg, 'cooldown', steps_per_epoch, batch_size),
+  length = functools.partial(
+    in_steps, cfg, steps_per_epoch=steps_per_epoch, batch_size=batch_size
   )
+  span = Span(total_steps, length('warmup_') or 0, length('cooldown_') or 0)
   _check(cfg, span)
   rate = CURVES[cfg.name](cfg, peak, span)
   if cfg.name != 'timm_cosine':  # has ends of its own

@@ -62,6 +62,7 @@ def make_train_step(
   shardings: Any = None,
   teacher: Callable | None = None,
   load_batch: Callable | None = None,
+  train_mode: bool = True,
 ) -> TrainStep:
   """Builds train_step(state, batch, extras) -> (state, values for the log).
 
@@ -87,12 +88,16 @@ def make_train_step(
     load_batch: (batch, extras, key) -> batch of images and labels, where the
       host sends something else, such as the indices into a data set that is on
       the device.
+    train_mode: False leaves the model in evaluation mode: no dropout, no drop
+      path, and BatchNorm with the statistics that it has.
 
   Returns:
     A pure function to jit with the state donated. Its batch has 'image' uint8
     (B, H, W, 3) and 'label' int (B,) or float (B, C).
   """
-  grad_fn = jax.value_and_grad(_make_loss_fn(model, loss), has_aux=True)
+  grad_fn = jax.value_and_grad(
+    _make_loss_fn(model, loss, train_mode), has_aux=True
+  )
 
   def train_step(state, batch, extras):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -157,14 +162,14 @@ def _log_values(gradient, grad_norm, param_norm) -> dict[str, jax.Array]:
   return values
 
 
-def _make_loss_fn(model, loss):
+def _make_loss_fn(model, loss, train_mode: bool):
   """(params, stats, examples, key) -> loss, (terms, stats, logits)."""
 
   def loss_fn(params, batch_stats, examples, key):
     (logits, out), updated = model.apply(
       {'params': params, 'batch_stats': batch_stats},
       examples['image'],
-      train=True,
+      train=train_mode,
       rngs={'dropout': key},
       mutable=['batch_stats'],
     )
