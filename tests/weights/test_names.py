@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from tests.released import tsv_shapes
-from vit_jax.models.registry import create_model
-from vit_jax.weights import from_state_dict, known_formats, released_shapes
+from tests.released import NAMES, tsv_shapes
+from vit_jax.models.registry import create_model, list_models
+from vit_jax.weights import (
+  from_state_dict,
+  known_formats,
+  released_shapes,
+  resembles,
+)
 
 # File of names: (format, model, fields).
 REP = {'representation_size': 768}
@@ -108,3 +113,22 @@ def test_root_only_hybrid_has_timms_other_names():
   assert 'patch_embed.backbone.stem.conv.weight' in released_shapes(
     model, 224, 'timm'
   )
+
+
+@pytest.mark.parametrize('file', sorted(p.stem for p in NAMES.glob('*_*.tsv')))
+def test_names_alone_rule_out_other_architectures(file):
+  """Without tracing a model, PyTorch names tell most families apart."""
+  names = tsv_shapes(file)
+  if any(name.endswith('kernel') for name in names):
+    return  # Flax names pass for every model
+  families = {
+    model.__class__.__name__
+    for model in map(create_model, list_models())
+    if resembles(model, names)
+  }
+  convolutional = {'ResNet', 'RegNetY', 'EfficientNet', 'VGG', 'DenseNet'}
+  own = families & convolutional
+  if file.startswith(('regnety', 'tf_efficientnet', 'vgg')):
+    assert len(own) == 1 and families == own
+  else:
+    assert families and not own

@@ -18,7 +18,13 @@ from vit_jax.models import flops
 from vit_jax.models.area.areas import num_areas
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.preprocessing import as_size
-from vit_jax.weights import WeightsError, from_state_dict, inspect, read
+from vit_jax.weights import (
+  WeightsError,
+  from_state_dict,
+  inspect,
+  read,
+  resembles,
+)
 
 
 def _trace(
@@ -217,7 +223,8 @@ def matching_models(arrays: Mapping[str, np.ndarray]) -> list[str]:
   numbers = {int(n) for name in arrays for n in re.findall(r'\d+', name)}
   names = []
   for name in list_models():
-    if not _may_match(create_model(name), sizes, numbers):
+    model = create_model(name)
+    if not _may_match(model, sizes, numbers) or not resembles(model, arrays):
       continue
     try:
       _check(name, 'the file', arrays)

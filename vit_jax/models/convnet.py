@@ -79,12 +79,13 @@ class ConvLayers(NamedTuple):
     name: str,
     scale_init: Initializer = nn.initializers.ones,
   ) -> jax.Array:
-    """A BatchNorm over the channels of (B, H, W, C)."""
+    """A BatchNorm over the channels, with running statistics as PyTorch's."""
     return BatchNorm(
       momentum=self.momentum,
       epsilon=self.epsilon,
       groups=self.bn_groups,
       dtype=self.dtype,
+      unbiased=True,
       scale_init=scale_init,
       name=name,
     )(x, train)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
   from vit_jax.weights.errors import WeightsError
   from vit_jax.weights.formats import WeightFile, read
   from vit_jax.weights.metadata import WeightsMetadata
-  from vit_jax.weights.naming import known_formats
+  from vit_jax.weights.naming import known_formats, resembles
   from vit_jax.weights.report import Report, TensorRecord
   from vit_jax.weights.resize import resize_table
   from vit_jax.weights.save import (
@@ -32,6 +32,7 @@ _MODULES = {
   'load_pretrained': 'engine',
   'read': 'formats',
   'released_shapes': 'save',
+  'resembles': 'naming',
   'resize_table': 'resize',
   'save_weights': 'save',
   'stack_blocks': 'blocks',
@@ -51,6 +52,7 @@ __all__ = [
   'load_pretrained',
   'read',
   'released_shapes',
+  'resembles',
   'resize_table',
   'save_weights',
   'stack_blocks',

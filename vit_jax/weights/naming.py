@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 import functools
 import importlib
 import pkgutil
+import re
 import types
 
 from flax import linen as nn
@@ -83,6 +84,46 @@ def rules_of(model: nn.Module, fmt: str) -> list[Rule]:
       f'{type(model).__name__}; allowed: {", ".join(known)}'
     )
   return known[fmt]
+
+
+def resembles(model: nn.Module, names: Iterable[str]) -> bool:
+  """Whether the names of a file may be those of a model.
+
+  A quick test, without the model's shapes: a third of the names that one of its
+  formats can give occur in the file. Files with Flax names always pass, because
+  they have no format of their own to be told by.
+
+  Args:
+    model: a Linen module of this project.
+    names: of the tensors in a file.
+  """
+  text = '\n'.join(names)
+  if re.search(r'/kernel\d?$', text, re.MULTILINE):
+    return True
+  for fmt, rules in known_formats(model).items():
+    patterns = {
+      _regex_of(rule.name)
+      for rule in rules
+      if isinstance(rule.name, str) and fmt != 'flax'
+    }
+    hits = sum(
+      re.search(pattern, text, re.MULTILINE) is not None for pattern in patterns
+    )
+    if patterns and 3 * hits >= len(patterns):
+      return True
+  return False
+
+
+def _regex_of(template: str) -> str:
+  """A regex for the end of a name, from a rule's template."""
+  groups = r'(\\g<\d+>|\\\d|\{\d-1\})'
+  return (
+    ''.join(
+      r'[\w.]+' if re.fullmatch(groups, piece) else re.escape(piece)
+      for piece in re.split(groups, template)
+    )
+    + '$'
+  )
 
 
 def assign(rules: list[Rule], paths: Iterable[str]) -> Assignment:

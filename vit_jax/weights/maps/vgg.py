@@ -18,7 +18,8 @@ def _features(model: VGG) -> list[Rule]:
     for _ in stage:
       number += 1
       rules += layer(f'conv{number}', f'features.{position}', 'conv')
-      rules += batch_norm(f'norm{number}', f'features.{position + 1}')
+      if model.batch_norm:
+        rules += batch_norm(f'norm{number}', f'features.{position + 1}')
       position += 3 if model.batch_norm else 2  # with the ReLU
     position += 1  # the max-pool
   return rules
