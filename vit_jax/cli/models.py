@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> None:
   for row in describe.describe_models(args.pattern):
     files = ', '.join(row['released'][:2])
     more = len(row['released']) - 2
+    role = f'[{row["role"]}] ' if row['role'] else ''
     print(
       f'{row["name"]:{width}}  {row["parameters"]:13,}  '
-      f'{row["gmacs"]:8.2f}  {text.shape(row["image_size"]):>7}  {files}'
+      f'{row["gmacs"]:8.2f}  {text.shape(row["image_size"]):>7}  {role}{files}'
       f'{f" and {more} more" if more > 0 else ""}'.rstrip(),
       flush=True,
     )

@@ -74,7 +74,7 @@ def describe_models(pattern: str = '*') -> Iterator[dict[str, Any]]:
 
   Yields:
     {'name', 'parameters', 'gmacs' (what papers call GFLOPs), 'image_size'
-    [height, width], 'released'}.
+    [height, width], 'released', 'role'}.
   """
   for name in list_models(pattern):
     info = model_info(name)
@@ -86,6 +86,7 @@ def describe_models(pattern: str = '*') -> Iterator[dict[str, Any]]:
       'gmacs': macs / 1e9,
       'image_size': list(size),
       'released': list(info.released),
+      'role': info.role,
     }
 
 

@@ -176,6 +176,7 @@ for _size, (_layers, _growth) in SIZES.items():
       normalize='imagenet',
     ),
     released=(f'densenet{_size}.tv_in1k',),
+    role='comparator',
     num_layers=_layers,
     growth=_growth,
   )

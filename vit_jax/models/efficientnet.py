@@ -236,6 +236,7 @@ for _size, (_width, _depth, _image, _dropout, _crop) in SIZES.items():
     EfficientNet,
     preprocessing=_preprocessing,
     released=_released,
+    role='teacher' if _size == 'l2' else 'comparator',
     **_fields,
   )
   register(
@@ -243,6 +244,7 @@ for _size, (_width, _depth, _image, _dropout, _crop) in SIZES.items():
     EfficientNet,
     preprocessing=_preprocessing,
     released=('efficientnet_b0.ra_in1k',) if _size == 'b0' else (),
+    role='comparator',
     padding='symmetric',
     bn_epsilon=1e-5,
     bn_momentum=0.9,

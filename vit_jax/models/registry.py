@@ -61,6 +61,9 @@ class ModelInfo:
     preprocessing: how the authors feed images in evaluation, and at which size.
     released: names of published weights: files (a shell pattern where there
       are several) and timm models.
+    role: '' for the models that this package is about, 'comparator' for the
+      convolutional networks that their papers compare with, 'teacher' for one
+      of these that taught a published model.
   """
 
   name: str
@@ -68,6 +71,7 @@ class ModelInfo:
   fields: Mapping[str, Any]
   preprocessing: Preprocessing = GOOGLE
   released: tuple[str, ...] = ()
+  role: str = ''
 
 
 _MODELS: dict[str, ModelInfo] = {}
@@ -79,6 +83,7 @@ def register(
   *,
   preprocessing: Preprocessing = GOOGLE,
   released: Iterable[str] = (),
+  role: str = '',
   **fields: Any,
 ) -> None:
   """Registers `name` as `module(**fields)`; model files end with calls of it.
@@ -93,7 +98,7 @@ def register(
     )
   _check_fields(name, module, fields)
   _MODELS[name] = ModelInfo(
-    name, module, fields, preprocessing, tuple(released)
+    name, module, fields, preprocessing, tuple(released), role
   )
 
 

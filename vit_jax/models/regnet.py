@@ -237,6 +237,7 @@ def _register(name: str, size: str, released: tuple[str, ...], **fields: Any):
       normalize='imagenet',
     ),
     released=released,
+    role='teacher' if deit else 'comparator',
     w0=w0,
     wa=wa,
     wm=wm,

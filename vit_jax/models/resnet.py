@@ -183,6 +183,7 @@ for _size, (_units, _unit) in SIZES.items():
       crop=0.875, interpolation='bilinear_antialias', normalize='imagenet'
     ),
     released=(f'resnet{_size}.tv_in1k',),
+    role='comparator',
     num_layers=_units,
     unit=_unit,
   )

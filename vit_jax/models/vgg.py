@@ -184,6 +184,7 @@ for _size, _counts in SIZES.items():
         normalize='imagenet',
       ),
       released=(f'{_name}.tv_in1k',),
+      role='comparator',
       stages=tuple(
         (width,) * count
         for width, count in zip((64, 128, 256, 512, 512), _counts, strict=True)

@@ -11,9 +11,9 @@ def in_steps(
   """A length that a section gives in steps, epochs or examples, in steps.
 
   Args:
-    section: a section of a recipe, such as `config.schedule`. prefix: of the
-    keys, such as 'warmup_' for `warmup_steps`, `warmup_epochs` and
-      `warmup_examples`.
+    section: a section of a recipe, such as `config.schedule`.
+    prefix: of the keys, such as 'warmup_' for `warmup_steps`, `warmup_epochs`
+      and `warmup_examples`.
     steps_per_epoch: of the run; may be fractional.
     batch_size: of the run.
 
