@@ -39,7 +39,7 @@ class BatchNorm(nn.Module):
   groups: int = 1
   axis: int = -1
   dtype: Any = jnp.float32
-  unbiased: bool = False
+  unbiased: bool = True
   scale_init: Initializer = nn.initializers.ones
 
   @nn.compact

@@ -79,13 +79,12 @@ class ConvLayers(NamedTuple):
     name: str,
     scale_init: Initializer = nn.initializers.ones,
   ) -> jax.Array:
-    """A BatchNorm over the channels, with running statistics as PyTorch's."""
+    """A BatchNorm over the channels of (B, H, W, C)."""
     return BatchNorm(
       momentum=self.momentum,
       epsilon=self.epsilon,
       groups=self.bn_groups,
       dtype=self.dtype,
-      unbiased=True,
       scale_init=scale_init,
       name=name,
     )(x, train)
