@@ -121,12 +121,7 @@ def test_recorded_statistics():
 def test_every_registered_model_has_a_recorded_count():
   """ViTs of other patch sizes differ in the embedding and the table only."""
   recorded = {row.name: row for row in COUNTS if row.size == 224}
-<<<<<<< HEAD
   missing = set(list_models()) - set(recorded) - recorded_conv_names()
-=======
-  own = {name for name in list_models() if not model_info(name).role}
-  missing = own - set(recorded)
->>>>>>> f9d92b6 (Tests: a name of its own)
   for size, (width, *_) in SIZES.items():
     names = {f'vit_{size}{patch}': patch for patch in (8, 14, 16, 32)}
     known = next(n for n in names if n in recorded)
