@@ -89,9 +89,9 @@ def rules_of(model: nn.Module, fmt: str) -> list[Rule]:
 def resembles(model: nn.Module, names: Iterable[str]) -> bool:
   """Whether the names of a file may be those of a model.
 
-  A quick test, without the model's shapes: a third of the names that one of its
-  formats can give occur in the file. Files with Flax names always pass, because
-  they have no format of their own to be told by.
+  A quick test, without the model's shapes: more than a third of the names that
+  one of its formats spells out occur in the file. Rules that pass any name on,
+  as those for Flax names do, say nothing; files with Flax names always pass.
 
   Args:
     model: a Linen module of this project.
@@ -100,16 +100,19 @@ def resembles(model: nn.Module, names: Iterable[str]) -> bool:
   text = '\n'.join(names)
   if re.search(r'/kernel\d?$', text, re.MULTILINE):
     return True
-  for fmt, rules in known_formats(model).items():
+  for rules in known_formats(model).values():
     patterns = {
-      _regex_of(rule.name)
-      for rule in rules
-      if isinstance(rule.name, str) and fmt != 'flax'
+      _regex_of(rule.name) for rule in rules if isinstance(rule.name, str)
+    }
+    # What is left of a pattern without the parts that match anything, and
+    # without the leaf that all PyTorch layers have, tells models apart.
+    patterns = {
+      p for p in patterns if re.sub(r'\[.*?\]\+|\\\.(bias|weight)|\$', '', p)
     }
     hits = sum(
       re.search(pattern, text, re.MULTILINE) is not None for pattern in patterns
     )
-    if patterns and 3 * hits >= len(patterns):
+    if 3 * hits > len(patterns):
       return True
   return False
 
