@@ -1,4 +1,4 @@
-"""Batches of examples, and the account of images that cannot be read."""
+"""Batches of examples, with a count of the images that cannot be read."""
 
 from collections.abc import Iterator
 import logging
@@ -12,23 +12,33 @@ log = logging.getLogger(__name__)
 
 
 class TooManyBadImages(ValueError):
-  """More images than tolerated could not be read; the message lists them."""
+  """More images than allowed cannot be read; the message lists them."""
 
 
 def why_bad(source: Source, i: int) -> str:
   """Why example i cannot be read."""
   try:
     decode(source[i]['image'])
-  except Exception as e:  # whatever it is, it goes into a message
+  except Exception as e:  # every reason is reported
     return f'{type(e).__name__}: {e}'
   return 'it can be read now'
 
 
 class Batches:
-  """Iterator over batches that keeps the account of unreadable images.
+  """Iterator over batches that counts the images that cannot be read.
+
+  Args:
+    iterator: yields dicts of arrays, made by `loader`.
+    source: the source of the examples.
+    max_bad_fraction: fraction of the source's images that may be unreadable.
+    length: number of batches; None if they do not end.
 
   Attributes:
-    bad: {path: reason}, in the order in which they were met.
+    bad: {path: reason} of the unreadable images so far, in order.
+
+  Raises:
+    TooManyBadImages: raised by `next` when there are more unreadable images
+      than `max_bad_fraction` allows.
   """
 
   def __init__(
@@ -54,7 +64,7 @@ class Batches:
     return self._length
 
   def __next__(self) -> dict[str, np.ndarray]:
-    # Worker processes hand arrays over in shared memory that is reused: copy.
+    # Worker processes reuse the shared memory of their arrays, so copy them.
     batch = {
       k: v if type(v) is np.ndarray else np.array(v)
       for k, v in next(self._iterator).items()
@@ -65,15 +75,15 @@ class Batches:
     return batch
 
   def _unreadable(self, batch) -> Iterator[int]:
-    """The examples that a batch should have had, but could not be read."""
+    """The numbers of the examples that a batch lacks as unreadable."""
     n = len(self._source)
-    if 'requested' in batch:  # training: the next readable one was taken
+    if 'requested' in batch:  # training: the next readable example was taken
       replaced = np.flatnonzero(batch['requested'] != batch['index'])
       for i in replaced:
         first = int(batch['requested'][i])
         for k in range((int(batch['index'][i]) - first) % n):
           yield (first + k) % n
-    else:  # evaluation: masked, as is what fills up the last batch
+    else:  # evaluation: masked, as is the padding, whose index is past the end
       masked = batch['index'][batch['mask'] == 0]
       yield from (int(i) for i in masked if i < n)
 
@@ -97,7 +107,7 @@ class Batches:
         f'{len(self.bad)} of {len(self._source)} images of '
         f'{self._source.name} cannot be read, more than '
         f'data.max_bad_fraction={self._fraction} allows. Remove or repair '
-        'them, or raise that fraction:\n'
+        'them (a recipe can also raise that fraction):\n'
         + '\n'.join(shown)
         + (f'\n  and {more} more' if more else '')
       )

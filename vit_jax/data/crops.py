@@ -1,4 +1,4 @@
-"""Which part of an image a training example shows: random boxes, cutting."""
+"""Random boxes of training images, and cutting a box out of an image."""
 
 from collections.abc import Callable
 import math
@@ -21,9 +21,15 @@ def area_uniform_box(
 ) -> Box:
   """The box of torchvision's and timm's RandomResizedCrop.
 
-  The area is uniform in its range and the logarithm of the aspect ratio in
-  its. After ten boxes that do not fit, the largest centered box whose aspect
-  ratio is allowed.
+  The area and the logarithm of the aspect ratio are uniform in their ranges.
+  After ten boxes that do not fit into the image, the result is the largest
+  centered box whose aspect ratio is allowed.
+
+  Args:
+    rng: the only source of randomness.
+    height, width: size of the image in pixels.
+    area: (low, high) of the area, as fractions of the image's.
+    aspect: (low, high) of width / height.
   """
   low, high = math.log(aspect[0]), math.log(aspect[1])
   for _ in range(TORCHVISION_ATTEMPTS):
@@ -62,8 +68,9 @@ def height_uniform_box(
   the smallest and the largest one that the area, the aspect ratio and the
   image allow. Small boxes are therefore more frequent than with a uniform
   area. A box that is smaller than the image never touches the last row or
-  column, because the offset excludes its upper end. After a hundred boxes
-  that do not fit, the whole image.
+  column, because TensorFlow draws the offset from a range without its upper
+  end. After a hundred boxes that do not fit, the result is the whole image.
+  The arguments are those of `area_uniform_box`.
   """
   least, most = (a * height * width for a in area)
   for _ in range(TENSORFLOW_ATTEMPTS):
@@ -71,12 +78,13 @@ def height_uniform_box(
     highest = round(math.sqrt(most / ratio))
     if round(highest * ratio) > width:
       highest = int((width + 0.5) / ratio)
-      highest -= round(highest * ratio) > width  # halves round to even
+      # round() takes halves to the even number, which may still be too wide.
+      highest -= round(highest * ratio) > width
     highest = min(highest, height)
     lowest = min(round(math.sqrt(least / ratio)), highest)
     h = int(rng.integers(lowest, highest + 1))
     w = round(h * ratio)
-    if h * w < least:  # by rounding
+    if h * w < least:  # the box became too small by rounding
       h += 1
       w = round(h * ratio)
     if h * w > most:
@@ -96,7 +104,7 @@ SAMPLERS: dict[str, Callable[..., Box]] = {
 
 
 def cut(image: np.ndarray, box: Box) -> np.ndarray:
-  """The pixels of a box (height, width, 3); outside of the image they are 0."""
+  """The pixels (height, width, 3) of a box; 0 where it leaves the image."""
   top, left, height, width = box
   inside = image[
     max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)

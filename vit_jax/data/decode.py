@@ -1,4 +1,4 @@
-"""Encoded images to arrays of pixels."""
+"""Decodes JPEG, PNG and WebP images to arrays of pixels."""
 
 import io
 
@@ -18,15 +18,16 @@ class BadImage(ValueError):
 def decode(data: bytes | np.ndarray, jpeg_dct: str = 'accurate') -> np.ndarray:
   """Decodes an image; arrays are returned as they are.
 
-  EXIF orientation is ignored, transparency is dropped, of 16-bit values the
-  high byte is kept.
+  EXIF orientation is ignored, an alpha channel is dropped, and 16-bit values
+  are reduced to their high byte.
 
   Args:
     data: bytes of a JPEG, PNG or WebP file, or uint8 (H, W, 3).
     jpeg_dct: the inverse cosine transform of JPEGs. 'accurate' is the integer
       transform that OpenCV and Pillow use. 'fast' is the approximate one that
-      TensorFlow uses by default, and so Google's recipes; pixels differ by up
-      to 8 of 255, by 1 on average. It needs the package simplejpeg.
+      TensorFlow uses by default, and with it Google's recipes; it needs the
+      package simplejpeg. Pixels of the two differ by up to 8 of 255, by 1 on
+      average.
 
   Returns:
     uint8 (H, W, 3), RGB.
@@ -55,7 +56,7 @@ def decode(data: bytes | np.ndarray, jpeg_dct: str = 'accurate') -> np.ndarray:
 
 
 def check_jpeg_dct(jpeg_dct: str) -> None:
-  """Raises ValueError unless `decode` can decode JPEGs in this way here."""
+  """Raises ValueError unless `decode` accepts `jpeg_dct` on this machine."""
   if jpeg_dct not in JPEG_DCT:
     raise ValueError(
       f'data.jpeg_dct={jpeg_dct!r}: must be one of {", ".join(JPEG_DCT)}'
@@ -76,11 +77,12 @@ def _decode_fast_dct(data: bytes) -> np.ndarray | None:
 
   try:
     return simplejpeg.decode_jpeg(data, 'RGB', fastdct=True, fastupsample=False)
-  except ValueError:  # CMYK, or a broken file: the other decoders decide
+  except ValueError:  # CMYK or a broken file: `decode` tries other decoders
     return None
 
 
 def decode_pillow(data: bytes) -> np.ndarray:
+  """Decodes with Pillow, to uint8 (H, W, 3); raises BadImage if it cannot."""
   try:
     with Image.open(io.BytesIO(data)) as image:
       if image.mode.startswith('I;16'):

@@ -1,15 +1,15 @@
-"""A small data set held on the device as a whole.
+"""Holds a small data set on the device, so that the host sends only indices.
 
-A data set such as CIFAR-10 is 146 MiB of uint8. Held on the device, a batch is
-a gather, and crop, flip and resize run inside the compiled step: only the
-numbers of the examples are sent there. The order is a function of (seed, step)
-as in `loader`, though not the same one.
+CIFAR-10, for example, takes 146 MiB as uint8. If the whole data set is on the
+device, the compiled step gathers a batch by the numbers of its examples, and
+crops, flips and resizes the images itself. The order of the examples is a
+function of (seed, step), as in `loader`, but another one.
 
     cache = DeviceCache(source, transform, batch_size=512, seed=0)
     step(state, cache.arrays, cache.indices(i), key)   # calls cached_batch
 
-Pass `cache.arrays` as an argument: a function that closes over them would be
-compiled with the data inside.
+`cache.arrays` is an argument of the step, because a function that closes over
+the arrays would be compiled with the data inside the program.
 """
 
 from collections.abc import Callable
@@ -25,20 +25,20 @@ from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import TrainTransform
 
 MODES = ('auto', 'on', 'off')
-MAX_BYTES = 1 << 30  # 'auto' holds no larger set on a device
-# Added before pixels are truncated, so that the rounding errors of the matrix
-# product do not take 1 from values that are integers.
+MAX_BYTES = 1 << 30  # with 'auto', larger data sets stay on the host
+# Added before pixels are truncated, so that rounding errors of the matrix
+# products cannot turn an exact integer into the integer below it.
 _TRUNCATION_MARGIN = 1e-3
 
 
 def why_not_cached(source: Source, transform: TrainTransform) -> str:
-  """Why this data cannot be held on the device; '' if it can."""
+  """The reason why a source cannot be held on the device; '' if it can."""
   if transform.randaugment:
     return 'data.randaugment runs on the host'
   if transform.color_jitter:
     return 'data.color_jitter runs on the host'
   if source.image_shape is None:
-    return f'the images of {source.name} differ in size, or may'
+    return f'the images of {source.name} may differ in size'
   same_size = source.image_shape == transform.size
   resizes = not same_size or transform.crop not in (
     'pad_crop',
@@ -56,15 +56,17 @@ def why_not_cached(source: Source, transform: TrainTransform) -> str:
 
 
 def wants_cache(source: Source, transform: TrainTransform, mode: str) -> bool:
-  """Whether a source is to be held on the device.
+  """Whether a source will be held on the device.
 
   Args:
     source: the training data.
-    transform: what would be done to its images.
-    mode: 'on', 'off', or 'auto': where it is possible and takes at most 1 GiB.
+    transform: the augmentation of its images.
+    mode: 'on', 'off', or 'auto', which is 'on' if the source can be held on the
+      device and takes at most 1 GiB.
 
   Raises:
-    ValueError: `mode` is 'on' and it is not possible, or not one of MODES.
+    ValueError: `mode` is 'on' and the source cannot be held on the device, or
+      `mode` is not one of MODES.
   """
   if mode not in MODES:
     raise ValueError(
@@ -108,11 +110,11 @@ class DeviceCache:
 
     Args:
       source: images of one size.
-      transform: what `cached_batch` will be given.
-      batch_size: of the global batch.
-      seed: of the order.
+      transform: the transform that `cached_batch` will be given.
+      batch_size: number of examples in a global batch.
+      seed: determines the order of the examples.
       repeats, repeat_groups: see `loader.sequence_position`.
-      put: moves a numpy array to the device or devices (replicated).
+      put: copies a numpy array to the device, or to all devices.
 
     Raises:
       ValueError: this data cannot be held on the device.
@@ -128,7 +130,7 @@ class DeviceCache:
     self._orders: dict[int, np.ndarray] = {}
 
   def indices(self, step: int) -> np.ndarray:
-    """int32 (batch_size,): the examples of the global batch of a step."""
+    """The numbers of the examples in a step's global batch: int32 (batch,)."""
     position = step * self._batch + np.arange(self._batch)
     position = sequence_position(position, *self._repeats)
     epochs, ranks = np.divmod(position, self._n)
@@ -161,12 +163,12 @@ def cached_batch(
     arrays: `DeviceCache.arrays`.
     indices: int32 (B,).
     key: the random key of this step's augmentation.
-    transform: what is done to each image (static).
+    transform: the crop, flip and size of the images (static).
 
   Returns:
     'image' float32 (B, height, width, 3) in [0, 255], 'label' as cached and
-    'index' int32 (B,). With the rounding 'nearest' pixels are not rounded,
-    since they need not be stored as integers here.
+    'index' int32 (B,). With the rounding 'nearest' the pixels stay unrounded:
+    the host rounds them only to send them as integers.
   """
   images = jnp.take(arrays['image'], indices, axis=0)
   _, height, width, _ = images.shape

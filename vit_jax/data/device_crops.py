@@ -1,8 +1,8 @@
 """Random crops of images on the device, as matrices that resize them.
 
-The counterparts of `crops` and of the cropping of `transforms.TrainTransform`
-in jax.numpy, for images that are all of one size. They draw from the same
-distributions, though not the same numbers.
+The functions of `crops` and the cropping of `transforms.TrainTransform` in
+jax.numpy, for images that all have one size. The crops have the same
+distribution as on the host, but not the same random numbers.
 """
 
 import math
@@ -30,12 +30,12 @@ def crop_matrices(
 
   Args:
     key: random key of the example.
-    height, width: of the image.
-    transform: what to draw; its interpolation must be 'bilinear'.
+    height, width: size of the image in pixels.
+    transform: the crop and flip to draw; its interpolation must be 'bilinear'.
 
   Returns:
-    Matrices (new, old) for the rows and the columns of the image. What lies
-    outside of the image counts as zero.
+    Matrices (new, old) for the rows and the columns of the image. Pixels
+    outside of the image count as zero.
   """
   size = transform.size
   crop_key, flip_key = jax.random.split(key)
@@ -85,7 +85,7 @@ def _resized_crop(key, height, width, transform: TrainTransform):
 def draw_box(
   key: jax.Array, height: int, width: int, transform: TrainTransform
 ) -> DeviceBox:
-  """`TrainTransform.draw_box` on the device, for crops of the whole image."""
+  """`TrainTransform.draw_box` on the device, without the two resized crops."""
   if transform.crop == 'inception':
     draw = SAMPLERS[transform.crop_sampling]
     return draw(key, height, width, transform.area, transform.aspect)
@@ -101,7 +101,10 @@ def area_uniform_box(
   area: tuple[float, float],
   aspect: tuple[float, float],
 ) -> DeviceBox:
-  """`crops.area_uniform_box`: of ten boxes the first that fits."""
+  """`crops.area_uniform_box` on the device.
+
+  All ten boxes are drawn at once, and the first one that fits is taken.
+  """
   attempts = (crops.TORCHVISION_ATTEMPTS,)
   area_key, aspect_key, offset_key = jax.random.split(key, 3)
   target = (
@@ -142,7 +145,10 @@ def height_uniform_box(
   area: tuple[float, float],
   aspect: tuple[float, float],
 ) -> DeviceBox:
-  """`crops.height_uniform_box`: of a hundred boxes the first that fits."""
+  """`crops.height_uniform_box` on the device.
+
+  All hundred boxes are drawn at once, and the first one that fits is taken.
+  """
   attempts = (crops.TENSORFLOW_ATTEMPTS,)
   least, most = (a * height * width for a in area)
   aspect_key, height_key, offset_key = jax.random.split(key, 3)
@@ -158,7 +164,7 @@ def height_uniform_box(
   u = jax.random.uniform(height_key, attempts)
   h = lowest + jnp.floor(u * (highest - lowest + 1))
   w = jnp.round(h * ratio)
-  h = jnp.where(h * w < least, h + 1, h)  # by rounding
+  h = jnp.where(h * w < least, h + 1, h)  # it was too small by rounding
   w = jnp.round(h * ratio)
   h = jnp.where(h * w > most, h - 1, h)
   w = jnp.round(h * ratio)
@@ -167,7 +173,7 @@ def height_uniform_box(
   first = jnp.argmax(fits)
   h = jnp.where(fits[first], h[first], height)
   w = jnp.where(fits[first], w[first], width)
-  # The offset excludes its upper end.
+  # As in TensorFlow, the range of the offset excludes its upper end.
   u = jax.random.uniform(offset_key, (2,))
   return jnp.floor(u[0] * (height - h)), jnp.floor(u[1] * (width - w)), h, w
 

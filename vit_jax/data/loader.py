@@ -1,18 +1,18 @@
 """From a source to the batches of one process, as a function of (seed, step).
 
 The global sequence of training examples, and the augmentation of each, depend
-on the seed and on the position in the sequence alone. Of P processes, process
-p takes every P-th run of B / P examples. So its batches are slices of the same
-global batches for every P, and a run resumes at a step by starting there:
-nothing about the data needs to be saved.
+only on the seed and on the position in the sequence. A global batch of B
+examples is cut into P slices of B / P examples, and process p of P makes slice
+p. The global batches are therefore the same for every P. A run resumes at any
+step by starting the sequence there, so checkpoints hold nothing about the data.
 
     batches = train_batches(source, transform, batch_size=1024, seed=0,
                             start_step=1000)
     for batch in prefetch(batches, put_on_device):
       ...
 
-With `workers` > 0 images are decoded in spawned processes, which import the
-main module again: a script needs `if __name__ == '__main__':`.
+With `workers` > 0 images are decoded in spawned processes. Each imports the
+main module again, so a script needs `if __name__ == '__main__':`.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from vit_jax.data.sources.source import Source, label_array, set_label
 from vit_jax.data.transforms import TrainTransform, eval_image
 from vit_jax.preprocessing import Preprocessing
 
-_MAX_NEIGHBORS = 100  # corrupt examples in a row before the run stops
+_MAX_NEIGHBORS = 100  # unreadable examples in a row that stop the run
 
 
 def train_batches(
@@ -54,19 +54,21 @@ def train_batches(
   Args:
     source: where examples come from.
     transform: augmentation of each image.
-    batch_size: examples of a global batch.
-    seed: of the order and of the augmentation.
-    start_step: the first batch is the one of this step.
-    process_index: which slice of each global batch to make.
-    process_count: into how many slices a global batch is cut.
-    repeats: how often each image occurs, see `Repeat`.
-    repeat_groups: groups of the batch over which repeats are spread.
+    batch_size: number of examples in a global batch.
+    seed: determines the order of the examples and their augmentation.
+    start_step: the step of the first batch.
+    process_index: which slice of each global batch to make, from 0.
+    process_count: number of slices of a global batch.
+    repeats: how often each image occurs in the sequence, see `Repeat`.
+    repeat_groups: number of groups of the batch over which the repeats of an
+      image are spread.
     jpeg_dct: see `decode.decode`.
-    threads, workers: threads, and processes, that decode and augment.
-    max_bad_fraction: unreadable images that are tolerated.
-    token_labels: `(index, transforms.Geometry) -> dict of arrays`, added to the
-      example, for labels that live on the image's grid; a single array is
-      added as 'token_labels'.
+    threads: number of threads that decode and augment, in each process.
+    workers: number of processes that decode and augment; 0 uses threads only.
+    max_bad_fraction: fraction of the source's images that may be unreadable.
+    token_labels: `(index, transforms.Geometry) -> dict of arrays` that are
+      added to the example, for labels of patches; a single array is added as
+      'token_labels'.
     geometry: adds 'box' (b, 4), float32 (top, left, height, width) of the crop
       as fractions of the image, and 'flip' (b,), bool.
 
@@ -74,13 +76,14 @@ def train_batches(
     Iterator of dicts: 'image' (b, H, W, 3), uint8, or float32 if the transform
     does not round; 'label' int32 (b,), or multi-hot float32 (b, C) for a
     multi-label source; 'index' int64 (b,), the example's number in the source.
-    b = batch_size / process_count. It has `close()`, and `bad`, {path: reason}
-    of the images it could not read. Such an image is replaced by the next one
-    in the source.
+    b = batch_size / process_count. An image that cannot be read is replaced by
+    the next one in the source, and is listed in the iterator's `bad`, {path:
+    reason}. `close()` stops the threads and processes.
 
   Raises:
     ValueError: an argument has a value that is not allowed.
-    TooManyBadImages: (from the iterator) past `max_bad_fraction`.
+    TooManyBadImages: raised by the iterator when more than `max_bad_fraction`
+      of the images cannot be read.
   """
   local_batch = _local_batch(batch_size, process_count, 'data.batch_size')
   if repeats < 1:
@@ -116,19 +119,26 @@ def eval_batches(
 ) -> Batches:
   """One pass over a source in its order, each example exactly once.
 
-  Every process gets the same number of batches, ceil(N / batch_size): the last
-  ones are filled up with zeros, which 'mask' marks. A corrupt image is masked
-  as well, counted in `bad`, and past `max_bad_fraction` stops the pass.
+  Every process gets the same number of batches, ceil(N / batch_size), where the
+  last ones are filled up with zeros. 'mask' is 0 for this padding, and also for
+  an image that cannot be read.
 
   Args:
     source: where examples come from.
     preprocessing: how each image is resized and cropped.
-    batch_size: of the global batch; a process gets batch_size / process_count.
+    batch_size: number of examples in a global batch; a process gets
+      batch_size / process_count of them.
     jpeg_dct, ..., max_bad_fraction: see `train_batches`.
 
   Returns:
-    Iterator of dicts as of `train_batches`, and 'mask' float32 (b,), 1 for an
-    example and 0 for filling. Its `len()` is the number of batches.
+    Iterator of dicts as in `train_batches`, with 'mask' float32 (b,), 1 for an
+    example and 0 for padding. Its `len()` is the number of batches, and `bad`
+    lists the images that cannot be read.
+
+  Raises:
+    ValueError: an argument has a value that is not allowed.
+    TooManyBadImages: raised by the iterator when more than `max_bad_fraction`
+      of the images cannot be read.
   """
   local_batch = _local_batch(batch_size, process_count, 'eval.batch_size')
   check_jpeg_dct(jpeg_dct)
@@ -152,13 +162,14 @@ def _local_batch(batch_size: int, processes: int, key: str) -> int:
 
 
 def _start(dataset, source, threads: int, workers: int):
-  """The Grain iterator; neither threads nor workers change what it yields."""
+  """The Grain iterator. Threads and workers do not change what it yields."""
   if threads < 0 or workers < 0:
     raise ValueError(
       f'data.threads={threads}, data.workers={workers}: must not be negative'
     )
   if source.in_memory:
-    # Nothing is read or decoded, so threads would wait for the interpreter.
+    # Nothing is read or decoded, so more threads would only wait for one
+    # another: Python runs one at a time.
     threads = min(threads, 1)
   dataset = dataset.to_iter_dataset(
     grain.ReadOptions(
@@ -166,7 +177,7 @@ def _start(dataset, source, threads: int, workers: int):
     )
   )
   if workers:
-    if not flags.FLAGS.is_parsed():  # Grain hands the flags to its processes
+    if not flags.FLAGS.is_parsed():  # Grain passes the flags to its workers
       flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(
@@ -179,20 +190,24 @@ def _start(dataset, source, threads: int, workers: int):
 def sequence_position(
   position: Any, repeats: int, batch_size: int, groups: int
 ) -> Any:
-  """Which image of the shuffled sequence is at a position of the batches.
+  """The number in the shuffled sequence of the image at a batch position.
 
-  Repeated augmentation (arXiv:1901.09335) takes each image `repeats` times. As
-  DeiT's sampler deals the repeated sequence out to its processes one by one,
-  consecutive repeats are spread over the `groups` consecutive groups of a
-  global batch. A group of a batch normalization then has no image twice, if
-  there are at least `repeats` groups. One group keeps repeats side by side.
+  Repeated augmentation (arXiv:1901.09335) takes each image `repeats` times in a
+  row. The global batch consists of `groups` contiguous groups, and consecutive
+  entries of the repeated sequence go to consecutive groups, as DeiT's sampler
+  deals them out to its processes. With at least `repeats` groups, no group has
+  an image twice, which matters if batch normalization works on groups. With one
+  group, repeats stay side by side.
 
   Args:
-    position: in the sequence of all global batches, from 0; an int or an array
-      of them.
-    repeats: of each image.
-    batch_size: of the global batch.
-    groups: a divisor of `batch_size`.
+    position: position in the sequence of all global batches, from 0; an int or
+      an int array.
+    repeats: how often each image occurs.
+    batch_size: number of examples in a global batch.
+    groups: number of groups; a divisor of `batch_size`.
+
+  Returns:
+    An int, or an int array of the shape of `position`.
   """
   step, inside = position // batch_size, position % batch_size
   group_size = batch_size // groups
@@ -203,7 +218,7 @@ def sequence_position(
 class Repeat(grain.MapDataset):
   """Repeated augmentation, in the order of `sequence_position`.
 
-  It stands before the random transforms, which draw anew for each repeat.
+  It comes before the random transforms, which draw new numbers for each repeat.
   """
 
   _MUTATES_ELEMENT_SPEC = False
@@ -228,7 +243,7 @@ class Repeat(grain.MapDataset):
 
 
 class _LoadTrain:
-  """(index, generator) -> example: reads, decodes, augments."""
+  """Reads, decodes and augments one example: (index, generator) -> dict."""
 
   def __init__(self, source, transform, jpeg_dct, token_labels, geometry):
     self.source, self.transform, self.jpeg_dct = source, transform, jpeg_dct
@@ -254,7 +269,7 @@ class _LoadTrain:
     return out
 
   def _read(self, requested: int):
-    """(index, image, label) of the first readable example from one on."""
+    """(index, image, label) of `requested`, or the next readable example."""
     attempts = min(_MAX_NEIGHBORS, len(self.source))
     for offset in range(attempts):
       index = (requested + offset) % len(self.source)
@@ -266,12 +281,17 @@ class _LoadTrain:
     raise TooManyBadImages(
       f'{attempts} images in a row cannot be read, from '
       f'{self.source.describe(requested)} on '
-      f'({why_bad(self.source, requested)}). Is the data complete?'
+      f'({why_bad(self.source, requested)}). The data seems incomplete: copy '
+      'or download it again'
     )
 
 
 class _LoadEval:
-  """index -> example, masked where past the end or not readable."""
+  """Reads one example: index -> dict.
+
+  The mask is 0 for an index past the end of the source, and for an image that
+  cannot be read.
+  """
 
   def __init__(self, source, preprocessing, jpeg_dct):
     self.source, self.preprocessing = source, preprocessing
@@ -301,7 +321,7 @@ class _LoadEval:
 
 
 def _label(source, label):
-  """int32, or multi-hot float32 (C,); zeros for None."""
+  """The label as int32, or as multi-hot float32 (C,); zeros for None."""
   array = label_array(source, 1)
   if label is not None:
     set_label(array, 0, label)

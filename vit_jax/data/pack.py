@@ -1,18 +1,19 @@
 """Packs images into ArrayRecord shards: the engine of `vit-jax pack`.
 
-A shuffled copy of a large data set in few large files, which the source
-'packed' reads. The inputs may be
+It writes a shuffled copy of a large data set as a few large files, which the
+source 'packed' reads. The inputs may be
 
-  a folder   DIR/class/x.jpg, or DIR/{train,val,test}/class/x.jpg, which packs
-             every split
-  tar files  of class directories; flat with one tar a class (its name is the
-             class, as ImageNet-21k comes); or a tar of such tars (ImageNet)
-  either, with a labels file: JSON {"x.jpg": label or [labels], ...} or CSV
-             lines `x.jpg,label[,label...]` (or `label;label`). A label is a
-             class name or a class number; lists make the data multi-label
+  a folder   DIR/class/x.jpg, or DIR/{train,val,test}/class/x.jpg, of which
+             every split is packed
+  tar files  a tar of class directories; one flat tar per class, named after
+             the class (ImageNet-21k); or a tar of such tars (ImageNet)
+  a folder or tar files with a labels file: JSON {"x.jpg": label or [labels],
+             ...}, or CSV lines `x.jpg,label[,label...]` (or `label;label`). A
+             label is a class name or a class number; lists of labels make the
+             data multi-label
 
-What comes out is described in records.py. Files get their final names only
-when everything is written, the metadata file last.
+records.py describes the files that are written. They get their final names when
+all of them are complete, the metadata file last.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,9 +47,9 @@ from vit_jax.data.transforms import short_side as short_side_size
 
 log = logging.getLogger(__name__)
 
-EXAMPLES_PER_SHARD = 10_000  # that the default number of shards aims at
-_POOL_CHUNK = 256  # images that may wait for the writer
-_LISTED_BAD_EXAMPLES = 1000  # that the metadata names
+EXAMPLES_PER_SHARD = 10_000  # the default number of shards follows from it
+_POOL_CHUNK = 256  # at most so many prepared images wait to be written
+_LISTED_BAD_EXAMPLES = 1000  # at most so many are named in the metadata
 
 
 def pack(
@@ -69,27 +70,30 @@ def pack(
 
   Args:
     inputs: a directory, a tar file, or several of either.
-    out_dir: where to write; created if needed.
+    out_dir: directory to write to; created if needed.
     split: the name of the split; by default 'train', or those of a directory
       that has train/ beside val/, validation/ or test/. Other splits take the
       class numbers of the 'train' that is in `out_dir` already.
-    shards: files a split is cut into; by default one per 10,000 images.
-    shuffle_seed: of the order; None keeps the order of the names.
-    short_side: shrink larger images to this shorter side, re-encoded as JPEG.
-    quality: of that JPEG.
+    shards: number of files of a split; by default one per 10,000 images.
+    shuffle_seed: determines the order of the images; None keeps the order of
+      their names.
+    short_side: shrink images whose shorter side has more pixels to this one,
+      and encode them again as JPEG.
+    quality: quality of that JPEG, 1 to 100.
     labels_file: JSON or CSV with the labels, see the module docstring.
-    threads: that read, check and re-encode; by default one for each core.
-    overwrite: replace a split that is there already.
+    threads: number of threads that read, check and encode; by default one for
+      each core.
+    overwrite: replace a split that `out_dir` already has.
     progress: called with (images done, images in the split).
 
   Returns:
-    {split: metadata}; `metadata['bad']` counts the images that could not be
-    decoded and were left out, `metadata['bad_examples']` names them with the
-    reason.
+    {split: metadata}. `metadata['bad']` counts the images that were left out
+    because they cannot be decoded, and `metadata['bad_examples']` names them
+    with the reason.
 
   Raises:
-    ValueError: nothing to pack, a class or label that does not fit, a split
-      that exists; each with the fix.
+    ValueError: there is nothing to pack, a class or label does not fit, or a
+      split exists already; the message says what to change.
   """
   paths = [
     pathlib.Path(p).expanduser()
@@ -98,8 +102,11 @@ def pack(
   missing = [str(p) for p in paths if not p.exists()]
   if missing or not paths:
     raise ValueError(
-      f'nothing to pack: {", ".join(missing) or "no input"} '
-      'does not exist. Give image folders or tar files.'
+      'nothing to pack: '
+      + (
+        f'{", ".join(missing)} does not exist' if missing else 'no input given'
+      )
+      + '. Give image folders or tar files'
     )
   if shards is not None and shards < 1:
     raise ValueError(f'shards={shards}: must be at least 1')
@@ -125,7 +132,7 @@ def pack(
     }
   else:
     splits = {split or 'train': paths}
-  for name in splits:  # before any of them is written
+  for name in splits:  # all splits are checked before the first is written
     _refuse_existing(out, name, overwrite)
   return {
     name: _pack_split(name, split_paths, out, labels, **options)
@@ -148,7 +155,7 @@ def _pack_split(
   if not items:
     raise ValueError(
       f'{", ".join(map(str, paths))}: no images '
-      f'({", ".join(IMAGE_SUFFIXES)}, in any case)'
+      f'({", ".join(IMAGE_SUFFIXES)}, in upper or lower case)'
     )
   numbers, classes = number_labels(items, labels, classes_of_train(split, out))
   return write_split(split, out, items, numbers, classes, **options)
@@ -172,10 +179,11 @@ def write_split(
   """Writes images with known labels as one split.
 
   Args:
-    split, out: its name and directory.
-    items: the images; one may be there several times.
-    numbers: for each the list of its class numbers, or {class: probability}.
-    classes: 'num_classes', 'class_names', 'multi_label' of the metadata.
+    split: name of the split.
+    out: directory to write to.
+    items: the images; an image may occur several times.
+    numbers: for each item a list of class numbers, or {class: probability}.
+    classes: 'num_classes', 'class_names' and 'multi_label' for the metadata.
     shards, ..., progress: see `pack`.
 
   Returns:
@@ -231,7 +239,10 @@ def has_split(out: pathlib.Path, split: str) -> bool:
 
 
 def classes_of_train(split: str, out: pathlib.Path) -> dict | None:
-  """The classes of the packed 'train', which other splits must follow."""
+  """The classes of the packed split 'train', which other splits must use.
+
+  None for 'train' itself, or if it is not packed.
+  """
   index = out / ('train' + records.META_SUFFIX)
   if split == 'train' or not index.exists():
     return None
@@ -243,7 +254,7 @@ def _refuse_existing(out: pathlib.Path, split: str, overwrite: bool) -> None:
   if not overwrite and has_split(out, split):
     raise ValueError(
       f'{out} already has the split {split!r}: give another directory or '
-      'split, or overwrite=True'
+      'split name, or replace it with overwrite=True'
     )
 
 
@@ -257,7 +268,7 @@ class _Prepared:
 
 
 class _Summary:
-  """What was written of a split, for its metadata.
+  """Counts the images of a split as they are written, for its metadata.
 
   Attributes:
     num_examples: images written.
@@ -340,10 +351,10 @@ def _write_shard(
 def _publish(
   split: str, out: pathlib.Path, names: list[str], meta: dict
 ) -> None:
-  """Makes a finished split visible, in place of an earlier one.
+  """Makes a finished split visible, and replaces an earlier one.
 
-  The metadata goes first and comes last, so a reader never sees metadata of
-  other shards.
+  The old metadata is removed first and the new metadata is written last, so a
+  reader never sees metadata that does not belong to the shards.
   """
   index = out / (split + records.META_SUFFIX)
   stale = []
@@ -360,13 +371,13 @@ def _publish(
 def _ordered_map(
   pool: futures.Executor, function: Callable, items: list
 ) -> Iterator:
-  """`map` in a pool, in order, with a limited number of results waiting."""
+  """Maps in a pool, in order; a limited number of results is kept waiting."""
   for start in range(0, len(items), _POOL_CHUNK):
     yield from pool.map(function, items[start : start + _POOL_CHUNK])
 
 
 def _prepare(item: Item, short_side: int | None, quality: int) -> _Prepared:
-  """Reads an image, makes sure that it decodes, and shrinks it if need be."""
+  """Reads an image, checks that it can be decoded, and shrinks it if needed."""
   try:
     data = item.read()
     image = decode(data)

@@ -1,4 +1,4 @@
-"""What `vit-jax pack` is given: folders, tar files and files of labels."""
+"""Reads the inputs of `vit-jax pack`: folders, tar files and labels files."""
 
 import csv
 import dataclasses
@@ -11,7 +11,7 @@ from etils import epath
 
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES, scan_classes
 
-# A first cell that makes a line of a CSV file its header.
+# A line of a CSV file with one of these words in its first cell is a header.
 _CSV_HEADERS = (
   'file',
   'filename',
@@ -26,13 +26,14 @@ Label = str | int
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """One image: a file, or `size` bytes at `offset` of a tar.
+  """One image: a file, or `size` bytes at `offset` of a tar file.
 
   Attributes:
-    path: of the file that is read.
-    name: identifies the image.
-    label: the class that its directory or tar names; '' where there is none.
-    offset, size: of its bytes; a size of -1 is the whole file.
+    path: the image file or the tar file.
+    name: name of the image, unique in its input.
+    label: name of its class, from its directory or tar; '' if there is none.
+    offset: position of its first byte in the file.
+    size: number of its bytes; -1 for the whole file.
   """
 
   path: str
@@ -53,11 +54,12 @@ def list_items(path: pathlib.Path, labeled: bool) -> list[Item]:
 
   Args:
     path: the folder or tar file.
-    labeled: labels come from elsewhere, so a folder is searched to any depth
-      instead of taking its directories as classes.
+    labeled: whether a labels file gives the labels. If so, the directories of a
+      folder are not classes, and images are searched at any depth.
 
   Raises:
-    ValueError: it is neither, or a tar that cannot be read at random.
+    ValueError: `path` is neither a folder nor a tar file, or it is a compressed
+      tar, whose images cannot be read in any order.
   """
   if path.is_dir():
     if labeled:
@@ -78,8 +80,9 @@ def list_items(path: pathlib.Path, labeled: bool) -> list[Item]:
       return _list_tar(path, tar, 0, path.name.split('.')[0])
   except tarfile.ReadError as e:
     raise ValueError(
-      f'{path} is a compressed or broken tar ({e}). Compressed tars cannot '
-      f'be read at random: decompress it first, e.g. gunzip {path.name}'
+      f'{path} is a compressed or broken tar ({e}). Images cannot be read in '
+      'any order from a compressed tar: decompress it first, for example with '
+      f'gunzip {path.name}'
     ) from e
 
 
@@ -88,7 +91,7 @@ def _list_tar(
 ) -> list[Item]:
   """The images of a tar that starts at byte `base` of the file `path`.
 
-  `stem`, the name of the tar, is the class of images without a directory.
+  Images that are not in a directory have the class `stem`, the tar's name.
   """
   items = []
   for member in tar:
@@ -112,7 +115,7 @@ def _is_image(name: str) -> bool:
 
 
 def read_labels(path: pathlib.Path) -> dict[str, Label | list[Label]]:
-  """{file name: label or list of labels} of a JSON or CSV file.
+  """Reads a JSON or CSV file to {file name: label or list of labels}.
 
   Raises:
     ValueError: there is no such file, or it cannot be read.
@@ -141,7 +144,7 @@ def read_labels(path: pathlib.Path) -> dict[str, Label | list[Label]]:
 
 
 def _cells(row: list[str]) -> list[Label]:
-  """The labels of a line, which commas and semicolons separate."""
+  """The labels of one line; commas and semicolons separate them."""
   texts = [text.strip() for cell in row for text in cell.split(';')]
   return [int(t) if t.lstrip('-').isdigit() else t for t in texts if t]
 
@@ -155,16 +158,16 @@ def number_labels(
 
   Args:
     items: the images.
-    labels: of a file of labels; None to take the directories.
-    classes: of the packed training split, which others must follow:
-      'num_classes', 'class_names' (or None) and 'multi_label'. None to take
-      the classes that occur.
+    labels: what `read_labels` returned; None if directories name the classes.
+    classes: 'num_classes', 'class_names' (or None) and 'multi_label' of the
+      packed training split, which the other splits must use. None takes the
+      classes that occur in the labels.
 
   Returns:
-    A list of class numbers for each image, and a dict as `classes`.
+    A list of class numbers for each image, and a dict like `classes`.
 
   Raises:
-    ValueError: an image has no label, or one that is not a class.
+    ValueError: an image has no label, or a label that is not a class.
   """
   multi_label = False
   if labels is None:
@@ -172,11 +175,12 @@ def number_labels(
     names: list[list[Label]] = [[i.label] for i in items]
   else:
     entries = [_entry(labels, i.name) for i in items]
-    lost = [i.name for i, e in zip(items, entries, strict=True) if e is None]
-    if lost:
+    missing = [i.name for i, e in zip(items, entries, strict=True) if e is None]
+    if missing:
       raise ValueError(
-        f'{len(lost)} of {len(items)} images have no entry in the labels '
-        f'file, such as {", ".join(lost[:3])}'
+        f'{len(missing)} of {len(items)} images have no entry in the labels '
+        f'file, such as {", ".join(missing[:3])}: add them to the file, or '
+        'remove the images'
       )
     multi_label = any(isinstance(e, list) for e in entries)
     names = [
@@ -186,8 +190,8 @@ def number_labels(
     multi_label = classes['multi_label']
     if not multi_label and any(len(n) != 1 for n in names):
       raise ValueError(
-        'some images have several labels, those of the packed '
-        "'train' have one each: pack 'train' again"
+        'some images have several labels, but those of the packed split '
+        "'train' have one each: pack 'train' again with lists of labels"
       )
   number, class_names = _class_numbers({x for n in names for x in n}, classes)
   num_classes = (
@@ -203,19 +207,22 @@ def number_labels(
 
 
 def _check_directories(items: list[Item], classes: dict | None) -> None:
-  """ValueError if a tar has only one class, which it has by its own name."""
+  """ValueError if all images of tar files have one class, named by the tar.
+
+  The tar then most likely has its images without class directories.
+  """
   in_tar = all(i.size >= 0 for i in items)
   if in_tar and not classes and len({i.label for i in items}) == 1:
     raise ValueError(
-      f'all images are of one class, {items[0].label!r}: a tar needs class '
-      'directories, or one tar a class, or give labels_file'
+      f'all images are of one class, {items[0].label!r}: pack a tar with '
+      'class directories, one tar for each class, or give labels_file'
     )
 
 
 def _class_numbers(
   labels: set[Label], classes: dict[str, Any] | None
 ) -> tuple[dict[Label, int], list[str] | None]:
-  """{label: class number}, and the class names, None if labels are numbers."""
+  """{label: class number} and the class names; None if labels are numbers."""
   numbers: dict[Label, int] = {}
   if all(isinstance(x, int) for x in labels):
     limit = classes['num_classes'] if classes else float('inf')
@@ -237,7 +244,7 @@ def _class_numbers(
 
 
 def _entry(labels: dict, name: str) -> Label | list[Label] | None:
-  """The labels of an image, by its path, its file name, or its stem."""
+  """The labels of an image, listed by its path, file name or stem."""
   path = pathlib.PurePosixPath(name)
   for key in (name, path.name, path.stem):
     if key in labels:

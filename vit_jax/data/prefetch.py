@@ -1,4 +1,4 @@
-"""Keeps a few batches ready on the device, made by a thread."""
+"""Prepares the next batches in a thread, so that they are on the device."""
 
 from collections.abc import Callable, Iterator
 import queue
@@ -13,18 +13,19 @@ def prefetch(
   """Runs `put(next(iterator))` up to `size` items ahead in a thread.
 
   Args:
-    iterator: closed with the result if it has `close()`.
-    put: what moves an item to the device; called in the thread.
-    size: items kept ready; 0 works in the caller's thread.
+    iterator: yields the items. If it has `close()`, closing the result closes
+      it too.
+    put: moves an item to the device; called in the thread.
+    size: number of items kept ready; 0 works without a thread.
   """
   return Prefetch(iterator, put, size)
 
 
 class Prefetch:
-  """See `prefetch`.
+  """The iterator that `prefetch` returns.
 
-  An exception of the iterator or of `put` is raised by `next` when its item is
-  due.
+  An exception that the iterator or `put` raises for an item is raised by `next`
+  when that item is due.
 
   Attributes:
     waited: seconds that `next` spent waiting; near zero when input keeps up.
@@ -55,7 +56,7 @@ class Prefetch:
       return self._ITEM, self._put(next(self._iterator))
     except StopIteration:
       return self._END, None
-    except BaseException as e:  # handed to the caller of next
+    except BaseException as e:  # `__next__` raises it in the caller's thread
       return self._ERROR, e
 
   def _run(self):
@@ -84,7 +85,7 @@ class Prefetch:
     raise StopIteration
 
   def close(self) -> None:
-    """Stops the thread, drops what is ready and closes the iterator."""
+    """Stops the thread, drops the prepared items and closes the iterator."""
     self._stop.set()
     if self._thread:
       self._thread.join()

@@ -1,8 +1,8 @@
 """The record of a packed data set, and the names of its files.
 
 A packed split is `SPLIT-00000-of-00064.array_record` ... (ArrayRecord, one
-record a group, uncompressed) and `SPLIT.packed.json`, which is written last:
-without it the split does not exist. One record, little endian:
+record per group, uncompressed) and `SPLIT.packed.json`, which is written last:
+without it the split does not exist. The layout of a record, little endian:
 
   offset  size  what
   0       1     version: 1, or 2 for a soft label
@@ -73,4 +73,5 @@ def decode_record(
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:
+  """The file name of one of a split's shards, which count from 0."""
   return f'{split}-{shard:05d}-of-{shards:05d}.array_record'

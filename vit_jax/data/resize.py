@@ -9,9 +9,9 @@
   'bilinear_antialias'     bilinear, antialias            Pillow, torchvision
   'bicubic'                bicubic, antialias             Pillow, torchvision
 
-TensorFlow computes floating-point pixels; `rounding` says what becomes of
-them: 'nearest' integers, 'truncate' to the integer below as big_vision does,
-or 'none' to keep float32 as vision_transformer does. Pillow rounds by itself.
+TensorFlow computes floating-point pixels. `rounding` turns them into integers:
+'nearest' rounds, 'truncate' takes the integer below as big_vision does, and
+'none' keeps float32 as vision_transformer does. Pillow always rounds.
 """
 
 import functools
@@ -22,7 +22,7 @@ from PIL import Image
 
 from vit_jax import resampling
 
-# name: (method, antialias) of tf.image.resize
+# name: (method, antialias), the arguments of tf.image.resize
 _TENSORFLOW = {
   'bilinear': ('bilinear', False),
   'area': ('area', False),
@@ -59,14 +59,14 @@ def resize(
       Image.fromarray(image).resize((size[1], size[0]), _PILLOW[interpolation])
     )
   if interpolation == 'bilinear' and rounding == 'nearest':
-    # OpenCV's integer arithmetic is the fastest.
+    # OpenCV resizes uint8 in integer arithmetic, which is the fastest way.
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
   resized = resize_float(image, size, interpolation)
   if rounding == 'none':
     return resized
   if rounding == 'nearest':
     np.rint(resized, out=resized)
-  if 'bicubic' in interpolation:  # the others stay between the pixels' values
+  if 'bicubic' in interpolation:  # only bicubic kernels leave [0, 255]
     np.clip(resized, 0, 255, out=resized)
   return resized.astype(np.uint8)
 
@@ -74,7 +74,7 @@ def resize(
 def resize_float(
   image: np.ndarray, size: tuple[int, int], interpolation: str
 ) -> np.ndarray:
-  """tf.image.resize: float32 (height, width, 3), not rounded.
+  """Resizes as tf.image.resize: float32 (height, width, 3), not rounded.
 
   Args:
     image: uint8 or float32 (H, W, 3).
@@ -86,7 +86,7 @@ def resize_float(
   shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
   if method == 'bilinear' and not antialias:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-  if method == 'area' and shrinks:  # OpenCV enlarges in another way
+  if method == 'area' and shrinks:  # OpenCV's 'area' enlarges differently
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
   rows, columns = (
     _weights(old, new, method, antialias)
@@ -95,7 +95,7 @@ def resize_float(
   wide = np.matmul(columns, image)
   tall = rows @ wide.reshape(len(wide), -1)
   out = tall.reshape(size[0], size[1], image.shape[2])
-  if method == 'area':  # the sums become means, in TensorFlow's order
+  if method == 'area':  # sums become means, in TensorFlow's order of operations
     old_area = np.float32(image.shape[0]) / np.float32(size[0])
     old_area *= np.float32(image.shape[1]) / np.float32(size[1])
     out *= np.float32(1) / old_area
@@ -104,15 +104,17 @@ def resize_float(
 
 @functools.lru_cache(maxsize=512)  # images of a data set share few sizes
 def _weights(old: int, new: int, method: str, antialias: bool) -> np.ndarray:
-  """The matrix (new, old) of one axis, float32.
+  """The matrix (new, old) that resizes one axis, float32.
 
-  The rows add up to one, except for 'area': there a row holds how much of each
-  old pixel the new one covers.
+  Its rows add up to one. Only for 'area' a row holds the length of each old
+  pixel that the new pixel covers.
   """
   if method == 'area':
     return _coverage(old, new)
   scale = old / new
-  stretch = max(scale, 1.0) if antialias else 1.0  # of the kernel
+  stretch = (
+    max(scale, 1.0) if antialias else 1.0
+  )  # factor of the kernel's width
   center = (np.arange(new) + 0.5) * scale - 0.5
   distance = (np.arange(old) - center[:, None]) / stretch
   weights = (
@@ -120,15 +122,15 @@ def _weights(old: int, new: int, method: str, antialias: bool) -> np.ndarray:
     if method == 'bilinear'
     else resampling.keys_cubic(distance, -0.5)
   )
-  # What lies outside of the image is left out.
+  # Pixels outside of the image are left out, so the rows are normalized.
   return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _coverage(old: int, new: int) -> np.ndarray:
-  """How much of old pixel j the new pixel i covers: (new, old), float32.
+  """The length of old pixel j that new pixel i covers: (new, old), float32.
 
-  The arithmetic is TensorFlow's in float32, so that the truncation of values
-  next to an integer agrees.
+  The arithmetic is TensorFlow's float32 arithmetic, so that values close to an
+  integer are truncated to the same integer.
   """
   scale = np.float32(old) / np.float32(new)
   low = (np.arange(new, dtype=np.float32) * scale)[:, None]

@@ -6,7 +6,8 @@ import re
 
 log = logging.getLogger(__name__)
 
-# The names under which a source may have a split, the best first.
+# The names that a source may use for a split, the preferred one first: 'test',
+# 'validation' and 'val' stand for one another.
 SPLIT_ALIASES = {
   'train': ('train',),
   'test': ('test', 'validation', 'val'),
@@ -15,31 +16,38 @@ SPLIT_ALIASES = {
 }
 
 
-def unknown_split(split: str, there: Sequence[str], what: str) -> ValueError:
-  """The error for a split that a source does not have."""
+def unknown_split(split: str, known: Sequence[str], what: str) -> ValueError:
+  """The error for a split that a source does not have.
+
+  Args:
+    split: the requested name.
+    known: names of the splits of the source.
+    what: the source, for the message.
+  """
   return ValueError(
-    f'{what} has no split {split!r}; it has {", ".join(there)}. Some of its '
-    "examples can be held out: 'train[:90%]' and 'train[90%:]'"
+    f'{what} has no split {split!r}; it has {", ".join(known)}. To hold out '
+    "some of its examples, use 'train[:90%]' and 'train[90%:]'"
   )
 
 
-def pick_split(split: str, there: Sequence[str], what: str) -> str:
+def pick_split(split: str, known: Sequence[str], what: str) -> str:
   """The name under which a source has a split.
 
   Args:
-    split: the name wanted; one for testing stands for the others too.
-    there: the splits of the source.
+    split: the requested name; any name of SPLIT_ALIASES for a test split
+      stands for the other ones too.
+    known: names of the splits of the source.
     what: the source, for messages.
 
   Raises:
     ValueError: the source has none of the names.
   """
   for name in SPLIT_ALIASES.get(split, (split,)):
-    if name in there:
+    if name in known:
       if name != split:
         log.info('%s has no split %r: using %r', what, split, name)
       return name
-  raise unknown_split(split, there, what)
+  raise unknown_split(split, known, what)
 
 
 def parse_split(split: str) -> list[tuple[str, str, str]]:
@@ -68,8 +76,9 @@ def split_bounds(start: str, stop: str, n: int) -> tuple[int, int]:
   Percentages are rounded to the nearest example, as in TFDS.
 
   Args:
-    start, stop: such as '10', '-500' or '98%'; '' for the first and the last.
-    n: examples of the split.
+    start, stop: texts such as '10', '-500' or '98%'; '' for the beginning and
+      the end of the split.
+    n: number of examples of the split.
   """
 
   def absolute(text: str, default: int) -> int:

@@ -1,20 +1,20 @@
-"""Token labels: a class for every patch, from a teacher (arXiv:2104.10858).
+"""Token labels: classes for every patch, from a teacher (arXiv:2104.10858).
 
-A teacher is given each whole training image once, and gives logits for every
-cell of its token grid. The k best classes of each cell are stored:
+A teacher sees each whole training image once, and its logits for every cell of
+its token grid are reduced to the k best classes and stored:
 
     vit-jax token-labels WEIGHTS --source SOURCE --data-dir DIR -o LABELS
 
-and a recipe with `data.labels = LABELS` trains on them. The host sends an
-image's map, its crop's box and a small grid (6 kB instead of 800 kB at 14x14
-tokens of 1,000 classes); `token_targets.expand` makes the targets on the
-device.
+A recipe with `data.labels = LABELS` trains on them. For each image the host
+sends the stored map, the box of the crop and the origin of each token: 6 kB,
+instead of the 800 kB of dense targets for 14x14 tokens and 1,000 classes. On
+the device, `token_targets.expand` makes the targets.
 
 A directory of labels consists of ArrayRecord shards, with one record for each
 example, and `token_labels.json`, which is written last. A record is k*h*w
 float16 logits, then as many int32 classes, both (k, h, w), little endian. A
-shard appears when it is complete, and a run that was killed goes on with the
-first missing one.
+shard gets its name when it is complete, so that a killed run continues with the
+first missing shard.
 
 Shapes: (h, w) label map, k classes stored for each cell, C classes.
 """
@@ -23,8 +23,8 @@ import json
 import math
 import os
 import pathlib
-from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +37,6 @@ META = 'token_labels.json'
 VERSION = 1
 
 
-# --- Stored labels ----------------------------------------------------------
-
-
 class TokenLabels:
   """A directory of label maps.
 
@@ -49,13 +46,13 @@ class TokenLabels:
   which `token_targets.expand` turns into targets.
 
   Attributes:
-    meta: teacher, model, examples, fingerprint of the data, num_classes, top_k,
-      grid.
+    meta: the content of `token_labels.json`: among others 'teacher',
+      'examples', 'fingerprint' (of the data), 'num_classes', 'top_k', 'grid'.
   """
 
   def __init__(
     self,
-    path,
+    path: str | os.PathLike,
     *,
     grid: tuple[int, int] = (14, 14),
     size: tuple[int, int] = (224, 224),
@@ -64,27 +61,28 @@ class TokenLabels:
     """Opens a directory.
 
     Args:
-      path: written by `make_token_labels`.
-      grid: tokens of the student; (1, 1) for ReLabel.
+      path: directory that `teachers.token_labels.make_token_labels` wrote.
+      grid: (rows, columns) of the student's tokens; (1, 1) for ReLabel.
       size: (height, width) of the images that the host makes.
-      swap_axes: read boxes with rows and columns exchanged, as the released
+      swap_axes: exchange the rows and columns of boxes, as VOLO's released
         code does.
 
     Raises:
-      ValueError: no such labels, unfinished, or not whole.
+      ValueError: there are no such labels, they are unfinished, or lack shards.
     """
     self._path = pathlib.Path(path)
     meta = self._path / META
     if not meta.exists():
       raise ValueError(
-        f'{path} has no {META}: no token labels, or unfinished ones. Make '
-        'them, or let them be finished, with `vit-jax token-labels`'
+        f'{path} has no {META}: it has no token labels, or unfinished ones. '
+        'Make or finish them with `vit-jax token-labels`'
       )
     self.meta = json.loads(meta.read_text())
     if self.meta.get('version') != VERSION:
       raise ValueError(
-        f'{path} has labels of version '
-        f'{self.meta.get("version")}, this reads {VERSION}'
+        f'{path} has labels of version {self.meta.get("version")}; this '
+        f'version of vit_jax reads {VERSION}. Make them again with '
+        '`vit-jax token-labels`'
       )
     missing = [
       name for name in self.meta['shards'] if not (self._path / name).exists()
@@ -102,7 +100,9 @@ class TokenLabels:
     return self.meta['examples']
 
   def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    if self._records is None:  # not in __init__: readers do not pickle
+    if self._records is None:
+      # Not opened in __init__: the labels are pickled for worker processes, and
+      # an open reader cannot be.
       from array_record.python import array_record_data_source
 
       self._records = array_record_data_source.ArrayRecordDataSource(
@@ -134,23 +134,29 @@ class TokenLabels:
     return {**self.__dict__, '_records': None}
 
   def check(self, source: Source, num_classes: int) -> None:
-    """ValueError unless the labels are of this source and its classes."""
+    """Raises ValueError unless the labels were made for `source`.
+
+    Args:
+      source: the training data.
+      num_classes: number of classes of the student's head.
+    """
     if self.meta['num_classes'] != num_classes:
       raise ValueError(
         f'the token labels in {self._path} are of '
-        f'{self.meta["num_classes"]} classes, the data has {num_classes}'
+        f'{self.meta["num_classes"]} classes, the data has {num_classes}: make '
+        'them with a teacher of the same classes'
       )
     if self.meta['fingerprint'] != source.fingerprint:
       raise ValueError(
         f'the token labels in {self._path} are of {self.meta["data"]} '
         f'({len(self)} examples), not of {source.name} ({len(source)}): make '
-        'them of the same data.source, data.dir and data.split'
+        'them for the same data.source, data.dir and data.split'
       )
 
 
 def open_for_training(
   path: str | os.PathLike,
-  model: Any,
+  model: nn.Module,
   source: Source,
   num_classes: int,
   *,
@@ -158,20 +164,20 @@ def open_for_training(
   host_size: tuple[int, int],
   swap_axes: bool = False,
 ) -> TokenLabels:
-  """The labels of the examples that a model is trained on.
+  """Opens token labels and checks that they fit the data and the student.
 
   Args:
-    path: of the labels.
+    path: directory of the labels.
     model: the student.
-    source: of the training data.
-    num_classes: of the head.
-    image_size: (height, width) of what the model takes.
+    source: the training data.
+    num_classes: number of classes of the student's head.
+    image_size: (height, width) of the images that the model gets.
     host_size: (height, width) of the images that the host makes.
     swap_axes: see `TokenLabels`.
 
   Raises:
-    ValueError: labels of other data, or an image that is not square where the
-      student's tokens cannot be laid out.
+    ValueError: the labels are of other data, or the student's tokens do not
+      form a grid on images of this size.
   """
   labels = TokenLabels(
     path,
@@ -183,8 +189,10 @@ def open_for_training(
   return labels
 
 
-def student_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-  """Grid of a model's token head; (1, 1) if it has none."""
+def student_grid(
+  model: nn.Module, image_size: tuple[int, int]
+) -> tuple[int, int]:
+  """(rows, columns) of a model's token logits; (1, 1) if it has none."""
   out = _outputs(model, image_size)[1]
   if 'logits_aux' not in out:
     return 1, 1
@@ -204,15 +212,15 @@ def _grid(tokens: int, image_size) -> tuple[int, int]:
   rows = max(1, round(math.sqrt(tokens * image_size[0] / image_size[1])))
   if tokens % rows:
     raise ValueError(
-      f'{tokens} tokens of an image of {image_size[0]}x'
-      f'{image_size[1]} make no grid'
+      f'the {tokens} tokens of an image of {image_size[0]}x{image_size[1]} '
+      'do not form a grid: train on square images'
     )
   return rows, tokens // rows
 
 
 def encode_record(logits: np.ndarray, classes: np.ndarray) -> bytes:
-  """The record of a map (h, w, k)."""
-  first = lambda x, dtype: np.ascontiguousarray(
+  """The record of one map: logits and classes, both (h, w, k)."""
+  classes_first = lambda x, dtype: np.ascontiguousarray(
     np.moveaxis(x, -1, 0), dtype
   ).tobytes()
-  return first(logits, '<f2') + first(classes, '<i4')
+  return classes_first(logits, '<f2') + classes_first(classes, '<i4')

@@ -1,16 +1,16 @@
 """Targets for tokens from stored label maps (arXiv:2104.10858, section 3.2).
 
-A training image is a random crop, perhaps mirrored and warped. Its targets are
-the region of the image's label map that it shows, cut out by ROI-align. The
-host computes where the content of each token comes from (`token_source`), the
-device computes the targets (`expand`).
+A training image is a random crop, which may also be mirrored and warped. Its
+targets are cut out of the image's label map by ROI-align, at the region that
+the crop shows. The host computes which token of the crop each token of the
+training image shows (`token_source`). The device computes the targets
+(`expand`).
 
 Shapes: (h, w) label map, (g, g) tokens of the student, N = g * g, k classes
 stored for each cell of the map, C classes.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,16 +31,18 @@ def roi_weights(
   border, further outside they are zero.
 
   Args:
-    start, end: of the region, in cells of the map.
-    size: cells of the map.
-    bins: of the result.
+    start, end: the region's first and last coordinate, in cells of the map.
+    size: number of cells of the map along this axis.
+    bins: number of bins of the result.
 
   Returns:
-    (bins, size), float32. Two of them, for rows and columns, make ROI-align.
+    (bins, size), float32. ROI-align multiplies a map by the matrix of the rows
+    and by the matrix of the columns.
   """
   length = jnp.maximum(end - start, 1.0)
   count = jnp.ceil(length / bins)
-  # No crop is longer than the map; one sample more because of rounding.
+  # A crop is at most as long as the map, which bounds the samples of a bin; one
+  # more allows for rounding.
   sample = jnp.arange(math.ceil(max(size, 1) / bins) + 1, dtype=jnp.float32)
   bin_start = start + jnp.arange(bins, dtype=jnp.float32) * (length / bins)
   at = bin_start[:, None] + (sample[None] + 0.5) * (length / bins / count)
@@ -58,12 +60,14 @@ def crop_logits(
   grid: tuple[int, int],
   num_classes: int,
 ) -> jax.Array:
-  """Dense logits of a crop: stored top-k, zero elsewhere, and ROI-align.
+  """Logits of the tokens of a crop, by ROI-align of the stored map.
+
+  Classes that are not among the stored k have the logit 0.
 
   Args:
     logits, classes: (k, h, w), the stored map.
-    box: (top, left, height, width) of the crop, fractions of the image.
-    grid: tokens of the result.
+    box: (top, left, height, width) of the crop, as fractions of the image.
+    grid: (rows, columns) of the result.
     num_classes: C.
 
   Returns:
@@ -94,21 +98,21 @@ def crop_targets(
   box: jax.Array,
   source: jax.Array,
   num_classes: int,
-) -> Any:
+) -> tuple[jax.Array, jax.Array]:
   """Targets of one training image.
 
   Args:
     logits, classes: (k, h, w), the stored map.
-    box: (top, left, height, width) of the crop, fractions of the image.
-    source: (g, g) int, from where on the crop's grid (row * g + column) the
-      content of each token comes; -1 for what was filled in. See
-      `token_source`.
+    box: (top, left, height, width) of the crop, as fractions of the image.
+    source: (g, g) int, for each token the number (row * g + column) of the
+      token of the crop that it shows; -1 for a color that an operation filled
+      in. See `token_source`.
     num_classes: C.
 
   Returns:
-    Targets of the tokens (N, C) and of the class (C,): distributions, the
-    softmax of the crop's logits, not smoothed. The class target is of the whole
-    crop. A token that was filled in has a uniform target.
+    Targets of the tokens (N, C), and the class target (C,) of the whole crop.
+    Both are distributions: the softmax of the crop's logits, not smoothed. A
+    token that was filled in has a uniform target.
   """
   tokens = crop_logits(
     logits, classes, box, (source.shape[0], source.shape[1]), num_classes
@@ -123,16 +127,16 @@ def crop_targets(
 def expand(
   batch: dict[str, jax.Array], num_classes: int
 ) -> dict[str, jax.Array]:
-  """A batch with stored maps -> with targets; pure, runs on the device.
+  """Replaces the stored maps of a batch by targets; runs on the device.
 
   Args:
-    batch: dict with what `TokenLabels` adds, stacked along a batch axis.
+    batch: dict with the arrays that `TokenLabels` adds, stacked to a batch.
     num_classes: C.
 
   Returns:
-    The batch with 'token_labels' (B, N, C) and 'token_cls' (B, C) instead. On a
-    1x1 grid, for a model without token head, 'label' is the class target: that
-    is ReLabel (arXiv:2101.05022).
+    The batch with 'token_labels' (B, N, C) and 'token_cls' (B, C) in place of
+    the maps. On a 1x1 grid, for a model without token logits, 'label' becomes
+    the class target instead, as in ReLabel (arXiv:2101.05022).
   """
   batch = dict(batch)
   logits, classes, box, source = (
@@ -147,7 +151,7 @@ def expand(
 
 
 def _inverse_map(name: str, args, size: tuple[int, int]):
-  """The affine map of an operation, from positions in its result to its input.
+  """The affine map from positions in an operation's result to its input.
 
   Returns:
     (2, 3) matrix for (x, y, 1) in pixels; None if it moves no pixels.
@@ -173,16 +177,16 @@ def _inverse_map(name: str, args, size: tuple[int, int]):
 def token_source(
   geometry: Geometry, grid: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-  """Where each token's content lies in the crop, after flip and RandAugment.
+  """Which token of the crop each token shows after flip and RandAugment.
 
   Args:
     geometry: what was done to the image after the crop.
-    grid: tokens (rows, columns).
-    size: (height, width) of the crop that was transformed.
+    grid: (rows, columns) of the tokens.
+    size: (height, width) of the crop in pixels.
 
   Returns:
-    grid of int16: the nearest token of the crop, row * columns + column; -1
-    where an operation filled in.
+    int16 (rows, columns): the number of the nearest token of the crop, row *
+    columns + column; -1 where an operation filled in a color.
   """
   rows, columns = grid
   y = (np.arange(rows)[:, None] + 0.5) * size[0] / rows
@@ -195,8 +199,8 @@ def token_source(
       x, y = a * x + b * y + c, d * x + e * y + f
   if geometry.flip:
     x = size[1] - x
-  # A center on the edge between two tokens could be either's. The margin keeps
-  # rounding errors from choosing.
+  # A center exactly on the edge of two tokens belongs to the second one. The
+  # margin keeps rounding errors from moving it to the first.
   row = np.floor(y * rows / size[0] + 1e-6).astype(int)
   column = np.floor(x * columns / size[1] + 1e-6).astype(int)
   inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)

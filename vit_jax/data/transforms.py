@@ -1,8 +1,8 @@
-"""Host transforms: a decoded image to the pixels that the device is given.
+"""Host transforms: from a decoded image to the pixels sent to the device.
 
 Training images are cropped at random, flipped and augmented (`TrainTransform`),
 evaluation images are resized and cropped in a fixed way (`eval_image`). All
-randomness comes from the numpy Generator that a transform is given.
+random numbers come from the numpy Generator that a transform is given.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ CROPS = (
   'pad_crop',
   'none',
 )
-# 'random' draws one of timm's two for each image.
+# 'random' draws Pillow's bilinear or bicubic for each image, as timm does.
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, 'random')
 
 
@@ -50,10 +50,10 @@ def proportional_size(
 ) -> tuple[int, int]:
   """The size whose 'short' or 'long' side is `target`, as in big_vision.
 
-  Both sides are rounded to the nearest integer, computed in float32.
+  Both sides are computed in float32 and rounded to the nearest integer.
   """
-  given = min(height, width) if side == 'short' else max(height, width)
-  ratio = np.float32(target) / np.float32(given)
+  old = min(height, width) if side == 'short' else max(height, width)
+  ratio = np.float32(target) / np.float32(old)
   new_height, new_width = (
     int(np.rint(np.float32(n) * ratio)) for n in (height, width)
   )
@@ -66,7 +66,10 @@ def resize_small(
   interpolation: str = 'area',
   rounding: str = 'truncate',
 ) -> np.ndarray:
-  """big_vision's `resize_small`: the shorter side becomes `target`."""
+  """big_vision's `resize_small`: the shorter side becomes `target` pixels.
+
+  Takes and returns (H, W, 3); see `resize` for the other arguments.
+  """
   height, width = image.shape[:2]
   size = proportional_size(height, width, target, 'short')
   return resize(image, size, interpolation, rounding)
@@ -78,7 +81,10 @@ def resize_long(
   interpolation: str = 'area',
   rounding: str = 'truncate',
 ) -> np.ndarray:
-  """big_vision's `resize_long`: the longer side becomes `target`."""
+  """big_vision's `resize_long`: the longer side becomes `target` pixels.
+
+  Takes and returns (H, W, 3); see `resize` for the other arguments.
+  """
   height, width = image.shape[:2]
   size = proportional_size(height, width, target, 'long')
   return resize(image, size, interpolation, rounding)
@@ -87,7 +93,8 @@ def resize_long(
 def central_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """The central (height, width) of an image, as big_vision takes it.
 
-  Of an odd number of superfluous pixels, one more goes below and on the right.
+  If the number of pixels to remove is odd, the bottom or the right side loses
+  one more.
   """
   height, width = image.shape[:2]
   return cut(image, ((height - size[0]) // 2, (width - size[1]) // 2, *size))
@@ -105,8 +112,9 @@ def color_jitter(
 
   Args:
     image: uint8 (H, W, 3).
-    strength: each is multiplied by a factor uniform in
-      [max(0, 1 - strength), 1 + strength], as torchvision's ColorJitter does.
+    strength: brightness, contrast and saturation are each multiplied by a
+      factor that is uniform in [max(0, 1 - strength), 1 + strength], as in
+      torchvision's ColorJitter.
     rng: the only source of randomness.
   """
   enhancers = (
@@ -123,7 +131,7 @@ def color_jitter(
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """What happened to an image, for labels that live on its grid.
+  """What was done to an image, so that labels of its patches can follow.
 
   Attributes:
     box: (top, left, height, width) of the crop, as fractions of the image.
@@ -146,7 +154,7 @@ class TrainTransform:
 
   Attributes:
     size: (height, width) of the result.
-    fill: color of the pixels that timm's geometric operations leave empty.
+    fill: RGB color of the pixels that timm's geometric operations leave empty.
 
   Raises:
     ValueError: a field has a value that is not allowed.
@@ -204,7 +212,7 @@ class TrainTransform:
         "data.rounding='none' keeps floating-point pixels, and data.randaugment"
         ' and data.color_jitter need integers: use another rounding'
       )
-    self._policy  # noqa: B018  (an unreadable policy raises here)
+    self._policy  # noqa: B018  (read now, so that a wrong policy raises here)
 
   @functools.cached_property
   def _policy(self):
@@ -222,8 +230,8 @@ class TrainTransform:
       rng: the only source of randomness.
 
     Returns:
-      (*size, 3), uint8, or float32 in [0, 255] if `rounding` is 'none'; and
-      what was done to the image.
+      The result, (*size, 3), uint8, or float32 in [0, 255] if `rounding` is
+      'none'; and what was done to the image.
     """
     image, box = self._crop(image, rng)
     flip = rng.random() < self.flip
@@ -237,10 +245,11 @@ class TrainTransform:
     return image, Geometry(box, flip, ops)
 
   def draw_box(self, rng: np.random.Generator, height: int, width: int) -> Box:
-    """The box of an image of (height, width) that a random crop shows.
+    """Draws the box that a random crop shows of an image of (height, width).
 
-    'resize_crop' and 'squash_crop' take theirs from the resized image, see
-    `resized_size`; 'pad_crop' may reach over the edge.
+    For 'resize_crop' and 'squash_crop', (height, width) is the size after
+    resizing (see `resized_size`). The box of a 'pad_crop' may reach beyond the
+    edges of the image.
     """
     if self.crop == 'inception':
       return crops.SAMPLERS[self.crop_sampling](
@@ -256,7 +265,7 @@ class TrainTransform:
     return 0, 0, height, width
 
   def resized_size(self, height: int, width: int) -> tuple[int, int]:
-    """The size to which an image is brought before the crop is taken."""
+    """The (height, width) to which an image is resized before the crop."""
     if self.resize and self.crop == 'resize_crop':
       return short_side(height, width, self.resize)
     if self.resize and self.crop == 'squash_crop':
@@ -264,7 +273,7 @@ class TrainTransform:
     return height, width
 
   def _crop(self, image, rng):
-    """The cropped and resized image, and the crop in fractions of the image."""
+    """The cropped, resized image; and the box, in fractions of the image."""
     interpolation = self.interpolation
     if interpolation == 'random':
       interpolation = ('bilinear_antialias', 'bicubic')[rng.integers(2)]
@@ -288,11 +297,12 @@ class TrainTransform:
 
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-  """An image as a model is evaluated on it.
+  """Resizes and crops an image for evaluation.
 
   Args:
     image: uint8 (H, W, 3).
-    preprocessing: see there; normalization is left to the device.
+    preprocessing: size, crop, interpolation and rounding. Normalization
+      happens on the device.
 
   Returns:
     (*size, 3), uint8, or float32 in [0, 255] if `rounding` is 'none'.
@@ -318,7 +328,7 @@ def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 def _timm_eval_image(
   image: np.ndarray, p: Preprocessing, crop: float
 ) -> np.ndarray:
-  """Shorter side to floor(size / crop), then the center as torchvision."""
+  """timm's: shorter side to floor(size / crop), then torchvision's center."""
   height, width = image.shape[:2]
   target_height, target_width = (math.floor(n / crop) for n in p.size)
   if target_height == target_width:
@@ -328,7 +338,8 @@ def _timm_eval_image(
     resized = (round(height / ratio), round(width / ratio))
   image = resize(image, resized, p.interpolation, p.rounding)
   top, left = (
-    # torchvision pads first, with the odd pixel below and on the right.
+    # torchvision pads an image that is smaller than the crop, and puts an odd
+    # pixel at the bottom or on the right.
     -((new - old) // 2) if old < new else round((old - new) / 2)
     for old, new in zip(resized, p.size, strict=True)
   )

@@ -7,14 +7,14 @@ to uint8 modulo 256. Source: big_vision/pp/autoaugment.py.
 """
 
 import math
-from typing import Any
 
 import cv2
 import numpy as np
 
-LEVELS = (
-  10.0  # a magnitude of 10 is the strongest of the paper; it may exceed 10
-)
+Color = tuple[int, int, int]
+
+# The strongest magnitude of the paper. Recipes may exceed it.
+LEVELS = 10.0
 
 
 def _blend(low: np.ndarray, high: np.ndarray, factor: float) -> np.ndarray:
@@ -38,7 +38,7 @@ def _gray(image: np.ndarray) -> np.ndarray:
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-  """Replaces values by a table of 256, or by one for each channel (256, 3)."""
+  """Replaces each value by its entry in a table, (256,) or (256, 3)."""
   table = table.astype(np.uint8)
   return cv2.LUT(image, table[None] if table.ndim == 2 else table)
 
@@ -47,6 +47,7 @@ _VALUES = np.arange(256)
 
 
 def google_autocontrast(image: np.ndarray) -> np.ndarray:
+  """Stretches the values of each channel to [0, 255]."""
   table = np.stack([_VALUES] * 3, axis=1)
   for c in range(3):
     low, high = np.float32(image[..., c].min()), np.float32(image[..., c].max())
@@ -58,6 +59,7 @@ def google_autocontrast(image: np.ndarray) -> np.ndarray:
 
 
 def google_equalize(image: np.ndarray) -> np.ndarray:
+  """Equalizes the histogram of each channel."""
   table = np.stack([_VALUES] * 3, axis=1)
   for c in range(3):
     histogram = np.bincount(image[..., c].ravel(), minlength=256)
@@ -70,6 +72,7 @@ def google_equalize(image: np.ndarray) -> np.ndarray:
 
 
 def google_invert(image: np.ndarray) -> np.ndarray:
+  """255 - image."""
   return 255 - image
 
 
@@ -81,10 +84,10 @@ def google_posterize(image: np.ndarray, bits: int) -> np.ndarray:
 
 
 def google_solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-  """Inverts the values from a threshold on.
+  """Inverts the values that are at least `threshold`.
 
-  TensorFlow compares with a threshold that was converted to uint8: 256 is 0 and
-  inverts the whole image, 384 is 128.
+  TensorFlow converts the threshold to uint8: 256 becomes 0, which inverts the
+  whole image, and 384 becomes 128.
   """
   threshold = int(threshold) % 256
   return _look_up(image, np.where(_VALUES < threshold, _VALUES, 255 - _VALUES))
@@ -93,32 +96,40 @@ def google_solarize(image: np.ndarray, threshold: int) -> np.ndarray:
 def google_solarize_add(
   image: np.ndarray, addition: int, threshold: int = 128
 ) -> np.ndarray:
+  """Adds to the values below `threshold`, and clips the result to 255."""
   added = np.clip(_VALUES + addition, 0, 255)
   return _look_up(image, np.where(_VALUES < threshold, added, _VALUES))
 
 
 def google_color(image: np.ndarray, factor: float) -> np.ndarray:
+  """Changes the saturation: 0 gives gray, 1 the image."""
   return _blend(np.repeat(_gray(image), 3, axis=-1), image, factor)
 
 
 def google_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-  # The official mean is of a histogram's counts, that is, pixels / 256.
+  """Changes the contrast: 0 gives one level of gray, 1 the image."""
+  # The official code takes the mean of the histogram's counts, not of the
+  # pixels. That mean is the number of pixels / 256.
   level = np.clip(image.shape[0] * image.shape[1] / 256.0, 0, 255)
   low = np.full(256, int(level), np.uint8)
   return _look_up(image, _blend(low, _VALUES, factor))
 
 
 def google_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+  """Changes the brightness: 0 gives black, 1 the image."""
   return _look_up(image, _blend(np.zeros(256), _VALUES, factor))
 
 
 def google_sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-  """Blends with a 3x3 smoothing (center 5, others 1, over 13)."""
+  """Changes the sharpness: 0 gives a smoothed image, 1 the image.
+
+  The smoothing kernel is 3x3: 5 / 13 at the center, 1 / 13 around it.
+  """
   smooth = image.copy()
-  if min(image.shape[:2]) >= 3:  # the border stays as it is
+  if min(image.shape[:2]) >= 3:  # pixels at the border are not smoothed
     kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
-    # OpenCV adds in the order of TensorFlow, with fused multiplications. That
-    # decides what sums next to an integer are truncated to.
+    # OpenCV adds the nine terms in TensorFlow's order, with fused multiply-add.
+    # The order matters, because sums close to an integer are truncated.
     total = cv2.filter2D(image.astype(np.float32), -1, kernel)[1:-1, 1:-1]
     smooth[1:-1, 1:-1] = np.clip(total, 0, 255).astype(np.uint8)
   return _blend(smooth, image, factor)
@@ -141,19 +152,20 @@ def _affine(image, matrix, fill):
   position[..., 0] = (a[0, 0] * x + a[0, 1] * y) + a[0, 2]
   position[..., 1] = (a[1, 0] * x + a[1, 1] * y) + a[1, 2]
   position += np.copysign(np.float32(0.5), position)  # astype truncates
-  # The limits keep positions within int16, and the outer ones outside.
+  # The limits fit into int16, and clipped positions stay outside of the image.
   np.clip(position, -2, max(height, width), out=position)
   return cv2.remap(
     image,
     position.astype(np.int16),
-    np.empty(0),  # not used: the positions are whole
+    np.empty(0),  # fractions of positions, which nearest neighbor does not need
     cv2.INTER_NEAREST,
     borderMode=cv2.BORDER_CONSTANT,
     borderValue=tuple(int(v) for v in fill),
   )
 
 
-def google_rotate(image: np.ndarray, degrees: float, fill: Any) -> np.ndarray:
+def google_rotate(image: np.ndarray, degrees: float, fill: Color) -> np.ndarray:
+  """Rotates counterclockwise around the center."""
   height, width = image.shape[:2]
   angle = np.float32(degrees * math.pi / 180)
   cos, sin = np.cos(angle), np.sin(angle)
@@ -163,30 +175,37 @@ def google_rotate(image: np.ndarray, degrees: float, fill: Any) -> np.ndarray:
   return _affine(image, [[cos, -sin, x], [sin, cos, y]], fill)
 
 
-def google_shear_x(image: np.ndarray, level: float, fill: Any) -> np.ndarray:
+def google_shear_x(image: np.ndarray, level: float, fill: Color) -> np.ndarray:
+  """Pixel (x, y) of the result is pixel (x + level * y, y) of the image."""
   return _affine(image, [[1, level, 0], [0, 1, 0]], fill)
 
 
-def google_shear_y(image: np.ndarray, level: float, fill: Any) -> np.ndarray:
+def google_shear_y(image: np.ndarray, level: float, fill: Color) -> np.ndarray:
+  """Pixel (x, y) of the result is pixel (x, y + level * x) of the image."""
   return _affine(image, [[1, 0, 0], [level, 1, 0]], fill)
 
 
 def google_translate_x(
-  image: np.ndarray, pixels: float, fill: Any
+  image: np.ndarray, pixels: float, fill: Color
 ) -> np.ndarray:
+  """Moves the image to the left by `pixels`."""
   return _affine(image, [[1, 0, pixels], [0, 1, 0]], fill)
 
 
 def google_translate_y(
-  image: np.ndarray, pixels: float, fill: Any
+  image: np.ndarray, pixels: float, fill: Color
 ) -> np.ndarray:
+  """Moves the image up by `pixels`."""
   return _affine(image, [[1, 0, 0], [0, 1, pixels]], fill)
 
 
 def google_cutout(
-  image: np.ndarray, half: int, y: int, x: int, fill: Any
+  image: np.ndarray, half: int, y: float, x: float, fill: Color
 ) -> np.ndarray:
-  """Fills a square of side 2 * `half`, centered at (y, x) in [0, 1)."""
+  """Fills a square of side 2 * `half` pixels.
+
+  Its center is at (y, x), as fractions of the height and width in [0, 1).
+  """
   height, width = image.shape[:2]
   row, column = int(y * height), int(x * width)
   out = image.copy()
@@ -197,7 +216,7 @@ def google_cutout(
 
 
 def _signed(value):
-  """Arguments of an operation with a random sign and a fill color."""
+  """Makes the arguments of an operation: a value of random sign, a color."""
   return lambda level, rng, fill: (
     float(rng.choice((-1, 1))) * value(level),
     fill,
@@ -207,8 +226,8 @@ def _signed(value):
 _none = lambda level, rng, fill: ()
 _enhance = lambda level, rng, fill: (level / LEVELS * 1.8 + 0.1,)
 
-# name: (level -> arguments, image and arguments -> image), in the official
-# order. At level 10, translations are 100 pixels and cut-outs 80 wide.
+# name: (function from level to arguments, operation), in the official order. At
+# level 10, a translation moves by 100 pixels and a cut-out is 80 pixels wide.
 GOOGLE = {
   'AutoContrast': (_none, google_autocontrast),
   'Equalize': (_none, google_equalize),

@@ -18,12 +18,14 @@ def parse(
   """Reads a policy.
 
   Args:
-    policy: '' for none; 'google(LAYERS,MAGNITUDE)'; or 'rand' and timm's
-      options: m (magnitude), mstd (its deviation; above 100: uniform), mmax
-      (its limit), n (operations), p (probability of each), inc (0 or 1).
-    fill: color of the empty pixels of timm's geometric operations.
-    interpolation: of those operations; 'bilinear', 'bicubic', or 'random' for
-      one of the two each time.
+    policy: '' for none; 'google(LAYERS,MAGNITUDE)'; or 'rand' with timm's
+      options: m (magnitude), mstd (standard deviation of the magnitude; above
+      100 the magnitude is uniform), mmax (largest magnitude), n (number of
+      operations), p (probability of each), inc (1 for operations that grow
+      more severe with the magnitude, else 0).
+    fill: RGB color of the pixels that timm's geometric operations leave empty.
+    interpolation: interpolation of those operations: 'bilinear', 'bicubic', or
+      'random', which draws one of the two for each operation.
 
   Returns:
     None, or a callable (image, rng) -> (image, applied operations).
@@ -62,7 +64,7 @@ def parse(
   if options.get('std', 0) > 100:
     options['std'] = math.inf
   if not 0 <= options.get('probability', 0.5) <= 1:
-    raise ValueError(f'p is a probability in {policy!r}: {help_text}')
+    raise ValueError(f'p in {policy!r} must be in [0, 1]: {help_text}')
   options['layers'] = int(options.get('layers', 2))
   options['increasing'] = bool(options.get('increasing', 0))
   return TimmRandAugment(**options, fill=fill, interpolation=interpolation)

@@ -1,8 +1,8 @@
 """timm's RandAugment, on Pillow's operations.
 
-Each operation that is drawn is applied with a probability, at a magnitude that
-is drawn too. Geometric operations interpolate and fill with a color that the
-recipe gives. Source: timm/data/auto_augment.py.
+Each operation that is drawn is applied with a given probability, at a random
+magnitude. Geometric operations interpolate, and fill empty pixels with the
+recipe's mean color. Source: timm/data/auto_augment.py.
 """
 
 import difflib
@@ -38,7 +38,7 @@ def _timm_solarize_add(image, add, resample, fill, threshold=128):
 
 
 def _timm_posterize(image, bits, resample, fill):
-  if bits < 1:  # what Pillow before version 13 made of no bits at all
+  if bits < 1:  # Pillow before version 13 returned a black image
     return Image.new('RGB', image.size)
   return image if bits >= 8 else ImageOps.posterize(image, int(bits))
 
@@ -47,7 +47,7 @@ def _enhancer(kind):
   return lambda image, factor, resample, fill: kind(image).enhance(factor)
 
 
-# name: (Pillow image, argument if any, resampling filter, fill) -> image
+# name: operation (Pillow image, [argument,] resampling filter, fill) -> image
 _TIMM_OPS = {
   'AutoContrast': lambda im, r, f: ImageOps.autocontrast(im),
   'Equalize': lambda im, r, f: ImageOps.equalize(im),
@@ -92,10 +92,23 @@ def timm_op(
   interpolation: str = 'bicubic',
   fill: tuple[int, int, int] = (128, 128, 128),
 ) -> np.ndarray:
-  """One timm operation on a uint8 image.
+  """Applies one timm operation.
 
-  'XIncreasing' and 'PosterizeOriginal' do what 'X' and 'Posterize' do; they
-  differ in how a magnitude becomes the argument.
+  'XIncreasing' and 'PosterizeOriginal' do the same as 'X' and 'Posterize'; timm
+  only converts a magnitude to the argument in another way.
+
+  Args:
+    name: name of the operation.
+    image: uint8 (H, W, 3).
+    args: the argument of the operation, if it takes one.
+    interpolation: 'bilinear' or 'bicubic', for geometric operations.
+    fill: RGB color of the pixels that they leave empty.
+
+  Returns:
+    uint8 (H, W, 3).
+
+  Raises:
+    ValueError: there is no such operation.
   """
   base = name.removesuffix('Increasing').removesuffix('Original')
   if base not in _TIMM_OPS:
@@ -119,7 +132,7 @@ _factor = lambda m, rng: (m / LEVELS * 1.8 + 0.1,)
 _shear = lambda m, rng: (_sign(rng, m / LEVELS * 0.3),)
 _translate = lambda m, rng: (_sign(rng, m / LEVELS * 0.45),)
 _plain = lambda m, rng: ()
-# name: (magnitude, generator) -> arguments, in the official order.
+# name: function (magnitude, generator) -> arguments, in the official order.
 TIMM = {
   'AutoContrast': _plain,
   'Equalize': _plain,
@@ -156,16 +169,16 @@ class TimmRandAugment:
   """`layers` operations, drawn with replacement, each applied or not.
 
   Args:
-    magnitude: mean of the magnitudes.
-    std: their standard deviation; infinite for a magnitude that is uniform in
+    magnitude: mean of the magnitudes, which are normally distributed.
+    std: their standard deviation; infinite for magnitudes that are uniform in
       [0, `magnitude`].
-    layers: operations that are drawn.
-    probability: that a drawn operation is applied.
-    maximum: limit of the magnitudes.
+    layers: number of operations that are drawn for an image.
+    probability: probability that a drawn operation is applied.
+    maximum: largest magnitude; larger ones are clipped.
     increasing: use the operations that grow more severe with the magnitude.
-    interpolation: of the geometric operations: 'bilinear', 'bicubic', or
-      'random' for one of the two each time.
-    fill: color of the pixels that they leave empty.
+    interpolation: interpolation of the geometric operations: 'bilinear',
+      'bicubic', or 'random', which draws one of the two for each operation.
+    fill: RGB color of the pixels that they leave empty.
 
   Raises:
     ValueError: `interpolation` is not one of these.

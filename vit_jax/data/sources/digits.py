@@ -11,8 +11,15 @@ from vit_jax.data.splits import unknown_split
 class Digits(Source):
   """scikit-learn's handwritten digits: 8x8 gray, as uint8 RGB.
 
-  The split is stratified and fixed: a seeded permutation of the 1,797 images,
-  of which every fifth in the order of (class, permutation) is for testing.
+  The split into 1,437 training and 360 test images is fixed and stratified: the
+  1,797 images are permuted with seed 0 and sorted by class, and every fifth of
+  them is a test image.
+
+  Args:
+    split: 'train' or 'test'.
+
+  Raises:
+    ValueError: there is no such split.
   """
 
   image_shape = (8, 8)
@@ -50,5 +57,5 @@ class Digits(Source):
       'id': f'digits/{self._ids[i]}',
     }
 
-  def arrays(self) -> Any:
+  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
     return self._images, self._labels

@@ -1,4 +1,4 @@
-"""A folder of images, a directory for every class."""
+"""A folder of images with one directory per class."""
 
 import hashlib
 
@@ -17,13 +17,23 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 
 
 class Folder(Source):
-  """A directory of images, one directory a class.
+  """A folder of images with one directory per class.
 
-  Either DIR/train/class/x.jpg with val/, validation/ or test/ beside it, or
-  DIR/class/x.jpg, where a fixed fraction of every class (chosen by a hash of
-  the file name) is held out as the split 'test'. Class numbers follow the
-  sorted class names of the training part, whatever the split, so they agree.
-  Examples are in the order of a hash of their path.
+  The folder has one of two layouts: DIR/train/class/x.jpg with val/,
+  validation/ or test/ beside train/, or DIR/class/x.jpg. In the second layout a
+  fixed fraction of every class, chosen by a hash of the file name, is held out
+  as the split 'test'. Classes are numbered in the order of the sorted names in
+  the training split; the other splits use the same numbers. Examples are
+  sorted by a hash of their path, which mixes the classes.
+
+  Args:
+    split: 'train', or a name of the test split (see `splits.SPLIT_ALIASES`).
+    data_dir: the folder, local or remote.
+    holdout: fraction of every class that is held out, in the second layout.
+
+  Raises:
+    ValueError: the folder has no images of this layout, no such split, or test
+      images of a class without training images.
   """
 
   def __init__(self, split: str, data_dir: str, holdout: float):
@@ -93,7 +103,11 @@ class Folder(Source):
 
 
 def scan_classes(root: epath.Path) -> dict[str, list[str]]:
-  """{class: its image file names}, for the classes that have any."""
+  """{class: sorted names of its image files}, without classes that are empty.
+
+  Raises:
+    ValueError: the directory cannot be read, or holds no images of classes.
+  """
   try:
     entries = sorted(p for p in root.iterdir() if not p.name.startswith('.'))
     loose = [p.name for p in entries if p.suffix.lower() in IMAGE_SUFFIXES]
@@ -118,16 +132,20 @@ def scan_classes(root: epath.Path) -> dict[str, list[str]]:
   if loose:
     raise ValueError(
       f'{root} has {len(loose)} images but no class directories. Put them '
-      f'into one directory a class: {root}/CLASS/{loose[0]}'
+      f'into one directory per class: {root}/CLASS/{loose[0]}'
     )
   raise ValueError(
     f'{root} has no images: nothing matches CLASS/*'
-    f'{{{",".join(IMAGE_SUFFIXES)}}} (upper case is fine too)'
+    f'{{{",".join(IMAGE_SUFFIXES)}}} in upper or lower case'
   )
 
 
 def _held_out(files: list[str], fraction: float, test: bool) -> list[str]:
-  """The files of one class that are for testing, or those for training."""
+  """The test files of one class, or its training files.
+
+  At least one file is left for training; at least one is for testing, unless
+  `fraction` is 0.
+  """
   ordered = sorted(files, key=lambda f: hashlib.md5(f.encode()).digest())
   n = min(max(round(len(files) * fraction), int(fraction > 0)), len(files) - 1)
   return ordered[:n] if test else ordered[n:]

@@ -30,14 +30,16 @@ def open_source(
   Args:
     name: one of `SOURCES`.
     split: a split or sub-split in TFDS's syntax, such as 'train[:98%]'.
-    data_dir: the directory of 'folder' or 'packed', the data_dir of TFDS.
-    holdout: fraction of a flat folder that is the split 'test'.
-    num_classes: of 'synthetic' (default 10).
-    num_examples: of 'synthetic' (default 1024).
-    image_size: (height, width) of 'synthetic'.
+    data_dir: the directory of 'folder' or 'packed', or TFDS's data_dir.
+    holdout: fraction held out as the split 'test', for a 'folder' that has
+      classes but no train directory.
+    num_classes: number of classes of 'synthetic'; None for 10.
+    num_examples: number of images of 'synthetic'; None for 1024.
+    image_size: (height, width) of the images of 'synthetic'.
 
   Raises:
-    ValueError: what is wrong with the name, split or directory, and the fix.
+    ValueError: the name, the split or the directory is wrong; the message says
+      what to change.
   """
   if name == 'digits':
     open_one = Digits
@@ -55,7 +57,7 @@ def open_source(
     near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.5)
     raise ValueError(
       f'unknown data source {name!r}'
-      + (f': did you mean {near[0]!r}?' if near else '')
+      + (f': did you mean {near[0]!r}?' if near else '.')
       + f' Sources: {", ".join(SOURCES)}'
     )
   opened: dict[str, Source] = {}

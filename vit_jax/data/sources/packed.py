@@ -1,4 +1,4 @@
-"""Packed shards, written by `vit-jax pack`."""
+"""Data sets in packed shards, as `vit-jax pack` writes them."""
 
 import dataclasses
 import json
@@ -11,9 +11,10 @@ from vit_jax.data.splits import pick_split
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-  """The fields that ArrayRecordDataSource reads of a file.
+  """A file and its number of records, for ArrayRecordDataSource.
 
-  With them it opens a file when the first of its records is read, not before.
+  ArrayRecordDataSource would otherwise open every file at once to count its
+  records. Given the count, it opens a file when a record of it is first read.
   """
 
   filename: str
@@ -23,7 +24,16 @@ class _Shard:
 
 
 class Packed(Source):
-  """ArrayRecord shards with a metadata file, written by `vit-jax pack`."""
+  """ArrayRecord shards with a metadata file, written by `vit-jax pack`.
+
+  Args:
+    split: name of a packed split, or an alias (see `splits.SPLIT_ALIASES`).
+    data_dir: the directory of the shards.
+
+  Raises:
+    ValueError: no packed split of this name, one of another version, or one
+      that lacks shards.
+  """
 
   def __init__(self, split: str, data_dir: str):
     root = data_directory(data_dir, 'packed')
@@ -34,15 +44,16 @@ class Packed(Source):
     )
     if not packed:
       raise ValueError(
-        f'{root} has no *{records.META_SUFFIX}: not a packed data set, or '
-        'one whose packing did not finish. Write it with `vit-jax pack`.'
+        f'{root} has no *{records.META_SUFFIX}: it is not a packed data '
+        'set, or its packing did not finish. Write it with `vit-jax pack`.'
       )
     chosen = pick_split(split, packed, f'packed data in {root}')
     meta = json.loads((root / (chosen + records.META_SUFFIX)).read_text())
     if meta.get('version') not in (records.VERSION, records.SOFT_VERSION):
       raise ValueError(
         f'{root}/{chosen}{records.META_SUFFIX} has version '
-        f'{meta.get("version")}, this reads {records.VERSION}: pack it again'
+        f'{meta.get("version")}; this version of vit_jax reads '
+        f'{records.VERSION} and {records.SOFT_VERSION}. Pack the images again'
       )
     missing = [
       s['file'] for s in meta['shards'] if not (root / s['file']).exists()
@@ -72,7 +83,9 @@ class Packed(Source):
     return self._length
 
   def __getitem__(self, i):
-    if self._records is None:  # not in __init__: readers do not pickle
+    if self._records is None:
+      # Not opened in __init__: a source is pickled for worker processes, and
+      # an open reader cannot be.
       from array_record.python import array_record_data_source
 
       self._records = array_record_data_source.ArrayRecordDataSource(

@@ -1,4 +1,4 @@
-"""Where examples come from: random-access sources of (image, label, id).
+"""Sources of examples (image, label, id), read by their number.
 
 A source is a sequence: `source[i]` gives
 
@@ -7,10 +7,11 @@ A source is a sequence: `source[i]` gives
          label {class: probability}
   id     a string that names the example (a path, a TFDS id, ...)
 
-`open_source(name, split=..., data_dir=...)` opens any of
+`open_source(name, split=..., data_dir=...)` opens one of
 
-  digits      scikit-learn's 1,797 digits, 8x8, in its package; 1,437 / 360
-  folder      DIR/{train,val,test}/class/x.jpg, or DIR/class/x.jpg (held out)
+  digits      scikit-learn's 8x8 digits: 1,437 for training, 360 for testing
+  folder      DIR/{train,val,test}/class/x.jpg; or DIR/class/x.jpg, of which a
+              fraction is held out for testing
   packed      ArrayRecord shards written by `vit-jax pack` (see pack.py)
   synthetic   any number of images, a pure function of the index
   tfds:NAME   a TFDS data set prepared as array_record, read without TensorFlow
@@ -23,7 +24,6 @@ classes, so that a sub-split is a random sample.
 from collections.abc import Sequence
 import hashlib
 import json
-from typing import Any
 
 from etils import epath
 import numpy as np
@@ -35,12 +35,12 @@ class Source(Sequence):
   """A fixed sequence of examples (see the module docstring).
 
   Attributes:
-    name: what it is, for messages.
+    name: name of the source and its split, for messages.
     num_classes: number of classes.
-    class_names: list of names, or None where the source has none.
-    multi_label: whether labels are lists of ints.
-    image_shape: (height, width) where all images share it, else None.
-    fingerprint: a stable string; changes if the examples or their order do.
+    class_names: names of the classes in order, or None if they have no names.
+    multi_label: whether labels are lists of ints or {class: probability}.
+    image_shape: (height, width) if all images have the same size, else None.
+    fingerprint: a string that changes if the examples or their order change.
     in_memory: whether examples are arrays that need no reading or decoding.
   """
 
@@ -53,18 +53,18 @@ class Source(Sequence):
   in_memory: bool = False
 
   def describe(self, i: int) -> str:
-    """The id or path of example i, also where the example cannot be read."""
+    """The id or path of example i, even if the example cannot be read."""
     try:
       return self[i]['id']
-    except Exception:  # this is for messages about broken examples
+    except Exception:  # the example may be the broken one of a message
       return f'{self.name} example {i}'
 
   def arrays(self) -> tuple[np.ndarray, np.ndarray]:
     """All examples in memory.
 
     Returns:
-      Images uint8 (N, H, W, 3), and labels int32 (N,), or multi-hot float32
-      (N, C) for a multi-label source.
+      Images, uint8 (N, H, W, 3); and labels, int32 (N,), or float32 (N, C) for
+      a multi-label source (multi-hot, or probabilities).
 
     Raises:
       ValueError: an image cannot be read, or the sizes differ.
@@ -77,17 +77,17 @@ class Source(Sequence):
         image = decode(example['image'])
       except BadImage as e:
         raise ValueError(
-          f'{example["id"]}: {e}. A data set that is held in memory must be '
-          'readable as a whole; remove the file, or set '
-          "data.device_cache='off' to have it skipped."
+          f'{example["id"]}: {e}. All images of a data set that is held in '
+          'memory must be readable: remove this one. A recipe can skip it '
+          "instead, with data.device_cache='off'"
         ) from e
       if images is None:
         images = np.empty((len(self), *image.shape), np.uint8)
       if image.shape != images.shape[1:]:
         raise ValueError(
-          f'{example["id"]} is {image.shape[:2]}, others are '
-          f'{images.shape[1:3]}: a data set held in memory needs images of '
-          "one size. Set data.device_cache='off'."
+          f'{example["id"]} has the size {image.shape[:2]}, the images before '
+          f'it have {images.shape[1:3]}: a data set that is held in memory '
+          "needs images of one size. A recipe can set data.device_cache='off'"
         )
       images[i] = image
       set_label(labels, i, example['label'])
@@ -105,8 +105,8 @@ def label_array(source: Source, n: int) -> np.ndarray:
 
 def set_label(
   labels: np.ndarray, i: int, label: int | Sequence[int] | dict[int, float]
-) -> Any:
-  """Writes one label into `label_array`'s row i."""
+) -> None:
+  """Writes one label into row i of an array that `label_array` made."""
   if isinstance(label, dict):
     labels[i, list(label)] = list(label.values())
   elif labels.ndim == 2:
@@ -141,10 +141,10 @@ class Subset(Source):
   def describe(self, i: int) -> str:
     return self._parent.describe(self._start + i)
 
-  def arrays(self) -> Any:
+  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
     images, labels = self._parent.arrays()
-    own = slice(self._start, self._start + self._length)
-    return images[own], labels[own]
+    rows = slice(self._start, self._start + self._length)
+    return images[rows], labels[rows]
 
 
 class Concat(Source):
@@ -156,7 +156,8 @@ class Concat(Source):
     self._ends = np.cumsum([len(s) for s in sources])
     self.name = name
     self.num_classes, self.class_names = first.num_classes, first.class_names
-    # With soft labels in one source, the classes of another become one-hot.
+    # If one source has soft labels, the class numbers of the others become
+    # one-hot rows (see `arrays`).
     self.multi_label = any(s.multi_label for s in sources)
     self.in_memory = first.in_memory
     shapes = {s.image_shape for s in sources}
@@ -179,7 +180,7 @@ class Concat(Source):
     source, j = self._locate(i)
     return source.describe(j)
 
-  def arrays(self) -> Any:
+  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
     images, labels = zip(*(s.arrays() for s in self._sources), strict=True)
     if self.multi_label:
       labels = [
@@ -190,15 +191,23 @@ class Concat(Source):
 
 
 def checked_index(i: int, length: int) -> int:
-  """A valid index as int; negative ones count from the end."""
+  """The index as an int in [0, length); negative ones count from the end.
+
+  Raises:
+    IndexError: there is no such example.
+  """
   i = int(i)
   if not -length <= i < length:
-    raise IndexError(f'example {i} of a source of {length}')
+    raise IndexError(f'there is no example {i}: the source has {length}')
   return i % length
 
 
 def data_directory(data_dir: str, source: str) -> epath.Path:
-  """An existing directory, or the error that says what is missing."""
+  """The path of a directory of data.
+
+  Raises:
+    ValueError: no directory is given, or it does not exist.
+  """
   if not data_dir:
     raise ValueError(
       f'data.source={source!r} needs data.dir: the directory with the images'

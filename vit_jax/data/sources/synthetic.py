@@ -1,4 +1,4 @@
-"""Synthetic images, for trying things out."""
+"""Synthetic images, for tests and trial runs without data."""
 
 import numpy as np
 
@@ -6,9 +6,18 @@ from vit_jax.data.sources.source import Source, checked_index, fingerprint
 
 
 class Synthetic(Source):
-  """Noise around a color that depends on the class, for quick runs.
+  """Images of noise around a color that depends on the class.
 
   Image, label and id are a pure function of (split, index).
+
+  Args:
+    split: any name; different names give different noise.
+    num_examples: number of images.
+    num_classes: number of classes; example i has class i % num_classes.
+    image_size: (height, width) of the images.
+
+  Raises:
+    ValueError: `num_examples` or `num_classes` is not positive.
   """
 
   in_memory = True

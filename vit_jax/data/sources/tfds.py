@@ -1,4 +1,4 @@
-"""TFDS data sets that were prepared as ArrayRecord."""
+"""TFDS data sets that were prepared in the array_record format."""
 
 import difflib
 import logging
@@ -13,8 +13,9 @@ from vit_jax.data.splits import pick_split
 
 log = logging.getLogger(__name__)
 
-# The features that hold the labels, the first that is there. ReaL
-# (arXiv:2006.07159) has its own beside 'original_label', those of ImageNet.
+# Names of the feature that holds the labels; the first one that a data set has
+# is read. ImageNet-ReaL (arXiv:2006.07159) has its labels in 'real_label', and
+# ImageNet's own in 'original_label'.
 _LABEL_FEATURES = ('label', 'labels', 'real_label')
 
 
@@ -27,11 +28,13 @@ class Tfds(Source):
     Args:
       name: 'cifar10', 'cifar10:3.0.2' or 'NAME/CONFIG'; without a version, the
         newest that is prepared. 'imagenet2012_real' has the labels of ReaL.
-      split: a split, or an alias of one for testing.
-      data_dir: of TFDS; '' for its default.
+      split: name of a split, or an alias (see `splits.SPLIT_ALIASES`).
+      data_dir: TFDS's data_dir; '' for $TFDS_DATA_DIR or TFDS's default.
 
     Raises:
-      ValueError: it is not prepared in this format.
+      ValueError: the data set is not prepared, is not in array_record format,
+        or has no such split.
+      ImportError: the package tensorflow-datasets is missing.
     """
     self._directory = _tfds_directory(name, data_dir)
     builder = _tfds_builder(self._directory)
@@ -59,7 +62,9 @@ class Tfds(Source):
     return self._length
 
   def __getitem__(self, i):
-    if self._data is None:  # not in __init__: readers do not pickle
+    if self._data is None:
+      # Not opened in __init__: a source is pickled for worker processes, and
+      # an open reader cannot be.
       import tensorflow_datasets as tfds
 
       builder = _tfds_builder(self._directory)
@@ -96,12 +101,12 @@ def _tfds_directory(name: str, data_dir: str) -> str:
     f"'{root}', file_format='array_record').download_and_prepare()`"
   )
   if not base.is_dir():
-    there = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
-    near = difflib.get_close_matches(path, there, n=3)
+    names = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    near = difflib.get_close_matches(path, names, n=3)
     raise ValueError(
       f'tfds:{name}: {base} does not exist'
       + (f'. Near names there: {", ".join(near)}' if near else '')
-      + f'. Give data.dir the TFDS data_dir, or {prepare}'
+      + f'. Set data.dir to the data_dir of TFDS, or {prepare}'
     )
   versions = sorted(
     (
@@ -125,7 +130,7 @@ def _tfds_directory(name: str, data_dir: str) -> str:
     )
   if version and version not in versions:
     raise ValueError(
-      f'tfds:{name}: version {version} is not in {base}; there are '
+      f'tfds:{name}: version {version} is not in {base}, which has '
       f'{", ".join(versions)}'
     )
   return str(base / (version or versions[-1]))
@@ -152,8 +157,11 @@ def _tfds_builder(directory: str) -> Any:
   return builder
 
 
-def _tfds_features(name: str, features) -> dict[str, str]:
-  """Which feature is the image, the label (or labels) and the id."""
+def _tfds_features(name: str, features: Any) -> dict[str, str]:
+  """The features to read: {'image': ..., 'label': ..., 'id': ...}.
+
+  'id' is left out if no feature identifies the examples.
+  """
   kinds = {}
   for key, feature in features.items():
     kind = type(feature).__name__
@@ -164,8 +172,8 @@ def _tfds_features(name: str, features) -> dict[str, str]:
   labels = [k for k, v in kinds.items() if v in ('ClassLabel', 'ClassLabels')]
   if not images or not labels:
     raise ValueError(
-      f'tfds:{name} has features {kinds}: an Image and a ClassLabel (or a '
-      'Sequence of ClassLabel) are needed'
+      f'tfds:{name} has the features {kinds}; it needs an Image and a '
+      'ClassLabel (or a Sequence of ClassLabel)'
     )
   chosen = {
     'image': _choose(name, images, ('image',)),
@@ -179,7 +187,7 @@ def _tfds_features(name: str, features) -> dict[str, str]:
 
 
 def _choose(name: str, keys: list[str], preferred: tuple[str, ...]) -> str:
-  """The feature to read of several of one kind; the log says which."""
+  """The first preferred feature of one kind, or the first of all; logs it."""
   chosen = next((k for k in preferred if k in keys), keys[0])
   others = [k for k in keys if k != chosen]
   if others:
