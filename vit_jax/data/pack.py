@@ -124,20 +124,26 @@ def pack(
     progress=progress,
   )
   labels = read_labels(pathlib.Path(labels_file)) if labels_file else None
-  if split is None and len(paths) == 1 and (paths[0] / 'train').is_dir():
-    splits = {
-      name: [paths[0] / name]
-      for name in ('train', 'validation', 'val', 'test')
-      if (paths[0] / name).is_dir()
-    }
-  else:
-    splits = {split or 'train': paths}
+  splits = _splits(paths, split)
   for name in splits:  # all splits are checked before the first is written
     _refuse_existing(out, name, overwrite)
   return {
     name: _pack_split(name, split_paths, out, labels, **options)
     for name, split_paths in splits.items()
   }
+
+
+def _splits(
+  paths: list[pathlib.Path], split: str | None
+) -> dict[str, list[pathlib.Path]]:
+  """The inputs of each split that is to be written."""
+  if split is None and len(paths) == 1 and (paths[0] / 'train').is_dir():
+    return {
+      name: [paths[0] / name]
+      for name in ('train', 'validation', 'val', 'test')
+      if (paths[0] / name).is_dir()
+    }
+  return {split or 'train': paths}
 
 
 def _pack_split(

@@ -1,4 +1,4 @@
-"""From a checked recipe and a mesh to everything a run needs."""
+"""Turns a checked recipe and a mesh into everything that a run needs."""
 
 from collections.abc import Callable
 import dataclasses
@@ -25,7 +25,7 @@ from vit_jax.recipe.keys import (
 from vit_jax.recipe.sections import Config
 from vit_jax.training import augment, losses, optimizers
 from vit_jax.training.ema import ema_update
-from vit_jax.training.schedules import make_schedule
+from vit_jax.training.schedules import Schedule, make_schedule
 from vit_jax.training.state import TrainState, init_state, init_variables
 from vit_jax.training.step import (
   TrainStep,
@@ -41,27 +41,27 @@ class Run:
 
   Attributes:
     config: the recipe.
-    mesh: its devices.
+    mesh: the devices of the run.
     model: Linen module, with its compute dtype.
-    num_classes: of the head.
-    steps_per_epoch: optimizer steps of one pass over the training images.
-    total_steps: of the run.
+    num_classes: number of classes of the head.
+    steps_per_epoch: optimizer steps in one pass over the training images.
+    total_steps: length of the run in optimizer steps.
     schedule: step -> learning rate.
     tx: the optimizer.
     abstract_state: shapes, dtypes and shardings of the state.
-    shardings: of the state.
-    update_specs: PartitionSpecs of the gradients, see `rules.update_specs`.
-    init: () -> fresh state, jitted, created in its shards.
-    init_from: variables -> state at step 0 with these variables.
+    shardings: NamedSharding of every array of the state.
+    update_specs: PartitionSpec of every gradient, see `rules.update_specs`.
+    init: () -> fresh state; jitted, and creates every array in its shards.
+    init_from: variables -> state at step 0 with these variables; jitted.
   """
 
   config: Config
   mesh: Mesh
-  model: Any
+  model: nn.Module
   num_classes: int
   steps_per_epoch: int
   total_steps: int
-  schedule: Callable
+  schedule: Schedule
   tx: optax.GradientTransformation
   abstract_state: TrainState
   shardings: TrainState
@@ -85,23 +85,23 @@ def resolve_dtype(config: Config, platform: str) -> str:
 def build(
   config: Config, mesh: Mesh, *, num_classes: int, num_examples: int
 ) -> Run:
-  """Model, optimizer, schedule and shardings of a recipe; allocates nothing.
+  """Makes model, optimizer, schedule and shardings; allocates no arrays.
 
   Args:
     config: a checked recipe.
-    mesh: real devices, or those of a described topology.
-    num_classes: of the data.
-    num_examples: of the training split.
+    mesh: devices of this machine, or of a TPU topology that is only described.
+    num_classes: number of classes of the data.
+    num_examples: number of images of the training split.
 
   Raises:
     ConfigError: the mesh does not fit the batch or the model.
   """
   _check_batch(config, mesh, num_examples)
   model = _make_model(config, num_classes, mesh.devices.flat[0].platform)
-  # Repeated augmentation does not lengthen the epoch: with `data.repeats` of 3
-  # an epoch sees a third of the images, each of them three times, as in DeiT.
+  # Repeated augmentation does not lengthen an epoch: with data.repeats=3 an
+  # epoch has a third of the images, each of them three times, as in DeiT.
   steps_per_epoch = max(1, num_examples // config.data.batch_size)
-  # A run that only evaluates has no length.
+  # A run that only evaluates may have no length; it makes 0 steps.
   total_steps = (
     in_steps(config, 'run', '', steps_per_epoch=steps_per_epoch) or 0
   )
@@ -156,7 +156,7 @@ def _check_batch(config: Config, mesh: Mesh, num_examples: int) -> None:
     raise ConfigError(
       f'data.batch_size={batch_size} is not divisible by {shards} = '
       f'{batch_shards(mesh)} devices on the data and fsdp axes x '
-      f'optim.accumulate={config.optim.accumulate}; nearest that works: '
+      f'optim.accumulate={config.optim.accumulate}; the nearest that works is '
       f'{max(1, round(batch_size / shards)) * shards}'
     )
   if not config.run.eval_only and num_examples < batch_size:
@@ -177,7 +177,7 @@ def _make_model(config: Config, num_classes: int, platform: str) -> nn.Module:
 
 
 def _dtype(model: nn.Module) -> jnp.dtype:
-  """The type of a model's input; models without the field take float32."""
+  """The compute dtype of a model; float32 for models without the field."""
   return jnp.dtype(getattr(model, 'dtype', jnp.float32))
 
 
@@ -190,7 +190,7 @@ def make_step(
   """The training step of a run, not yet jitted.
 
   Args:
-    run: what `build` made of the recipe.
+    run: what `build` returned.
     teacher, load_batch: see `vit_jax.training.step.make_train_step`.
   """
   config = run.config
@@ -243,19 +243,20 @@ def compile_step(
 ) -> Any:
   """The jitted training step of a run; its state is donated.
 
-  It has to be called, or lowered, with the run's mesh set (`jax.set_mesh`).
+  The run's mesh must be set (`jax.set_mesh`) when the step is called or
+  lowered.
   """
   step = make_step(run, teacher=teacher, load_batch=load_batch)
   return compile_train_step(step, run.shardings, run.mesh)
 
 
 def describe(run: Run, num_examples: int, macs: int) -> str:
-  """One line for the log: model, data, length and devices of a run.
+  """Describes model, data, length and devices of a run in one line of the log.
 
   Args:
-    run: what `build` made of the recipe.
-    num_examples: of the training split.
-    macs: multiply-accumulates of one image's forward pass.
+    run: what `build` returned.
+    num_examples: number of images of the training split.
+    macs: multiply-accumulates of the forward pass of one image.
   """
   config, (height, width) = run.config, preprocessing(run.config).size
   return (
@@ -271,11 +272,11 @@ def describe(run: Run, num_examples: int, macs: int) -> str:
 
 
 def run_metadata(run: Run, source: Source) -> WeightsMetadata:
-  """The record that every checkpoint step of a run holds.
+  """The metadata that every checkpoint of a run holds.
 
   Args:
-    run: what `build` made of the recipe.
-    source: of the training data.
+    run: what `build` returned.
+    source: the training data.
   """
   recipe = to_json(run.config)
   return WeightsMetadata(

@@ -1,9 +1,9 @@
 """Checks a recipe before any work: keys, types, allowed values, combinations.
 
-Everything that follows from the recipe alone is checked here, before data is
-opened or a model compiled. What also needs the data or the devices (class
-counts, the length in steps, divisibility by the mesh) is checked in
-`vit_jax.recipe.build`, which compiles nothing either.
+All checks that need only the recipe are made here, before data is opened or a
+model is compiled. `vit_jax.recipe.build` makes the checks that also need the
+data or the devices (number of classes, length in steps, divisibility by the
+mesh), and compiles nothing either.
 
 The allowed values of a key stand beside the code that reads the key.
 """
@@ -68,8 +68,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
   'eval.rounding': ROUNDINGS,
 }
 
-# Limits of numbers: what is allowed in words, the test, and the keys. A key
-# that may be None is only tested if it is set.
+# Limits of numbers: the words for the message, the test, and the keys. The test
+# is skipped for a key that is None.
 _Limit = tuple[str, Callable[[float], bool], tuple[str, ...]]
 _LIMITS: tuple[_Limit, ...] = (
   (
@@ -179,7 +179,7 @@ _LIMITS: tuple[_Limit, ...] = (
 def check(config: Config) -> None:
   """Raises ConfigError for a recipe that cannot work.
 
-  The message names the key and its value, and says what is allowed.
+  The message names the key and its value, and what is allowed.
   """
   _check_keys(config)
   _check_types(config)
@@ -220,7 +220,7 @@ def _check_keys(config: Config) -> None:
 
 
 def _check_types(config: Config) -> None:
-  """Every value has the type of its default; None only where that is None."""
+  """Every value has the type of its default. None needs the default None."""
   default = default_config()
   for section in default:
     for key in default[section]:
@@ -316,7 +316,8 @@ def _check_loss(config: Config) -> None:
 def _check_training(config: Config) -> None:
   """Schedule, regular expressions over parameters, and the profiler."""
   try:
-    # The length is not known here; a long one leaves the other checks.
+    # The length in steps is not known before the data is opened. Warm-up and
+    # cooldown fit into a very long run, which leaves the other checks.
     schedules.make_schedule(
       config.schedule,
       config.optim,
@@ -380,7 +381,7 @@ def _check_model(config: Config) -> None:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-  """Whether a value has an annotated type; True for types that say little."""
+  """Whether a value has an annotated type; True if that cannot be checked."""
   origin = typing.get_origin(annotation)
   if origin in (types.UnionType, typing.Union):
     return any(_fits(value, a) for a in typing.get_args(annotation))

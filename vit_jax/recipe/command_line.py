@@ -16,8 +16,8 @@ from absl import app, flags, logging
 
 from vit_jax.recipe.overrides import split_flags
 
-# What a mistake of the user raises. Any other exception is a fault of ours, and
-# is shown with its traceback.
+# Exceptions that a mistake of the user raises. Any other exception is a fault
+# of vit_jax, and is shown with its traceback.
 _EXPECTED = (ValueError, OSError, RuntimeError, AttributeError, TypeError)
 
 Program = Callable[[flags.FlagValues, dict[str, str]], int]
@@ -32,7 +32,7 @@ def run_program(program: Program, usage: str) -> None:
   Args:
     program: (flags, overrides) -> exit code; overrides are {key: text} of
       --config.KEY=VALUE.
-    usage: the flags that are needed, to be shown with an unexpected word.
+    usage: the required flags, shown in the message about an unexpected word.
   """
   try:
     argv, overrides = split_flags(sys.argv)

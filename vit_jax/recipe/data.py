@@ -1,6 +1,7 @@
-"""From a recipe's sections `data` and `eval` to what feeds a run."""
+"""Makes the training input of a run from the recipe's section `data`."""
 
 from collections.abc import Callable
+from typing import Any
 
 from vit_jax.data import device_cache, loader
 from vit_jax.data.sources.source import Source
@@ -11,7 +12,7 @@ from vit_jax.recipe.sections import Config
 
 
 def train_transform(config: Config, size: tuple[int, int]) -> TrainTransform:
-  """What a recipe does to a training image of the given (height, width).
+  """The host's augmentation of a recipe, for results of (height, width) `size`.
 
   Raises:
     ValueError: a key of section `data` has a value that is not allowed.
@@ -35,21 +36,23 @@ def train_transform(config: Config, size: tuple[int, int]) -> TrainTransform:
 
 
 def _fill(normalize: str) -> tuple[int, int, int]:
-  """The mean color, which timm's geometric operations fill with."""
+  """The color for timm's geometric operations: ImageNet's mean, or gray."""
   if normalize != 'imagenet':
     return 128, 128, 128
   red, green, blue = (round(mean) for mean in NORMALIZATION[normalize][0])
   return red, green, blue
 
 
-def train_batches(config: Config, source: Source, **options) -> loader.Batches:
+def train_batches(
+  config: Config, source: Source, **options: Any
+) -> loader.Batches:
   """The batches of a recipe's training images.
 
   Args:
     config: the recipe.
-    source: of the training data.
+    source: the training data.
     **options: start_step, process_index, process_count, token_labels and
-      geometry of `loader.train_batches`.
+      geometry, as for `loader.train_batches`.
   """
   data = config.data
   return loader.train_batches(
@@ -70,18 +73,19 @@ def train_batches(config: Config, source: Source, **options) -> loader.Batches:
 def make_device_cache(
   config: Config, source: Source, put: Callable
 ) -> tuple[device_cache.DeviceCache, Callable] | None:
-  """The training data on the device, if `data.device_cache` wants it there.
+  """Holds the training data on the device, if `data.device_cache` says so.
 
   Args:
     config: the recipe.
-    source: of the training data.
-    put: moves a numpy array to the device or devices (replicated).
+    source: the training data.
+    put: copies a numpy array to the device, or to all devices.
 
   Returns:
-    None, or the cache and `(arrays, indices, key) -> batch` for the step.
+    The cache, and `(arrays, indices, key) -> batch` for the step; None if the
+    data stays on the host.
 
   Raises:
-    ValueError: 'on' is given and not possible.
+    ValueError: data.device_cache is 'on', and the data cannot be held there.
   """
   transform = train_transform(config, preprocessing(config).size)
   if not device_cache.wants_cache(source, transform, config.data.device_cache):

@@ -1,9 +1,9 @@
 """The published fine-tuning settings, each in one place.
 
-The Vision Transformer's (arXiv:2010.11929, appendix B.1.1 and table 4; the same
-values in the code released with it) and BiT-HyperRule (arXiv:1912.11370,
+They are the Vision Transformer's (arXiv:2010.11929, appendix B.1.1 and table 4;
+the released code has the same values) and BiT-HyperRule (arXiv:1912.11370,
 section 3.3). `configs/finetune.py`, `configs/augreg_finetune.py` and
-`configs/bit_hyperrule.py` apply them to the published data sets,
+`configs/bit_hyperrule.py` apply them to the published data sets, and
 `folder_config` applies them to a folder of images.
 """
 
@@ -25,14 +25,15 @@ from vit_jax.recipe.sections import Config
 from vit_jax.recipe.shared import set_preprocessing
 from vit_jax.weights.metadata import WeightsMetadata
 
-# The rate is published for this batch size; it follows the batch in proportion.
+# The published learning rate and its batch size. For another batch size the
+# rate is scaled in proportion.
 RATE, BATCH_SIZE = 0.03, 512
-# The grids from which the rate was chosen on held-out images, for small data
+# The learning rates that the paper tried on held-out images, for small data
 # sets and for ImageNet.
 SMALL_GRID = (0.001, 0.003, 0.01, 0.03)
 IMAGENET_GRID = (0.003, 0.01, 0.03, 0.06)
-LAYER_DECAY = 0.75  # of the recipes' switch 'layerdecay'
-# Rate 0 for every parameter that is not of a head: a linear probe.
+LAYER_DECAY = 0.75  # what the recipes' switch 'layerdecay' sets
+# A linear probe: learning rate 0 for every parameter outside of the head.
 HEAD_ONLY = ((r'(?!\w*head\w*/).*', {'lr': 0.0}),)
 
 
@@ -42,9 +43,9 @@ class HyperRule:
 
   Attributes:
     resize: both sides in pixels, before the crop.
-    crop: both sides in pixels of what the model is given.
-    steps: length of the run.
-    warmup_steps: length of the warm-up.
+    crop: both sides in pixels of the images that the model gets.
+    steps: length of the run in steps.
+    warmup_steps: length of the warm-up in steps.
     boundaries: steps at which a 'step' schedule multiplies the rate by 0.1.
     mixup: alpha of the Beta distribution, 0 for none.
   """
@@ -58,7 +59,12 @@ class HyperRule:
 
 
 def hyperrule(num_examples: int, width: int, height: int) -> HyperRule:
-  """BiT-HyperRule for `num_examples` training images of a typical size."""
+  """BiT-HyperRule for a data set.
+
+  Args:
+    num_examples: number of training images.
+    width, height: typical size of the images in pixels.
+  """
   resize, crop = (160, 128) if width * height < 96 * 96 else (512, 480)
   if num_examples < 20_000:
     steps, drops = 500, (200, 300, 400)
@@ -71,15 +77,15 @@ def hyperrule(num_examples: int, width: int, height: int) -> HyperRule:
     crop,
     steps,
     warmup_steps=100 if steps == 500 else 500,
-    # The official rate drops one step after each boundary, a 'step' schedule
-    # drops at its boundaries.
+    # The released code lowers the rate one step after each boundary; a 'step'
+    # schedule lowers it at the boundary.
     boundaries=tuple(d + 1 for d in drops),
     mixup=0.1 if num_examples >= 20_000 else 0.0,
   )
 
 
 def set_length(config: Config, num_examples: int) -> None:
-  """Steps and warm-up for a data set of `num_examples` training images.
+  """Sets the steps and the warm-up for `num_examples` training images.
 
   The ViT's lengths equal BiT-HyperRule's: 500 steps below 20,000 images, 10,000
   below 500,000, and 20,000 from there on.
@@ -89,13 +95,16 @@ def set_length(config: Config, num_examples: int) -> None:
 
 
 def set_optimizer(config: Config, rate: float | None = None) -> None:
-  """The ViT's: SGD with momentum 0.9 in bfloat16, clip 1, no weight decay.
+  """Sets the ViT's optimizer for fine-tuning.
+
+  It is SGD with momentum 0.9, stored in bfloat16, gradients clipped to norm 1,
+  and no weight decay. The schedule stays the default of all recipes: a linear
+  warm-up, then a cosine to 0.
 
   Args:
-    config: changed in place. The schedule stays a recipe's default, the cosine
-      to 0 after a linear warm-up.
-    rate: peak learning rate; by default 0.03 for a batch of 512, in proportion
-      to the batch size.
+    config: changed in place.
+    rate: peak learning rate; by default 0.03 for a batch of 512, and in
+      proportion for other batch sizes.
   """
   if rate is None:
     rate = RATE * config.data.batch_size / BATCH_SIZE
@@ -179,7 +188,7 @@ def _set_sizes(
   info: ModelInfo,
   image_size: int | tuple[int, int] | None,
 ) -> None:
-  """Image size and how images are fed, as the model's authors do."""
+  """Sets the image size, and the preprocessing of the model's authors."""
   set_preprocessing(config)
   config.data.interpolation = info.preprocessing.interpolation
   height, width = as_size(image_size or info.preprocessing.size)
@@ -188,7 +197,11 @@ def _set_sizes(
 
 
 def _default_batch_size(num_examples: int) -> int:
-  """512, or 32 on a CPU; halved to fit the data, a multiple of the devices."""
+  """512, or 32 on a CPU, for fine-tuning on `num_examples` images.
+
+  It is halved until it is at most the number of images, then rounded down to a
+  multiple of the number of devices.
+  """
   batch_size = BATCH_SIZE if jax.default_backend() != 'cpu' else 32
   while batch_size > num_examples:
     batch_size //= 2
@@ -197,7 +210,7 @@ def _default_batch_size(num_examples: int) -> int:
 
 
 def _stored_metadata(weights: str) -> WeightsMetadata:
-  """What weights say about themselves; nothing for ''."""
+  """The metadata of a file of weights or a workdir; empty for ''."""
   if not weights:
     return WeightsMetadata()
   from vit_jax.weights import read

@@ -1,4 +1,4 @@
-"""What feeds a run: its sources, the training step and the evaluation."""
+"""Opens the data of a run, for the training step and for evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
@@ -19,7 +19,7 @@ from vit_jax.recipe.keys import (
 )
 from vit_jax.recipe.sections import Config
 
-# Splits that are tried, in this order, where a recipe names no eval sets.
+# If a recipe names no eval sets, the first of these splits that exists is used.
 TEST_SPLITS = ('test', 'validation', 'val')
 
 
@@ -33,14 +33,17 @@ def open_train_source(config: Config) -> Source:
 
 
 def open_eval_sets(config: Config, num_classes: int) -> dict[str, Source]:
-  """The eval sets of a recipe by name; else the test split of its source.
+  """Opens the eval sets of a recipe; by default the test split of its source.
 
   Args:
     config: the recipe.
-    num_classes: of the model.
+    num_classes: number of classes of the model.
+
+  Returns:
+    {name: source}.
 
   Raises:
-    ConfigError: there is none, or one has another number of classes.
+    ConfigError: there is no eval set, or one has another number of classes.
     ValueError: there is no such source or split.
   """
   data = config.data
@@ -77,7 +80,8 @@ def _open_test_split(config: Config) -> Source:
       errors.append(str(e))
   raise ConfigError(
     f'data.source={data.source!r} has none of the splits '
-    f'{", ".join(TEST_SPLITS)}; name eval.sets. ({errors[0]})'
+    f'{", ".join(TEST_SPLITS)}; name eval.sets in the recipe, or add a test '
+    f'split to the data. ({errors[0]})'
   )
 
 
@@ -95,11 +99,11 @@ def _open(config: Config, name: str, split: str, directory: str) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class TrainInput:
-  """The training images of a run, on their way to the step.
+  """The batches of a run, and what the training step needs to read them.
 
   Attributes:
-    batches: number of finished steps -> iterator over the batches of the steps
-      after them, on the devices; it has to be closed.
+    batches: (number of finished steps) -> iterator over the batches of the
+      following steps, on the devices. The caller closes it.
     extras: arrays on the devices that the step reads besides its batch.
     load_batch: see `vit_jax.training.step.make_train_step`.
   """
@@ -110,15 +114,15 @@ class TrainInput:
 
 
 def train_input(run: Run, source: Source) -> TrainInput:
-  """Images from the host, or from the devices if they hold the data set.
+  """Takes images from the host, or from the devices if they hold the data.
 
   Args:
-    run: what `build` made of the recipe.
-    source: of the training data.
+    run: what `build` returned.
+    source: the training data.
 
   Raises:
-    ConfigError: token labels of other data or for another model.
-    ValueError: a key of section `data` has a value that is not allowed.
+    ValueError: the token labels are of other data or do not fit the model, or a
+      key of section `data` has a value that is not allowed.
   """
   config, mesh = run.config, run.mesh
   labels = None
@@ -156,7 +160,7 @@ def train_input(run: Run, source: Source) -> TrainInput:
 
 
 def _cached_input(run: Run, cache: Any, make_batch: Callable) -> TrainInput:
-  """The host sends indices of images, and the step looks the images up."""
+  """The host sends the numbers of the images; the step gathers the images."""
 
   def batches(first_step: int) -> Iterator[Any]:
     index, count = batch_slice(run.mesh)
@@ -174,7 +178,7 @@ def make_evaluator(run: Run, sets: Mapping[str, Source]) -> Evaluator:
   """The exact evaluation of a run.
 
   Args:
-    run: what `build` made of the recipe.
+    run: what `build` returned.
     sets: eval sets by name.
   """
   config = run.config

@@ -1,9 +1,9 @@
-"""All keys of a recipe with their defaults, and how to read them.
+"""The keys of a recipe with their defaults, and functions that read them.
 
 A recipe `configs/X.py` starts from `default_config()` and sets keys of it.
 Sections, in order: run, data, model, loss, optim, schedule, mesh, eval, log.
-Every key here is read by something. A key that is not here is an error, except
-in `model`, which takes the fields of the model class.
+Every key is read somewhere, and any other key is an error. Only the section
+`model` also takes the fields of the model's class.
 
 The allowed values of a key stand beside the code that reads it, and
 `vit_jax.recipe.checks` compares a recipe with them before anything is compiled.
@@ -23,8 +23,8 @@ DTYPES = ('auto', 'float32', 'bfloat16')
 NAN_POLICIES = ('stop', 'skip')
 EVAL_SET_KEYS = ('source', 'dir', 'split')
 
-# Lengths that can be given in several units: at most one key of a group is set,
-# and setting one on the command line unsets the others.
+# Lengths that can be given in several units. At most one key of a group is set;
+# setting one on the command line unsets the others.
 DURATIONS = (
   ('run.steps', 'run.epochs', 'run.examples'),
   (
@@ -39,8 +39,7 @@ DURATIONS = (
 
 
 class ConfigError(ValueError):
-  """A recipe that cannot work; names the value, what is allowed, and the
-  fix."""
+  """A recipe cannot work; the message names the value and the fix."""
 
 
 def default_config() -> Config:
@@ -66,14 +65,14 @@ def default_config() -> Config:
 
 
 def get(config: Config, key: str) -> Any:
-  """config.optim.lr of 'optim.lr'."""
-  for part in key.split('.'):
-    config = config[part]
+  """The value of a key that is written with dots, such as 'optim.lr'."""
+  for name in key.split('.'):
+    config = config[name]
   return config
 
 
 def preprocessing(config: Config) -> Preprocessing:
-  """How the model of a recipe is fed when it is evaluated."""
+  """How images are prepared for the model of a recipe in evaluation."""
   size = config.data.image_size
   return Preprocessing(
     size=(size, config.data.image_width or size),
@@ -88,7 +87,7 @@ def preprocessing(config: Config) -> Preprocessing:
 def host_shape(config: Config) -> tuple[int, int]:
   """(height, width) of the images that the host makes.
 
-  They differ from the model's where the device resizes them.
+  With data.device_resize the device then resizes them to the model's size.
   """
   size = config.data.device_resize
   return (size, size) if size else preprocessing(config).size
@@ -136,9 +135,10 @@ def in_steps(
 
   Args:
     config: the recipe.
-    section: that has the keys.
-    prefix: of the keys: '' for run.{steps,epochs,examples}, 'every_' for eval.
-    steps_per_epoch: of the run.
+    section: name of the section that has the keys.
+    prefix: prefix of the keys: '' for run.{steps,epochs,examples}, 'every_' for
+      eval.{every_steps,every_epochs}.
+    steps_per_epoch: optimizer steps in one pass over the training images.
   """
   steps = durations.in_steps(
     config[section],

@@ -1,8 +1,8 @@
-"""Loads a recipe and sets keys of it from KEY=VALUE: the one way.
+"""Loads a recipe and sets keys of it from KEY=VALUE.
 
 `python -m vit_jax.main`, `python -m vit_jax.ablate`, `vit-jax aot` and the
-sweeps of recipes all come here, so that a key is spelled, typed and refused
-in the same way everywhere:
+sweeps of recipes all use this module, so that keys are read and checked in the
+same way everywhere:
 
     config = load_config('configs/finetune.py:b16', {'optim.lr': '0.01'})
 """
@@ -43,8 +43,10 @@ from vit_jax.recipe.values import (
 _MODEL_KEYS = ('model.name', 'model.module')
 
 
-def load_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
-  """The config of a recipe, with keys of it set to other values.
+def load_config(
+  source: str, overrides: Mapping[str, Any] | None = None
+) -> Config:
+  """The config of a recipe, with some keys set to other values.
 
   Args:
     source: 'configs/X.py' or 'configs/X.py:ARG'.
@@ -54,8 +56,8 @@ def load_config(source: str, overrides: Mapping[str, Any] | None = None) -> Any:
     The `ConfigDict`, not yet checked (`vit_jax.recipe.checks.check`).
 
   Raises:
-    ConfigError: no such file, a mistake in it, or an override that does not
-      fit.
+    ConfigError: there is no such file, it has a mistake, or an override has no
+      such key or another type.
   """
   path, _, arg = source.partition(':')
   module = load_recipe(path)
@@ -89,7 +91,7 @@ def load_recipe(path: str) -> types.ModuleType:
 def call_recipe(
   module: types.ModuleType, function: str, arg: str | None
 ) -> Any:
-  """`module.function(arg)` of a recipe, with its mistakes as ConfigError."""
+  """Calls `module.function(arg)`; mistakes of the recipe raise ConfigError."""
   with _mistakes_of(str(module.__file__)):
     return getattr(module, function)(arg)
 
@@ -98,8 +100,8 @@ def call_recipe(
 def _mistakes_of(path: str):
   """Lets a recipe import its neighbors, and names the line of its mistakes.
 
-  Recipes import one another as `configs.X`, so the parent of their directory
-  must be on the path, wherever the command was started.
+  Recipes import one another as `configs.X`. Python finds them if the parent of
+  their directory is on the path, which is not the directory of the command.
   """
   root = str(pathlib.Path(path).resolve().parent.parent)
   sys.path.append(root)
@@ -115,7 +117,7 @@ def _mistakes_of(path: str):
     ]
     where = f'{path}, line {lines[-1]}' if lines else path
     raise ConfigError(f'{where}: {_one_line(e)}') from e
-  except ValueError as e:  # the recipe's own words about its argument
+  except ValueError as e:  # the recipe refuses its argument
     raise ConfigError(_one_line(e)) from e
   finally:
     sys.path.remove(root)
@@ -129,8 +131,8 @@ def _one_line(error: BaseException) -> str:
 def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
   """Takes --config.KEY=VALUE out of a command line.
 
-  As with absl's flags, one dash serves as well as two, the value may be the
-  next word, and a key of type bool needs no value.
+  As with absl's flags, one dash works as well as two, the value may be the next
+  word, and a key of type bool needs no value.
 
   Args:
     argv: the words of a command line.
@@ -139,7 +141,7 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     The other words, and {key: text}; the last text of a key counts.
 
   Raises:
-    ConfigError: a key without a value.
+    ConfigError: a key has no value.
   """
   rest, overrides = [], {}
   words = list(argv)
@@ -168,12 +170,12 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> None:
-  """Sets keys of a config, checked against their types.
+  """Sets keys of a config, and checks the types of the values.
 
-  A text is read as its key's type: 3e-4, 10_000, true, (0.1, 1.0). For a key
-  that may be unset, 'None' in any spelling unsets it. Fields of the model are
-  Python literals or plain words. A length, such as run.steps, unsets the same
-  length in other units (run.epochs, run.examples).
+  A text is read in the type of its key: 3e-4, 10_000, true, (0.1, 1.0). 'None',
+  in upper or lower case, unsets a key that may be unset. Fields of the model
+  are Python literals or plain words. Setting a length, such as run.steps,
+  unsets the same length in other units (run.epochs, run.examples).
 
   Args:
     config: changed in place.
@@ -181,8 +183,9 @@ def override(config: Config, overrides: Mapping[str, Any]) -> None:
       from a sweep.
 
   Raises:
-    ConfigError: one line that names what was given, the nearest key, its type
-      and its default; or two units of one length.
+    ConfigError: a key or a type is wrong, or one length is given in two units.
+      The message is one line with the value, the nearest key, its type and its
+      default.
   """
   given = {}
   for key, value in overrides.items():
@@ -228,7 +231,7 @@ def _assign(config: Config, key: str, value: Any) -> None:
 
 
 def _set_image_size(config: Config, value: Any) -> None:
-  """Sets image_size, and image_width of (height, width); a square has none."""
+  """Sets image_size, and for (height, width) also image_width."""
   given = literal(value)
   try:
     height, width = as_size(given)
@@ -243,7 +246,7 @@ def _set_image_size(config: Config, value: Any) -> None:
 
 
 def _set_eval_set(config: Config, key: str, value: Any) -> None:
-  """Sets eval.sets.NAME.FIELD, and adds the set if there is none."""
+  """Sets eval.sets.NAME.FIELD, and adds the set if it does not exist."""
   name, _, field = key.removeprefix('eval.sets.').rpartition('.')
   if not name or field not in EVAL_SET_KEYS:
     raise ConfigError(
@@ -259,16 +262,19 @@ def _set_eval_set(config: Config, key: str, value: Any) -> None:
 def model_field_types(name: str) -> dict[str, tuple[Any, Any]]:
   """{field: (annotation, default)} of a registered model that a recipe may set.
 
-  The default is the variant's own. ValueError if there is no such model.
+  The default is that of the registered variant, such as vit_b16's width.
+
+  Raises:
+    ValueError: there is no such model.
   """
   from vit_jax.models.registry import model_info
 
   info = model_info(name)
-  own = {**info.fields}
+  variant = {**info.fields}
   result = {}
   for field in dataclasses.fields(info.module):
     if field.name not in ('parent', 'name', 'num_classes'):
-      default = own.get(field.name, field.default)
+      default = variant.get(field.name, field.default)
       if default is dataclasses.MISSING:
         default = None
       result[field.name] = (field.type, default)

@@ -1,7 +1,8 @@
 """The keys of every section of a recipe, with their defaults.
 
 A key that may be None is a `placeholder` of its type. The comment above a key
-says what it does; its allowed values stand beside the code that reads it.
+says what the key does. Its allowed values are listed beside the code that reads
+it.
 """
 
 from typing import Any
@@ -14,20 +15,23 @@ Config = Any
 
 
 def run() -> Config:
+  """Seed, length and start of the run."""
   c: Config = ConfigDict()
-  # Shown in the log.
+  # Name of the run in the log; by default the name of the model.
   c.name = ''
-  # The one seed: parameters, order of the data, augmentation, dropout.
+  # Seed of all random numbers: initial parameters, order of the data,
+  # augmentation, dropout.
   c.seed = 0
-  # Length of training: one of the three. On the command line, giving one unsets
-  # the others.
+  # Length of training: set one of these three. On the command line, setting one
+  # unsets the others.
   c.steps = placeholder(int)
   c.epochs = placeholder(float)
   c.examples = placeholder(int)
-  # Compute dtype, of DTYPES: 'auto' is bfloat16 on accelerators, float32 on a
-  # CPU.
+  # Compute dtype: 'float32', 'bfloat16', or 'auto', which is bfloat16 on
+  # accelerators and float32 on a CPU.
   c.dtype = 'auto'
-  # A loss or gradient that is not finite: 'stop', or 'skip' that update.
+  # What to do if a loss or gradient is not finite: 'stop' the run, or 'skip'
+  # the update of that step.
   c.nan = 'stop'
   # Workdir or step of another run to continue from.
   c.resume = ''
@@ -37,14 +41,14 @@ def run() -> Config:
   # path, and BatchNorm keeps the statistics that it was loaded with (DeiT's
   # released fine-tuning).
   c.train_mode = True
-  # Evaluate what the workdir, `resume` or `pretrained` holds, and train
-  # nothing.
+  # Do not train, but evaluate the parameters of the workdir, of `resume` or of
+  # `pretrained`.
   c.eval_only = False
   return c
 
 
 def data() -> Config:
-  """Source, and what the host does to the images."""
+  """Source of the images, and what the host does to them."""
   c: Config = ConfigDict()
   # 'digits', 'folder', 'packed', 'synthetic', or 'tfds:NAME' (array_record).
   c.source = 'digits'
@@ -52,61 +56,68 @@ def data() -> Config:
   c.dir = ''
   # Training split; sub-splits as in TFDS: 'train[:98%]'.
   c.split = 'train'
-  # Fraction of a flat folder that is kept for testing.
+  # Fraction of every class that is held out as the split 'test', for a folder
+  # of classes without train/.
   c.holdout = 0.1
-  # For synthetic data, and packed data without class names; else the source's
-  # own.
+  # Number of classes, for synthetic data and for packed data without class
+  # names. Other sources know theirs.
   c.num_classes = placeholder(int)
-  # For synthetic data.
+  # Number of images, for synthetic data.
   c.num_examples = placeholder(int)
+  # Images of one step, on all devices together.
   c.batch_size = 128
-  # Height, and width if the images are square, of what the model is given.
+  # Height of the images that the model gets, in pixels, and their width unless
+  # image_width is set.
   c.image_size = 224
-  # Width, if the images are not square.
+  # Width of images that are not square, in pixels.
   c.image_width = placeholder(int)
   # Crop of training images: 'inception' (a box of random area and aspect ratio,
-  # resized), 'resize_crop' (shorter side to data.resize, random crop),
-  # 'squash_crop' (both sides to data.resize, random crop), 'pad_crop' (pad by
-  # data.pad, crop back at random, resize; for CIFAR), 'resize' (both sides to
-  # the image size), 'none'.
+  # resized to the image size), 'resize_crop' (shorter side to data.resize, then
+  # a random crop), 'squash_crop' (both sides to data.resize, then a random
+  # crop), 'pad_crop' (pad by data.pad, random crop of the old size, resize; for
+  # CIFAR), 'resize' (both sides to the image size), 'none' (images have the
+  # image size already).
   c.crop = 'inception'
-  # What an inception crop draws uniformly: the 'area' (torchvision, timm) or
-  # the 'height' (TensorFlow, so Google's recipes; small crops are more
-  # frequent).
+  # What an inception crop draws uniformly: the 'area' (torchvision, timm), or
+  # the 'height' (TensorFlow, and so Google's recipes), with which small crops
+  # are more frequent.
   c.crop_sampling = 'area'
   # Range of an inception crop's area, as fractions of the image's.
   c.area = (0.05, 1.0)
   # Range of an inception crop's width / height.
   c.aspect = (3 / 4, 4 / 3)
-  # Pixels: the shorter side before resize_crop, both before squash_crop.
+  # Size before the crop in pixels: of the shorter side for 'resize_crop', of
+  # both sides for 'squash_crop'.
   c.resize = placeholder(int)
-  # Pixels on each side, for pad_crop.
+  # Pixels that 'pad_crop' adds on each side.
   c.pad = 4
-  # 'bilinear' (TensorFlow's, without antialiasing), 'bicubic' (Pillow's, with
-  # it), 'random' (timm: Pillow's bilinear or bicubic), or another of
+  # How training images are resized: 'bilinear' (TensorFlow's, without
+  # antialiasing), 'bicubic' (Pillow's, with antialiasing), 'random' (Pillow's
+  # bilinear or bicubic, as in timm), or another of
   # `preprocessing.INTERPOLATIONS`.
   c.interpolation = 'bilinear'
-  # Of pixels that TensorFlow's interpolations compute: to the 'nearest'
-  # integer, 'truncate' (big_vision), or 'none' (vision_transformer; four times
-  # the bytes).
+  # How the pixels of TensorFlow's interpolations become integers: 'nearest',
+  # 'truncate' (big_vision), or 'none', which keeps float32 (vision_transformer)
+  # and sends four times the bytes to the device.
   c.rounding = 'nearest'
-  # Decoding of JPEGs: 'accurate' (OpenCV, Pillow), or 'fast', TensorFlow's
-  # default, which Google's recipes used; it needs the package simplejpeg.
+  # Decoding of JPEGs: 'accurate' (OpenCV, Pillow), or 'fast', which is
+  # TensorFlow's default, was used by Google's recipes, and needs the package
+  # simplejpeg.
   c.jpeg_dct = 'accurate'
   # Probability of a horizontal flip.
   c.flip = 0.5
-  # '' for none, or a policy: 'google(2,15)' (layers, magnitude: AugReg) or
-  # 'rand-m9-mstd0.5-inc1' (timm).
+  # RandAugment: '' for none, 'google(LAYERS,MAGNITUDE)' as in AugReg, such as
+  # 'google(2,15)', or a policy of timm, such as 'rand-m9-mstd0.5-inc1'.
   c.randaugment = ''
-  # Strength of brightness, contrast and saturation jitter; not with
-  # RandAugment.
+  # Strength of the jitter of brightness, contrast and saturation. With
+  # RandAugment it is not applied.
   c.color_jitter = 0.0
-  # Repeated augmentation: how often an image is in the batch, spread over this
-  # many equal consecutive groups of the batch.
+  # Repeated augmentation: how often an image occurs in the batch, and the
+  # number of equal consecutive groups of the batch over which it is spread.
   c.repeats = 1
   c.repeat_groups = 1
-  # Key of `preprocessing.NORMALIZATION`: 'half' ([-1, 1]), 'imagenet' (mean and
-  # deviation of ImageNet), 'unit' ([0, 1]). It happens on the device.
+  # Normalization of pixels, on the device: 'half' (to [-1, 1]), 'imagenet' (by
+  # ImageNet's mean and standard deviation) or 'unit' (to [0, 1]).
   c.normalize = 'half'
   _add_loading(c)
   return c
@@ -114,42 +125,45 @@ def data() -> Config:
 
 def _add_loading(c: Config) -> None:
   """The keys of section `data` that say how images are read and kept."""
-  # Fraction of corrupt images above which the run stops.
+  # The run stops if more than this fraction of the images cannot be read.
   c.max_bad_fraction = 0.01
-  # Hold a small data set on the device: 'on', 'off', or 'auto' (where it pays).
+  # Hold a small data set on the device: 'on', 'off', or 'auto' (if that is
+  # possible and takes at most 1 GiB).
   c.device_cache = 'auto'
-  # Size of the host's images, which the device then resizes to image_size.
+  # Height and width of the images that the host makes; the device resizes them
+  # to the image size. By default the host makes the image size.
   c.device_resize = placeholder(int)
-  # Decoding threads of each process.
+  # Threads that decode images, in each process of the run.
   c.threads = 4
-  # Decoding processes of each process; 0 for threads only.
+  # Processes that decode images, for each process of the run; 0 for threads
+  # only.
   c.workers = 0
   # Batches that are kept ready on the device.
   c.prefetch = 2
   # Directory of token labels (`vit-jax token-labels`), '' for none.
   c.labels = ''
-  # Take a crop's rows for columns in token labels, as VOLO's released code did.
+  # Exchange rows and columns of crops in token labels, as VOLO's released code
+  # does.
   c.labels_swap_axes = False
 
 
 def augmentation() -> Config:
-  """What the device does to a batch of training images, also in section
-  data."""
+  """Keys of section data that say what the device does to training images."""
   c: Config = ConfigDict()
-  # Alpha of the Beta distribution of mixup's and CutMix's coefficients; 0 for
-  # none.
+  # Alpha of the Beta distribution of the coefficients of mixup and of CutMix; 0
+  # switches it off.
   c.mixup = 0.0
   c.cutmix = 0.0
-  # Probability of CutMix where both are on.
+  # Probability of CutMix instead of mixup, if both are on.
   c.switch_prob = 0.5
   # Probability that a batch is mixed at all.
   c.mix_prob = 1.0
-  # The image that each one is mixed with, of `mixing.PARTNERS`: 'timm' (of the
-  # reversed batch), 'google' (of the batch rolled by one, with a coefficient of
-  # at least 1/2) or 'permute' (of a random permutation).
+  # Which image each image is mixed with: 'timm' (the one in the reversed
+  # batch), 'google' (the one before it, with a coefficient of at least 1/2) or
+  # 'permute' (the one in a random permutation).
   c.mix_style = 'timm'
-  # Mix within this many groups of the batch, each with its own coefficient, as
-  # training on this many processes did.
+  # Number of groups of the batch. Images are mixed within a group, and each
+  # group has its own coefficient, as when that many processes trained.
   c.mix_groups = 1
   # Probability of random erasing.
   c.erasing = 0.0
@@ -159,6 +173,7 @@ def augmentation() -> Config:
 
 
 def model() -> Config:
+  """The model."""
   c: Config = ConfigDict()
   # Registered name (`vit-jax models`). Other keys of this section are fields of
   # the model's class, such as patch_size.
@@ -169,85 +184,96 @@ def model() -> Config:
 
 
 def loss() -> Config:
+  """Classification loss, distillation and regularization."""
   c: Config = ConfigDict()
-  # 'softmax', 'sigmoid' (summed over the classes) or 'bce' (DeiT's: averaged).
+  # 'softmax', 'sigmoid' (binary cross-entropy, summed over the classes) or
+  # 'bce' (DeiT's: averaged over the classes).
   c.name = 'softmax'
   c.label_smoothing = 0.0
-  # (off, on): the targets of absent and present classes, before smoothing.
+  # (off, on): the targets of wrong and right classes, before label smoothing.
   c.label_range = (0.0, 1.0)
-  # What is learned from a teacher: 'none', its 'soft' or its 'hard' labels.
+  # Distillation: 'none', 'soft' (the teacher's probabilities) or 'hard' (the
+  # teacher's best class).
   c.distill = 'none'
-  # Weight of the distillation term, and temperature of soft labels.
+  # Weight of the distillation term (the classification loss has the rest of 1),
+  # and temperature of soft labels.
   c.distill_alpha = 0.5
   c.distill_tau = 1.0
-  # Model of the teacher, where its weights do not say it.
+  # Model of the teacher, if its weights do not name it.
   c.teacher = ''
-  # Workdir or file; a directory of stored logits; 'random' to try things out.
+  # Weights of the teacher: a workdir or file, a directory of stored logits
+  # (`vit-jax teacher-logits`), or 'random' for trial runs.
   c.teacher_weights = ''
-  # By default the student's image size, and the normalization of the teacher's
-  # training ('').
+  # Image size and normalization of the teacher's images. By default the size is
+  # the student's, and the normalization that of the teacher's training ('').
   c.teacher_image_size = placeholder(int)
   c.teacher_normalize = ''
-  # Weight of the loss per token, where the labels have one for each token.
+  # Weight of the mean loss of the tokens, for models with token logits.
   c.token_weight = 0.5
   # Blend the true label into the class target (VOLO's fine-tuning).
   c.ground_truth = False
   # Weight of the similarity of consecutive attention maps (DeepViT), and the
-  # number of blocks that count.
+  # number of pairs of blocks, from the first on, that are compared.
   c.cosine_reg = 0.0
   c.cosine_reg_blocks = 12
   return c
 
 
 def optim() -> Config:
+  """Optimizer, weight decay and moving average."""
   c: Config = ConfigDict()
   # 'adamw', 'adam' (the same with big_vision's name), 'sgd' or 'adafactor'.
   c.name = 'adamw'
-  # Peak learning rate. It is multiplied by data.batch_size / lr_batch if that
-  # is set.
+  # Peak learning rate. If lr_batch is set, the rate is multiplied by
+  # data.batch_size / lr_batch.
   c.lr = 1e-3
   c.lr_batch = placeholder(int)
-  # Decay rates of the moments, and the constant in the denominator.
+  # Decay rates of Adam's moments, and the constant in its denominator.
   c.b1 = 0.9
   c.b2 = 0.999
   c.eps = 1e-8
-  # Of sgd.
+  # Momentum of sgd, and whether it is Nesterov's.
   c.momentum = 0.9
   c.nesterov = False
-  # Of the first moment or the momentum: 'float32' or 'bfloat16'.
+  # Type in which the first moment or the momentum is stored: 'float32' or
+  # 'bfloat16'.
   c.state_dtype = 'float32'
   c.weight_decay = 0.0
   # 'lr': p -= lr * weight_decay * p (AdamW). 'schedule': p -= (lr / peak) *
   # weight_decay * p (big_vision). 'coupled': weight_decay * p is added to the
   # gradient (L2; PyTorch's SGD).
   c.decay_style = 'lr'
-  # Regular expression over whole parameter paths: those that decay.
+  # Regular expression: parameters whose whole path it matches decay.
   c.decay_mask = r'.*/kernel$'
   # Largest global norm of the gradient; 0 for no clipping.
   c.clip = 0.0
-  # Micro-batches of a step; the result is that of the whole batch.
+  # Number of micro-batches whose gradients are averaged in a step. The result
+  # is that of the whole batch, with less memory.
   c.accumulate = 1
-  # Decay of the average of the parameters, constant as in timm; 0 for no
-  # average.
+  # Decay of the moving average of the parameters, such as 0.9999; 0 for none.
   c.ema = 0.0
   # Average the BatchNorm statistics too.
   c.ema_stats = True
-  # Begin with a faster decay, min(ema, (1 + step) / (10 + step)), so that a
-  # short run forgets its start.
+  # Use the decay min(ema, (1 + step) / (10 + step)), so that a short run
+  # forgets its initial parameters; False for a constant decay, as in timm.
   c.ema_ramp = False
-  # Factor of the learning rate from block to block, from the top down.
+  # Factor of the learning rate from each block to the block before it, such as
+  # 0.75: blocks near the input learn more slowly.
   c.layer_decay = 1.0
-  # ((regex, {'lr': factor, 'decay': factor}), ...): the first match counts, and
-  # an lr factor of 0 freezes the parameter.
+  # ((regex, {'lr': factor, 'decay': factor}), ...): factors of the learning
+  # rate and of the weight decay for parameters whose whole path matches. The
+  # first match counts. An lr factor of 0 freezes the parameter.
   c.groups = ()
   return c
 
 
 def schedule() -> Config:
+  """Learning-rate schedule."""
   c: Config = ConfigDict()
-  # One of `schedules.SCHEDULES`.
+  # 'constant', 'cosine', 'linear', 'rsqrt', 'polynomial', 'step' or
+  # 'timm_cosine'.
   c.name = 'cosine'
-  # Length of the linear warm-up: at most one of the three.
+  # Length of the linear warm-up: set at most one of the three.
   c.warmup_steps = placeholder(int)
   c.warmup_epochs = placeholder(float)
   c.warmup_examples = placeholder(int)
@@ -255,73 +281,80 @@ def schedule() -> Config:
   c.warmup_init = 0.0
   # Learning rate at the end (cosine, linear, polynomial, timm_cosine).
   c.end = 0.0
-  # Exponent of polynomial.
+  # Exponent of 'polynomial'.
   c.power = 1.0
-  # Of rsqrt, in steps; the curve goes as if it had begun `shift` steps before.
+  # For 'rsqrt', in steps: the rate is peak / sqrt(1 + (n + shift) / timescale),
+  # n steps after the warm-up.
   c.timescale = 10_000
   c.shift = 0
-  # The last steps or epochs of the run, at most one of the two: linear to 0;
-  # with timm_cosine the rate stays at its end.
+  # Length of the cooldown at the end of the run: set at most one of the two.
+  # The rate falls linearly to 0; with 'timm_cosine' it stays at `end`.
   c.cooldown_steps = 0
   c.cooldown_epochs = placeholder(float)
-  # Of step: fractions of the run in (0, 1), or steps, at which the rate is
-  # multiplied by `factor`; or `factors`, one for each boundary.
+  # For 'step': steps, or fractions of the run in (0, 1), at which the rate is
+  # multiplied by `factor`. `factors`, if set, has a factor of the peak for each
+  # boundary instead.
   c.boundaries = ()
   c.factor = 0.1
   c.factors = ()
-  # Of timm_cosine: constant within an epoch, as it was executed officially.
-  # Epoch e runs at index e - epoch_lag (1: DeiT's loop, which runs the first
-  # two epochs at warmup_init; 0: VOLO's).
+  # For 'timm_cosine': keep the rate constant within an epoch, as the released
+  # code does. Epoch e has the rate of epoch e - epoch_lag: 1 for DeiT's loop,
+  # which runs the first two epochs at warmup_init, 0 for VOLO's.
   c.by_epoch = False
   c.epoch_lag = 1
-  # Of timm_cosine: warm restarts. The number of cycles, how much longer each is
-  # than the one before, and how much lower its peak.
+  # For 'timm_cosine' with warm restarts: the number of cycles, and the factors
+  # of length and peak from each cycle to the next.
   c.cycle_limit = 1
   c.cycle_mul = 1.0
   c.cycle_decay = 1.0
-  # Of timm_cosine: exponent of the time within a cycle, and whether the cosine
-  # begins after the warm-up.
+  # For 'timm_cosine': exponent of the time within a cycle, and whether the
+  # cosine begins after the warm-up instead of at step 0.
   c.k_decay = 1.0
   c.warmup_prefix = False
   return c
 
 
 def mesh() -> Config:
+  """How parameters and optimizer state are sharded over the devices."""
   c: Config = ConfigDict()
-  # Of `mesh.PRESETS`: 'data', 'zero', 'fsdp' or 'fsdp_tensor'.
+  # What is sharded: 'data' (nothing but the batch), 'zero' (optimizer state),
+  # 'fsdp' (parameters too) or 'fsdp_tensor' (also within layers).
   c.preset = 'data'
-  # Devices on each axis; -1 lets the preset choose.
+  # Number of devices on the axes fsdp and tensor; -1 lets the preset choose.
   c.fsdp = -1
   c.tensor = -1
-  # ((regex, (axis or None, ...)), ...): shardings that go before the preset's
-  # own.
+  # ((regex, (axis or None, ...)), ...): shardings of parameters by their path,
+  # tried before those of the preset.
   c.rules = ()
   return c
 
 
 def eval() -> Config:
+  """Evaluation during and after training."""
   c: Config = ConfigDict()
   # {name: {'source': ..., 'dir': ..., 'split': ...}}; by default the test split
   # of the training source.
   c.sets = ConfigDict()
-  # By default data.batch_size.
+  # Images of one evaluation step, on all devices; by default data.batch_size.
   c.batch_size = placeholder(int)
-  # How often: at most one of the two; with none only at the end.
+  # How often to evaluate: set at most one of the two. With neither, only at the
+  # end.
   c.every_steps = placeholder(int)
   c.every_epochs = placeholder(float)
-  # 0 resizes to the image size without regard to the aspect ratio. A ratio
-  # resizes to size / crop and takes the center.
+  # 0 resizes both sides to the image size, whatever the aspect ratio. A ratio
+  # such as 0.875 resizes to size / crop and takes the center.
   c.crop = 0.0
-  # Before a center crop: 'timm' (shorter side, rounded down), 'resize_small'
-  # (shorter side, rounded to the nearest: big_vision) or 'squash' (both sides).
+  # What is resized before the center crop: 'timm' (the shorter side, to size /
+  # crop rounded down), 'resize_small' (the shorter side, rounded to the nearest
+  # integer, as in big_vision) or 'squash' (both sides).
   c.crop_resize = 'timm'
-  # As data.interpolation and data.rounding.
+  # Like data.interpolation and data.rounding, for evaluation.
   c.interpolation = 'bilinear'
   c.rounding = 'nearest'
-  # Evaluate the averaged parameters.
+  # Evaluate the moving average of the parameters (optim.ema).
   c.ema = False
-  # What recipes with a few-shot measure probe on (`vit_jax.ablation.measures`):
-  # source and dir as in section data, and the splits.
+  # Data for the few-shot measures of ablations (`vit_jax.ablation.measures`):
+  # source and dir as in section data, and its splits.
   c.fewshot = ConfigDict(
     {'source': '', 'dir': '', 'train': 'train', 'test': 'test'}
   )
@@ -329,19 +362,22 @@ def eval() -> Config:
 
 
 def log() -> Config:
+  """Log, checkpoints and profiler."""
   c: Config = ConfigDict()
+  # How often metrics are logged.
   c.every_steps = 50
-  # How often the state is saved: at most one of the two; with none only at the
-  # end.
+  # How often the state is saved: set at most one of the two. With neither, only
+  # at the end.
   c.checkpoint_steps = placeholder(int)
   c.checkpoint_minutes = placeholder(float)
-  # Steps that are kept: the latest, the best by the first eval set's top-1, and
-  # every so many steps.
+  # Which saved steps are kept: a number of latest ones, a number of best ones
+  # by the top-1 of the first eval set, and the multiples of a number of steps.
   c.keep_latest = 1
   c.keep_best = 0
   c.keep_every_steps = placeholder(int)
+  # Write TensorBoard event files too.
   c.tensorboard = True
-  # (first, last): a profiler trace of these steps.
+  # (first, last): record a profiler trace of these steps; () for none.
   c.profile_steps = ()
   # Print the table of parameters and shardings at the start.
   c.overview = False

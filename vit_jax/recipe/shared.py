@@ -1,4 +1,4 @@
-"""What recipes share: their argument, common settings, the smoke variant."""
+"""Functions that recipes share: arguments, common settings, smoke variants."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from vit_jax.models.registry import list_models, model_info
 from vit_jax.recipe.sections import Config
 
-# Small sizes for each family of models, which the smoke variants use: the
-# longest prefix of the model's name counts.
+# Small sizes for each family of models, for the smoke variants. A model belongs
+# to the longest prefix of its name.
 _VIT = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
 _SMALL: dict[str, dict[str, Any]] = {
   'vit': _VIT,
@@ -16,7 +16,7 @@ _SMALL: dict[str, dict[str, Any]] = {
   'cait': _VIT,
   'ceit': dict(_VIT, stem_width=16),
   'deepvit': _VIT,
-  # Two stages before the patches, which then are single positions.
+  # Hybrids: two ResNet stages, and patches of one position of their output.
   'r': dict(_VIT, patch_size=1, stem=(1, 1)),
   'bit': dict(num_layers=(1, 1), width_factor=0.5),
   'mixer': dict(patch_size=8, width=32, depth=2, tokens_mlp_dim=16, mlp_dim=64),
@@ -40,15 +40,15 @@ def parse_arg(
   """Splits 'b16,ft384,smoke' into a model and switches.
 
   Args:
-    arg: what stands after the colon of --config=configs/X.py:ARG.
-    model: the model if none is named; '' if the recipe takes none.
-    options: the switches that the recipe knows, besides 'smoke'.
+    arg: the text after the colon of --config=configs/X.py:ARG.
+    model: the model if `arg` names none; '' for a recipe that takes no model.
+    options: the switches that the recipe has, besides 'smoke'.
 
   Returns:
-    The model and the set of switches given.
+    The model and the set of switches that `arg` names.
 
   Raises:
-    ValueError: a word that is no switch where no model is expected.
+    ValueError: a word is neither a switch nor the model.
   """
   words = [w for w in (arg or '').split(',') if w]
   known = {*options, 'smoke'}
@@ -67,7 +67,7 @@ def parse_arg(
 def one_of(
   switches: Collection[str], choices: Iterable[str], default: str = ''
 ) -> str:
-  """The one of `choices` that is given; ValueError if there are several."""
+  """The choice that `switches` names; ValueError if it names several."""
   given = [c for c in choices if c in switches]
   if len(given) > 1:
     raise ValueError(f'{" and ".join(given)} are both given: name one')
@@ -95,7 +95,7 @@ def width(name: str) -> int:
 
 
 def imagenet(config: Config) -> None:
-  """ImageNet-1k as Google's recipes split it.
+  """Sets ImageNet-1k with the splits and images of Google's recipes.
 
   The last percent of the training split is held out as 'minival', for choosing
   settings; 'val' is the published validation set.
@@ -113,22 +113,23 @@ def imagenet(config: Config) -> None:
 
 
 def tensorflow_crops(config: Config) -> None:
-  """Random crops as TensorFlow draws them: the height uniformly, not the area.
+  """Sets random crops as TensorFlow draws them: uniform in height, not in area.
 
-  `tf.image.sample_distorted_bounding_box` with the arguments of Google's
-  recipes.
+  The arguments are those that Google's recipes give to
+  `tf.image.sample_distorted_bounding_box`.
   """
   config.data.crop_sampling = 'height'
   config.data.area, config.data.aspect = (0.05, 1.0), (0.75, 1.33)
 
 
 def big_vision_images(config: Config) -> None:
-  """Training and test images as big_vision makes them.
+  """Sets training and test images as big_vision makes them.
 
-  Pixels are truncated to integers. Test images are shrunk by `area`, the
-  shorter side to 256, and cropped to 224 (configs of big_vision,
-  `resize_small(256)| central_crop(224)`). data.jpeg_dct='fast' also decodes
-  JPEGs as TensorFlow does; it needs the package simplejpeg.
+  Pixels are truncated to integers. The shorter side of test images is shrunk to
+  256 with the interpolation 'area', and the central 224 pixels are cropped (in
+  big_vision's configs, `resize_small(256)|central_crop(224)`). A recipe may add
+  data.jpeg_dct='fast', which also decodes JPEGs as TensorFlow does and needs
+  the package simplejpeg.
   """
   tensorflow_crops(config)
   config.data.rounding = config.eval.rounding = 'truncate'
@@ -137,7 +138,7 @@ def big_vision_images(config: Config) -> None:
 
 
 def imagenet_full(config: Config) -> None:
-  """ImageNet-1k as DeiT's family uses it: all training images, no hold-out."""
+  """Sets ImageNet-1k as DeiT's family uses it: no training image held out."""
   config.data.source = 'tfds:imagenet2012'
   config.eval.sets = {'val': {'split': 'validation'}}
   config.eval.every_epochs = 10.0
@@ -146,14 +147,14 @@ def imagenet_full(config: Config) -> None:
 
 
 def fewshot_on_imagenet(config: Config) -> None:
-  """The few-shot probe of big_vision: the first 65,000 images are the pool."""
+  """Sets big_vision's few-shot probe on the first 65,000 ImageNet images."""
   config.eval.fewshot.update(
     source='tfds:imagenet2012', train='train[:65000]', test='validation'
   )
 
 
 def timm_augmentation(config: Config) -> None:
-  """DeiT's augmentation (arXiv:2012.12877, table 9), as timm carries it out."""
+  """Sets DeiT's augmentation (arXiv:2012.12877, table 9), as in timm."""
   config.data.area = (0.08, 1.0)
   config.data.randaugment = 'rand-m9-mstd0.5-inc1'
   config.data.mixup, config.data.cutmix = 0.8, 1.0
@@ -164,13 +165,13 @@ def timm_augmentation(config: Config) -> None:
 def timm_schedule(
   config: Config, *, warmup_epochs: float = 5.0, epoch_lag: int
 ) -> None:
-  """timm's cosine, constant within an epoch, from 1e-6 to 1e-5.
+  """Sets timm's cosine, constant within an epoch: warm-up from 1e-6, end 1e-5.
 
   Args:
     config: changed in place.
-    warmup_epochs: length of the linear warm-up.
-    epoch_lag: 1 for DeiT's loop, which sets the rate after an epoch, so that
-      the first two epochs run at 1e-6; 0 for VOLO's and DeepViT's.
+    warmup_epochs: length of the linear warm-up in epochs.
+    epoch_lag: 1 for DeiT's loop, which sets the rate at the end of an epoch, so
+      that the first two epochs run at 1e-6; 0 for VOLO's and DeepViT's.
   """
   config.schedule.name, config.schedule.by_epoch = 'timm_cosine', True
   config.schedule.epoch_lag = epoch_lag
@@ -180,7 +181,7 @@ def timm_schedule(
 
 
 def deit_finetuning(config: Config, image_size: int) -> None:
-  """DeiT's fine-tuning at a larger size: 30 epochs at a constant 5e-6.
+  """Sets DeiT's fine-tuning at a larger size: 30 epochs at a constant 5e-6.
 
   The released code fine-tunes in evaluation mode: without drop path, and with
   the BatchNorm statistics of the pre-training (arXiv:2012.12877, section 6.1;
@@ -192,12 +193,13 @@ def deit_finetuning(config: Config, image_size: int) -> None:
   config.model.drop_path = 0.0
   config.optim.lr = config.schedule.end = 5e-6
   config.optim.weight_decay = 1e-8
-  # 16 processes of 32 images were published.
+  # The published run had 16 processes with 32 images each.
   config.data.repeat_groups = config.data.mix_groups = 16
 
 
-# Hybrids of the paper without a name in the registry: the same body on another
-# stage of the ResNet-50 (arXiv:2010.11929, section 4.1).
+# Hybrids of the paper (arXiv:2010.11929, section 4.1) that the registry does
+# not name: {name: (registered hybrid with the same Transformer, blocks of its
+# ResNet stages)}.
 _HYBRIDS = {
   'r50_vit_b32': ('r50_vit_b16', (3, 4, 6, 3)),
   'r50_vit_l16': ('r50_vit_l32', (3, 4, 9)),
@@ -205,16 +207,17 @@ _HYBRIDS = {
 
 
 def original_vit(config: Config, name: str, *, dropout: float) -> None:
-  """Model, loss and warm-up of the ViT paper's pre-training.
+  """Sets model, loss and warm-up of the ViT paper's pre-training.
 
-  A tanh layer before the head, sigmoid cross-entropy with head bias -10 and
-  targets 0.9999 and 0.0001, 10,000 warm-up steps; evaluation resizes the
-  shorter side to 256 and crops 224 (arXiv:2010.11929, table 3, and the authors
-  in issues 2, 34 and 124 of google-research/vision_transformer).
+  The model has a tanh layer before the head. The loss is the sigmoid
+  cross-entropy with head bias -10 and targets 0.9999 and 0.0001. The warm-up
+  has 10,000 steps. Evaluation resizes the shorter side to 256 and crops 224.
+  Source: arXiv:2010.11929, table 3, and the authors in issues 2, 34 and 124 of
+  google-research/vision_transformer.
 
   Args:
     config: changed in place.
-    name: registered ViT or hybrid, r50_vit_b32 or r50_vit_l16.
+    name: a registered ViT or hybrid, or r50_vit_b32 or r50_vit_l16.
     dropout: 0.1 for ImageNet and ImageNet-21k, 0 for JFT.
   """
   base, stem = _HYBRIDS.get(name, (name, None))
@@ -234,8 +237,8 @@ def original_vit(config: Config, name: str, *, dropout: float) -> None:
   big_vision_images(config)
 
 
-# The levels of AugReg (arXiv:2106.10270, section 3.3 and the published files'
-# names): RandAugment's (layers, magnitude), and mixup's alpha.
+# AugReg's levels of augmentation (arXiv:2106.10270, section 3.3; named as in
+# the published files): RandAugment's (layers, magnitude), and mixup's alpha.
 AUGREG: dict[str, tuple[tuple[int, int] | None, float]] = {
   'none': (None, 0.0),
   'light1': ((2, 0), 0.0),
@@ -256,16 +259,18 @@ def augreg(
   switches: Collection[str],
   levels: Mapping[str, str],
 ) -> None:
-  """AugReg's optimizer, loss and augmentation.
+  """Sets AugReg's optimizer, loss and augmentation.
 
   Args:
     config: changed in place.
     model: a registered model, or 'b16' for vit_b16.
-    switches: a level's name, 'wd0.03', 'do0.1', 'sd0.1'.
-    levels: the published level of each model, for when no switch names one.
+    switches: among AUGREG_SWITCHES: at most one level, 'wd0.03' (weight decay),
+      'do0.1' (dropout), 'sd0.1' (drop path).
+    levels: {model: published level}, used if no switch names a level.
 
   Raises:
-    ValueError: no level was published for the model and none is named.
+    ValueError: the switches name no level, and none was published for the
+      model.
   """
   name = config.model.name = full_name(model)
   level = one_of(switches, AUGREG, levels.get(name, ''))
@@ -288,7 +293,7 @@ def augreg(
 
 
 def set_preprocessing(config: Config) -> None:
-  """Normalization and evaluation transform of the authors of the model."""
+  """Sets normalization and evaluation transform of the model's authors."""
   preprocessing = model_info(config.model.name).preprocessing
   config.data.normalize = preprocessing.normalize
   config.eval.crop = preprocessing.crop or 0.0
@@ -300,7 +305,7 @@ def set_preprocessing(config: Config) -> None:
 def smoke(config: Config, **model_fields: Any) -> Config:
   """Shrinks a recipe to a few seconds on one CPU, on synthetic data.
 
-  The kind of model, loss, optimizer and augmentation stay; sizes go.
+  Model family, loss, optimizer and augmentation stay; the sizes become small.
 
   Args:
     config: changed in place.

@@ -1,4 +1,4 @@
-"""The state that a run begins with."""
+"""Loads or makes the state that a run begins with."""
 
 from collections.abc import Callable
 
@@ -13,20 +13,20 @@ from vit_jax.weights.steps import load_tree
 def initial_state(
   run: Run, checkpoints: Checkpoints, say: Callable[[str], None]
 ) -> tuple[TrainState, int]:
-  """State and step that a run begins with.
+  """The state that a run begins with, and its number of finished steps.
 
-  The first that there is of: the newest readable step of its workdir, the run
-  that `run.resume` names, the weights that `run.pretrained` names, fresh
-  parameters.
+  The state comes from the first of these that exists: the newest readable step
+  in the workdir, the run that `run.resume` names, the weights that
+  `run.pretrained` names. Without any of them the parameters are fresh.
 
   Args:
-    run: what `build` made of the recipe.
-    checkpoints: of the run's workdir.
+    run: what `build` returned.
+    checkpoints: the saved steps in the run's workdir.
     say: prints a line.
 
   Raises:
-    CheckpointError: a step that does not fit the recipe.
-    WeightsError: weights that cannot be read or do not fit the model.
+    CheckpointError: a saved step does not fit the recipe.
+    WeightsError: the weights cannot be read or do not fit the model.
   """
   config = run.config
   abstract = to_tree(run.abstract_state)

@@ -1,4 +1,4 @@
-"""The recipe that a workdir stores, held against the one at hand."""
+"""Compares the recipe that a workdir stores with the recipe of a new run."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -13,8 +13,8 @@ from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
 from vit_jax.recipe.sections import Config
 from vit_jax.weights.steps import find_step
 
-# Keys that a run may change when it goes on in its workdir: they do not touch
-# what is learned.
+# Keys that may change when a run is resumed in its workdir, because they do not
+# change what is learned.
 _MAY_CHANGE = (
   'log',
   'eval',
@@ -31,32 +31,32 @@ _MAY_CHANGE = (
   'data.max_bad_fraction',
 )
 
-# How stored recipes of earlier versions are read. A key that they lack has its
-# default, unless it stands here: what those versions did, where that is not
-# what the default does.
+# Values for keys that the recipes of earlier versions lack, where those
+# versions did something else than the default does now. Any other missing key
+# gets its default.
 EARLIER = {
-  'optim.ema_ramp': True,  # 0.1.0: the decay of the average always began faster
-  'optim.ema_stats': False,  # 0.1.0: BatchNorm statistics were not averaged
+  'optim.ema_ramp': True,  # 0.1.0 always began the average with a faster decay
+  'optim.ema_stats': False,  # 0.1.0 did not average BatchNorm statistics
 }
-# The same for fields of the model, where it has them.
+# The same for fields of the model, if its class has them.
 EARLIER_FIELDS = {
-  'model.bn_unbiased': False,  # 0.1.0: running variances were those of batches
+  'model.bn_unbiased': False,  # 0.1.0 averaged the biased variances of batches
 }
-# A key that was renamed: {'section.old': 'section.new'}.
+# Keys that were renamed: {'section.old': 'section.new'}.
 RENAMED: dict[str, str] = {}
-# A key that was removed because nothing depends on it: 'section.old'.
+# Keys that were removed and whose values changed nothing: 'section.old'.
 REMOVED: tuple[str, ...] = ()
 
 
 def upgrade(recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """A stored recipe, with all keys of this version.
+  """Completes a stored recipe with all keys of this version.
 
   Args:
     recipe: plain JSON values by section, as in WORKDIR/config.json.
 
   Returns:
-    {'section.key': value}. Fields of the model that the recipe does not set are
-    not among them, except those of EARLIER_FIELDS.
+    {'section.key': value}. Of the model's fields it has those that the recipe
+    sets, and those of EARLIER_FIELDS.
   """
   stored = {
     RENAMED.get(key, key): value
@@ -71,7 +71,7 @@ def upgrade(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _earlier_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-  """EARLIER_FIELDS that the model of a recipe has."""
+  """The entries of EARLIER_FIELDS that the class of a recipe's model has."""
   name = stored.get('model.name')
   if name not in list_models():
     return {}
@@ -84,10 +84,14 @@ def _earlier_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def adopt_earlier(config: Config, workdir: str | os.PathLike) -> list[str]:
-  """Lets a run of an earlier version go on with what that version did.
+  """Sets keys so that a run of an earlier version is resumed unchanged.
 
-  Of the keys in EARLIER and EARLIER_FIELDS, those that a recipe leaves at their
-  default are set to the value of the run that the workdir holds.
+  A key of EARLIER or EARLIER_FIELDS that the recipe leaves at its default gets
+  the value that the run in the workdir has.
+
+  Args:
+    config: the recipe; changed in place.
+    workdir: workdir of the run.
 
   Returns:
     'key=value' of every key of `config` that was changed.
@@ -112,14 +116,14 @@ def adopt_earlier(config: Config, workdir: str | os.PathLike) -> list[str]:
 def check_workdir(
   workdir: str | os.PathLike, recipe: Mapping[str, Any]
 ) -> None:
-  """Compares a recipe with that of the run in a workdir, if there is one.
+  """Checks that a recipe continues the run in a workdir, if there is one.
 
   Args:
-    workdir: of the run.
-    recipe: plain JSON values by section.
+    workdir: workdir of the run.
+    recipe: the new recipe, as plain JSON values by section.
 
   Raises:
-    ConfigError: they differ in a key that changes what is learned.
+    ConfigError: the recipes differ in a key that changes what is learned.
   """
   stored = _stored(workdir)
   if stored is None:
@@ -141,7 +145,7 @@ def check_workdir(
 
 
 def _stored(workdir: str | os.PathLike) -> dict[str, Any] | None:
-  """The upgraded recipe of the run in a workdir; None if there is no run."""
+  """The recipe of the run in a workdir, upgraded; None if there is no run."""
   path = epath.Path(workdir) / 'config.json'
   if find_step(workdir) is None or not path.exists():
     return None

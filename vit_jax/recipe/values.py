@@ -22,7 +22,8 @@ def convert(key: str, value: Any) -> Any:
     value: a text, or a Python value of the type.
 
   Raises:
-    ConfigError: no such key, or another type; names the type and the default.
+    ConfigError: there is no such key, or the value has another type. The
+      message names the type and the default.
   """
   parent, name = _find_default(key)
   if parent is None:
@@ -39,7 +40,7 @@ def convert(key: str, value: Any) -> Any:
 
 
 def literal(value: Any) -> Any:
-  """The Python value that a text writes, or the text itself: 4, (1, 2), gap."""
+  """The value of a Python literal, such as '(1, 2)'; else the text itself."""
   if not isinstance(value, str):
     return value
   try:
@@ -49,6 +50,7 @@ def literal(value: Any) -> Any:
 
 
 def is_text(value: Any, words: Iterable[str]) -> bool:
+  """Whether a value is one of some words, in upper or lower case."""
   return isinstance(value, str) and value.strip().lower() in words
 
 
@@ -89,7 +91,7 @@ _TYPES = {
 
 
 def _describe(kind: type | None, default: Any) -> str:
-  """'a number (float); the default is 0.001'."""
+  """A type and a default in words: 'a number (float); the default is 0.001'."""
   words = _TYPES.get(kind, 'a value')
   name = f' ({kind.__name__})' if kind in (int, float, str, bool) else ''
   none = ' or None' if default is None else ''
@@ -122,7 +124,7 @@ def _find_default(key: str) -> tuple[Config | None, str]:
 
 
 def nearest_word(word: str, words: Iterable[str]) -> str:
-  """The word most like `word`; initials count: lr for learning_rate."""
+  """The word most like `word`; 'lr' also counts as like 'learning_rate'."""
   initials = lambda text: ''.join(w[0] for w in text.split('_') if w)
 
   def likeness(other: str) -> float:
@@ -134,7 +136,7 @@ def nearest_word(word: str, words: Iterable[str]) -> str:
 
 
 def _no_such_key(key: str) -> str:
-  """What to say of an unknown key: the nearest, its type and default."""
+  """The message about an unknown key: the nearest one, its type and default."""
   defaults = default_config()
   section, _, name = key.partition('.')
   if section not in defaults:
