@@ -3,15 +3,17 @@
     python -m vit_jax.main --config=configs/deit_finetune.py:b16,384 \
         --config.run.pretrained=runs/deit_b16 --config.data.dir=TFDS_DIR \
         --workdir=runs/deit_b16_384
-    ... :b16,384,distill --config.loss.teacher_weights=TEACHER
+    ... :b16,384,distill     learns from RegNetY-16GF, see configs/deit_i1k.py
     ... :b16,384,hard  and  :b16,384,soft     the other rows of table 3
     ... :b16,cifar100    at 224 px; with 384 at 384 px
 
-Sizes ti16, s16, b16. `distill` is the model with the distillation token; it
-needs the teacher here too. Without a data set: ImageNet at 384 px, 30 epochs of
-batch 512 at a constant 5e-6 after the warm-up, no drop path (the released code
-fine-tunes in evaluation mode), position tables resized bicubically. Data sets
-(the authors in issues 45 and 105 of facebookresearch/deit):
+Sizes ti16, s16, b16. `distill` is the model with the distillation token; it has
+the teacher here too, which is given the student's images at their size (other
+data needs a teacher of its classes: loss.teacher_weights). Without a data set:
+ImageNet at 384 px, 30 epochs of batch 512 at a constant 5e-6 after the warm-up,
+no drop path (the released code fine-tunes in evaluation mode), position tables
+resized bicubically. Data sets (the authors in issues 45 and 105 of
+facebookresearch/deit):
 
     cifar10, cifar100, cars    1,000 epochs, SGD 0.01, decay 1e-4, batch 768,
                                no erasing, no drop path
@@ -29,7 +31,7 @@ ImageNet took the authors about 20 hours on 8 V100. Expected top-1 of b16
     b16,distill,384    84.5      99.2       91.4     98.9  93.9    80.1
 
 The released distilled B at 384 px has 85.2: it was pre-trained for 1,000
-epochs. The teacher of these numbers was RegNetY-16GF, see configs/deit_i1k.py.
+epochs.
 """
 
 from configs import deit_i1k

@@ -12,23 +12,27 @@ import pytest
 
 from configs import deit_i1k
 from tests.helpers import saved_state, tiny_config
+from tests.random_variables import random_variables
 from vit_jax import train
 from vit_jax.cli import parser
 from vit_jax.data.sources.opening import open_source
-from vit_jax.models.registry import create_model
+from vit_jax.inference.loading import load_classifier
+from vit_jax.models.registry import create_model, released_model
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import make_mesh, put_batch
 from vit_jax.recipe import data as recipe_data
-from vit_jax.recipe.build import build, make_step
+from vit_jax.recipe.build import build, compile_step, make_step
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.inputs import open_train_source
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.teachers import live as live_lib
 from vit_jax.teachers import stored_logits
 from vit_jax.teachers.classes import check_classes
-from vit_jax.teachers.stored_logits import is_stored
+from vit_jax.teachers.stored_logits import is_stored, write_logits
 from vit_jax.teachers.teacher import abstract_teacher, make_teacher
 from vit_jax.training import augment
+from vit_jax.weights import formats, save_weights
+from vit_jax.weights.metadata import WeightsMetadata
 
 ONE = jax.devices()[:1]
 
@@ -483,6 +487,100 @@ def test_deit_weight_decay():
     'dist_token',
   } <= decayed
   assert not {'cls', 'Transformer/encoder_norm/scale'} & decayed
+
+
+# --- RegNetY, the teacher of DeiT -------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def regnet_file(tmp_path_factory):
+  """A RegNetY of the smallest size, as a released file is given."""
+  path = tmp_path_factory.mktemp('regnet') / 'regnet.safetensors'
+  fields = dict(w0=8, wa=8.0, wm=2.0, depth=2, group_size=4, stem_width=8)
+  model = create_model('regnety_160', 10, **fields)
+  variables = random_variables(model, jnp.zeros((1, 32, 32, 3)))
+  metadata = WeightsMetadata(
+    model='regnety_160', fields=fields, num_classes=10, image_size=(24, 24)
+  )
+  save_weights(variables, model, path, metadata)
+  return path
+
+
+def test_the_published_teacher_is_the_default(monkeypatch):
+  """It is not fetched to compile a recipe, and its file name says the model."""
+
+  def fetch(name):
+    raise AssertionError(f'{name} must not be fetched')
+
+  monkeypatch.setattr(formats, '_download', fetch)
+  for arg in ('s16,distill', 'ti16,hard', 'b16,soft'):
+    c = deit_i1k.get_config(arg)
+    check(c)
+    assert c.loss.teacher_weights == 'hf:timm/regnety_160.deit_in1k'
+    assert c.loss.teacher_image_size == 224
+  assert released_model('dir/regnety_160-a5fe301d.pth') == 'regnety_160'
+  assert released_model('regnety_160.pth') is None
+  mesh = make_mesh('fsdp')
+  c.mesh.preset = 'fsdp'
+  fn, shapes = abstract_teacher(c, mesh, 1000)
+  count = sum(x.size for x in jax.tree.leaves(shapes['params']))
+  assert count == 83_590_140
+  kernel = shapes['params']['block3']['unit2']['conv1']['kernel']
+  assert any(kernel.sharding.spec)
+  assert set(shapes) == {'params', 'batch_stats'}
+  images = jax.ShapeDtypeStruct((8, 160, 160, 3), jnp.bfloat16)
+  logits = jax.eval_shape(fn, shapes, images, {})
+  assert logits.shape == (8, 1000) and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  'kind', ['distill', pytest.param('soft', marks=pytest.mark.slow)]
+)
+def test_a_regnet_teaches_deit(kind, regnet_file):
+  """A step of the recipe on 8 devices: bfloat16, the teacher's size,
+  sharded."""
+  assert jax.device_count() == 8
+  c = deit_i1k.get_config(f'ti16,{kind},smoke')
+  c.loss.teacher, c.loss.teacher_weights = '', str(regnet_file)
+  c.loss.teacher_image_size = 24
+  c.run.dtype, c.mesh.preset = 'bfloat16', 'fsdp'
+  c.data.mixup = c.data.cutmix = c.data.erasing = 0.0
+  c.model.update(width=16, mlp_dim=16, depth=1)
+  check(c)
+  mesh = make_mesh('fsdp')
+  fn, variables = make_teacher(c, mesh, 10)
+  assert any(any(x.sharding.spec) for x in jax.tree.leaves(variables['params']))
+  run = build(c, mesh, num_classes=10, num_examples=64)
+  batch = {
+    'image': np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)),
+    'label': np.arange(16) % 10,
+  }
+  batch['image'] = batch['image'].astype(np.uint8)
+  with jax.set_mesh(mesh):
+    step = compile_step(run, teacher=fn)
+    _, values = step(run.init(), put_batch(batch, mesh), {'teacher': variables})
+  assert np.isfinite(values['loss']) and values['loss_distill'] > 0
+
+  # What the teacher says in the step is what its file says of the same images.
+  pixels = jax.random.uniform(jax.random.key(0), (8, 32, 32, 3)) * 255
+  images = augment.normalize(pixels, c.data.normalize)
+  with jax.set_mesh(mesh):
+    got = jax.jit(fn)(variables, put_batch(images, mesh), {})
+  classifier = load_classifier(regnet_file, image_size=24)
+  resized = augment.normalize(augment.resize(pixels, (24, 24)), 'imagenet')
+  want, _ = classifier.model.apply(classifier.variables, resized, train=False)
+  np.testing.assert_allclose(got, want, atol=0.05 * float(want.std()) + 0.02)
+
+
+def test_logits_of_a_regnet_are_stored(regnet_file, tmp_path):
+  write_logits(
+    regnet_file,
+    tmp_path,
+    source='synthetic',
+    batch_size=64,
+  )
+  table = np.load(tmp_path / stored_logits.LOGITS, mmap_mode='r')
+  assert table.shape == (1024, 10) and np.ptp(table[:, 0]) > 0
 
 
 # --- A teacher of shapes, for compiling where its files are not -------------

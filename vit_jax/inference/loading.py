@@ -4,8 +4,9 @@
     classifier = load_classifier('ViT-B_16.npz', model='vit_b16')
 
 Workdirs, and files that `vit-jax convert` wrote, say which model they are for,
-how it is fed and what its classes are called. For other files the model has to
-be named.
+how it is fed and what its classes are called. A published file says it by its
+name, such as regnety_160-a5fe301d.pth. For other files the model has to be
+named.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,12 @@ from typing import Any
 import numpy as np
 
 from vit_jax.inference.classifier import Classifier
-from vit_jax.models.registry import create_model, load_module, model_info
+from vit_jax.models.registry import (
+  create_model,
+  load_module,
+  model_info,
+  released_model,
+)
 from vit_jax.preprocessing import as_size
 from vit_jax.weights import WeightsError, from_state_dict, inspect, read
 
@@ -34,7 +40,8 @@ def load_classifier(
 
   Args:
     source: workdir, step, .npz, .pth or .safetensors file, or hub name.
-    model: registered name; None is the name that the source says.
+    model: registered name; None is the one that the source says, or that was
+      published under the name of the source.
     module: Python module that registers the model, see
       `models.registry.load_module`; '' is the module that the source says.
     image_size: in pixels, one number or (height, width); None is the size that
@@ -52,7 +59,7 @@ def load_classifier(
   module = module or metadata.module
   if module:
     load_module(module)
-  name = model or metadata.model
+  name = model or metadata.model or released_model(source)
   if name is None:
     raise WeightsError(_which_model(source, arrays))
   all_fields = dict(metadata.fields if name == metadata.model else {})

@@ -192,6 +192,26 @@ def model_info(name: str) -> ModelInfo:
   return _MODELS[name]
 
 
+def released_model(source: str | os.PathLike) -> str | None:
+  """The model that a published file or hub entry is of, by its name.
+
+  Args:
+    source: a path, or a hub name such as 'hf:timm/regnety_160.deit_in1k'.
+
+  Returns:
+    A registered name; None if nothing of this name was published, or if the
+    name fits several models.
+  """
+  _load_families()
+  file = os.fspath(source).rstrip('/').rpartition('/')[2]
+  names = [
+    info.name
+    for info in _MODELS.values()
+    if any(fnmatch.fnmatchcase(file, pattern) for pattern in info.released)
+  ]
+  return names[0] if len(names) == 1 else None
+
+
 def create_model(
   name: str, num_classes: int = 1000, **fields: Any
 ) -> nn.Module:

@@ -330,6 +330,7 @@ def smoke(config: Config, **model_fields: Any) -> Config:
   config.data.mix_groups = min(config.data.mix_groups, 2)
   if config.loss.distill != 'none':
     config.loss.teacher, config.loss.teacher_weights = 'vit_ti16', 'random'
+    config.loss.teacher_image_size = None
   config.optim.accumulate = min(config.optim.accumulate, 2)
   config.schedule.warmup_epochs = config.schedule.warmup_examples = None
   config.schedule.warmup_steps = 1

@@ -23,7 +23,11 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from vit_jax.inference.loading import load_classifier
-from vit_jax.models.registry import create_model, model_info
+from vit_jax.models.registry import (
+  create_model,
+  model_info,
+  released_model,
+)
 from vit_jax.parallel import rules
 from vit_jax.preprocessing import NORMALIZATION
 from vit_jax.recipe.keys import ConfigError
@@ -90,9 +94,13 @@ def describe_live(
   """The same teacher as `load_live`, with shapes in the place of values.
 
   Weights that are not on this machine are taken to be those of the named
-  model, so that a recipe can be compiled where its files are not.
+  model, so that a recipe can be compiled where its files are not. A hub name
+  is not fetched if it tells the model.
   """
-  if weights != RANDOM:
+  hub = weights.startswith('hf:')
+  if hub:
+    name = name or released_model(weights) or ''
+  if weights != RANDOM and not (hub and name):
     try:
       teacher = load_live(weights, name, size, num_classes)
       shapes = jax.tree.map(
