@@ -9,6 +9,13 @@ from vit_jax.recipe.sections import Config
 # Small sizes for each family of models, for the smoke variants. A model belongs
 # to the longest prefix of its name.
 _VIT = dict(patch_size=8, width=32, depth=2, num_heads=2, mlp_dim=64)
+_EFFICIENTNET = dict(
+  width_multiplier=1.0,
+  depth_multiplier=1.0,
+  stages=((1, 3, 1, 1, 8), (2, 3, 2, 6, 16)),
+  stem_channels=8,
+  head_channels=32,
+)
 _SMALL: dict[str, dict[str, Any]] = {
   'vit': _VIT,
   'aa_vit': _VIT,
@@ -19,6 +26,10 @@ _SMALL: dict[str, dict[str, Any]] = {
   # Hybrids: two ResNet stages, and patches of one position of their output.
   'r': dict(_VIT, patch_size=1, stem=(1, 1)),
   'bit': dict(num_layers=(1, 1), width_factor=0.5),
+  'resnet': dict(num_layers=(1, 1), width=8),
+  'regnety': dict(w0=8, wa=8.0, wm=2.0, depth=2, group_size=4, stem_width=8),
+  'efficientnet': _EFFICIENTNET,
+  'tf_efficientnet': _EFFICIENTNET,
   'mixer': dict(patch_size=8, width=32, depth=2, tokens_mlp_dim=16, mlp_dim=64),
   'volo': dict(
     patch_size=4,
