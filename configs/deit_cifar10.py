@@ -89,7 +89,7 @@ def sweep(arg=None):
   for kind in ('hard', 'soft'):
     for name, teacher in (
       (kind, 'teacher'),
-      (f'{kind}, RegNetY', 'RegNetY_teacher'),
+      (f'{kind} from RegNetY', 'RegNetY_teacher'),
     ):
       variants[name] = {
         'arg': with_switches(kind),
