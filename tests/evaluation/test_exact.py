@@ -19,6 +19,7 @@ from vit_jax.parallel.mesh import make_mesh
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe.inputs import open_eval_sets
 from vit_jax.recipe.keys import ConfigError, model_fields, preprocessing
+from vit_jax.training import losses
 
 CLASSES = 7
 
@@ -67,9 +68,28 @@ def evaluator(config, sets=None, devices=1, preset='data', classes=CLASSES):
   )
 
 
+@pytest.mark.parametrize('loss', losses.LOSSES)
+def test_every_training_loss_can_be_evaluated(loss):
+  size = (4, 4)
+  eval_step = exact.make_eval_step(
+    Color(),
+    num_classes=CLASSES,
+    preprocessing=Preprocessing(size=size),
+    loss=loss,
+  )
+  pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+  labels = np.array([1, 3], np.int32)
+  sums = eval_step(
+    variables(), {'image': pixels, 'label': labels, 'mask': np.ones(2)}
+  )
+  logits = (pixels / 127.5 - 1).mean((1, 2)) @ kernel()
+  expected = losses.LOSSES[loss](logits, np.eye(CLASSES)[labels]).sum()
+  np.testing.assert_allclose(sums['loss'], expected, rtol=1e-5)
+
+
 def by_hand(source, loss='softmax'):
   """Means over the labeled examples of a source, one after the other."""
-  top1, top5, losses = [], [], []
+  top1, top5, values = [], [], []
   for example in source:
     if np.size(example['label']) == 0:
       continue
@@ -80,15 +100,15 @@ def by_hand(source, loss='softmax'):
     top1.append(order[0] in labels)
     top5.append(any(label in order[:5] for label in labels))
     if loss == 'softmax':
-      losses.append(np.log(np.exp(logits).sum()) - logits[labels].mean())
+      values.append(np.log(np.exp(logits).sum()) - logits[labels].mean())
     else:
       hot = np.isin(np.arange(CLASSES), labels)
-      losses.append(np.log1p(np.exp(np.where(hot, -logits, logits))).sum())
+      values.append(np.log1p(np.exp(np.where(hot, -logits, logits))).sum())
   return {
     'top1': np.mean(top1),
     'top5': np.mean(top5),
-    'loss': np.mean(losses),
-    'examples': len(losses),
+    'loss': np.mean(values),
+    'examples': len(values),
   }
 
 

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example of every set counts once."""
+"""Exact evaluation: every example of an eval set counts exactly once."""
 
 import collections
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from absl import logging
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -21,29 +22,29 @@ from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment, losses, metrics
 from vit_jax.training.progress import progress_bar
 
-LOSSES = {'softmax': losses.softmax_xent, 'sigmoid': losses.sigmoid_xent}
-# Batches on their way to or on the devices, as in training: one is computed
-# while the next one is copied, and the memory does not grow with the set.
+# Number of batches that the host sends ahead of the results that it has read.
+# One batch is computed while the next one is copied, as in training, and the
+# memory does not grow with the number of batches.
 _MOST_IN_FLIGHT = 2
 
 
 def make_eval_step(
-  model: Any, *, num_classes: int, preprocessing: Preprocessing, loss: str
+  model: nn.Module, *, num_classes: int, preprocessing: Preprocessing, loss: str
 ) -> Callable:
   """Builds eval_step(variables, batch) -> sums over the real examples.
 
   Args:
-    model: Linen module. Its field `dtype` is the type of its input, float32
-      for a module without one.
-    num_classes: of the head.
-    preprocessing: images of another size are resized to its size, bilinearly,
-      on the device; then they are normalized.
-    loss: key of LOSSES.
+    model: Linen module. Its input has the type of its field `dtype`, or float32
+      if it has no such field.
+    num_classes: number of classes of the head.
+    preprocessing: size and normalization of the model's input. Images of
+      another size are resized bilinearly on the device.
+    loss: key of `losses.LOSSES`.
 
   Returns:
-    A pure function. Its batch has 'image' (B, H, W, 3) of pixel values in
-    [0, 255], 'label' (B,) or (B, C), and 'mask' (B,), 0 for padding. Its result
-    is that of `metrics.batch_metrics`.
+    A pure function. Its batch has 'image' (B, H, W, 3) with pixels in [0, 255],
+    'label' (B,) or (B, C), and 'mask' (B,), 0 for padding. It returns the sums
+    of `metrics.batch_metrics`.
   """
   dtype = jnp.dtype(getattr(model, 'dtype', jnp.float32))
 
@@ -57,35 +58,36 @@ def make_eval_step(
     targets = (
       labels if labels.ndim > 1 else augment.one_hot(labels, num_classes)
     )
-    per_example = LOSSES[loss](logits, targets)
+    per_example = losses.LOSSES[loss](logits, targets)
     return metrics.batch_metrics(logits, labels, per_example, batch['mask'])
 
   return eval_step
 
 
 class Evaluator:
-  """Evaluates variables on all sets; the evaluation step is compiled once.
+  """Evaluates variables on eval sets; the evaluation step is compiled once.
 
   Args:
     model: Linen module.
-    mesh: devices; variables and batches are split over it.
-    sets: name -> source.
-    num_classes: of the head.
-    preprocessing: how the model is fed.
-    host_size: (height, width) at which images leave the host, if the device
-      resizes them; None is the size of `preprocessing`.
-    loss: key of LOSSES.
-    batch_size: global; rounded down to a multiple of the devices that share a
-      batch, so that all get equally many examples.
+    mesh: the devices, over which variables and batches are sharded.
+    sets: {name: source} of the eval sets.
+    num_classes: number of classes of the head.
+    preprocessing: how images are prepared for the model.
+    host_size: (height, width) of the images that the host makes, if the device
+      resizes them; None for the size of `preprocessing`.
+    loss: key of `losses.LOSSES`.
+    batch_size: number of images in a global batch. It is rounded down to a
+      multiple of the devices that share a batch, so that all of them get the
+      same number of images.
     jpeg_dct: see `decode.decode`.
-    threads: threads of each process that read and decode.
-    max_bad_fraction: of the images of a set that cannot be read; they are left
-      out and named in the log.
+    threads: number of threads that read and decode, in each process.
+    max_bad_fraction: fraction of a set's images that may be unreadable. They
+      are left out and named in the log.
   """
 
   def __init__(
     self,
-    model: Any,
+    model: nn.Module,
     mesh: jax.sharding.Mesh,
     sets: Mapping[str, Source],
     *,
@@ -117,7 +119,14 @@ class Evaluator:
     )
 
   def __call__(self, variables: Any) -> dict[str, dict[str, float]]:
-    """{set: {'top1', 'top5', 'loss', 'examples'}}; means over the examples.
+    """Evaluates all sets.
+
+    Args:
+      variables: variables of the model.
+
+    Returns:
+      {set: {'top1', 'top5', 'loss', 'examples'}}: means over the examples of
+      the set, and their number.
 
     Raises:
       TooManyBadImages: more than `max_bad_fraction` of a set's images cannot
@@ -139,7 +148,7 @@ class Evaluator:
     sums += jax.device_get(list(in_flight))
     merged = metrics.merge(*sums)
     corrupt = len(source) - round(float(merged['images']))
-    if corrupt:  # the loader has named each of them in the log
+    if corrupt:  # the loader has already named each of them in the log
       logging.warning(
         'eval set %s: %d of %d images are corrupt and were left out',
         name,

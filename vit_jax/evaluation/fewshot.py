@@ -1,9 +1,9 @@
-"""Few-shot linear probe: how good frozen features are (big_vision's protocol).
+"""Few-shot linear probe of frozen features, with big_vision's protocol.
 
 Features are the model's `pre_logits`. For each number of images per class and
 each seed, a support set is drawn from the training images. Its features are
-standardized and get a constant feature; a ridge regression on targets of +-1 is
-solved in closed form, and the class of a test image is the largest output.
+standardized, and a constant feature is added. A ridge regression to targets of
+1 and -1 is solved in closed form; the largest output is the predicted class.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from vit_jax.preprocessing import Preprocessing
 from vit_jax.training.progress import progress_bar
 
 SHOTS = (1, 5, 10, 25)
-BIAS = 100.0  # the constant feature
-# (B, height, width, 3) pixels in [0, 255] -> features (B, D).
+BIAS = 100.0  # value of the constant feature, as in big_vision
+# From images (B, height, width, 3), pixels in [0, 255], to features (B, D).
 Features = Callable[[np.ndarray], np.ndarray]
 
 
@@ -28,8 +28,8 @@ class FewshotResult:
   """Accuracy with one number of images per class.
 
   Attributes:
-    mean: over the seeds.
-    seeds: accuracy with each support set.
+    mean: mean accuracy over the seeds.
+    seeds: accuracy with the support set of each seed.
   """
 
   mean: float
@@ -39,16 +39,16 @@ class FewshotResult:
 def support_indices(
   labels: np.ndarray, num_classes: int, shots: int, seed: int
 ) -> np.ndarray:
-  """Which training examples a probe learns from, as big_vision draws them.
+  """Draws a support set from the training examples, as big_vision does.
 
   Args:
-    labels: (N,), of the training examples.
+    labels: (N,), labels of the training examples.
     num_classes: C.
-    shots: examples of each class; of a smaller class, all.
-    seed: of the draw.
+    shots: number of examples of each class; a smaller class gives all it has.
+    seed: seed of the draw.
 
   Returns:
-    Indices into the training examples, in the order of the classes.
+    Indices into the training examples, sorted by class.
   """
   rng = np.random.default_rng(seed)
   return np.concatenate(
@@ -67,21 +67,21 @@ def ridge_scores(
   *,
   l2: float = 2.0**10,
 ) -> np.ndarray:
-  """Scores that a ridge regression gives to test features.
+  """Fits a ridge regression to a support set, and scores test features.
 
-  The mean of the support set is subtracted from the features, they are divided
-  by its standard deviation, and get a constant feature. Targets are 1 for the
-  class and -1 for the others.
+  Features are standardized with the mean and the standard deviation of the
+  support set, and a constant feature is added. Targets are 1 for the class of
+  an image and -1 for the other classes.
 
   Args:
-    features: of the support set, (N, D).
-    labels: of the support set, int (N,).
+    features: (N, D), features of the support set.
+    labels: (N,) int, labels of the support set.
     test_features: (M, D).
     num_classes: C.
-    l2: weight of the penalty, which the constant feature's weight has too.
+    l2: weight of the penalty, also for the weight of the constant feature.
 
   Returns:
-    (M, C), float64; the largest is the predicted class.
+    (M, C), float64; the largest score is the predicted class.
   """
   x = np.asarray(features, np.float64)
   mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
@@ -91,7 +91,8 @@ def ridge_scores(
   )
   x, test = with_bias(x), with_bias(test_features)
   y = 2.0 * np.eye(num_classes)[np.asarray(labels)] - 1.0
-  # Both forms have the same solution; the smaller matrix is inverted.
+  # Both forms have the same solution. The one with the smaller matrix is
+  # solved.
   if x.shape[0] < x.shape[1]:
     weights = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), y)
   else:
@@ -100,7 +101,7 @@ def ridge_scores(
 
 
 def probe_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
-  """The protocol's: both sides to 8/7 of the image size, center crop."""
+  """The protocol's: both sides to 8/7 of the size, then the center crop."""
   return dataclasses.replace(preprocessing, crop=7 / 8, crop_resize='squash')
 
 
@@ -116,10 +117,10 @@ def extract_features(
 
   Args:
     features: the model; every batch has `batch_size` images.
-    source: has one label for each image.
-    preprocessing: of the model; see `probe_preprocessing` for what is used.
-    batch_size: images that go through the model together.
-    threads: that read and decode.
+    source: the images, with one label each.
+    preprocessing: the model's own; `probe_preprocessing` changes its crop.
+    batch_size: number of images in a batch.
+    threads: number of threads that read and decode.
 
   Raises:
     ValueError: an image cannot be read, or the source has several labels for
@@ -136,7 +137,7 @@ def extract_features(
     probe_preprocessing(preprocessing),
     batch_size=batch_size,
     threads=threads,
-    max_bad_fraction=1.0,  # checked below, with a shorter message
+    max_bad_fraction=1.0,  # the first unreadable image is reported below
   ) as batches:
     for batch in progress_bar(batches, len(batches), source.name):
       if batches.bad:
@@ -162,20 +163,20 @@ def fewshot(
 
   Args:
     features: the model, see `extract_features`.
-    train: where support sets are drawn from.
-    test: what accuracy is measured on; it has the same classes.
-    preprocessing: of the model.
-    shots: images per class to learn from; those beyond the smallest class are
-      left out.
-    seeds: number of support sets drawn for each.
-    batch_size: images that go through the model together.
+    train: the images from which support sets are drawn.
+    test: the images on which the accuracy is measured, of the same classes.
+    preprocessing: the model's own, see `extract_features`.
+    shots: numbers of images per class. Numbers above the size of the smallest
+      class are left out.
+    seeds: number of support sets for each number of shots.
+    batch_size: number of images in a batch.
 
   Returns:
     {shots: result}.
 
   Raises:
-    ValueError: the smallest class has fewer images than any of `shots`, or a
-      source does not fit.
+    ValueError: all of `shots` are above the size of the smallest class, an
+      image cannot be read, or a source has several labels for each image.
   """
   x, y = extract_features(features, train, preprocessing, batch_size=batch_size)
   test_x, test_y = extract_features(

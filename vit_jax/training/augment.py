@@ -1,8 +1,8 @@
 """Augmentation on the device, inside the compiled step.
 
-Images arrive as uint8 (B, H, W, 3); `prepare_train` and `prepare_eval` make of
-them what a model is given. All random numbers are drawn for global arrays from
-a key that depends on (seed, step) alone, so the number of devices does not
+Images arrive as uint8 (B, H, W, 3), and `prepare_train` and `prepare_eval` turn
+them into the input of the model. Random numbers are drawn for global arrays,
+from a key that depends only on (seed, step), so the number of devices does not
 change them.
 """
 
@@ -23,14 +23,20 @@ def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
 
 
 def normalize(
-  images: jax.Array | np.ndarray, style: str = 'half', dtype: Any = jnp.float32
+  images: jax.Array | np.ndarray,
+  style: str = 'half',
+  dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> jax.Array:
-  """(pixel - mean) / std of pixels in [0, 255], uint8 or float.
+  """Normalizes pixels: (pixel - mean) / std.
 
   Args:
-    images: (B, H, W, 3).
-    style: 'half' (to [-1, 1]) or 'imagenet' (the data set's mean and std).
-    dtype: of the result; computed in float32.
+    images: (B, H, W, 3), uint8 or float, in [0, 255].
+    style: key of NORMALIZATION: 'half' (to [-1, 1]), 'imagenet' (mean and std
+      of the data set) or 'unit' (to [0, 1]).
+    dtype: type of the result, which is computed in float32.
+
+  Raises:
+    ValueError: an unknown style.
   """
   if style not in NORMALIZATION:
     raise ValueError(
@@ -48,7 +54,7 @@ def resize(images: jax.Array, size: tuple[int, int]) -> jax.Array:
 
   Args:
     images: (B, H, W, 3), uint8 or float.
-    size: int or (height, width).
+    size: (height, width) of the result.
 
   Returns:
     (B, height, width, 3) float32.
@@ -70,21 +76,22 @@ def random_erasing(
   aspect: tuple[float, float] = (0.3, 1 / 0.3),
   attempts: int = 10,
 ) -> jax.Array:
-  """Random erasing (arXiv:1708.04896) in timm's 'pixel' mode: one noise box.
+  """Random erasing (arXiv:1708.04896), as timm's mode 'pixel' with one box.
 
   Args:
     images: (B, H, W, 3), normalized.
     key: random key.
-    prob: probability per image.
-    area: of the box, range as a fraction of the image, drawn uniformly.
-    aspect: height / width, range, drawn log-uniformly.
-    attempts: draws of (area, aspect) until the box fits; none: not erased.
+    prob: probability that an image gets a box.
+    area: range of the area of the box, as fractions of the image's; uniform.
+    aspect: range of its height / width; the logarithm is uniform.
+    attempts: number of draws of (area, aspect). The first box that fits is
+      used; if none fits, the image stays as it is.
 
   Returns:
-    images with N(0, 1) inside the boxes.
+    The images, with numbers from N(0, 1) inside the boxes.
   """
   b, height, width, _ = images.shape
-  on_key, area_key, aspect_key, place_key, noise_key = jax.random.split(key, 5)
+  on_key, area_key, aspect_key, corner_key, noise_key = jax.random.split(key, 5)
   target = (
     height
     * width
@@ -107,10 +114,10 @@ def random_erasing(
   h = jnp.take_along_axis(h, first, axis=1)[:, 0]
   w = jnp.take_along_axis(w, first, axis=1)[:, 0]
   erase = fits.any(axis=1) & jax.random.bernoulli(on_key, prob, (b,))
-  place = jax.random.uniform(place_key, (2, b))
-  # Every place where the box fits is equally likely, borders included.
-  top = jnp.floor(place[0] * (height - h + 1)).astype(jnp.int32)
-  left = jnp.floor(place[1] * (width - w + 1)).astype(jnp.int32)
+  corner = jax.random.uniform(corner_key, (2, b))
+  # Every position where the box fits is equally likely, also at the border.
+  top = jnp.floor(corner[0] * (height - h + 1)).astype(jnp.int32)
+  left = jnp.floor(corner[1] * (width - w + 1)).astype(jnp.int32)
   inside = inside_box(
     jnp.stack([top, top + h, left, left + w], axis=1), height, width
   )
@@ -121,25 +128,25 @@ def random_erasing(
 
 def prepare_train(
   images: jax.Array,
-  targets: dict,
+  targets: dict[str, jax.Array],
   key: jax.Array,
   cfg: Any,
-  dtype: Any = jnp.float32,
+  dtype: jax.typing.DTypeLike = jnp.float32,
   slices: int = 1,
-) -> tuple[jax.Array, dict]:
-  """uint8 images -> what the model is trained on.
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Turns uint8 images into the model's input for training.
 
-  Device resize, normalization, random erasing, mixing, in this order (erasing
-  last with `data.erase_mixed`); crop and flip have been done, on the host or in
-  `data.device_cache`.
+  Images are resized (with data.device_resize), normalized, erased and mixed, in
+  this order; with data.erase_mixed they are erased after mixing. The host or
+  `data.device_cache` has already cropped and flipped them.
 
   Args:
     images: (B, H, W, 3) uint8.
-    targets: dict, see `mix`.
+    targets: see `mixing.mix`.
     key: random key of the step.
     cfg: the recipe's `data` section.
     dtype: compute dtype of the model.
-    slices: accumulation slices of the batch.
+    slices: number of micro-batches of the step.
 
   Returns:
     Images (B, H', W', 3) of `dtype`, and the targets.
@@ -158,9 +165,12 @@ def prepare_train(
 
 
 def prepare_eval(
-  images: jax.Array, cfg: Any, dtype: Any = jnp.float32
+  images: jax.Array, cfg: Any, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> jax.Array:
-  """uint8 images (B, H, W, 3) -> normalized, at data.image_size."""
+  """Turns uint8 images (B, H, W, 3) into the model's input for evaluation.
+
+  They are resized (with data.device_resize) and normalized.
+  """
   size = cfg.image_size, cfg.image_width or cfg.image_size
   if cfg.device_resize and images.shape[1:3] != size:
     images = resize(images, size)

@@ -8,6 +8,7 @@ its number only when it is complete.
 """
 
 import contextlib
+import os
 from typing import Any
 
 from absl import logging
@@ -42,7 +43,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    workdir,
+    workdir: str | os.PathLike,
     *,
     keep_latest: int = 1,
     keep_best: int = 0,
@@ -69,10 +70,10 @@ class Checkpoints:
       self.directory,
       save_decision_policy=every_step,
       preservation_policy=preserve,
-      cleanup_tmp_directories=True,  # what a killed save left behind
+      cleanup_tmp_directories=True,  # removes what a killed save left behind
     )
-    self._saved = None  # the step that was saved last
-    self._failed = False  # whether an error was raised to the caller
+    self._saved = None  # the step that was last saved or is being saved
+    self._failed = False  # whether `save` or `wait` has raised an error
 
   def steps(self) -> list[int]:
     """The saved steps, oldest first."""
@@ -118,6 +119,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _explained(self):
+    """Turns any error of saving into a CheckpointError that says what to do."""
     try:
       yield
     except Exception as e:
@@ -131,17 +133,18 @@ class Checkpoints:
   def restore(self, abstract: Any) -> tuple[Any, WeightsMetadata, int] | None:
     """Loads the newest step that can be read.
 
-    A damaged step is named in the log, kept under the name `STEP.unreadable`,
-    and the step before it is taken.
+    A step that cannot be read is named in the log and renamed to
+    `STEP.unreadable`, and the step before it is loaded instead.
 
     Args:
       abstract: tree of shapes, dtypes and shardings to load into.
 
     Returns:
-      The tree, its metadata and the step; None if no step can be read.
+      The tree, its metadata and the step; None if there is no step that can be
+      read.
 
     Raises:
-      CheckpointError: the newest step is sound but differs from `abstract`.
+      CheckpointError: a step can be read, but its tree differs from `abstract`.
     """
     for step in reversed(self.steps()):
       path = self.directory / str(step)
@@ -176,7 +179,11 @@ class Checkpoints:
     self._orbax.reload()
 
   def close(self) -> None:
-    """Waits and closes; an error that was raised before is not repeated."""
+    """Waits for the save in progress and closes.
+
+    Raises:
+      CheckpointError: that save failed, and no error was raised before.
+    """
     failed = self._failed
     try:
       self.wait()

@@ -12,12 +12,12 @@ def ema_update(
   """One update of the moving average: ema + (1 - d) (new - ema).
 
   Args:
-    ema: the average, a tree like `new`, at first a copy of it.
-    new: the parameters (or statistics) after the step.
-    decay: d, as DeiT's 0.99996.
-    step: finished updates before this one. If given, d is min(decay,
-      (1 + step) / (10 + step)), so that a short run forgets its start; None for
-      the constant decay of timm.
+    ema: the average, a tree like `new`. It begins as a copy of the parameters.
+    new: the parameters or statistics after the step.
+    decay: d, such as DeiT's 0.99996.
+    step: number of updates before this one. If given, d is min(decay,
+      (1 + step) / (10 + step)), so that a short run forgets its initial
+      parameters. None keeps d constant, as timm does.
 
   Returns:
     The new average.

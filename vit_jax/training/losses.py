@@ -1,8 +1,8 @@
 """Training losses: classification, distillation, token labels, regularizer.
 
-Everything is computed in float32, whatever the dtype of the logits. Functions
-named after a loss return one value per example; `total_loss` combines what a
-recipe's `loss` section names. B batch, C classes, N tokens.
+Losses are computed in float32, whatever the dtype of the logits. Each of them
+returns one value per example; `total_loss` combines those that a recipe's
+section `loss` names. Shapes: B examples, C classes, N tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 def smooth(targets: jax.Array, smoothing: float) -> jax.Array:
   """Label smoothing (arXiv:1512.00567, sec. 7): (1 - e) * targets + e / C.
 
-  On one-hot targets that is e / C off and 1 - e + e / C on, as in timm. It is
-  linear, so smoothing mixed targets equals mixing smoothed ones.
+  One-hot targets become e / C for the wrong classes and 1 - e + e / C for the
+  right one, as in timm. Smoothing is linear, so mixed targets that are smoothed
+  equal smoothed targets that are mixed.
   """
   if not smoothing:
     return targets
@@ -25,16 +26,16 @@ def smooth(targets: jax.Array, smoothing: float) -> jax.Array:
 
 
 def to_range(targets: jax.Array, label_range: tuple[float, float]) -> jax.Array:
-  """Labels in [0, 1] moved to [off, on], as big_vision's `onehot` gives them.
+  """Maps labels from [0, 1] to [off, on], as big_vision's `onehot` does.
 
-  Unlike `smooth` it does not keep the sum of the targets.
+  Unlike `smooth`, it does not keep the sum of the targets.
   """
   off, on = label_range
   return off + (on - off) * targets
 
 
 def softmax_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Cross-entropy with distributions: (..., C), (..., C) -> (...)."""
+  """Cross-entropy with target distributions: (..., C), (..., C) -> (...)."""
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
   return -jnp.sum(targets.astype(jnp.float32) * log_p, axis=-1)
 
@@ -53,9 +54,9 @@ def sigmoid_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def binary_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """DeiT's `--bce-loss`: (..., C), (..., C) -> (...).
 
-  Every class with a positive target becomes a target of 1, and the loss is the
-  mean over the classes, not their sum. Label smoothing makes every target
-  positive: the published commands with this loss have none.
+  Every positive target becomes 1, and the loss is the mean over the classes,
+  not their sum. Label smoothing would make every target positive, so the
+  published commands with this loss use none.
   """
   hard = (targets > 0).astype(jnp.float32)
   return sigmoid_xent(logits, hard) / logits.shape[-1]
@@ -70,7 +71,7 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 
 def softmax_kl(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """KL(targets || softmax(logits)): cross-entropy less the targets' entropy."""
+  """KL(targets || softmax(logits)): cross-entropy minus targets' entropy."""
   entropy = jnp.sum(
     jax.scipy.special.entr(targets.astype(jnp.float32)), axis=-1
   )
@@ -103,15 +104,15 @@ DISTILLATIONS = ('none', 'soft', 'hard')
 
 
 def mix_class_targets(
-  targets: jax.Array, box: Any, num_tokens: int
+  targets: jax.Array, box: Sequence[jax.Array], num_tokens: int
 ) -> jax.Array:
   """Class targets of a MixToken batch (arXiv:2104.10858, sec. 3.3).
 
   Args:
     targets: (B, C).
-    box: (row1, column1, row2, column2) on the token grid, whose tokens came
-      from the reversed batch; an empty box means no mixing.
-    num_tokens: N, tokens of the grid.
+    box: (row1, column1, row2, column2) on the token grid. The tokens inside
+      come from the reversed batch; an empty box means no mixing.
+    num_tokens: N, number of tokens of the grid.
 
   Returns:
     lam * targets + (1 - lam) * reversed targets, lam = 1 - area / N.
@@ -125,8 +126,9 @@ def mix_class_targets(
 def add_ground_truth(token_cls: jax.Array, label: jax.Array) -> jax.Array:
   """Blends the teacher's class target with the label (VOLO's fine-tuning).
 
-  r * token_cls + (1 - r) * label with r = 0.5 where both name the same class,
-  else 0.9 (`--ground-truth` of the released code). Both (B, C).
+  The result is r * token_cls + (1 - r) * label, where r is 0.5 for an image
+  whose two targets have the same best class, and 0.9 otherwise
+  (`--ground-truth` of the released code). Both targets are (B, C).
   """
   agree = jnp.argmax(label, axis=-1) == jnp.argmax(token_cls, axis=-1)
   r = jnp.where(agree, 0.5, 0.9)[:, None]
@@ -139,22 +141,22 @@ def token_label_loss(
   cls_targets: jax.Array,
   token_targets: jax.Array,
   *,
-  box: Any = None,
+  box: Sequence[jax.Array] | None = None,
   token_weight: float = 0.5,
 ) -> tuple[jax.Array, jax.Array]:
   """Token labeling (arXiv:2104.10858, eq. 6): class plus mean token loss.
 
   Args:
     logits: (B, C) of the class token.
-    token_logits: (B, N, C), already unmixed: each token stands with the image
-      it came from.
+    token_logits: (B, N, C). Tokens that MixToken exchanged are back in the
+      image that they came from.
     cls_targets: (B, C), before MixToken.
-    token_targets: (B, N, C), or (B, C) for one target for all tokens.
-    box: of MixToken, see `mix_class_targets`; None for no mixing.
-    token_weight: of the token term; the class term has 1.
+    token_targets: (B, N, C), or (B, C) if all tokens have the same target.
+    box: MixToken's box, see `mix_class_targets`; None for no mixing.
+    token_weight: weight of the token term; that of the class term is 1.
 
   Returns:
-    (B,) losses and (B,) token terms (unweighted).
+    The losses (B,), and the token terms (B,) without their weight.
 
   Raises:
     ValueError: the targets are for another number of tokens.
@@ -178,14 +180,15 @@ def attention_similarity(
   """Cosine similarity of consecutive attention maps (arXiv:2103.11886).
 
   Args:
-    attention: list of (B, H, T, T); the similarity is taken along the heads.
-    num_pairs: the first so many pairs count (at most all of them).
+    attention: the blocks' attention, each (B, H, T, T). The similarity is that
+      of vectors along the heads.
+    num_pairs: number of pairs of blocks, from the first on, that count.
 
   Returns:
     (B,) means over pairs and positions.
 
   Raises:
-    ValueError: there is no pair.
+    ValueError: there are no two blocks to compare.
   """
   pairs = list(itertools.pairwise(attention))[:num_pairs]
   if not pairs:
@@ -213,11 +216,11 @@ def _check(cfg) -> None:
 
 
 def _token_base(cfg, logits, out, targets, label):
-  """The class and token loss of a model with token logits, and the terms."""
+  """The loss of a model with token logits, and its token term, both (B,)."""
   if cfg.name != 'softmax':
     raise ValueError(
-      f'loss.name={cfg.name!r}: a model with token logits is '
-      'trained with softmax'
+      f'loss.name={cfg.name!r}: a model with token logits needs '
+      "loss.name='softmax'"
     )
   token_cls, token_labels = label, label
   if 'token_labels' in targets:
@@ -256,17 +259,17 @@ def total_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The training loss of a recipe.
 
-  (1 - alpha) * base + alpha * distillation + cosine_reg * similarity, where
-  base is the loss `cfg.name` of the class branch, with the token loss added for
-  a model that returns token logits.
+  It is (1 - alpha) * base + alpha * distillation + cosine_reg * similarity. The
+  base is the loss `cfg.name` of the class branch; a model that returns token
+  logits adds its token loss.
 
   Args:
     cfg: the recipe's `loss` section.
     logits: (B, C).
-    out: the model's intermediates. `logits_class` (class branch) and
-      `logits_distill` (distillation branch) take the place of `logits` where a
-      model has them; `logits_aux` (B, N, C) turns on the token loss, `mix_box`
-      tells where MixToken mixed; `attention` serves the cosine regularizer.
+    out: the model's intermediates. If it has `logits_class` (class branch) or
+      `logits_distill` (distillation branch), these replace `logits`. With
+      `logits_aux` (B, N, C) there is a token loss, and `mix_box` is the box of
+      MixToken. The cosine regularizer reads `attention`.
     targets: dict with 'label' (B, C), one-hot or soft, not smoothed; for token
       labels also 'token_labels' (B, N, C) and 'token_cls' (B, C).
     teacher_logits: (B, C), for distillation.
@@ -275,7 +278,7 @@ def total_loss(
     The loss, a float32 scalar, and a dict of its unweighted terms.
 
   Raises:
-    ValueError: an unknown name, or something that a term needs is missing.
+    ValueError: an unknown name, or the input of a term is missing.
   """
   _check(cfg)
   class_logits = out.get('logits_class', logits)

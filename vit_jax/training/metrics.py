@@ -1,4 +1,4 @@
-"""Classification metrics as plain dicts of sums, exact under masks and merges.
+"""Classification metrics as dicts of sums, so that they can be merged exactly.
 
 `batch_metrics` runs inside jit on one batch; `merge` adds the sums of batches,
 processes or data sets in any order; `summarize` divides at the end. A float32
@@ -15,13 +15,13 @@ def top_k_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 
   Args:
     logits: (B, C); of equal logits the lower class comes first.
-    labels: (B,) int classes, or (B, C) one-hot, multi-hot or soft, where the
-      classes with the largest value count, if it is above 0. So multi-label
-      targets give precision@1 at k = 1.
-    k: at most C is used.
+    labels: (B,) int classes, or (B, C) one-hot, multi-hot or soft. Of the
+      latter, the classes with the largest value are the labels, if that value
+      is above 0. For multi-hot labels, k = 1 gives precision@1.
+    k: number of classes; more than C count as C.
   """
-  # By counting the classes that come before the best label: lax.top_k would
-  # gather the logits of all devices.
+  # Counts the classes ranked before the best label. `lax.top_k` would gather
+  # the logits of all devices.
   if labels.ndim == 1:
     best = labels[:, None]
     has_label = True
@@ -34,7 +34,8 @@ def top_k_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     has_label = jnp.take_along_axis(is_label, best, axis=-1)[:, 0]
   score = jnp.take_along_axis(logits, best, axis=-1)
   classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-  # Written so that NaN, which compares as False, comes before everything.
+  # A comparison with NaN is False, so a class whose logit is NaN is ranked
+  # before the label, and the prediction counts as wrong.
   behind = (logits < score) | ((logits == score) & (classes >= best))
   rank = jnp.sum(~behind, axis=-1)
   return (rank < min(k, logits.shape[-1])) & has_label
@@ -49,11 +50,12 @@ def top_k_label(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   Args:
     logits: (B, C); of equal logits the lower class comes first.
     labels: (B,) int classes, or (B, C) multi-hot or soft labels.
-    k: at most C is used.
+    k: number of classes; more than C count as C.
   """
   if labels.ndim == 1:
     return top_k_correct(logits, labels, k).astype(jnp.float32)
-  # One class after the other: lax.top_k would gather the logits of all devices.
+  # Takes one best class after the other. `lax.top_k` would gather the logits of
+  # all devices.
   classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
   value = jnp.zeros(logits.shape[:1], jnp.float32)
   for _ in range(min(k, logits.shape[-1])):
@@ -73,26 +75,26 @@ def batch_metrics(
 ) -> dict[str, jax.Array]:
   """Sums over one batch, as big_vision's classification evaluator has them.
 
-  Each example counts as much as its largest label: an image of a multi-label
-  set without any label does not count, neither for the accuracy nor for the
-  loss, and one with a smoothed label counts a little less than 1.
+  The weight of an example is its largest label. An image without any label, in
+  a multi-label set, therefore has no weight, neither in the accuracy nor in the
+  loss; one with a smoothed label has a weight a little below 1.
 
   Args:
     logits: (B, C).
     labels: see `top_k_label`.
     losses: (B,) per-example losses.
-    mask: (B,), 1 for real examples, 0 for padding, whose values never count.
+    mask: (B,), 1 for real examples, 0 for padding.
 
   Returns:
-    dict of float32 scalars: 'images', the number of real examples; 'examples',
-    the sum of their weights; and the weighted sums 'top1', 'top5' and, with
-    losses, 'loss'.
+    Float32 scalars: 'images', the number of real examples; 'examples', the sum
+    of their weights; and the weighted sums 'top1', 'top5' and, with `losses`,
+    'loss'.
   """
   if mask is None:
     mask = jnp.ones(logits.shape[:1], bool)
   mask = mask.astype(bool)
   weight = 1 if labels.ndim == 1 else jnp.max(labels, axis=-1)
-  # `where` and not a product: what is masked may be NaN.
+  # `where` instead of a multiplication, because a masked value may be NaN.
   total = lambda x: jnp.sum(jnp.where(mask, x, 0), dtype=jnp.float32)
   counted = lambda x: total(jnp.where(weight == 0, 0, x * weight))
   sums = {
@@ -107,7 +109,11 @@ def batch_metrics(
 
 
 def merge(*sums: dict) -> dict:
-  """Adds dicts of sums of the same keys, on the host, in float64."""
+  """Adds dicts of sums with the same keys, on the host, in float64.
+
+  Raises:
+    ValueError: the keys differ.
+  """
   for other in sums[1:]:
     if other.keys() != sums[0].keys():
       raise ValueError(
@@ -117,10 +123,10 @@ def merge(*sums: dict) -> dict:
 
 
 def summarize(sums: dict) -> dict:
-  """Means over the weights of the examples, as Python numbers.
+  """Divides sums by the weight of the examples.
 
   Returns:
-    The means by name, and 'examples', the sum of weights as a whole number.
+    The means by name, and 'examples', the sum of the weights, rounded.
 
   Raises:
     ValueError: no example has a weight.

@@ -1,8 +1,8 @@
-"""Mixup and CutMix on the device: what is drawn, and how it is applied.
+"""Mixup and CutMix on the device.
 
-`draw_mixing` draws the random numbers of a batch and `apply_mixing` uses them.
-Partners are taken across the global batch, so the number of devices does not
-change them.
+`draw_mixing` draws the random numbers of a batch, and `apply_mixing` mixes each
+image with its partner. Partners come from the global batch, so the number of
+devices does not change them.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Values of data.mix_style: how the partners of a group of examples (n, ...) are
-# found. timm reverses the batch, Google rolls it by one; 'permute' draws a
-# permutation, as big_transfer does.
+# Values of data.mix_style, with the function from a group of examples (n, ...)
+# to their partners: timm reverses the batch, Google rolls it by one. 'permute'
+# draws a permutation, as big_transfer does.
 PARTNERS: dict[str, Callable[[jax.Array], jax.Array] | None] = {
   'timm': lambda x: x[::-1],
   'google': lambda x: jnp.roll(x, 1, axis=0),
@@ -25,10 +25,10 @@ class Mixing(NamedTuple):
   """The random numbers of one batch's mixing, one entry per example.
 
   Fields:
-    lam: (B,) weight of an example's own targets, and of its own pixels in
-      mixup.
-    box: (B, 4) of (top, bottom, left, right), taken from the partner in CutMix.
-    cut: (B,) bool, CutMix instead of mixup.
+    lam: (B,) weight of an example's own targets and, in mixup, of its pixels.
+    box: (B, 4), (top, bottom, left, right) of the box that CutMix takes from
+      the partner.
+    cut: (B,) bool, whether an example gets CutMix instead of mixup.
     partner: (B,) index of the partner for style 'permute', else None.
   """
 
@@ -47,7 +47,11 @@ def box_lambda(box: jax.Array, height: int, width: int) -> jax.Array:
 def random_box(
   key: jax.Array, lam: jax.Array, height: int, width: int
 ) -> jax.Array:
-  """A box of sides sqrt(1 - lam), uniform center, clipped: (4,) int32."""
+  """A random box for CutMix: (top, bottom, left, right), (4,) int32.
+
+  Its sides are sqrt(1 - lam) of the image's. The center is uniform, and the box
+  is clipped to the image.
+  """
   side = jnp.sqrt(1 - lam)
   half_h = (height * side).astype(jnp.int32) // 2
   half_w = (width * side).astype(jnp.int32) // 2
@@ -67,7 +71,7 @@ def random_box(
 def mixup_lambda(
   key: jax.Array, alpha: float, style: str = 'timm'
 ) -> jax.Array:
-  """lam ~ Beta(alpha, alpha); Google takes max(lam, 1 - lam)."""
+  """Draws lam from Beta(alpha, alpha); 'google' takes max(lam, 1 - lam)."""
   lam = jax.random.beta(key, alpha, alpha)
   return jnp.maximum(lam, 1 - lam) if style == 'google' else lam
 
@@ -93,7 +97,10 @@ def _draw_one(key: jax.Array, cfg, height: int, width: int):
 
 
 def _draw_partners(key: jax.Array, batch: int, slices: int) -> jax.Array:
-  """(B,) indices: a permutation of each slice, whose examples are strided."""
+  """Partners within each micro-batch: (B,) indices of a random permutation.
+
+  Micro-batch i of n has the examples i, i + n, i + 2 n, ...
+  """
   own = jnp.arange(batch).reshape(-1, slices)
   columns = jax.random.permutation(key, own, axis=0, independent=True)
   return columns.reshape(batch)
@@ -109,13 +116,13 @@ def draw_mixing(
     cfg: the recipe's `data` section: mixup, cutmix, switch_prob, mix_prob,
       mix_style, mix_groups.
     shape: (B, H, W, 3) of the images.
-    slices: accumulation slices of the batch; style 'permute' mixes within each.
-      Slice i holds the examples i, i + slices, ...
+    slices: number of micro-batches of the step. Style 'permute' mixes within
+      each; micro-batch i has the examples i, i + slices, ...
 
   Returns:
-    One coefficient, box and choice for each of `mix_groups` groups, given to
-    all of its examples. Group g is the g-th contiguous block of the batch, as
-    in a batch normalization with groups; `data.repeat_groups` spreads repeated
+    One coefficient, box and choice for each of `mix_groups` groups, repeated
+    for all of its examples. Group g is the g-th contiguous block of the batch,
+    as in batch normalization with groups; `data.repeat_groups` spreads repeated
     images over the groups.
   """
   batch, height, width, _ = shape
@@ -134,7 +141,7 @@ def draw_mixing(
 
 
 def _partner_of(mixing: Mixing, style: str, groups: int):
-  """Function that gives the partners of (B, ...), each within its group."""
+  """A function from an array (B, ...) to the partners of its examples."""
   find = PARTNERS[style]
   if find is None:
     return lambda x: x[mixing.partner]
@@ -158,15 +165,16 @@ def apply_mixing(
   mixing: Mixing,
   style: str = 'timm',
   groups: int = 1,
-) -> Any:
-  """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899), drawn before.
+) -> tuple[jax.Array, Any]:
+  """Applies mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899).
 
   Args:
     images: (B, H, W, 3).
-    targets: array (B, ...) or a tree of them, mixed by `mixing.lam`.
-    mixing: the drawn numbers.
+    targets: array (B, ...) or a tree of them, mixed with weight `mixing.lam`.
+    mixing: what `draw_mixing` returned.
     style: key of PARTNERS.
-    groups: examples are mixed within so many contiguous blocks.
+    groups: number of contiguous blocks of the batch within which examples are
+      mixed.
 
   Returns:
     Mixed images and targets.
@@ -191,7 +199,10 @@ def _check_mixing(cfg, batch: int, targets) -> None:
     )
   for name in ('mixup', 'cutmix'):
     if cfg[name] < 0:
-      raise ValueError(f'data.{name}={cfg[name]}: a Beta parameter, 0 for off')
+      raise ValueError(
+        f'data.{name}={cfg[name]}: must be the positive parameter of a Beta '
+        'distribution, or 0 to switch it off'
+      )
   if cfg.mix_groups < 1 or batch % cfg.mix_groups:
     raise ValueError(
       f'data.mix_groups={cfg.mix_groups} does not divide the batch of {batch}: '
@@ -199,14 +210,18 @@ def _check_mixing(cfg, batch: int, targets) -> None:
     )
   if cfg.cutmix and 'token_labels' in targets:
     raise ValueError(
-      'token labels do not go with data.cutmix: set it to 0 '
+      f'data.cutmix={cfg.cutmix} cannot be used with token labels: set it to 0 '
       '(the model mixes tokens itself)'
     )
 
 
 def mix(
-  images: jax.Array, targets: dict, key: jax.Array, cfg: Any, slices: int = 1
-) -> tuple[jax.Array, dict]:
+  images: jax.Array,
+  targets: dict[str, jax.Array],
+  key: jax.Array,
+  cfg: Any,
+  slices: int = 1,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mixup or CutMix of a batch, one draw for each of `mix_groups` groups.
 
   Args:
@@ -214,7 +229,7 @@ def mix(
     targets: dict of arrays (B, ...), as `losses.total_loss` takes them.
     key: random key.
     cfg: the recipe's `data` section, see `draw_mixing`.
-    slices: accumulation slices of the batch.
+    slices: number of micro-batches of the step.
 
   Returns:
     Mixed images and targets.
@@ -231,7 +246,15 @@ def mix(
 
 
 def inside_box(box: jax.Array, height: int, width: int) -> jax.Array:
-  """Boxes (B, 4) of (top, bottom, left, right) -> bool (B, H, W, 1)."""
+  """Which pixels are inside of boxes.
+
+  Args:
+    box: (B, 4), (top, bottom, left, right) in pixels.
+    height, width: size of the images.
+
+  Returns:
+    bool (B, H, W, 1).
+  """
   top, bottom, left, right = (box[:, i, None, None, None] for i in range(4))
   y = jnp.arange(height).reshape(1, -1, 1, 1)
   x = jnp.arange(width).reshape(1, 1, -1, 1)

@@ -1,7 +1,8 @@
-"""Optimizers: the recipe's `optim` section -> an optax transformation.
+"""Makes an optax transformation from the recipe's section `optim`.
 
-Moments have the tree (and, except Adafactor's, the shapes) of the parameters,
-so that the path of each leaf of the state ends with the path of its parameter.
+Moments have the same tree as the parameters (and, except for Adafactor, the
+same shapes). The path of every moment in the state therefore ends with the path
+of its parameter, by which `parallel.rules` shards it.
 """
 
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from vit_jax.training.schedules import Schedule
 
 
 def scale_by_adafactor(
-  b1: float, b2: float, state_dtype: Any
+  b1: float, b2: float, state_dtype: jax.typing.DTypeLike
 ) -> optax.GradientTransformation:
   """big_vision's Adafactor (arXiv:2106.04560, sec. 3.4).
 
-  Second moments of at least 32 x 32 entries are factored; their decay is
-  min(b2, 1 - t^-0.8). The step size is not relative to the parameters. The
-  first moment, with decay `b1` (0: none), has no bias correction.
+  Second moments with at least 32 x 32 entries are factored; their decay at step
+  t is min(b2, 1 - t^-0.8). The step size does not depend on the size of the
+  parameters. The first moment has the decay `b1`, or is left out if that is 0,
+  and has no bias correction.
   """
 
   def decay(step, exponent):
@@ -45,8 +47,8 @@ def _adam(cfg):
   )
 
 
-# Values of optim.name. "adam" and "adamw" are the same: how weights decay is
-# a key of its own, optim.decay_style.
+# Values of optim.name. 'adam' and 'adamw' are the same optimizer, because the
+# way in which weights decay is another key, optim.decay_style.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   'adamw': _adam,
   'adam': _adam,
@@ -62,10 +64,10 @@ STATE_DTYPES = ('float32', 'bfloat16')
 
 
 def _add_coupled_decay(weight_decay: float, rates: dict[str, Rate]):
-  """Adds weight_decay g p to the gradient of a parameter with decay factor g.
+  """Adds weight_decay * g * p to the gradient of a parameter p.
 
-  That is an L2 penalty, as PyTorch's SGD has it: the decay passes through the
-  momentum and is multiplied by the learning rate.
+  g is the parameter's decay factor. This is an L2 penalty, as in PyTorch's SGD:
+  the decay goes through the momentum and is multiplied by the learning rate.
   """
 
   def update(grads, state, params=None):
@@ -81,14 +83,14 @@ def _add_coupled_decay(weight_decay: float, rates: dict[str, Rate]):
 
 
 def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
-  """Learning rate, decay and their factors: directions -> updates.
+  """Multiplies the optimizer's directions by the rate, and adds the decay.
 
-  With lr_t of the schedule and a parameter's factors f and g,
+  With lr_t of the schedule, a parameter p and its factors f and g (`Rate`),
   'lr':       update = -lr_t f (direction + weight_decay g p)
   'schedule': update = -lr_t f direction - (lr_t / peak) weight_decay g p
-  'coupled':  update = -lr_t f direction, the decay is in the gradient
+  'coupled':  update = -lr_t f direction (the decay is in the gradient already)
   """
-  peak = schedule.peak or 1.0  # with lr = 0 nothing moves
+  peak = schedule.peak or 1.0  # avoids 0 / 0 for a learning rate of 0
 
   def init(params):
     del params
@@ -115,22 +117,22 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
 def make_optimizer(
   cfg: Any, schedule: Callable[[Any], jax.Array], params: Any
 ) -> optax.GradientTransformation:
-  """Clip, optimizer, rates and decay of a recipe, in this order.
+  """Clips the gradient, runs the optimizer, applies rates and weight decay.
 
   Args:
-    cfg: the recipe's `optim` section. `accumulate` and `ema` are for the train
-      step.
+    cfg: the recipe's `optim` section. The training step, not the optimizer,
+      reads `accumulate` and `ema`.
     schedule: a `Schedule`, or step -> learning rate whose peak is `cfg.lr`.
     params: the parameters, or their ShapeDtypeStructs: only names and shapes
       are used.
 
   Returns:
-    The transformation. Frozen parameters have no state and take no part in the
-    norm that is clipped. Its `update` needs the parameters.
+    The transformation. Frozen parameters have no state, and their gradients do
+    not count in the norm that is clipped. `update` needs the parameters.
 
   Raises:
-    ValueError: an unknown name, a negative value, or what `parameter_rates`
-      refuses.
+    ValueError: an unknown name, a negative value, or an error of
+      `parameter_rates`.
   """
   for key, allowed in (
     ('name', OPTIMIZERS),

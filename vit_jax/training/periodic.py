@@ -1,8 +1,7 @@
-"""What a run does at some of its steps: log, evaluate, save, profile.
+"""Work that a run does at some of its steps: log, evaluate, save, profile.
 
-Each object is called after every step and decides by itself whether its work is
-due. `clu.periodic_actions` has the same form, but importing it imports
-TensorFlow.
+Each object is called after every step and decides whether its work is due.
+`clu.periodic_actions` has the same design, but importing it imports TensorFlow.
 """
 
 import collections
@@ -27,21 +26,22 @@ Say = Callable[[str], None]
 
 
 class NonFinite(RuntimeError):
-  """Loss or gradient became NaN or infinite; the message names the step."""
+  """The loss or a gradient is NaN or infinite; the message names the step."""
 
 
 def check_finite(state: TrainState) -> None:
   """Raises NonFinite if a step had a loss or gradient that is not finite.
 
-  Such a step and all later ones leave the parameters unchanged, so it is enough
-  to look when something is logged, evaluated or saved.
+  That step and all later ones leave the parameters unchanged, so it is enough
+  to check when something is logged, evaluated or saved.
   """
   step = int(state.bad_step)
   if step >= 0:
     raise NonFinite(
       f'loss or gradient is not finite at step {step}. No checkpoint of that '
-      'state was written. Lower optim.lr, raise schedule.warmup_steps, set '
-      "optim.clip=1.0, or set run.nan='skip' to leave such steps out"
+      'state was written. Lower the learning rate (optim.lr). A recipe can '
+      'also raise schedule.warmup_steps, set optim.clip=1.0, or set '
+      "run.nan='skip' to leave such steps out"
     )
 
 
@@ -53,7 +53,7 @@ class Throttle:
     self._in_flight = collections.deque()
 
   def __call__(self, values: Any) -> None:
-    """Takes a step's results; waits for those of the step `limit` before."""
+    """Takes a step's results, and waits for those of `limit` steps before."""
     self._in_flight.append(values)
     if len(self._in_flight) > self._limit:
       jax.block_until_ready(self._in_flight.popleft())
@@ -64,9 +64,9 @@ class Profile:
 
   Args:
     directory: where the trace goes, for TensorBoard or Perfetto.
-    steps: (first, last) finished steps between which the trace is taken; empty
-      for no trace. A run that goes on from a step between them traces the
-      steps that are left.
+    steps: (first, last): the trace begins after `first` finished steps and ends
+      after `last`; empty for no trace. A run that resumes in this range traces
+      the remaining steps.
   """
 
   def __init__(self, directory: str | os.PathLike, steps: Sequence[int] = ()):
@@ -81,7 +81,7 @@ class Profile:
       self._running = True
 
   def after(self, step: int, values: Any) -> None:
-    """Ends the trace if it is due, when the results of the step are there."""
+    """Ends the trace if it is due, once the step's results are computed."""
     if self._running and step >= self._last:
       jax.block_until_ready(values)
       self.close()
@@ -97,13 +97,14 @@ class Log:
   """Writes the metrics of every n-th step, of the first and of the last.
 
   Args:
-    writer: of the run.
-    progress: of the run; gives speed and live line.
+    writer: writes metrics.jsonl and TensorBoard events.
+    progress: measures the speed and makes the live line.
     say: prints a line.
     every_steps: n.
-    first_step: the step that this process goes on from.
-    total_steps, steps_per_epoch: of the run.
-    check: raises what must stop the run.
+    first_step: number of finished steps when the run was started or resumed.
+    total_steps: length of the run in steps.
+    steps_per_epoch: optimizer steps of an epoch.
+    check: raises an exception if the run must stop.
   """
 
   def __init__(
@@ -144,12 +145,13 @@ class Evaluation:
 
   Args:
     evaluator: variables -> results of every eval set.
-    writer: of the run.
+    writer: writes metrics.jsonl and TensorBoard events.
     say: prints a line.
     every_steps: n; None evaluates the last step only.
-    total_steps, steps_per_epoch: of the run.
-    average: evaluate the averaged parameters.
-    check: raises what must stop the run.
+    total_steps: length of the run in steps.
+    steps_per_epoch: optimizer steps of an epoch.
+    average: evaluate the moving average of the parameters.
+    check: raises an exception if the run must stop.
   """
 
   def __init__(
@@ -181,7 +183,7 @@ class Evaluation:
     return self._results if step == self._step else {}
 
   def evaluate(self, step: int, state: TrainState) -> Results:
-    """The results of a state, also written and printed."""
+    """Evaluates a state, and writes and prints the results."""
     self._results = self._evaluator(variables(state, average=self._average))
     self._step = step
     epoch = step / self._steps_per_epoch
@@ -199,14 +201,16 @@ class Saving:
   """Saves every n-th step, or every so many minutes, and the last one.
 
   Args:
-    checkpoints: of the run.
-    metadata: the record of every step.
-    every_steps: n; None does not count steps.
-    every_minutes: None does not look at the clock.
-    ask_every_steps: how often several processes ask process 0 whether minutes
-      have passed; a process alone looks at its clock after every step.
-    total_steps: of the run.
-    check: raises what must stop the run.
+    checkpoints: the saved steps of the run.
+    metadata: stored with every step.
+    every_steps: n; None does not save by steps.
+    every_minutes: minutes from one save to the next; None does not save by
+      time.
+    ask_every_steps: how often several processes get the decision of process 0
+      whether the minutes have passed. A single process looks at its clock after
+      every step.
+    total_steps: length of the run in steps.
+    check: raises an exception if the run must stop.
     clock: seconds that only increase.
   """
 
@@ -235,10 +239,10 @@ class Saving:
 
     Args:
       step: number of finished steps.
-      state: after this step.
-      results: of evaluating this step, for the choice of the best steps; may
-        be empty.
-      now: save in any case.
+      state: the state after this step.
+      results: results of evaluating this step, by which the best steps are
+        chosen; may be empty.
+      now: save even if it is not due.
     """
     if not (now or self._is_due(step)):
       return
@@ -257,5 +261,5 @@ class Saving:
     if self._minutes is None or step % self._ask_every:
       return False
     passed = self._clock() - self._last_time > 60 * self._minutes
-    # The clocks of processes differ, and all must save the same step.
+    # The clocks of the processes differ, but all must save the same step.
     return broadcast_from_first(passed)

@@ -1,4 +1,4 @@
-"""Stops a run in order when its machine is taken away."""
+"""Stops a run after saving it, when its machine is preempted."""
 
 import signal
 import threading
@@ -13,7 +13,7 @@ class Preempted(Exception):
 class StopSignal:
   """Turns SIGTERM into a flag that all processes see at the same step.
 
-  A context manager: the signal means what it meant before once it is left.
+  A context manager; at its end the earlier signal handler is set again.
   """
 
   def __init__(self):
@@ -21,8 +21,8 @@ class StopSignal:
     self._previous = None
 
   def __enter__(self) -> 'StopSignal':
-    # Several processes leave the signal to JAX's own service. Python sets
-    # handlers in the main thread only.
+    # With several processes, JAX's coordination service handles the signal.
+    # Python can set a handler in the main thread only.
     if jax.process_count() == 1 and (
       threading.current_thread() is threading.main_thread()
     ):

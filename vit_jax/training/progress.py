@@ -1,4 +1,4 @@
-"""Speed, remaining time and the live line of a run; progress bars."""
+"""Speed, remaining time and live line of a run; progress bars."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
@@ -18,13 +18,13 @@ class Progress:
   does the time before `start` (compilation of the first step).
 
   Args:
-    total_steps: of the run.
-    first_step: the step that this process goes on from.
-    batch_size: global.
-    flops_per_image: floating-point operations of one image's training step;
+    total_steps: length of the run in steps.
+    first_step: number of finished steps when the run was started or resumed.
+    batch_size: number of images in a global batch.
+    flops_per_image: floating-point operations of a training step, per image;
       None leaves MFU out.
-    peak_flops: FLOP/s of one device; None leaves MFU out.
-    devices: how many share the work.
+    peak_flops: peak FLOP/s of one device; None leaves MFU out.
+    devices: number of devices.
     clock: seconds that only increase.
   """
 
@@ -43,12 +43,12 @@ class Progress:
     self._flops, self._peak = flops_per_image, peak_flops
     self._clock = clock
     self._rate: float | None = None  # steps per second, smoothed
-    self._steps, self._seconds = 0, 0.0  # measured so far
+    self._steps, self._seconds = 0, 0.0  # all that was measured so far
     self.start(first_step)
 
   @property
   def img_per_sec(self) -> float | None:
-    """Over all steps that were measured; None before the first of them."""
+    """Images per second over all measured steps; None before the first one."""
     return self._batch * self._steps / self._seconds if self._steps else None
 
   def start(self, step: int) -> None:
@@ -58,7 +58,7 @@ class Progress:
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Leaves the time inside out of the speed."""
+    """Context manager: the time inside does not count for the speed."""
     begin = self._clock()
     try:
       yield
@@ -70,9 +70,9 @@ class Progress:
 
     Returns:
       'img_per_sec' and 'img_per_sec_per_device'; 'mfu', the model FLOP/s as a
-      fraction of the devices' peak (arXiv:2204.02311, appendix B), where both
-      are known; 'eta_seconds' until the end, from a smoothed speed. If no step
-      was made since the last call, the speed is 0 and the rest is left out.
+      fraction of the devices' peak (arXiv:2204.02311, appendix B), if both are
+      known; 'eta_seconds', the time until the end at a smoothed speed. Without
+      a new step since the last call, the speed is 0 and the rest is left out.
     """
     now = self._clock()
     steps = step - self._last_step
@@ -107,7 +107,7 @@ class Progress:
       step: number of finished steps.
       epoch: passes over the training data so far.
       values: 'loss' and 'lr'.
-      speed: what `update` gave.
+      speed: what `update` returned.
     """
     columns = [
       f'step {step}/{self._total}',
@@ -128,7 +128,7 @@ class Progress:
 def progress_bar(
   items: Iterable[Item], total: int, label: str
 ) -> Iterator[Item]:
-  """Iterates over items; on a terminal with a progress bar on stderr.
+  """Iterates over items, and shows a progress bar if stderr is a terminal.
 
   Args:
     items: what to iterate over.

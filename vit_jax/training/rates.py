@@ -28,12 +28,12 @@ def flat_paths(params: Any) -> dict[str, Any]:
 class Rate:
   """How fast one parameter moves.
 
-  Fields:
+  Attributes:
     lr: factor of the learning rate: a float, or an array (L, 1, ..., 1) for a
       stack of L scanned blocks.
     decay: factor of the weight decay.
-    frozen: the parameter never moves, has no optimizer state and is not in the
-      clipped norm.
+    frozen: whether the parameter never changes. It then has no optimizer state,
+      and its gradient does not count in the norm that is clipped.
   """
 
   lr: float | np.ndarray = 1.0
@@ -41,8 +41,9 @@ class Rate:
   frozen: bool = False
 
 
-# Stacks of blocks in forward order; the first group is the index in the stack,
-# absent if the blocks are scanned. ResNet stages have two indices.
+# Stacks of blocks, in the order of the forward pass. The regex group is the
+# index of a block in its stack, which scanned blocks do not have. Blocks of
+# ResNets have two: the stage, and the index in it.
 _STACKS = (
   re.compile(r'block(\d+)/unit(\d+)/.*'),
   re.compile(r'outlooker(?:_(\d+))?/.*'),
@@ -51,7 +52,8 @@ _STACKS = (
   ),
   re.compile(r'cls_block(?:_(\d+))?/.*'),
 )
-# What comes after the last block; everything else is before the first.
+# Parameters after the last block. All parameters that match neither are before
+# the first block.
 _TOP = re.compile(
   r'((Transformer/)?encoder_norm|head|head_dist|aux_head|pre_logits|'
   r'pre_head_layer_norm|norm-pre-head|MAPHead_\d+|lca|pos_layer_embedding)'
@@ -60,12 +62,12 @@ _TOP = re.compile(
 
 
 def block_positions(params: Any) -> dict[str, int | np.ndarray]:
-  """Where each parameter stands between the input (0) and the head (L + 1).
+  """The position of each parameter, from the input (0) to the head (L + 1).
 
   Returns:
-    {path: position}, an int, or an int array for a stack of scanned blocks:
-    0 for the stem, tokens and position tables, 1 .. L for the L blocks in
-    forward order, L + 1 for what follows them.
+    {path: position}: 0 for the stem, tokens and position tables, 1 .. L for the
+    L blocks in the order of the forward pass, L + 1 for all parameters after
+    them. A position is an int, or an int array for a stack of scanned blocks.
   """
   keys = {}  # path -> list of sortable block keys
   for path, leaf in flat_paths(params).items():
@@ -83,9 +85,9 @@ def block_positions(params: Any) -> dict[str, int | np.ndarray]:
   positions = {}
   for path in flat_paths(params):
     if path in keys:
-      where = np.array([number[k] for k in keys[path]])
+      position = np.array([number[k] for k in keys[path]])
       stacked = keys[path][0][1] == 1
-      positions[path] = where if stacked else int(where[0])
+      positions[path] = position if stacked else int(position[0])
     else:
       positions[path] = len(order) + 1 if _TOP.fullmatch(path) else 0
   return positions
@@ -94,14 +96,14 @@ def block_positions(params: Any) -> dict[str, int | np.ndarray]:
 def _layer_factors(
   layer_decay: float, params: Any
 ) -> dict[str, float | np.ndarray]:
-  """{path: layer_decay ** (number of steps below the head)}."""
+  """{path: layer_decay ** (number of positions before the head)}."""
   positions = block_positions(params)
   last = max((int(np.max(p)) for p in positions.values()), default=0)
   blocks = [p for p in positions.values() if 0 < np.max(p)]
   if not blocks or last < 2:
     raise ValueError(
       f'optim.layer_decay={layer_decay}: no stack of blocks in '
-      f'the parameters {_names(flat_paths(params))}'
+      f'the parameters {_names(flat_paths(params))}. Set it to 1 for this model'
     )
   factors = {}
   for path, leaf in flat_paths(params).items():
@@ -123,7 +125,7 @@ def _names(paths, limit: int = 8) -> str:
 
 
 def _matching(pattern: str, key: str, paths) -> list[str]:
-  """Paths that the regex matches as a whole; ValueError if there is none."""
+  """The paths that a regex matches as a whole; ValueError if none."""
   try:
     regex = re.compile(pattern)
   except re.error as e:
@@ -172,16 +174,16 @@ def _group_rates(groups, rates: dict[str, Rate], paths) -> dict[str, Rate]:
 def parameter_rates(cfg: Any, params: Any) -> dict[str, Rate]:
   """The `Rate` of every parameter, from the recipe's `optim` section.
 
-  The lr factor is that of the first matching group times that of the layer; an
-  lr factor of 0 freezes.
+  The factor of the learning rate is that of the first matching group times that
+  of the layer. A factor of 0 in a group freezes the parameter.
 
   Args:
     cfg: the recipe's `optim` section: decay_mask, groups and layer_decay.
     params: the parameters, or their ShapeDtypeStructs.
 
   Raises:
-    ValueError: a pattern that matches nothing, an unknown or negative factor,
-      or nothing is left to train.
+    ValueError: a pattern matches no parameter, a factor is unknown or negative,
+      or every parameter is frozen.
   """
   flat = flat_paths(params)
   rates = {path: Rate() for path in flat}

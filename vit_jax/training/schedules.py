@@ -1,9 +1,9 @@
-"""Learning-rate schedules: the recipe's `schedule` section -> step -> rate.
+"""Learning-rate schedules from the recipe's section `schedule`.
 
-Steps count from 0, and the rate of step n is the one that update n + 1 uses.
-The curves are optax's, given the fraction of the run that has passed instead of
-a number of steps, because a warm-up in epochs need not be a whole number of
-steps.
+A schedule is a function from a step to a rate. Steps count from 0: the first
+update uses the rate of step 0. The curves are optax's. They get the fraction of
+the run that has passed instead of a number of steps, because a warm-up in
+epochs need not be a whole number of steps.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from vit_jax.training.durations import in_steps
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """step -> learning rate (float32), and the peak it was made for."""
+  """A function step -> learning rate (float32), and its peak."""
 
   fn: Callable[[jax.typing.ArrayLike], jax.Array]
   peak: float
@@ -32,7 +32,7 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """The lengths of a run in steps; the last two may be fractions of one."""
+  """Lengths of a run, its warm-up and its cooldown in steps."""
 
   total: int
   warmup: float
@@ -41,7 +41,7 @@ class Span:
   def progress(self, step: jax.Array) -> jax.Array:
     """The fraction of the run after the warm-up that has passed, in [0, 1]."""
     passed = (step - self.warmup) / (self.total - self.warmup)
-    # A quotient of equal numbers may be rounded below 1: x / a as x * (1 / a).
+    # XLA may compute x / a as x * (1 / a), which can round a / a below 1.
     return jnp.where(step >= self.total, 1.0, jnp.clip(passed, 0, 1))
 
 
@@ -79,7 +79,7 @@ def _rsqrt(cfg, peak: float, span: Span):
 
 
 def _step(cfg, peak: float, span: Span):
-  """Constant, with another factor of the peak from each boundary on."""
+  """A constant rate, with another factor of the peak after each boundary."""
   boundaries = _boundaries(cfg, span.total)
   factors = tuple(cfg.factors) or tuple(
     cfg.factor ** (i + 1) for i in range(len(boundaries))
@@ -98,10 +98,11 @@ def _step(cfg, peak: float, span: Span):
 def _timm_cosine(cfg, peak: float, span: Span):
   """timm's CosineLRScheduler, which DeiT's family was trained with.
 
-  Unlike 'cosine', the warm-up is not subtracted from the time of the cosine
-  (unless `warmup_prefix`), so the curve starts below its peak. Restarts as in
+  Unlike 'cosine', the cosine begins at step 0 and not after the warm-up, unless
+  `warmup_prefix` is set. The warm-up rises to the peak, so the rate then drops
+  to the cosine, which is already below its peak. Restarts are as in
   arXiv:1608.03983; the exponent of the time is from arXiv:2004.05909. After the
-  last cycle the rate stays at `end`. The warm-up leads to the peak.
+  last cycle the rate stays at `end`.
   """
   slope = (peak - cfg.warmup_init) / (span.warmup or 1)
   start = span.warmup if cfg.warmup_prefix else 0.0
@@ -179,14 +180,16 @@ def _check(cfg, span: Span) -> None:
       f'boundaries={tuple(cfg.boundaries)}'
     )
   if cfg.cycle_limit < 1:
-    raise ValueError(f'schedule.cycle_limit={cfg.cycle_limit}; at least 1')
+    raise ValueError(
+      f'schedule.cycle_limit={cfg.cycle_limit}: must be at least 1'
+    )
 
 
 def _with_ends(curve, cfg, span: Span):
-  """A curve with the linear warm-up and the linear cooldown of Google's code.
+  """Adds the linear warm-up and cooldown of Google's code to a curve.
 
-  The warm-up leads from `warmup_init` to the first value of the curve. The
-  cooldown is a factor that falls to 0.
+  The warm-up rises from `warmup_init` to the curve. The cooldown multiplies the
+  curve by a factor that falls from 1 to 0.
   """
 
   def rate(step):
@@ -202,11 +205,15 @@ def _with_ends(curve, cfg, span: Span):
 
 
 def _by_epoch(rate, epoch_lag: int, steps_per_epoch: float):
-  """Holds a rate within each epoch: that of the epoch `epoch_lag` before."""
+  """A rate that is constant within an epoch.
+
+  Epoch e has the rate of the first step of epoch e - epoch_lag, at least that
+  of step 0.
+  """
 
   def held(step):
-    # +0.5 so that float32 rounding cannot push an exact epoch boundary into the
-    # epoch before.
+    # +0.5 so that float32 rounding cannot move the first step of an epoch into
+    # the epoch before.
     epoch = jnp.floor((step + 0.5) / steps_per_epoch)
     return rate(jnp.maximum(epoch - epoch_lag, 0) * steps_per_epoch)
 
@@ -225,16 +232,16 @@ def make_schedule(
 
   Args:
     cfg: the recipe's `schedule` section.
-    cfg_optim: the recipe's `optim` section: `lr` and `lr_batch`, the batch size
-      that `lr` is meant for: the peak is lr * batch_size / lr_batch, or `lr`
-      without it. `warmup_init` and `end` are not scaled.
-    total_steps: length of the run, cooldown included.
-    steps_per_epoch: may be fractional.
-    batch_size: global.
+    cfg_optim: the recipe's `optim` section. The peak is `lr`, or lr *
+      batch_size / lr_batch if `lr_batch` is set. `warmup_init` and `end` are
+      not scaled.
+    total_steps: length of the run in steps, with the cooldown.
+    steps_per_epoch: optimizer steps of an epoch; may be fractional.
+    batch_size: number of images in a global batch.
 
   Raises:
-    ValueError: an unknown name, durations that do not fit into the run, or keys
-      of another schedule.
+    ValueError: an unknown name, a warm-up and cooldown that do not fit into the
+      run, or keys of another schedule.
   """
   peak = float(cfg_optim.lr)
   if cfg_optim.lr_batch:
@@ -245,7 +252,7 @@ def make_schedule(
   span = Span(total_steps, length('warmup_') or 0, length('cooldown_') or 0)
   _check(cfg, span)
   rate = CURVES[cfg.name](cfg, peak, span)
-  if cfg.name != 'timm_cosine':  # has ends of its own
+  if cfg.name != 'timm_cosine':  # which has its own warm-up and end
     rate = _with_ends(rate, cfg, span)
   if cfg.by_epoch:
     rate = _by_epoch(rate, cfg.epoch_lag, steps_per_epoch)

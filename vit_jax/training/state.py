@@ -1,4 +1,4 @@
-"""The state of training: parameters, optimizer, average, step."""
+"""The training state: parameters, optimizer state, moving average, step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ import optax
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """Everything that training changes, and a checkpoint holds."""
+  """Everything that training changes and that a checkpoint holds."""
 
   step: jax.Array  # int32: number of finished steps
   params: Any
@@ -20,19 +20,20 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: Any
   ema: Any  # averaged parameters; {} without optim.ema
   ema_stats: Any  # averaged BatchNorm statistics; {} without optim.ema_stats
-  bad_step: jax.Array  # int32: first step with a non-finite loss, -1 for none
-  skipped: jax.Array  # int32: how many such steps were skipped
+  # int32: the first step whose loss or gradient was not finite; -1 for none.
+  bad_step: jax.Array
+  skipped: jax.Array  # int32: number of such steps whose update was skipped
 
 
 def init_variables(
   model: nn.Module, image_shape: tuple[int, int], seed: int
 ) -> Any:
-  """Fresh variables of a model; to be called inside jit.
+  """Initial variables of a model; call it inside jit.
 
   Args:
     model: Linen module.
     image_shape: (height, width) of the images.
-    seed: the recipe's.
+    seed: the recipe's run.seed.
   """
   images = jnp.zeros((1, *image_shape, 3))
   return model.init(jax.random.key(seed), images, train=False)
@@ -45,13 +46,13 @@ def init_state(
   average: bool = False,
   average_stats: bool = False,
 ) -> TrainState:
-  """A state at step 0 with these variables.
+  """The state at step 0 with given variables.
 
   Args:
-    variables: of the model.
+    variables: variables of the model.
     tx: the optimizer.
     average: keep a moving average of the parameters.
-    average_stats: with `average`, of the BatchNorm statistics too.
+    average_stats: with `average`, also keep one of the BatchNorm statistics.
   """
   params, stats = variables['params'], variables.get('batch_stats', {})
   # Copies, because a donated state must not hold one buffer twice.
@@ -69,12 +70,12 @@ def init_state(
 
 
 def variables(state: TrainState, *, average: bool = False) -> dict[str, Any]:
-  """The variables of the model in a state.
+  """The model's variables in a state.
 
   Args:
-    state: of a run.
-    average: the moving averages of parameters and BatchNorm statistics, where
-      the state has them.
+    state: the state of a run.
+    average: take the moving averages of the parameters and of the BatchNorm
+      statistics, as far as the state has them.
   """
   params, stats = state.params, state.batch_stats
   if average:
@@ -85,8 +86,8 @@ def variables(state: TrainState, *, average: bool = False) -> dict[str, Any]:
 def to_tree(state: TrainState) -> dict[str, Any]:
   """The state as plain nested dicts, for a checkpoint.
 
-  Without averaged statistics the tree has no entry for them, as the checkpoints
-  of earlier versions.
+  Without averaged statistics the tree has no entry for them, like the
+  checkpoints of earlier versions.
   """
   tree = flax.serialization.to_state_dict(state)
   if not state.ema_stats:
@@ -95,7 +96,7 @@ def to_tree(state: TrainState) -> dict[str, Any]:
 
 
 def from_tree(state: TrainState, tree: Mapping[str, Any]) -> TrainState:
-  """The inverse of `to_tree`; `state` gives the structure."""
+  """The state of a tree that `to_tree` made; `state` gives the structure."""
   restored: Any = flax.serialization.from_state_dict(
     state, {'ema_stats': {}, **tree}
   )

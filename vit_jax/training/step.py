@@ -1,13 +1,14 @@
 """The jitted training step: all of training that runs on devices.
 
-A step is a pure function of (state, batch, extras). Randomness comes from the
-recipe's one seed and `state.step`, so that a resumed run, or one on another
-number of devices, draws the same numbers.
+A step is a pure function of (state, batch, extras). Its random numbers depend
+only on the recipe's seed and on `state.step`, so that a resumed run, or a run
+on another number of devices, draws the same numbers.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -28,12 +29,12 @@ class _Gradient(NamedTuple):
 
   grads: Any
   loss: jax.Array
-  terms: Values  # of the loss, without their weights
+  terms: Values  # the terms of the loss, without their weights
   correct: jax.Array  # fraction of examples whose best class is a label
 
 
 def make_targets(batch: dict[str, jax.Array], num_classes: int) -> Values:
-  """The targets of a batch: 'label' (B, C) and token labels where it has any.
+  """The targets of a batch: 'label' (B, C), and token labels if it has any.
 
   Args:
     batch: 'label' int (B,) or float (B, C); 'token_labels' and 'token_cls' as
@@ -48,7 +49,7 @@ def make_targets(batch: dict[str, jax.Array], num_classes: int) -> Values:
 
 
 def make_train_step(
-  model: Any,
+  model: nn.Module,
   tx: optax.GradientTransformation,
   *,
   num_classes: int,
@@ -69,27 +70,22 @@ def make_train_step(
   Args:
     model: Linen module, with its compute dtype.
     tx: the optimizer of `optimizers.make_optimizer`.
-    num_classes: of the head.
-    seed: of all that is random.
+    num_classes: number of classes of the head.
+    seed: determines all random numbers.
     schedule: step -> learning rate, for the log.
     prepare: (uint8 images, targets, key) -> images and targets to train with.
-    loss: (logits, intermediates, targets, teacher's logits or None) -> loss
-      and its terms.
-    average: (average, new values, step) -> moving average; None keeps none.
-    accumulate: micro-batches of a step, whose gradients are averaged.
-    skip_nonfinite: leave out the update of a step whose loss or gradient is
-      not finite, and go on. Otherwise such a step and all later ones leave the
-      state as it was, until the host notices.
-    shardings: NamedSharding of every gradient where the optimizer meets it
-      (`rules.update_specs`), so that norms and updates are computed on the
-      shards; None for one device.
-    teacher: (variables, images, batch) -> logits, for distillation; its
-      variables are `extras['teacher']`.
-    load_batch: (batch, extras, key) -> batch of images and labels, where the
-      host sends something else, such as the indices into a data set that is on
-      the device.
-    train_mode: False leaves the model in evaluation mode: no dropout, no drop
-      path, and BatchNorm with the statistics that it has.
+    loss: (logits, intermediates, targets, teacher's logits) -> loss, terms.
+    average: (average, new values, step) -> moving average; None for no average.
+    accumulate: number of micro-batches whose gradients are averaged.
+    skip_nonfinite: skip the update if the loss or a gradient is not finite. If
+      False, that step and all later ones change nothing until the host stops.
+    shardings: NamedSharding of every gradient, on whose shards the optimizer
+      computes; None for one device.
+    teacher: (extras['teacher'], images, batch) -> logits, for distillation.
+    load_batch: (batch, extras, key) -> images and labels, if the host sends
+      something else, such as indices into a data set on the device.
+    train_mode: False keeps the model in evaluation mode: no dropout, no drop
+      path, and fixed BatchNorm statistics.
 
   Returns:
     A pure function to jit with the state donated. Its batch has 'image' uint8
@@ -135,7 +131,7 @@ def make_train_step(
 
 
 def _examples(batch, extras, key, num_classes, prepare, teacher):
-  """Images, targets and teacher's logits that the loss is computed from."""
+  """Images, targets and teacher's logits, from which the loss is computed."""
   if 'token_logits' in batch:
     batch = token_targets.expand(batch, num_classes)
   images, targets = prepare(
@@ -150,7 +146,7 @@ def _examples(batch, extras, key, num_classes, prepare, teacher):
 
 
 def _log_values(gradient, grad_norm, param_norm) -> dict[str, jax.Array]:
-  """What is logged of a gradient."""
+  """The values for the log."""
   values = {
     'loss': gradient.loss,
     'train_top1': gradient.correct,
@@ -163,7 +159,7 @@ def _log_values(gradient, grad_norm, param_norm) -> dict[str, jax.Array]:
 
 
 def _make_loss_fn(model, loss, train_mode: bool):
-  """(params, stats, examples, key) -> loss, (terms, stats, logits)."""
+  """Makes (params, stats, examples, key) -> loss, (terms, stats, logits)."""
 
   def loss_fn(params, batch_stats, examples, key):
     (logits, out), updated = model.apply(
@@ -182,7 +178,7 @@ def _make_loss_fn(model, loss, train_mode: bool):
 
 
 def _gradient(grad_fn, params, batch_stats, examples, key):
-  """The gradient of one (micro-)batch, and its BatchNorm statistics."""
+  """The gradient of a batch or micro-batch, and new BatchNorm statistics."""
   (loss, (terms, batch_stats, logits)), grads = grad_fn(
     params, batch_stats, examples, key
   )
@@ -192,10 +188,10 @@ def _gradient(grad_fn, params, batch_stats, examples, key):
 
 
 def _accumulated_gradient(grad_fn, state, examples, key, count: int):
-  """The gradient of a batch that goes through the model in `count` slices.
+  """The gradient of a batch, computed in `count` micro-batches.
 
-  The slices have equal sizes, so the mean of their gradients is the gradient of
-  the whole batch.
+  They have equal sizes, so the mean of their gradients is the gradient of the
+  whole batch.
   """
   slices = jax.tree.map(lambda x: _split(x, count), examples)
   keys = jax.random.split(key, count)
@@ -217,7 +213,7 @@ def _accumulated_gradient(grad_fn, state, examples, key, count: int):
 
 
 def _split(x: jax.Array, count: int) -> jax.Array:
-  """(B, ...) -> (count, B / count, ...); examples stay on their devices."""
+  """Splits (B, ...) into (count, B / count, ...) on the devices they are on."""
   x = x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
   mesh = jax.sharding.get_abstract_mesh()
   if 'data' in mesh.axis_names:
@@ -232,7 +228,7 @@ def _with_shardings(tree, shardings):
 
 
 def _apply(state, grads, batch_stats, *, finite, tx, average, skip_nonfinite):
-  """The state after an update, or without it where it must not be made."""
+  """The next state. A skipped update changes only its counters of steps."""
   bad_step = jnp.where(
     (state.bad_step < 0) & ~finite, state.step, state.bad_step
   )
@@ -262,7 +258,7 @@ def _apply(state, grads, batch_stats, *, finite, tx, average, skip_nonfinite):
 def compile_train_step(
   step: TrainStep, state_shardings: TrainState, mesh: Mesh
 ) -> Any:
-  """Jits a training step with named shardings and the state donated."""
+  """Jits a training step with named shardings, and donates the state."""
   return jax.jit(
     step,
     donate_argnums=(0,),

@@ -1,7 +1,7 @@
-"""What a run writes: metrics.jsonl, TensorBoard events, config and summary.
+"""Writes metrics.jsonl, TensorBoard events, config and summary of a run.
 
-This is the only module that imports tensorboardX. Process 0 writes; the other
-processes of a run have a `Writer` that does nothing.
+This is the only module that imports tensorboardX. Only process 0 writes; the
+`Writer` of the other processes does nothing.
 """
 
 from collections.abc import Mapping
@@ -37,10 +37,11 @@ class Writer:
 
   Args:
     workdir: the run's directory, local or remote.
-    resumed_step: the step that the run goes on from. What a killed run wrote
-      about later steps is removed, because these steps run again.
+    resumed_step: number of finished steps of the resumed run. Lines that a
+      killed run wrote about later steps are removed, because these steps run
+      again.
     tensorboard: also write event files into WORKDIR/tensorboard.
-    enabled: False writes nothing, for all processes but the first.
+    enabled: False writes nothing, for all processes but process 0.
   """
 
   def __init__(
@@ -70,8 +71,8 @@ class Writer:
         purge_step=resumed_step + 1,
         # A killed run loses the events of the last seconds.
         flush_secs=10,
-        # tensorboardX names files by the second; a second file of one name
-        # would replace the first.
+        # tensorboardX names files by the second, and a second file of the same
+        # name would replace the first.
         filename_suffix=f'.{time.time_ns()}',
       )
 
@@ -90,7 +91,7 @@ class Writer:
       values: scalars by name. NaN and infinities become strings, because JSON
         has no such numbers.
       epoch: passes over the training data so far.
-      prefix: put before every name, such as 'test_'.
+      prefix: added in front of every name, such as 'test_'.
     """
     if not self._enabled:
       return
@@ -114,7 +115,7 @@ class Writer:
         self._board.add_scalar(name, value, step)
 
   def config(self, recipe: Mapping[str, Any]) -> None:
-    """Writes the recipe, plain JSON values, as WORKDIR/config.json."""
+    """Writes the recipe, given as plain JSON values, to WORKDIR/config.json."""
     self._write_json('config.json', recipe)
 
   def summary(self, values: Mapping[str, Any]) -> None:
@@ -165,7 +166,7 @@ def _lines_until(path: epath.Path, last_step: int) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-  """Versions of vit_jax, Python and the packages that compute."""
+  """Versions of vit_jax, Python and the packages that can change results."""
   return {
     'vit_jax': vit_jax.__version__,
     'python': platform.python_version(),
@@ -174,7 +175,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str:
-  """Revision of the source tree, '' where it is not a git checkout."""
+  """Git revision of the source tree; '' if it is not a git checkout."""
   folder = epath.Path(vit_jax.__file__).parent
   try:
     return subprocess.run(
