@@ -61,8 +61,11 @@ FAMILIES = {
       (dict(pool='max'), "pool='max'; allowed: token, gap, map, none"),
       (dict(posemb='sine'), "posemb='sine'; allowed: learn1d, learn2d"),
       (dict(init_style='jax'), "init_style='jax'; allowed: google"),
-      (dict(area_sizes=((1, 2),) * 3), 'area_sizes has 3 entries for 2'),
-      (dict(class_token=False), "pool='token' needs class_token=True"),
+      (dict(area_sizes=((1, 2),) * 3), 'area_sizes has 3 entries for depth=2'),
+      (
+        dict(class_token=False),
+        'class_token=False leaves no token',
+      ),
     ),
   ),
   'big_vision': Family(
@@ -97,7 +100,7 @@ FAMILIES = {
     wrong=(
       _REMAT,
       (dict(width_factor=0.3), '19 channels cannot be split into the 32'),
-      (dict(num_layers=(1, 0)), 'every stage needs at least one unit'),
+      (dict(num_layers=(1, 0)), 'a stage has at least one unit'),
       (dict(pool_padding='same'), "pool_padding='same'; allowed: zero"),
     ),
   ),
@@ -126,7 +129,7 @@ FAMILIES = {
     wrong=(
       _HEADS,
       _REMAT,
-      (dict(reattn=(True,)), 'reattn has 1 entries for 3 blocks'),
+      (dict(reattn=(True,)), 'reattn has 1 entries for depth=3 blocks'),
       (dict(patch_size=5), 'patch_size 5 .*even number'),
     ),
   ),

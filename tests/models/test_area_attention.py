@@ -503,7 +503,7 @@ def test_errors_name_the_value(options, words):
 
 def test_grid_that_is_not_the_patches():
   q, k, v = inputs(Areas((1, 8), (1, 2)))
-  with pytest.raises(ValueError, match='8 tokens are neither the 2x3'):
+  with pytest.raises(ValueError, match='6 patches and does not fit 8 tokens'):
     attention_lib.area_attend((2, 2), (2, 3))(q, k, v)
 
 

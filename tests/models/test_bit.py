@@ -172,10 +172,10 @@ def test_head_is_float32_under_bfloat16(cls, images):
   [
     (dict(width_factor=0.3), '19 channels cannot be split into the 32 groups'),
     (dict(channels=(128, 192)), '48 channels cannot be split into the 32'),
-    (dict(channels=(128, 130)), 'give multiples of 4'),
-    (dict(channels=(128,)), '1 stage widths for 2 stages'),
+    (dict(channels=(128, 130)), 'allowed: multiples of 4'),
+    (dict(channels=(128,)), 'channels has 1 widths for 2 stages'),
     (dict(root_channels=48), '48 channels cannot be split'),
-    (dict(num_layers=(1, 0)), 'every stage needs at least one unit'),
+    (dict(num_layers=(1, 0)), 'a stage has at least one unit'),
     (dict(remat='some'), "remat='some'; allowed: none, full"),
     (dict(pool_padding='same'), "pool_padding='same'; allowed: zero, -inf"),
   ],

@@ -273,7 +273,7 @@ def test_errors():
     jax.random.key(0),
     images,
   )
-  with pytest.raises(ValueError, match='reattn has 2 entries for 3 blocks'):
+  with pytest.raises(ValueError, match='has 2 entries for depth=3 blocks'):
     init(reattn=(True, False))
   with pytest.raises(ValueError, match='patch_size 5 .*even number'):
     init(patch_size=5, cnn_embed=True)

@@ -1,8 +1,8 @@
-"""Multi-head attention, and maps that are mixed across heads.
+"""Multi-head attention, and a layer that mixes attention maps across heads.
 
 Shapes: B batch, T queries, S keys, D width, H heads, K = D / H head width.
-Parameters are float32; activations take the `dtype` of a module; softmax
-statistics are float32.
+Parameters are float32, activations have the `dtype` of their module, and the
+softmax is computed in float32.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.initializers import normal02
@@ -33,7 +34,8 @@ def attend(
   Args:
     q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
     bias: added to the logits, broadcastable to (B, H, T, S).
-    mask: bool, broadcastable to (B, H, T, S); False is not attended.
+    mask: bool, broadcastable to (B, H, T, S); a query attends to the keys with
+      True.
     dropout: function applied to the probabilities.
 
   Returns:
@@ -53,26 +55,27 @@ def attend(
 class MultiHeadDotProductAttention(nn.Module):
   """Multi-head attention with separate query, key, value and out kernels.
 
-  Parameters `{query,key,value}/kernel` (D, H, K), `bias` (H, K) and
-  `out/kernel` (H, K, D), `bias` (D), as in the released Google files.
+  Parameters, named as in the released Google files: `{query,key,value}/kernel`
+  (D, H, K) and `/bias` (H, K), `out/kernel` (H, K, D) and `out/bias` (D,).
 
   Attributes:
     num_heads: H.
-    dropout: rate on the attention probabilities, in training.
+    dropout: rate of dropout on the attention probabilities, in training.
     qkv_bias: whether query, key and value have a bias.
-    dtype: of the activations.
-    kernel_init, bias_init: of all four layers.
-    attend_fn: how queries, keys and values become outputs: a function like
-      `attend`, or a Linen module called in the same way. Relative positions
-      and areas replace it.
+    dtype: dtype of the activations.
+    kernel_init, bias_init: initializers of all four layers.
+    attend_fn: a function like `attend`, or a Linen module called in the same
+      way, which computes the outputs from queries, keys and values. Relative
+      positions and area attention give another one.
     head_width: K; None means D / H.
-    before_dropout: whether a dropout follows; see `tpu_layout.dot_general`.
+    before_dropout: whether the caller applies dropout to the result; see
+      `tpu_layout.dot_general`.
   """
 
   num_heads: int
   dropout: float = 0.0
   qkv_bias: bool = True
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   kernel_init: Initializer = nn.initializers.xavier_uniform()
   bias_init: Initializer = nn.initializers.zeros
   attend_fn: Callable[..., Any] = attend
@@ -135,34 +138,48 @@ class MultiHeadDotProductAttention(nn.Module):
 
 
 def _tokens_last(x: jax.Array) -> jax.Array:
-  """Lays out (B, T, H, K) for the products over tokens on a TPU.
+  """Lays out (B, T, H, K) with the tokens innermost in a TPU's memory.
 
-  They read the tokens along the 128 lanes. A single query, such as a class
-  token, would fill one lane, so its layout is left to the compiler.
+  The matrix products of attention read the tokens along the 128 lanes. A single
+  query, such as a class token, would fill one lane, so its layout is left to
+  the compiler.
   """
   return lay_out(x, (0, 2, 3, 1)) if x.shape[1] > 1 else x
 
 
 class MixHeads(nn.Module):
-  """Recombines attention maps across heads: one linear map over the head axis.
+  """Recombines attention maps across heads by a linear map of the head axis.
 
-  Talking heads (arXiv:2003.02436) and re-attention (arXiv:2103.11886).
-  Parameters `kernel` (H, G) and `bias` (G,), one output map per column.
+  Used by talking heads (arXiv:2003.02436) and re-attention (arXiv:2103.11886).
+  Parameters `kernel` (H, G) and `bias` (G,), with one output map per column.
+
+  Attributes:
+    features: G, the number of output maps.
+    use_bias: whether there is a bias.
+    dtype: dtype of the product.
+    kernel_init, bias_init: initializers of the parameters.
   """
 
   features: int
   use_bias: bool = True
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   kernel_init: Initializer = normal02
   bias_init: Initializer = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, maps: jax.Array, offset: float = 0.0) -> jax.Array:
-    """Mixes the maps plus an offset, (B, H, T, S), to (B, G, T, S), float32.
+    """Applies the linear map to `maps + offset`.
 
-    The sum `maps + offset` is not formed before the product, because rounding
-    it to bfloat16 would lose the small differences between maps that are all
-    close to the offset (the mean of a softmax, for example).
+    The sum is not formed before the product: rounding it to bfloat16 would lose
+    the small differences between maps whose entries are all close to the offset
+    (the mean of a softmax, for example).
+
+    Args:
+      maps: (B, H, T, S).
+      offset: a number that is added to every entry.
+
+    Returns:
+      float32 (B, G, T, S).
     """
     kernel = self.param(
       'kernel', self.kernel_init, (maps.shape[1], self.features)

@@ -1,11 +1,10 @@
 """Batch normalization over the global batch or over equal groups of it."""
 
-from typing import Any
-
 from flax import linen as nn
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 class BatchNorm(nn.Module):
@@ -13,42 +12,52 @@ class BatchNorm(nn.Module):
 
   Inside `jax.jit` a batch that is sharded over devices is still one array, so
   `groups=1` normalizes with the statistics of the whole global batch. The
-  PyTorch trainers that the released weights come from normalize the images of
-  each device by themselves. With `groups` equal to their number of devices the
-  result is theirs, whatever the number of devices here. Group g is the g-th
-  contiguous block of the batch, so with as many groups as devices no
-  statistics are communicated.
+  PyTorch trainers that made the released weights normalize the images of each
+  device with statistics of their own. `groups` equal to the number of devices
+  of such a trainer reproduces its result on any number of devices. Group g is
+  the g-th contiguous block of the batch, so with as many groups as devices the
+  statistics are not communicated.
 
-  Parameters `scale`, `bias` (C,); collection 'batch_stats': `mean`, `var` (C,),
-  running averages of the groups' mean statistics.
+  Parameters `scale` and `bias` (C,). The collection 'batch_stats' has `mean`
+  and `var` (C,): running averages of the statistics, averaged over the groups.
 
   Attributes:
-    momentum: share of the old running statistics; 1 - PyTorch's momentum.
+    momentum: weight of the old running statistics in an update; 1 minus the
+      number that PyTorch calls momentum.
     epsilon: added to the variance.
     groups: number of groups of the batch.
-    axis: of the channels.
-    dtype: of the result.
-    unbiased: the running variance is n / (n - 1) times the batch's, as in
-      PyTorch. The batch itself is always normalized with the biased variance.
-      Flax and TensorFlow keep the biased one.
-    scale_init: of the scale.
+    axis: the axis of the channels.
+    dtype: dtype of the result.
+    unbiased: whether the running variance averages the batches' unbiased
+      variances, n / (n - 1) times the biased ones, as in PyTorch; Flax and
+      TensorFlow average the biased ones. The batch itself is always normalized
+      with its biased variance.
+    scale_init: initializer of the scale.
   """
 
   momentum: float = 0.9
   epsilon: float = 1e-5
   groups: int = 1
   axis: int = -1
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   unbiased: bool = True
   scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """(B, ..., C) -> the same shape; `train` uses and records the batch's own.
+    """Normalizes each channel.
+
+    Args:
+      x: (B, ..., C), or with the channels in `axis`.
+      train: normalizes with the statistics of the batch and updates the running
+        ones; False normalizes with the running statistics.
+
+    Returns:
+      The shape of x.
 
     Raises:
       ValueError: in training, if `groups` does not divide B, or if a group has
-        one value per channel.
+        only one value per channel.
     """
     axis = self.axis % x.ndim
     channels = x.shape[axis]
@@ -81,7 +90,7 @@ class BatchNorm(nn.Module):
     return y.reshape(x.shape).astype(self.dtype)
 
   def _values_per_channel(self, x: jax.Array) -> int:
-    """Number of values that the statistics of a group are taken over."""
+    """Number of values of one channel in a group; ValueError if below 2."""
     if self.groups < 1 or x.shape[0] % self.groups:
       raise ValueError(
         f'bn_groups={self.groups} does not divide the batch of '

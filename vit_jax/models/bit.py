@@ -1,10 +1,10 @@
 """BiT: Big Transfer (arXiv:1912.11370).
 
-A ResNet-V2: bottleneck units with f, f and 4f channels, norm and ReLU before
-each convolution, GroupNorm in place of BatchNorm, and standardized kernels,
-which are divided by sqrt(var + 1e-10). GroupNorm epsilon 1e-5, explicit
-symmetric padding. The root's max-pool pads with zeros, which differs from
-padding with -inf because no ReLU comes before it.
+A ResNet-V2: bottleneck units with f, f and 4f channels, and a norm and ReLU
+before each convolution. GroupNorm (epsilon 1e-5) replaces BatchNorm, and
+kernels are standardized: divided by sqrt(var + 1e-10). Padding is symmetric.
+The root's max-pool pads with zeros, which differs from padding with -inf
+because its input has negative values.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,16 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import check_field
-from vit_jax.models.heads import classify
+from vit_jax.models.convnet import max_pool_3x3
+from vit_jax.models.heads import classify, global_mean
 from vit_jax.models.registry import register
 from vit_jax.models.std_conv import (
   GROUPS,
   StdConv,
   check_groups,
-  global_mean,
   run_stages,
 )
 
@@ -38,14 +39,23 @@ SIZES = {
 
 
 class UnitV2(nn.Module):
-  """Bottleneck with norm and ReLU before each convolution."""
+  """Bottleneck unit with a norm and ReLU before each convolution.
+
+  Attributes:
+    features: f, the channels of the first two convolutions.
+    stride: stride of the 3x3 convolution.
+    num_groups: groups of GroupNorm.
+    std_eps: added to the variance of kernels.
+    gn_eps: added to the variance in GroupNorm.
+    dtype: dtype of the activations.
+  """
 
   features: int
   stride: int = 1
   num_groups: int = GROUPS
   std_eps: float = 1e-10
   gn_eps: float = 1e-5
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -78,12 +88,12 @@ class UnitV2(nn.Module):
 
 
 class RootV2(nn.Module):
-  """Convolution 7x7 and max-pool 3x3, both of stride 2, no norm, no ReLU."""
+  """A 7x7 convolution and a 3x3 max-pool, both of stride 2, without a norm."""
 
   features: int
   pool_padding: str = 'zero'
   std_eps: float = 1e-10
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -99,10 +109,9 @@ class RootV2(nn.Module):
       dtype=self.dtype,
       name='conv_root',
     )(x)
-    ones: Any = ((1, 1), (1, 1))
     if self.pool_padding == '-inf':
-      return nn.max_pool(x, (3, 3), (2, 2), padding=ones)
-    x = jnp.pad(x, ((0, 0), *ones, (0, 0)))
+      return max_pool_3x3(x)
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
@@ -112,18 +121,19 @@ class BiT(nn.Module):
   Attributes:
     num_classes: size of the head; 0 for no head (logits are pre_logits).
     num_layers: units per stage.
-    width_factor: the root has 64 * width_factor channels, the stages 256,
-      512, 1024, ... times width_factor.
-    root_channels: another number of channels of the root.
-    channels: other numbers of channels of the stages, multiples of 4.
-    num_groups: of GroupNorm; divides the root's channels and a quarter of each
-      stage's.
-    head_bias: initial; -10 or -6.9 with a sigmoid loss.
+    width_factor: the root has 64 * width_factor channels, and the stages have
+      256, 512, 1024, ... times width_factor.
+    root_channels: number of channels of the root, instead of the above.
+    channels: numbers of channels of the stages, instead of the above; multiples
+      of 4.
+    num_groups: number of groups of GroupNorm; it divides the root's channels
+      and a quarter of each stage's channels.
+    head_bias: initial bias of the head; -10 or -6.9 with a sigmoid loss.
     std_eps: added to the variance of kernels; 1e-8 in timm.
-    gn_eps: of GroupNorm.
-    pool_padding: 'zero' (released weights) or '-inf' (big_vision), around the
-      root's max-pool.
-    dtype: of the activations; the last norm and what follows are float32.
+    gn_eps: added to the variance in GroupNorm.
+    pool_padding: what surrounds the map in the root's max-pool: 'zero', as for
+      the released weights, or '-inf', as in big_vision.
+    dtype: dtype of the activations; from the last norm on they are float32.
     remat: key of `blocks.REMAT`.
   """
 
@@ -137,7 +147,7 @@ class BiT(nn.Module):
   std_eps: float = 1e-10
   gn_eps: float = 1e-5
   pool_padding: str = 'zero'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
 
   @nn.compact
@@ -148,16 +158,16 @@ class BiT(nn.Module):
 
     Args:
       images: (B, H, W, 3), normalized.
-      train: of no account, there is neither dropout nor batch statistics.
+      train: not used: the model has neither dropout nor batch statistics.
 
     Returns:
       logits (B, num_classes), float32, and intermediates: 'root', 'block{s}',
-      'block{s}/unit{uu}', 'norm_pre_head' and after ReLU 'pre_logits_2d'
-      (B, H / 32, W / 32, C), 'pre_logits' (B, C).
+      'block{s}/unit{uu}', 'norm_pre_head' (B, H / 32, W / 32, C),
+      'pre_logits_2d', which is its ReLU, and the mean 'pre_logits' (B, C).
 
     Raises:
-      ValueError: widths that the groups do not divide, an empty stage, or
-        unknown values of `pool_padding` or `remat`.
+      ValueError: the groups do not divide a width, a stage has no unit, or
+        `pool_padding` or `remat` is unknown.
     """
     del train
     root_width, features = self._widths()
@@ -188,14 +198,14 @@ class BiT(nn.Module):
     return classify(x, self.num_classes, bias=self.head_bias), out
 
   def _widths(self) -> tuple[int, list[int]]:
-    """Channels of the root, and f of each stage: a quarter of its channels."""
+    """The root's channels, and f of each stage, a quarter of its channels."""
     root = int(64 * self.width_factor)
     features = [root * 2**i for i in range(len(self.num_layers))]
     if self.channels is not None:
       if any(width % 4 for width in self.channels):
         raise ValueError(
-          f'channels={tuple(self.channels)}: units have a quarter of the '
-          'channels inside, so give multiples of 4'
+          f'channels={tuple(self.channels)}: the convolutions inside a unit '
+          'have a quarter of its channels; allowed: multiples of 4'
         )
       features = [width // 4 for width in self.channels]
     root = root if self.root_channels is None else self.root_channels

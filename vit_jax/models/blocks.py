@@ -1,4 +1,4 @@
-"""Stacks of blocks: loop, scan, rematerialization, drop path, layer scale."""
+"""Stacks of equal blocks, in a loop or a scan, and LayerScale."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from vit_jax.models.tpu_layout import constrain
 
-# The allowed values of `remat`: what the forward pass may save for the backward
-# pass, which computes the rest again. 'full' saves nothing inside of a block.
+# The allowed values of `remat`, each with the policy that says which values of
+# a block the forward pass keeps; the backward pass computes the others again.
+# 'none' keeps what it needs, 'full' nothing, 'dots' the results of matrix
+# products, 'dots_no_batch' those of products without batch axes.
 REMAT = {
   'none': None,
   'full': jax.checkpoint_policies.nothing_saveable,
@@ -21,7 +23,7 @@ REMAT = {
 
 
 def check_field(name: str, value: Any, allowed: Sequence[str]) -> None:
-  """ValueError that names the field and the allowed values."""
+  """Raises ValueError, with the allowed values, for any other value."""
   if value not in allowed:
     raise ValueError(f'{name}={value!r}; allowed: {", ".join(allowed)}')
 
@@ -31,14 +33,14 @@ def scale_channels(
 ) -> jax.Array:
   """LayerScale (arXiv:2103.17239, eq. 10): one learned factor per channel.
 
-  Called inside the compact method of a block, which gets the parameter `name`
-  (D,).
+  It is called inside the compact method of a block and creates a parameter (D,)
+  of the block.
 
   Args:
-    block: the module that owns the parameter.
-    name: of the parameter, such as 'gamma_1'.
+    block: the block.
+    name: name of the parameter, such as 'gamma_1'.
     x: the output of a residual branch, (B, T, D).
-    initial: initial value of the factors; None for no scaling.
+    initial: initial value of the factors; None returns x as it is.
 
   Returns:
     (B, T, D).
@@ -61,20 +63,21 @@ def run_blocks(
   first: int = 0,
   extra: tuple = (),
 ) -> tuple[Any, list[Any]]:
-  """Applies a stack of blocks. Called inside a compact method.
+  """Applies a stack of blocks; to be called inside a compact method.
 
   Args:
-    block: a `functools.partial` of a Linen class with the blocks' fields. Its
-      `__call__(x, rate, train, *extra)` returns x and a tree of intermediates;
-      `rate` is the block's drop-path rate.
+    block: a `functools.partial` of a Linen class with the fields of the blocks.
+      Its `__call__(x, rate, train, *extra)` returns x and a tree of
+      intermediates; `rate` is the block's drop-path rate.
     x: (B, ..., D).
-    rates: drop-path rate per block; their number is the depth.
-    train: whether this is training; static.
+    rates: drop-path rate of each block; their number is the depth.
+    train: True in training. It is a Python bool, because it changes the
+      program.
     name: blocks are named `{name}_{i}`, a scanned stack `{name}`.
     remat: a key of REMAT.
     scan: compiles one block and runs it for each layer; the parameters are
       stacked along a leading axis.
-    first: index of the first block in the names, without `scan`.
+    first: number of the first block in the names of blocks; not used by a scan.
     extra: further arguments of every block, after `train`.
 
   Returns:
@@ -86,8 +89,8 @@ def run_blocks(
   check_field('remat', remat, tuple(REMAT))
   cls, fields = block.func, block.keywords
   if remat != 'none':
-    # Static arguments are counted with self: (self, x, rate, train). A scanned
-    # block has its rate from an array.
+    # Positions of the static arguments among (self, x, rate, train). The rate
+    # of a scanned block is an entry of an array, so it is not static.
     cls = nn.remat(
       cls,
       policy=REMAT[remat],

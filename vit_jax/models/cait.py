@@ -1,10 +1,13 @@
 """CaiT: Going deeper with Image Transformers (arXiv:2103.17239).
 
-Two stages: `depth` self-attention blocks see the patches alone, then
-`cls_depth` class-attention blocks read them into the class token and leave
-them as they are. Every branch is scaled per channel (LayerScale), the
-self-attention talks across heads before and after the softmax, and drop path
-has one rate for all blocks of the first stage.
+The model has two stages. In the first, `depth` self-attention blocks process
+the patches without a class token. In the second, `cls_depth` class-attention
+blocks update the class token from the patches, which stay the same. What
+differs from ViT otherwise: every residual branch is scaled per channel
+(LayerScale), the self-attention mixes the heads before and after the softmax
+(talking heads), and drop path has the same rate in all blocks of the first
+stage.
+
 B batch, N patches, T = 1 + N tokens, D width, H heads, K = D / H.
 """
 
@@ -15,6 +18,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.attention import (
   MixHeads,
@@ -25,17 +29,17 @@ from vit_jax.models.blocks import run_blocks, scale_channels
 from vit_jax.models.dropout import Dropout, DropPath
 from vit_jax.models.heads import classify
 from vit_jax.models.initializers import TIMM, normal02
-from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.registry import register
 from vit_jax.models.tokens import add_position_table, learned_token
 from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
 
-# name: (width, depth, initial LayerScale). Heads are 48 wide in all of them.
-# The last value is that of the released code, which has 1e-5 for XXS-36 where
-# the paper's rule gives 1e-6. None is the paper's rule, for sizes that were not
-# released.
+# name: (width, depth, initial LayerScale). The heads of all sizes are 48 wide.
+# The initial LayerScale is the one in the released code. It differs from the
+# paper's rule in XXS-36, where the rule gives 1e-6. None uses the paper's rule,
+# for the sizes that were not released.
 SIZES = {
   'xxs24': (192, 24, 1e-5),
   'xxs36': (192, 36, 1e-5),
@@ -50,8 +54,12 @@ SIZES = {
 }
 
 
+# Patches (B, N, D), or the class token (B, 1, D) and the patches.
+Tokens = jax.Array | tuple[jax.Array, jax.Array]
+
+
 def layer_scale_init(depth: int) -> float:
-  """Initial LayerScale by the paper's rule (section 2): smaller when deeper."""
+  """Initial LayerScale for a depth, by the rule in section 2 of the paper."""
   if depth <= 18:
     return 0.1
   return 1e-5 if depth <= 24 else 1e-6
@@ -63,21 +71,22 @@ def talking_heads(
   v: jax.Array,
   *,
   dropout: Callable[[jax.Array], jax.Array] | None = None,
-  dtype: Any = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Attention with heads mixed before and after softmax (arXiv:2003.02436).
+  """Talking heads (arXiv:2003.02436): mixes heads around the softmax.
 
-  Called inside an attention module, which gets the parameters `proj_l` and
-  `proj_w`, one matrix over the heads each.
+  It is called inside an attention module and creates two parameters of it, each
+  a matrix over the heads: `proj_l` mixes the logits, `proj_w` the
+  probabilities.
 
   Args:
     q, k, v: (B, T, H, K).
-    dropout: function applied to the mixed maps.
-    dtype: of the products.
+    dropout: function applied to the mixed probabilities.
+    dtype: dtype of the products over heads.
 
   Returns:
-    (B, T, H, K); and the maps (B, H, T, T), 'softmax' and 'mixed'. Rows of a
-    mixed map need not sum to one.
+    The output (B, T, H, K), and the maps (B, H, T, T): 'softmax' before and
+    'mixed' after `proj_w`. The rows of a mixed map need not sum to one.
   """
   mix = functools.partial(MixHeads, q.shape[2], dtype=dtype)
   logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
@@ -89,10 +98,10 @@ def talking_heads(
 
 
 class Block(nn.Module):
-  """x + γ1·attention(LN(x)), then x + γ2·MLP(LN(x)).
+  """x + γ1·attention(LN(x)), then x + γ2·MLP(LN(x)) (eq. 10).
 
-  With `class_attention`, x is the pair (cls, patches). The class token attends
-  to itself and to the patches, and it alone is updated.
+  With `class_attention`, x is the pair (class token, patches). The class token
+  attends to itself and to the patches, and only the class token changes.
   """
 
   num_heads: int
@@ -102,14 +111,24 @@ class Block(nn.Module):
   dropout: float = 0.0
   attention_dropout: float = 0.0
   activation: str = 'gelu_erf'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   return_attention: bool = False
 
   @nn.compact
   def __call__(
-    self, x: Any, rate: float | jax.Array, train: bool
-  ) -> tuple[Any, dict[str, Any]]:
-    """(B, N, D) or ((B, 1, D), (B, N, D)) -> the same, intermediates."""
+    self, x: Tokens, rate: float | jax.Array, train: bool
+  ) -> tuple[Tokens, dict[str, Any]]:
+    """Applies the block.
+
+    Args:
+      x: (B, N, D), or with `class_attention` ((B, 1, D), (B, N, D)).
+      rate: drop-path rate of both branches.
+      train: turns dropout and drop path on (rng stream 'dropout').
+
+    Returns:
+      The structure and shapes of x; and intermediates: 'tokens', the tokens
+      that the block changed, and with `return_attention` 'attention'.
+    """
     norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
     attention = MultiHeadDotProductAttention(
       self.num_heads,
@@ -121,19 +140,11 @@ class Block(nn.Module):
       else functools.partial(talking_heads, dtype=self.dtype),
       name='attn',
     )
-    mlp = MlpBlock(
-      self.mlp_dim,
-      self.dropout,
-      self.activation,
-      self.dtype,
-      normal02,
-      nn.initializers.zeros,
-      name='mlp',
-    )
+    mlp = timm_mlp(self.mlp_dim, self.dropout, self.activation, self.dtype)
     dropout = Dropout(self.dropout, deterministic=not train)
 
     patches = None
-    if self.class_attention:
+    if isinstance(x, tuple):  # class attention
       x, patches = x
       y = norm()(jnp.concatenate([x, patches], axis=1))
       y, maps = attention(y[:, :1], y, train)
@@ -149,28 +160,28 @@ class Block(nn.Module):
     aux = {'tokens': x}
     if self.return_attention:
       aux['attention'] = maps
-    return (x, patches) if self.class_attention else x, aux
+    return x if patches is None else (x, patches), aux
 
 
 class CaiT(nn.Module):
   """Class-attention in image transformers; see the module docstring."""
 
-  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  num_classes: int = 1000  # 0 for no head: the logits are pre_logits
   patch_size: PatchSize = 16
   width: int = 192
   depth: int = 24  # self-attention blocks
   cls_depth: int = 2  # class-attention blocks
   num_heads: int = 4
   mlp_dim: int | None = None  # None: 4 * width
-  cls_mlp_dim: int | None = None  # None: as mlp_dim
+  cls_mlp_dim: int | None = None  # None: mlp_dim
   layer_scale: float | None = None  # initial γ; None: layer_scale_init(depth)
   dropout: float = 0.0
   attention_dropout: float = 0.0
-  drop_path: float = 0.0  # of every self-attention block
+  drop_path: float = 0.0  # rate of every self-attention block
   activation: str = 'gelu_erf'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
-  scan: bool = False  # the self-attention blocks, which are uniform
+  scan: bool = False  # scans the self-attention blocks
   return_attention: bool = False
 
   @nn.compact
@@ -187,9 +198,10 @@ class CaiT(nn.Module):
       logits (B, num_classes), float32; and a dict: stem (B, h, w, D),
       with_posemb (B, N, D), block_00 ..., cls_block_00 ... (B, 1, D),
       encoded = tokens (B, 1 + N, D), pre_logits (B, D). With
-      `return_attention` also, one array per block, attention (B, H, N, N),
-      the maps that weigh the values, attention_softmax, the same before
-      `proj_w` (rows sum to one), and attention_cls (B, H, 1, 1 + N).
+      `return_attention` also three lists with an array per block: attention
+      (B, H, N, N), the maps that weight the values; attention_softmax
+      (B, H, N, N), the maps before `proj_w`, whose rows sum to one; and
+      attention_cls (B, H, 1, 1 + N) of the class-attention blocks.
 
     Raises:
       ValueError: width not divisible by num_heads, or no patch fits.
@@ -254,7 +266,8 @@ class CaiT(nn.Module):
     return classify(x, self.num_classes, kernel_init=normal02), out
 
 
-# Published files, all trained with distillation; the suffix is the image size.
+# Image sizes of the published files, all of which were trained with
+# distillation.
 _RELEASED = {
   'xxs24': (224, 384),
   'xxs36': (224, 384),

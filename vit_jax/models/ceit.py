@@ -1,21 +1,22 @@
 """CeiT: Incorporating Convolution Designs into Visual Transformers.
 
-arXiv:2103.11816. Three changes to DeiT: tokens are cut from the feature map of
-a small convolutional stem (image-to-tokens, I2T), the feed-forward of every
-block mixes each patch with its eight neighbors (locally-enhanced feed-forward,
-LeFF), and the class tokens of all blocks are read by a last attention
-(layer-wise class-token attention, LCA).
+arXiv:2103.11816. The paper makes three changes to DeiT. Image-to-tokens (I2T):
+patches are taken from the feature map of a small convolutional stem.
+Locally-enhanced feed-forward (LeFF): the MLP of every block mixes each patch
+with its eight neighbors. Layer-wise class-token attention (LCA): after the last
+block, an attention layer combines the class tokens of all blocks.
 
 The fields `i2t`, `leff` and `lca` switch the three off; without them the model
-is DeiT. The defaults are what the released weights need. Where the paper
-differs, a field gives its form: `leff_gelu3=True` puts a third GELU at the end
-of LeFF (eq. 10), `leff_cls='identity'` leaves the class token unchanged there
-(eq. 11; the released code adds LN(cls) to it), `lca_posemb=False` leaves out
-the table that is added to the class tokens. The reimplementation
-rishikksh20/CeiT-pytorch has all three, and stem_width=32, stem_bias=True,
-stem_padding=4, pool_padding=0, qkv_bias=False, epsilon=1e-5,
-depthwise_bias=False and other `lca_*` sizes. B batch, N patches, T = 1 + N
-tokens, D width, H heads, L depth.
+is DeiT. The defaults are those of the released weights. Three fields give the
+form in the paper where it differs: `leff_gelu3=True` adds a third GELU at the
+end of LeFF (eq. 10), `leff_cls='identity'` leaves the class token unchanged in
+LeFF (eq. 11; the released code adds LN(cls) to it), and `lca_posemb=False`
+leaves out the table that the released code adds to the class tokens in LCA.
+Weights of the reimplementation rishikksh20/CeiT-pytorch need these three, and
+stem_width=32, stem_bias=True, stem_padding=4, pool_padding=0, qkv_bias=False,
+epsilon=1e-5, depthwise_bias=False and other `lca_*` sizes.
+
+B batch, N patches, T = 1 + N tokens, D width, H heads, L depth.
 """
 
 from collections.abc import Callable
@@ -26,20 +27,20 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import check_field, run_blocks
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
 from vit_jax.models.heads import classify
+from vit_jax.models.image_to_tokens import ImageToTokens
 from vit_jax.models.initializers import (
   TIMM,
   normal02,
-  torch_conv_bias,
-  torch_conv_kernel,
 )
 from vit_jax.models.leff import LeFF
-from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.patches import PatchSize, embed_patches, patch_shape
 from vit_jax.models.registry import register
 from vit_jax.models.tokens import add_position_table, prepend_tokens
@@ -50,46 +51,11 @@ from vit_jax.preprocessing import Preprocessing
 SIZES = {'t': (192, 3), 's': (384, 6), 'b': (768, 12)}
 
 
-class ImageToTokens(nn.Module):
-  """Convolution 7x7/2, BatchNorm, max-pool 3x3/2; then the patches (eq. 4)."""
-
-  width: int
-  patch_size: tuple[int, int]  # of the image; the map is a quarter of it
-  stem_width: int = 64
-  stem_bias: bool = False
-  stem_padding: int = 3
-  pool_padding: int = 1
-  batch_norm: Callable[..., BatchNorm] = BatchNorm
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, images: jax.Array, train: bool
-  ) -> tuple[jax.Array, jax.Array]:
-    """(B, H, W, 3) -> tokens (B, h, w, D), the pooled map."""
-    x = nn.Conv(
-      self.stem_width,
-      (7, 7),
-      strides=2,
-      padding=self.stem_padding,
-      use_bias=self.stem_bias,
-      dtype=self.dtype,
-      kernel_init=torch_conv_kernel,
-      bias_init=torch_conv_bias(49 * images.shape[-1]),
-      name='conv',
-    )(images.astype(self.dtype))
-    x = self.batch_norm(dtype=self.dtype, name='bn')(x, train)
-    pad: Any = ((self.pool_padding,) * 2,) * 2
-    x = pooled = nn.max_pool(x, (3, 3), (2, 2), pad)
-    size = tuple(p // 4 for p in self.patch_size)
-    x = embed_patches(
-      x, self.width, size, init=TIMM, dtype=self.dtype, name='proj'
-    )
-    return x, pooled
-
-
 class Block(nn.Module):
-  """x + attention(LN(x)), then x + LeFF(LN(x)) on the patches."""
+  """x + attention(LN(x)), then x + LeFF(LN(x)).
+
+  Without `leff`, an MLP on every token replaces LeFF, which works on patches.
+  """
 
   grid: tuple[int, int]  # patches (h, w)
   num_heads: int
@@ -105,14 +71,24 @@ class Block(nn.Module):
   activation: str = 'gelu_erf'
   epsilon: float = 1e-6
   batch_norm: Callable[..., BatchNorm] = BatchNorm
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   return_attention: bool = False
 
   @nn.compact
   def __call__(
     self, x: jax.Array, rate: float | jax.Array, train: bool
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """(B, T, D) -> (B, T, D), intermediates; `rate` is of drop path."""
+    """Applies the block.
+
+    Args:
+      x: (B, T, D).
+      rate: drop-path rate of both branches.
+      train: turns dropout and drop path on, and uses the batch's statistics.
+
+    Returns:
+      (B, T, D); and intermediates: 'tokens' and 'after_attention' (B, T, D),
+      'cls' (B, D), and with `return_attention` 'attention' (B, H, T, T).
+    """
     y, probs = _attend(self, x, 0, train)
     x = after_attention = x + DropPath()(y, rate, train)
 
@@ -120,15 +96,25 @@ class Block(nn.Module):
     y = self._leff(y, train) if self.leff else _mlp(self, y, train)
     x = x + DropPath()(y, rate, train)
 
-    # The class token is an output of its own: LCA reads it, and the gradient of
-    # a slice of `tokens` would keep the tokens of all blocks in memory at once.
+    # LCA needs the class token of every block. It is returned by itself,
+    # because the gradient of a slice of `tokens` would keep the tokens of all
+    # blocks in memory at the same time.
     aux = {'tokens': x, 'after_attention': after_attention, 'cls': x[:, 0]}
     if self.return_attention:
       aux['attention'] = probs
     return x, aux
 
   def _leff(self, y: jax.Array, train: bool) -> jax.Array:
-    """LeFF on the patches of (B, T, D), beside the class token."""
+    """LeFF on the patches (B, T, D), and what is added to the class token.
+
+    Args:
+      y: the tokens after LayerNorm, (B, T, D).
+      train: as in `__call__`.
+
+    Returns:
+      (B, T, D): LeFF of the patches. For the class token, its own value, or 0
+      for leff_cls='identity'.
+    """
     cls, y = y[:, :1], y[:, 1:]
     batch, patches, width = y.shape
     y = LeFF(
@@ -146,7 +132,10 @@ class Block(nn.Module):
 
 
 class LayerwiseClassAttention(nn.Module):
-  """The last class token attends to the class tokens of all blocks; MLP."""
+  """LCA: the last class token attends to the class tokens of all blocks.
+
+  An MLP follows, as in a block; there is no drop path.
+  """
 
   num_heads: int
   mlp_dim: int
@@ -156,13 +145,13 @@ class LayerwiseClassAttention(nn.Module):
   attention_dropout: float = 0.0
   activation: str = 'gelu_erf'
   epsilon: float = 1e-6
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self, tokens: jax.Array, train: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """(B, L, D) -> (B, 1, D), probabilities (B, H, 1, L)."""
+    """Class tokens (B, L, D) -> (B, 1, D), and probabilities (B, H, 1, L)."""
     y, probs = _attend(self, tokens, -1, train)
     x = tokens[:, -1:] + y
     y = _mlp(self, nn.LayerNorm(self.epsilon, self.dtype)(x), train)
@@ -175,9 +164,16 @@ def _attend(
   first: int,
   train: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """attention(LN(x)) with its dropout, and the probabilities.
+  """The attention branch of a block: dropout(attention(LN(tokens))).
 
-  Queries are the tokens from number `first` on.
+  Args:
+    block: the module that owns the layers.
+    tokens: (B, T, D).
+    first: the tokens from this number on are the queries; -1 for the last only.
+    train: turns dropout on.
+
+  Returns:
+    The branch (B, queries, D), and the probabilities (B, H, queries, T).
   """
   y = nn.LayerNorm(block.epsilon, block.dtype)(tokens)
   y, probs = MultiHeadDotProductAttention(
@@ -196,35 +192,28 @@ def _mlp(
   block: Block | LayerwiseClassAttention, y: jax.Array, train: bool
 ) -> jax.Array:
   """The MLP of a block on every token, (B, T, D) -> (B, T, D)."""
-  return MlpBlock(
-    block.mlp_dim,
-    block.dropout,
-    block.activation,
-    block.dtype,
-    normal02,
-    nn.initializers.zeros,
-    name='mlp',
-  )(y, train)
+  mlp = timm_mlp(block.mlp_dim, block.dropout, block.activation, block.dtype)
+  return mlp(y, train)
 
 
 class CeiT(nn.Module):
   """Convolution-enhanced image transformer; see the module docstring."""
 
-  num_classes: int = 1000  # 0: no head, logits are pre_logits
-  patch_size: PatchSize = 16  # multiples of 4
+  num_classes: int = 1000  # 0 for no head: the logits are pre_logits
+  patch_size: PatchSize = 16  # a multiple of 4
   width: int = 192
   depth: int = 12
   num_heads: int = 3
   head_width: int | None = None  # None: width / num_heads
   mlp_dim: int | None = None  # None: 4 * width
-  i2t: bool = True  # False: patches of the image, as a ViT's
+  i2t: bool = True  # False: patches of the image, as in ViT
   stem_width: int = 64  # channels of the stem's map
   stem_bias: bool = False
   stem_padding: int = 3
   pool_padding: int = 1
-  leff: bool = True  # False: a ViT's MLP on all tokens
+  leff: bool = True  # False: an MLP on all tokens, as in ViT
   leff_gelu3: bool = False  # a third GELU, as in the paper
-  leff_cls: str = 'norm'  # cls + LN(cls) in LeFF, or 'identity' as in the paper
+  leff_cls: str = 'norm'  # cls + LN(cls) in LeFF; 'identity' (paper) keeps cls
   depthwise_bias: bool = True
   qkv_bias: bool = True
   lca: bool = True
@@ -233,14 +222,16 @@ class CeiT(nn.Module):
   lca_head_width: int | None = None  # None: head_width
   lca_mlp_dim: int | None = None  # None: mlp_dim
   pool: str = 'token'  # without LCA: 'token', or 'gap' (mean of all tokens)
-  epsilon: float = 1e-6  # of LayerNorm
-  bn_groups: int = 1  # BatchNorm statistics per group of the batch; 1: global
-  bn_unbiased: bool = True  # running variances as in PyTorch
+  epsilon: float = 1e-6  # added to the variance in LayerNorm
+  bn_groups: int = (
+    1  # groups of the batch with BatchNorm statistics of their own
+  )
+  bn_unbiased: bool = True  # the running variances are unbiased, as in PyTorch
   dropout: float = 0.0
   attention_dropout: float = 0.0
-  drop_path: float = 0.0  # of the last block; linear from 0 at the first
+  drop_path: float = 0.0  # rate of the last block; linear from 0 at the first
   activation: str = 'gelu_erf'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
   scan: bool = False
   return_attention: bool = False
@@ -257,16 +248,16 @@ class CeiT(nn.Module):
         BatchNorm to the batch's statistics (collection 'batch_stats').
 
     Returns:
-      logits (B, num_classes), float32; and a dict: pooled_map (B, h', w', C) of
-      the convolutional stem, stem (B, h, w, D) the patches, with_posemb
-      (B, T, D), block_00 ..., block_00_attention ... (B, T, D) the same after
-      attention alone, encoded = tokens (B, T, D), before the last norm, lca
-      (B, 1, D), pooled (B, D) before and pre_logits (B, D) after the last norm.
-      With `return_attention` also attention, one (B, H, T, T) per block, and
-      attention_lca (B, H, 1, L).
+      logits (B, num_classes), float32; and a dict: pooled_map (B, h', w', C),
+      the output of the convolutional stem; stem (B, h, w, D), the patches;
+      with_posemb, block_00 ..., block_00_attention ... (after the attention of
+      the block) and encoded = tokens (before the last norm), all (B, T, D); lca
+      (B, 1, D); pooled and pre_logits (B, D), before and after the last norm.
+      With `return_attention` also attention, a list of one (B, H, T, T) per
+      block, and attention_lca (B, H, 1, L).
 
     Raises:
-      ValueError: a field that is not allowed, or no patch fits.
+      ValueError: a field has a value that is not allowed, or no patch fits.
     """
     patch_size = patch_shape(self.patch_size)
     self._check(patch_size)
@@ -350,7 +341,7 @@ class CeiT(nn.Module):
   def _attend_to_layers(
     self, cls: jax.Array, mlp_dim: int, shared: dict[str, Any], train: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """LCA on the class tokens of all blocks, (B, L, D) -> (B, 1, D), maps."""
+    """LCA on the class tokens of all blocks; as `LayerwiseClassAttention`."""
     if self.lca_posemb:
       table = self.param(
         'pos_layer_embedding', nn.initializers.zeros, (1, *cls.shape[1:])
@@ -367,14 +358,15 @@ class CeiT(nn.Module):
   def _check(self, patch_size: tuple[int, int]) -> None:
     if any(p < 4 or p % 4 for p in patch_size):
       raise ValueError(
-        f'patch_size {self.patch_size}: the stem of CeiT reduces by 4; '
-        'allowed: multiples of 4'
+        f'patch_size {self.patch_size}: a position of the stem of CeiT has 4 '
+        'pixels; allowed: multiples of 4'
       )
     check_field('leff_cls', self.leff_cls, ('norm', 'identity'))
     check_field('pool', self.pool, ('token', 'gap'))
 
 
-# One published archive holds T and S at 224 and 384, B at 224.
+# There are no names of released files: the weights (T and S for 224 and 384 px,
+# B for 224 px) were published as one archive.
 for _size, (_width, _heads) in SIZES.items():
   register(
     f'ceit_{_size}',

@@ -1,11 +1,11 @@
 """A convolutional patch embedding with BatchNorm, as in VOLO and DeepViT."""
 
 from collections.abc import Callable
-from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.initializers import TIMM, torch_conv_kernel
@@ -19,12 +19,13 @@ class ConvStem(nn.Module):
 
   Attributes:
     width: channels of the tokens.
-    patch_size: of the image, an even number: the first convolution halves the
-      image, and the patches of the map are patch_size / 2 wide.
+    patch_size: side of a patch in pixels of the image, an even number. The
+      first convolution halves the image, so a patch has patch_size / 2
+      positions of its map.
     kernels: (size, stride) of each convolution; the strides multiply to 2.
     hidden: channels of the convolutions.
-    batch_norm: makes the BatchNorm modules.
-    dtype: of the activations.
+    batch_norm: function that makes the BatchNorm modules.
+    dtype: dtype of the activations.
   """
 
   width: int
@@ -32,7 +33,7 @@ class ConvStem(nn.Module):
   kernels: tuple[tuple[int, int], ...]
   hidden: int = 64
   batch_norm: Callable[..., BatchNorm] = BatchNorm
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:

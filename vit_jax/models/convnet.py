@@ -1,8 +1,8 @@
 """What the convolutional networks share: ResNet, RegNetY, EfficientNet, ...
 
-They serve as teachers and as comparators of the transformers. Their papers'
-code is PyTorch or TensorFlow, which differ in padding and in the constants of
-BatchNorm; `ConvLayers` holds these choices for one network.
+They are teachers of the transformers, and models to compare with them. The code
+of their papers is in PyTorch or TensorFlow, which differ in padding and in the
+constants of BatchNorm; `ConvLayers` holds these choices for one network.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,34 +13,46 @@ from flax import linen as nn
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import REMAT, check_field
+from vit_jax.models.heads import global_mean
 from vit_jax.models.tpu_layout import split_batch
 
-# 'symmetric': (k - 1) / 2 zeros on both sides (PyTorch). 'tf_same': as much as
-# makes the result ceil(n / stride) long, the odd zero at the end (TensorFlow).
-# They differ for a stride of 2 and an even length.
+# How a map is padded for a kernel of size k. 'symmetric', as in PyTorch: with
+# (k - 1) / 2 zeros on both sides. 'tf_same', as in TensorFlow: with as many
+# zeros as make the result ceil(n / stride) long, half of them on each side, and
+# one more at the end if their number is odd. The two differ for stride 2 and
+# even n.
 PADDINGS = ('symmetric', 'tf_same')
 
 
 def fan_out_normal(groups: int = 1) -> Initializer:
-  """N(0, 2 / fan_out), the fan-out divided by the number of groups."""
+  """The initializer N(0, 2 / fan_out) of a convolution.
+
+  Args:
+    groups: of the convolution. Each group has 1 / groups of the outputs, and
+      the fan-out counts only those.
+  """
   return nn.initializers.variance_scaling(2.0 * groups, 'fan_out', 'normal')
 
 
 class ConvLayers(NamedTuple):
-  """Makes the layers of one network. Its methods are called in compact ones.
+  """Makes the layers of one network.
+
+  Its methods are called inside the compact methods of modules.
 
   Attributes:
-    dtype: of the activations.
-    bn_groups: groups of the batch with statistics of their own in training.
-    epsilon: of BatchNorm.
-    momentum: of BatchNorm's running statistics, 1 - PyTorch's.
+    dtype: dtype of the activations.
+    bn_groups: groups of the batch with BatchNorm statistics of their own.
+    epsilon: added to the variance in BatchNorm.
+    momentum: weight of the old running statistics in BatchNorm; 1 minus
+      PyTorch's momentum.
     padding: one of PADDINGS.
   """
 
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   bn_groups: int = 1
   epsilon: float = 1e-5
   momentum: float = 0.9
@@ -89,10 +101,41 @@ class ConvLayers(NamedTuple):
       name=name,
     )(x, train)
 
+  def shortcut(
+    self, x: jax.Array, width: int, stride: int, train: bool
+  ) -> jax.Array:
+    """The input of a residual unit, brought to the shape of the unit's output.
+
+    Where the number of channels or the resolution changes, it passes through
+    the 1x1 convolution `conv_proj` and the BatchNorm `norm_proj`.
+
+    Args:
+      x: (B, H, W, C).
+      width: channels of the unit's output.
+      stride: stride of the unit.
+      train: True in training, False in evaluation.
+
+    Returns:
+      (B, H / stride, W / stride, width).
+    """
+    if x.shape[-1] == width and stride == 1:
+      return x
+    y = self.conv(x, width, 1, stride=stride, name='conv_proj')
+    return self.norm(y, train, name='norm_proj')
+
   def explicit_padding(
     self, shape: Sequence[int], size: int, stride: int
   ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(before, after) of both axes for a map of shape (height, width)."""
+    """The padding of a map for a layer that needs it in numbers.
+
+    Args:
+      shape: (height, width) of the map.
+      size: size of the kernel.
+      stride: stride of the layer.
+
+    Returns:
+      Numbers of zeros (before, after), for rows and for columns.
+    """
     if self.padding == 'symmetric':
       half = (size // 2, size // 2)
       return half, half
@@ -104,14 +147,21 @@ class ConvLayers(NamedTuple):
 
 
 class SqueezeExcite(nn.Module):
-  """Scales channels by a gate that reads their means (arXiv:1709.01507).
+  """Squeeze-and-excitation (arXiv:1709.01507).
 
-  Parameters `reduce` (C, hidden) and `expand` (hidden, C), with biases.
+  Multiplies each channel by a number in (0, 1), its gate. Two dense layers
+  compute the gates from the means of all channels: `reduce` (C, hidden) and
+  `expand` (hidden, C), with biases.
+
+  Attributes:
+    hidden: width between the two layers.
+    activation: function after the first layer.
+    dtype: dtype of the activations.
   """
 
   hidden: int
   activation: Callable[[jax.Array], jax.Array]
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -119,14 +169,14 @@ class SqueezeExcite(nn.Module):
     dense = functools.partial(
       nn.Dense, dtype=self.dtype, kernel_init=fan_out_normal()
     )
-    y = global_mean(x)
+    y = global_mean(x).astype(x.dtype)
     y = self.activation(dense(self.hidden, name='reduce')(y))
     gate = nn.sigmoid(dense(x.shape[-1], name='expand')(y))
     return x * gate[:, None, None], gate
 
 
 class Stage(nn.Module):
-  """Units `unit1`, `unit2`, ... one after the other.
+  """Applies units named `unit1`, `unit2`, ... one after the other.
 
   Attributes:
     units: a `functools.partial` of a Linen class for each unit, whose
@@ -150,7 +200,7 @@ class Stage(nn.Module):
     for i, (unit, rate) in enumerate(units, start=1):
       cls: Any = unit.func
       if self.remat != 'none':
-        # Arguments are counted with self: rate and train are static.
+        # rate and train are static; their positions are counted with self.
         cls = nn.remat(cls, policy=REMAT[self.remat], static_argnums=(2, 3))
       x, aux = cls(**unit.keywords, name=f'unit{i}')(x, float(rate), train)
       x = split_batch(x)
@@ -167,15 +217,16 @@ def run_stages(
   remat: str,
   out: dict[str, Any],
 ) -> jax.Array:
-  """Stages `block1`, `block2`, ...; called inside a compact method.
+  """Applies stages named `block1`, `block2`, ...; called in a compact method.
 
   Args:
     x: (B, H, W, C).
-    stages: the units of each stage, see `Stage`.
+    stages: the units of each stage, as in `Stage`.
     rates: drop-path rate of every unit of the network, in order.
-    train: whether this is training.
+    train: True in training, False in evaluation.
     remat: key of `blocks.REMAT`.
-    out: gets the intermediates 'block{s}' and 'block{s}/unit{u}'.
+    out: dict that the intermediates 'block{s}' and 'block{s}/unit{u}' are
+      added to.
 
   Returns:
     The output of the last stage.
@@ -194,11 +245,9 @@ def run_stages(
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
-  """3x3 maxima at stride 2; the border is padded by one with -inf."""
+  """3x3 max-pool at stride 2: (B, H, W, C) -> (B, H / 2, W / 2, C).
+
+  The map is padded by one entry of -inf on each side; odd sizes are rounded up.
+  """
   padding: Any = ((1, 1), (1, 1))
   return nn.max_pool(x, (3, 3), (2, 2), padding)
-
-
-def global_mean(x: jax.Array) -> jax.Array:
-  """(B, H, W, C) -> (B, C), summed in float32."""
-  return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)

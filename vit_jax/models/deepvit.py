@@ -1,11 +1,12 @@
 """DeepViT: Towards Deeper Vision Transformer (arXiv:2103.11886).
 
-The attention maps of a deep ViT become nearly equal from some block on.
+In a deep ViT, the attention maps of the later blocks are nearly equal.
 Re-attention recombines the maps of the H heads with a learned matrix and
-normalizes them, which keeps the blocks different. The paper puts it in every
-block and writes it without a bias; the published S and L have it, with a bias,
-in their last blocks only, a convolutional patch embedding, and branches of
-twice the size.
+normalizes them, which makes the blocks differ. The paper uses re-attention in
+every block, and its matrix has no bias. The published S and L use it in their
+last blocks only, with a bias; they also have a convolutional patch embedding,
+and residual branches that are scaled by 2.
+
 B batch, T tokens, D width, H heads, K = D / H.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.attention import (
   MixHeads,
@@ -33,7 +35,7 @@ from vit_jax.models.initializers import (
   torch_conv_bias,
   torch_conv_kernel,
 )
-from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.patches import embed_patches
 from vit_jax.models.registry import register
 from vit_jax.models.tokens import add_position_table, prepend_tokens
@@ -53,32 +55,34 @@ def re_attention(
   bias: bool = True,
   scale: float = 1.0,
   batch_norm: Callable[..., BatchNorm] = BatchNorm,
-  dtype: Any = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Norm(Θ·softmax(qkᵀ/√K))·v (arXiv:2103.11886, eq. 3), Θ over the heads.
+  """Re-attention, Norm(Θ·softmax(qkᵀ/√K))·v (arXiv:2103.11886, eq. 3).
 
-  Called inside an attention module, which gets `reattn` (Θ) and `reattn_norm`
-  (BatchNorm per head over batch, queries and keys, with running statistics).
+  Θ is a matrix over the heads. The function is called inside an attention
+  module and creates two layers of it: `reattn` (Θ), and `reattn_norm`, a
+  BatchNorm of each head over batch, queries and keys.
 
   Args:
     q, k, v: (B, T, H, K).
     dropout: function applied to the softmax.
-    train: normalizes with the batch's statistics.
+    train: normalizes with the batch's statistics instead of the running ones.
     bias: whether Θ has a bias.
     scale: factor on the normalized maps.
-    batch_norm: makes the BatchNorm module.
-    dtype: of the products.
+    batch_norm: function that makes the BatchNorm module.
+    dtype: dtype of the products.
 
   Returns:
-    (B, T, H, K); and the maps (B, H, T, T), 'softmax' and 'mixed'. Rows of a
-    mixed map do not sum to one, entries may be negative.
+    The output (B, T, H, K), and the maps (B, H, T, T): 'softmax', and 'mixed'
+    after the norm. The rows of a mixed map do not sum to one, and its entries
+    may be negative.
   """
   heads = q.shape[2]
   logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
   probs = jax.nn.softmax(logits.astype(jnp.float32))
   dropped = dropout(probs) if dropout is not None else probs
-  # The norm enlarges small differences from the mean, so they must not be lost
-  # to rounding: the matrix is applied to the differences.
+  # The norm enlarges small differences of the probabilities from their mean, so
+  # these must survive rounding: Θ is applied to the differences.
   mean = 1 / k.shape[1]
   mixed = MixHeads(
     heads,
@@ -96,8 +100,8 @@ def re_attention(
 class Block(nn.Module):
   """x + attention(LN(a·x)) / a, then x + MLP(LN(a·x)) / a.
 
-  LayerNorm undoes the inner factor up to its epsilon, so a < 1 enlarges both
-  branches.
+  LayerNorm removes the factor a of its input, except for its epsilon, so a < 1
+  enlarges both branches.
   """
 
   num_heads: int
@@ -111,14 +115,24 @@ class Block(nn.Module):
   dropout: float = 0.0
   attention_dropout: float = 0.0
   activation: str = 'gelu_erf'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   return_attention: bool = False
 
   @nn.compact
   def __call__(
     self, x: jax.Array, rate: float | jax.Array, train: bool
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """(B, T, D) -> (B, T, D), intermediates; `rate` is of drop path."""
+    """Applies the block.
+
+    Args:
+      x: (B, T, D).
+      rate: drop-path rate of both branches.
+      train: turns dropout and drop path on, and uses the batch's statistics.
+
+    Returns:
+      (B, T, D); and intermediates: 'tokens' (B, T, D), and with
+      `return_attention` 'attention', the maps of `re_attention`.
+    """
     a = self.adjustment
     norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
     attend_fn = attend
@@ -143,15 +157,9 @@ class Block(nn.Module):
     )(y, y, train)
     y = Dropout(self.dropout, deterministic=not train)(y)
     x = x + DropPath()(y / a, rate, train)
-    y = MlpBlock(
-      self.mlp_dim,
-      self.dropout,
-      self.activation,
-      self.dtype,
-      normal02,
-      nn.initializers.zeros,
-      name='mlp',
-    )(norm()(a * x), train)
+    y = timm_mlp(self.mlp_dim, self.dropout, self.activation, self.dtype)(
+      norm()(a * x), train
+    )
     x = x + DropPath()(y / a, rate, train)
 
     aux: dict[str, Any] = {'tokens': x}
@@ -165,27 +173,29 @@ class Block(nn.Module):
 class DeepViT(nn.Module):
   """A deep ViT with re-attention; see the module docstring."""
 
-  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  num_classes: int = 1000  # 0 for no head: the logits are pre_logits
   patch_size: int = 16
   width: int = 384
   depth: int = 16
   num_heads: int = 12
   mlp_dim: int | None = None  # None: 3 * width
-  reattn: tuple[bool, ...] | None = None  # per block; None: all, as the paper
-  reattn_bias: bool = True  # the paper's formula has none
-  reattn_scaled: bool = False  # scale re-attended maps by K ** -0.5 (S only)
+  reattn: tuple[bool, ...] | None = None  # one per block; None for all (paper)
+  reattn_bias: bool = True  # False in the paper
+  reattn_scaled: bool = False  # scales mixed maps by K ** -0.5 (released S)
   adjustment: float = 1.0  # a, see Block
-  cnn_embed: bool = False  # three convolutions instead of one
+  cnn_embed: bool = False  # the patch embedding has three convolutions
   qkv_bias: bool = True
-  bn_groups: int = 1  # BatchNorm statistics per group of the batch; 1: global
-  bn_unbiased: bool = True  # running variances as in PyTorch
+  bn_groups: int = (
+    1  # groups of the batch with BatchNorm statistics of their own
+  )
+  bn_unbiased: bool = True  # the running variances are unbiased, as in PyTorch
   dropout: float = 0.0
   attention_dropout: float = 0.0
-  drop_path: float = 0.0  # of the last block; linear from 0 at the first
+  drop_path: float = 0.0  # rate of the last block; linear from 0 at the first
   activation: str = 'gelu_erf'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
-  scan: bool = False  # the leading run of equal blocks
+  scan: bool = False  # scans the first blocks, as far as they are equal
   return_attention: bool = False
 
   def _plan(self) -> list[bool]:
@@ -193,8 +203,8 @@ class DeepViT(nn.Module):
     plan = (True,) * self.depth if self.reattn is None else self.reattn
     if len(plan) != self.depth:
       raise ValueError(
-        f'reattn has {len(plan)} entries for {self.depth} '
-        'blocks; give one per block, or None for all'
+        f'reattn has {len(plan)} entries for depth={self.depth} blocks: give '
+        'one for each block, or None for re-attention in all'
       )
     return [bool(p) for p in plan]
 
@@ -211,14 +221,15 @@ class DeepViT(nn.Module):
 
     Returns:
       logits (B, num_classes), float32; and a dict: stem (B, h, w, D),
-      with_posemb (B, T, D), block_00 ..., encoded = tokens (B, T, D), T = 1 +
-      h * w, pre_logits (B, D). With `return_attention` also, one (B, H, T, T)
-      per block, attention, the maps that weigh the values (those of the
-      cosine regularizer), and attention_softmax, the same before re-attention.
+      with_posemb (B, T, D), block_00 ..., encoded = tokens (B, T, D) with T =
+      1 + h * w, pre_logits (B, D). With `return_attention` also two lists of
+      one (B, H, T, T) per block: attention, the maps that weight the values,
+      which the cosine regularizer reads; and attention_softmax, the maps before
+      re-attention.
 
     Raises:
-      ValueError: width not divisible by num_heads, no patch fits, or `reattn`
-        has another length than `depth`.
+      ValueError: num_heads does not divide width, no patch fits into the image,
+        or the length of `reattn` is not `depth`.
     """
     plan, dtype = self._plan(), jnp.dtype(self.dtype)
     batch_norm = functools.partial(
@@ -294,6 +305,7 @@ def _runs(plan: list[bool]) -> list[tuple[int, int]]:
 
 
 def _last(blocks: int, depth: int) -> tuple[bool, ...]:
+  """The field `reattn` of a model with re-attention in its last blocks."""
   return (False,) * (depth - blocks) + (True,) * blocks
 
 
@@ -323,7 +335,8 @@ _register(
   adjustment=0.5,
   cnn_embed=True,
 )
-# The width of the paper's L with 55M parameters; the published code has 420.
+# The paper's L has 55M parameters and thus width 408; the published code has
+# 420.
 _register(
   'deepvit_l408',
   width=408,

@@ -1,10 +1,10 @@
 """DeiT: data-efficient training, distillation through attention.
 
-arXiv:2012.12877. A relative of ViT: the network of a plain DeiT is ViT with
-the exact GELU, so those names are ViTs. The distilled one (section 4, figure 2)
-has a second learned token beside the class token, which learns from a teacher,
-and a head on each. The field `fusion` says how the two predictions are combined
-at test time (table 3).
+arXiv:2012.12877. A relative of ViT: a plain DeiT is a ViT with the exact GELU,
+so its names make a `vit.ViT`. A distilled DeiT (section 4, figure 2) has a
+second learned token beside the class token, and a head on each of the two. The
+head on the second token learns from a teacher. The field `fusion` says how the
+two predictions are combined at test time (table 3).
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models import vit
 from vit_jax.models.blocks import check_field
@@ -26,42 +27,40 @@ from vit_jax.preprocessing import Preprocessing
 
 
 def _mean_of_probabilities(a: jax.Array, b: jax.Array) -> jax.Array:
+  """The logarithm of the mean of two softmaxes, of logits (B, C)."""
   return jnp.logaddexp(jax.nn.log_softmax(a), jax.nn.log_softmax(b)) - jnp.log(
     2.0
   )
 
 
-# (class logits, distillation logits) -> logits outside training.
+# The allowed values of `fusion`: how the class logits and the distillation
+# logits become the logits outside training.
 FUSIONS = {
-  'mean_logits': lambda a, b: (a + b) / 2,  # the released code
-  'mean_probs': _mean_of_probabilities,  # log of the paper's late fusion
+  'mean_logits': lambda a, b: (a + b) / 2,  # as in the released code
+  'mean_probs': _mean_of_probabilities,  # as in the paper
   'class': lambda a, b: a,
   'distill': lambda a, b: b,
 }
 
 
 class DistilledViT(nn.Module):
-  """ViT with a class and a distillation token.
+  """ViT with a class token and a distillation token."""
 
-  Raises ValueError for an unknown `fusion`, `activation`, `init_style` or
-  `remat`, a width the heads do not divide, a patch larger than the image.
-  """
-
-  num_classes: int = 1000  # 0: no heads, logits are pre_logits
+  num_classes: int = 1000  # 0 for no heads: the logits are pre_logits
   patch_size: PatchSize = 16
   width: int = 768
   depth: int = 12
   num_heads: int = 12
   mlp_dim: int = 3072
-  fusion: str = 'mean_logits'  # FUSIONS
-  area_sizes: tuple = ()  # one (height, width) per leading area block
+  fusion: str = 'mean_logits'  # key of FUSIONS
+  area_sizes: tuple = ()  # largest area (height, width) of each leading block
   dropout: float = 0.0
   attention_dropout: float = 0.0
-  drop_path: float = 0.0  # of the last block; linear from 0 at the first
+  drop_path: float = 0.0  # rate of the last block; linear from 0 at the first
   activation: str = 'gelu_erf'
   norm_eps: float = 1e-6
-  init_style: str = 'timm'  # INITIALIZERS
-  dtype: Any = jnp.float32
+  init_style: str = 'timm'  # key of INITIALIZERS
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
   scan: bool = False
   return_attention: bool = False
@@ -79,10 +78,16 @@ class DistilledViT(nn.Module):
 
     Returns:
       float32 logits (B, num_classes): in training those of the class token,
-      else the fused ones. And intermediates: 'logits_class' and
-      'logits_distill' (B, num_classes); 'pre_logits' (B, D), the class token,
-      and 'pre_logits_distill', the other; 'stem' (B, h, w, D), 'with_posemb',
-      'block_00', ..., 'tokens' = 'encoded' (B, 2 + h * w, D), 'attention'.
+      otherwise the fused ones. And intermediates: 'logits_class' and
+      'logits_distill' (B, num_classes); 'pre_logits' (B, D), the class token
+      after the last norm, and 'pre_logits_distill' (B, D), the distillation
+      token; 'stem' (B, h, w, D); 'with_posemb', 'block_00', ..., 'tokens' =
+      'encoded' (B, 2 + h * w, D); and with `return_attention` 'attention', a
+      list of one (B, H, T, T) per block.
+
+    Raises:
+      ValueError: `fusion`, `activation`, `init_style` or `remat` is unknown,
+        num_heads does not divide width, or no patch fits into the image.
     """
     check_field('fusion', self.fusion, tuple(FUSIONS))
     check_field('init_style', self.init_style, tuple(INITIALIZERS))

@@ -1,10 +1,13 @@
 """DenseNet: Densely Connected Convolutional Networks (arXiv:1608.06993).
 
-The BC form: every layer of a block reads the concatenation of the block's input
-and of all earlier layers' outputs, in this order, through a 1x1 convolution to
-four times the growth rate and a 3x3 convolution to the growth rate. Between
-blocks a transition halves the channels and the map.
-A comparator of the transformers. B batch, (H, W) image, C channels.
+The form DenseNet-BC: the input of a layer is the concatenation of the block's
+input and the outputs of all earlier layers of the block. A layer has two
+convolutions: 1x1, with four times the growth rate as its channels, and 3x3,
+with the growth rate. A transition after each block but the last halves the
+number of channels and both sides of the map. It is here to be compared with
+transformers.
+
+B batch, (H, W) image, C channels.
 """
 
 from collections.abc import Sequence
@@ -13,11 +16,12 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import REMAT, check_field
-from vit_jax.models.convnet import ConvLayers, global_mean, max_pool_3x3
+from vit_jax.models.convnet import ConvLayers, max_pool_3x3
 from vit_jax.models.dropout import Dropout
-from vit_jax.models.heads import classify
+from vit_jax.models.heads import classify, global_mean
 from vit_jax.models.initializers import torch_conv_kernel
 from vit_jax.models.registry import register
 from vit_jax.models.tpu_layout import split_batch
@@ -33,14 +37,14 @@ SIZES = {
 
 
 class Layer(nn.Module):
-  """BN, ReLU, 1x1 to 4 * growth, BN, ReLU, 3x3 to growth."""
+  """BN, ReLU, 1x1 to 4 * growth channels, BN, ReLU, 3x3 to growth channels."""
 
   growth: int
   layers: ConvLayers
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-    """(B, H, W, C) -> (B, H, W, growth), and the output of the 1x1."""
+    """(B, H, W, C) -> (B, H, W, growth), and the output of the 1x1 layer."""
     conv, norm = self.layers.conv, self.layers.norm
     y = nn.relu(norm(x, train, name='norm1'))
     y = hidden = conv(y, 4 * self.growth, 1, name='conv1', kernel_init=_kernel)
@@ -48,12 +52,12 @@ class Layer(nn.Module):
     return conv(y, self.growth, 3, name='conv2', kernel_init=_kernel), hidden
 
 
-# N(0, 2 / fan_in), untruncated.
+# N(0, 2 / fan_in), not truncated.
 _kernel = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
 class Block(nn.Module):
-  """Layers `layer1`, `layer2`, ..., each on all features so far."""
+  """Layers `layer1`, `layer2`, ..., each with all earlier features as input."""
 
   num_layers: int
   growth: int
@@ -80,13 +84,13 @@ class Block(nn.Module):
 
 
 class Transition(nn.Module):
-  """BN, ReLU, 1x1 to half of the channels, 2x2 means at stride 2."""
+  """BN, ReLU, 1x1 to half the number of channels, 2x2 means at stride 2."""
 
   layers: ConvLayers
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """(B, H, W, C) -> (B, H / 2, W / 2, C / 2), rounded down."""
+    """(B, H, W, C) -> (B, H / 2, W / 2, C / 2); odd sizes are rounded down."""
     y = nn.relu(self.layers.norm(x, train, name='norm'))
     y = self.layers.conv(
       y, x.shape[-1] // 2, 1, name='conv', kernel_init=_kernel
@@ -102,9 +106,9 @@ class DenseNet(nn.Module):
     num_layers: layers per block.
     growth: channels that each layer adds.
     stem_width: channels of the stem; None is twice the growth.
-    bn_groups: BatchNorm statistics per group of the batch; 1 is global.
+    bn_groups: groups of the batch with BatchNorm statistics of their own.
     dropout: rate before the head.
-    dtype: of the activations; the head is float32.
+    dtype: dtype of the activations; the head is float32.
     remat: key of `blocks.REMAT`, applied to each layer.
   """
 
@@ -114,7 +118,7 @@ class DenseNet(nn.Module):
   stem_width: int | None = None
   bn_groups: int = 1
   dropout: float = 0.0
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
 
   @nn.compact
@@ -161,7 +165,7 @@ class DenseNet(nn.Module):
         out[f'transition{b}'] = x
     x = nn.relu(layers.norm(x, train, name='norm_final'))
     out['pre_logits_2d'] = x
-    x = out['pre_logits'] = global_mean(x.astype(jnp.float32))
+    x = out['pre_logits'] = global_mean(x)
     x = Dropout(self.dropout, deterministic=not train)(x)
     return classify(x, self.num_classes, kernel_init=torch_conv_kernel), out
 

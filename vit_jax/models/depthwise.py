@@ -1,32 +1,34 @@
-"""Depth-wise convolution: every channel is convolved by itself."""
+"""Depth-wise convolution: every channel has its own kernel and one input."""
 
 from collections.abc import Sequence
 import functools
-from typing import Any
 
 from flax import linen as nn
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
 
 
 @functools.partial(jax.jit, static_argnames='stride')
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """A convolution of each channel by itself, without padding.
+  """Convolves each channel with its own kernel, without padding.
 
-  Computed as a sum of shifted products, which XLA fuses into one pass. Its
-  grouped convolution with one channel per group is far slower on a CPU. It is
-  a jitted function because `flops` recognizes its work by its name.
+  It is computed as a sum of products with shifted slices, which XLA fuses into
+  one pass. XLA's grouped convolution with one channel per group is far slower
+  on a CPU. The function is jitted because `flops` recognizes it by its name in
+  a jaxpr.
 
   Args:
     x: (B, H, W, C).
     kernel: (h, w, 1, C).
-    stride: of both axes.
+    stride: stride along both axes.
 
   Returns:
-    (B, (H - h) / stride + 1, (W - w) / stride + 1, C), rounded down.
+    (B, (H - h) / stride + 1, (W - w) / stride + 1, C); the quotients are
+    rounded down.
   """
   rows, columns = kernel.shape[:2]
   height = (x.shape[1] - rows) // stride + 1
@@ -46,24 +48,24 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 class DepthwiseConv(nn.Module):
-  """A convolution of each channel by itself.
+  """A layer that convolves each channel with its own kernel.
 
   Parameters `kernel` (size, size, 1, C) and `bias` (C,).
 
   Attributes:
-    size: of the kernel.
-    stride: of both axes.
-    padding: (before, after) of rows and of columns, zeros.
+    size: height and width of the kernel.
+    stride: stride along both axes.
+    padding: numbers of zeros (before, after), for rows and for columns.
     use_bias: whether there is a bias.
-    dtype: of the activations.
-    kernel_init: of the kernel.
+    dtype: dtype of the activations.
+    kernel_init: initializer of the kernel.
   """
 
   size: int = 3
   stride: int = 1
   padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1))
   use_bias: bool = True
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   kernel_init: Initializer = torch_conv_kernel
 
   @nn.compact

@@ -9,17 +9,27 @@ import numpy as np
 
 
 def keep_mask(key: jax.Array, keep: float, shape: Sequence[int]) -> jax.Array:
-  """Bernoulli(keep) booleans of a shape, by a hash of key and position.
+  """A mask whose entries are True with probability `keep`.
 
-  On a TPU, a threefry mask costs as much as the rest of a block, because each
-  number takes 20 rounds. Here the position is spread over 32 bits by the golden
-  ratio and mixed with the key in two multiply-xorshift rounds (constants found
-  by search: https://github.com/skeeto/hash-prospector). Without the spreading,
-  positions some rows apart are correlated by 4 %. The usual last xorshift is
-  left out, because only the leading bits decide the comparison.
+  An entry is a hash of the key and the entry's position. JAX's own generator,
+  threefry, takes 20 rounds per number, so on a TPU a mask costs as much as the
+  rest of a block. Here the position is multiplied by the golden ratio, which
+  spreads it over 32 bits, and mixed with the key in two multiply-xorshift
+  rounds, with constants of https://github.com/skeeto/hash-prospector. Without
+  the multiplication, entries some rows apart have a correlation of 4 %. Such
+  hashes usually end with another xorshift, which changes only the trailing
+  bits; the comparison below depends on the leading ones.
 
-  As with partitionable threefry, a number depends on its global position alone,
-  not on how the array is split over devices.
+  As with partitionable threefry, an entry depends on its position in the whole
+  array and not on how the array is split over devices.
+
+  Args:
+    key: PRNG key.
+    keep: probability of True.
+    shape: shape of the mask.
+
+  Returns:
+    bool array of `shape`.
   """
   data = jax.random.key_data(key).astype(jnp.uint32)
   x, stride = data[0], 0x9E3779B9
@@ -36,11 +46,11 @@ def keep_mask(key: jax.Array, keep: float, shape: Sequence[int]) -> jax.Array:
 class Dropout(nn.Module):
   """Zeroes entries with probability `rate`, divides the others by 1 - rate.
 
-  The same as nn.Dropout, with the masks of `keep_mask`.
+  It is `flax.linen.Dropout` with masks from `keep_mask`.
 
   Attributes:
-    rate: at least 0, below 1.
-    deterministic: returns the input as it is.
+    rate: a number in [0, 1).
+    deterministic: True returns the input as it is.
   """
 
   rate: float
@@ -48,7 +58,11 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Any shape; ValueError for a rate that is not allowed."""
+    """Drops entries of an array of any shape (rng stream 'dropout').
+
+    Raises:
+      ValueError: the rate is not in [0, 1).
+    """
     if not 0 <= self.rate < 1:
       raise ValueError(f'dropout={self.rate} must be at least 0 and below 1')
     if self.deterministic or self.rate == 0:
@@ -63,8 +77,8 @@ class DropPath(nn.Module):
   """Stochastic depth (arXiv:1603.09382): drops a residual branch per example.
 
   Attributes:
-    rescale: divides the kept branches by the keep probability. big_vision's
-      Mixer does not.
+    rescale: whether the kept branches are divided by their probability, as
+      everywhere except in big_vision's Mixer.
   """
 
   rescale: bool = True
@@ -77,9 +91,12 @@ class DropPath(nn.Module):
 
     Args:
       x: the output of a branch, (B, ...).
-      rate: probability of a drop. It is an argument, so that scanned blocks,
-        which share their fields, can differ in it.
-      train: without it, x is returned as it is.
+      rate: probability that an example's branch is dropped. It is an argument
+        and not a field, because scanned blocks share their fields.
+      train: False returns x as it is.
+
+    Returns:
+      The shape of x, with zeros for the examples that are dropped.
     """
     if not train or (isinstance(rate, (int, float)) and rate == 0):
       return x
@@ -91,5 +108,5 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-  """Linear schedule: 0 at the first block, `rate` at the last."""
+  """Drop-path rates that rise linearly from 0 at the first block to `rate`."""
   return [rate * i / max(1, depth - 1) for i in range(depth)]

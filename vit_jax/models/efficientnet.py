@@ -1,12 +1,17 @@
 """EfficientNet: Rethinking Model Scaling (arXiv:1905.11946).
 
-Inverted residual blocks (MBConv: expand, depth-wise convolution, squeeze and
-excitation, project) whose numbers of channels and of blocks are scaled
-together. L2 is the network of Noisy Student (arXiv:1911.04252). There are two
-forms with the same tensors: `tf_efficientnet_*` are the weights of the authors,
-with TensorFlow's padding and a BatchNorm epsilon of 1e-3; `efficientnet_*` are
-PyTorch's, with symmetric padding and 1e-5. A file does not say which it is.
-A teacher and comparator of the transformers. B batch, (H, W) image, C channels.
+A network of inverted residual blocks (MBConv). A block has a 1x1 convolution
+that expands the channels, a depth-wise convolution, squeeze-and-excitation, and
+a 1x1 convolution to fewer channels. The sizes scale the numbers of channels and
+of blocks together. L2 is the network of Noisy Student (arXiv:1911.04252).
+
+There are two forms with the same tensors, so a file does not say which form it
+is for. `tf_efficientnet_*` is for the weights of the authors, with TensorFlow's
+padding and a BatchNorm epsilon of 1e-3; `efficientnet_*` is for weights trained
+in PyTorch, with symmetric padding and an epsilon of 1e-5. EfficientNets are
+here as teachers and to be compared with transformers.
+
+B batch, (H, W) image, C channels.
 """
 
 from collections.abc import Sequence
@@ -17,6 +22,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import check_field
 from vit_jax.models.convnet import (
@@ -24,12 +30,12 @@ from vit_jax.models.convnet import (
   ConvLayers,
   SqueezeExcite,
   fan_out_normal,
-  global_mean,
   run_stages,
 )
 from vit_jax.models.depthwise import DepthwiseConv
 from vit_jax.models.dropout import Dropout, DropPath
-from vit_jax.models.heads import classify
+from vit_jax.models.heads import classify, global_mean
+from vit_jax.models.initializers import symmetric_uniform
 from vit_jax.models.registry import register
 from vit_jax.preprocessing import Preprocessing
 
@@ -59,7 +65,11 @@ SIZES = {
 
 
 def scale_width(channels: float, multiplier: float) -> int:
-  """Scaled number of channels: a multiple of 8, at most 10 % below."""
+  """A scaled number of channels, rounded to a multiple of 8.
+
+  It is the nearest multiple, or the next larger one if the nearest is more than
+  10 % below the scaled number.
+  """
   value = channels * multiplier
   rounded = max(8, int(value + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * value else rounded
@@ -70,11 +80,11 @@ class MBConv(nn.Module):
 
   Attributes:
     features: channels of the result.
-    expansion: factor on the channels inside; with 1 there is no expanding
-      convolution.
-    size: of the depth-wise kernel.
+    expansion: factor on the channels of the depth-wise convolution; with 1
+      there is no expanding convolution.
+    size: side of the depth-wise kernel.
     layers: makes the layers.
-    stride: of the block.
+    stride: stride of the block.
   """
 
   features: int
@@ -122,13 +132,14 @@ class EfficientNet(nn.Module):
     stages: (repeats, kernel, stride, expansion, channels) before scaling.
     stem_channels, head_channels: before scaling.
     padding: one of `convnet.PADDINGS`.
-    bn_epsilon: of BatchNorm.
-    bn_momentum: share of the old running statistics; 0.99 in the authors' code.
-    bn_groups: BatchNorm statistics per group of the batch; 1 is global.
-    dropout: rate before the head; SIZES has the authors'.
-    drop_path: rate that block N of N blocks would have, linear from 0 at
-      block 0; 0.2 in the authors' code.
-    dtype: of the activations; the head is float32.
+    bn_epsilon: added to the variance in BatchNorm.
+    bn_momentum: weight of the old running statistics in an update; 0.99 in the
+      authors' code.
+    bn_groups: groups of the batch with BatchNorm statistics of their own.
+    dropout: rate before the head; SIZES has the authors' rates.
+    drop_path: the rate of block i of N is drop_path * i / N, with i from 0; 0.2
+      in the authors' code.
+    dtype: dtype of the activations; the head is float32.
     remat: key of `blocks.REMAT`.
   """
 
@@ -144,7 +155,7 @@ class EfficientNet(nn.Module):
   bn_groups: int = 1
   dropout: float = 0.0
   drop_path: float = 0.0
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
 
   @nn.compact
@@ -201,17 +212,10 @@ class EfficientNet(nn.Module):
     x = layers.conv(x, scaled(self.head_channels), 1, name='conv_head')
     x = nn.silu(layers.norm(x, train, name='norm_head'))
     out['pre_logits_2d'] = x
-    x = out['pre_logits'] = global_mean(x.astype(jnp.float32))
+    x = out['pre_logits'] = global_mean(x)
     x = Dropout(self.dropout, deterministic=not train)(x)
-    uniform = _uniform(max(1, self.num_classes) ** -0.5)
+    uniform = symmetric_uniform(max(1, self.num_classes) ** -0.5)
     return classify(x, self.num_classes, kernel_init=uniform), out
-
-
-def _uniform(bound: float) -> nn.initializers.Initializer:
-  """U(-bound, bound)."""
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-    key, shape, dtype, -bound, bound
-  )
 
 
 for _size, (_width, _depth, _image, _dropout, _crop) in SIZES.items():

@@ -11,6 +11,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models import attention, tpu_layout
 from vit_jax.models.area.attention import area_attend
@@ -34,20 +35,22 @@ class EncoderBlock(nn.Module):
     mlp_dim: width of the MLP's hidden layer.
     grid: (height, width) of the patches.
     prefix: number of tokens in front of the patches.
-    posemb: a table that belongs to this block, 'learn1d' or 'learn2d'.
+    posemb: kind of a position table of the block's own, 'learn1d' or 'learn2d';
+      None for no such table.
     relative: whether the attention has relative position embeddings.
     area: (height, width) of the largest area of area attention; None for
       ordinary attention.
     dropout: rate after the attention and in the MLP.
     attention_dropout: rate on the attention probabilities.
-    layer_scale: initial factor of the branches' channels; None for no factors.
+    layer_scale: initial value of LayerScale, a learned factor for each channel
+      of both branches; None for no factors.
     activation: key of `mlp.GELU`.
-    norm_eps: of LayerNorm.
+    norm_eps: what LayerNorm adds to the variance.
     init_style: key of `initializers.INITIALIZERS`.
-    dtype: of the activations.
-    return_attention: whether the intermediates have the probabilities.
-    keep_tokens: only the first tokens become queries and go on to the MLP; None
-      for all.
+    dtype: dtype of the activations.
+    return_attention: whether the attention probabilities are returned.
+    keep_tokens: number of leading tokens that the block computes; the others
+      are keys and values only. None for all.
   """
 
   num_heads: int
@@ -63,7 +66,7 @@ class EncoderBlock(nn.Module):
   activation: str = 'gelu_tanh'
   norm_eps: float = 1e-6
   init_style: str = 'google'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   return_attention: bool = False
   keep_tokens: int | None = None
 
@@ -84,8 +87,8 @@ class EncoderBlock(nn.Module):
       table: position embeddings that are added to x, (1, T, D).
 
     Returns:
-      (B, T, D), and intermediates: tokens (B, T, D) and, with
-      `return_attention`, attention (B, H, T, T).
+      (B, T, D), or (B, keep_tokens, D); and intermediates: 'tokens', the same
+      array, and with `return_attention` 'attention' (B, H, T, T).
     """
     width = x.shape[-1]
     init = INITIALIZERS[self.init_style]
@@ -135,7 +138,7 @@ class EncoderBlock(nn.Module):
     return x, aux
 
   def _attend_fn(self, width: int) -> Callable[..., Any]:
-    """How this block's queries, keys and values become outputs."""
+    """The function that computes attention from queries, keys and values."""
     if self.area is not None:
       return area_attend(
         (self.area[0], self.area[1]),
@@ -154,21 +157,22 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Position embedding, blocks and final norm; models call it `Transformer`.
+  """Position embedding, blocks and final norm; models name it `Transformer`.
 
   Attributes:
     depth: number of blocks.
     block: fields of `EncoderBlock` that all blocks share.
     posemb: one of `position.POSEMBS`.
-    posemb_at: one of `position.POSEMB_PLACES`.
+    posemb_at: one of `position.POSEMB_AT`.
     prefix_posemb: whether the table has rows for the tokens in front of the
       patches.
-    area_sizes: `area` of each leading area block.
+    area_sizes: the field `area` of each leading block with area attention.
     drop_path: rate of the last block; linear from 0 at the first.
     final_norm: whether there is a norm after the last block.
     remat: key of `blocks.REMAT`.
-    scan: compiles the blocks after the area blocks once.
-    class_token_only: in training, the last block computes the first token only.
+    scan: compiles one program for all blocks after the area blocks.
+    class_token_only: whether the last block computes only the first token, in
+      training.
   """
 
   depth: int
@@ -194,15 +198,16 @@ class Encoder(nn.Module):
       train: turns dropout and drop path on (rng stream 'dropout').
 
     Returns:
-      (B, T, D), in float32 after the final norm; and intermediates with_posemb
-      and block_00 ... (B, T, D), and with `return_attention` attention, one
-      (B, H, T, T) per block.
+      (B, T, D), float32 if there is a final norm; and intermediates:
+      'with_posemb' and 'block_00' ... (B, T, D), and with `return_attention`
+      'attention', a list of one (B, H, T, T) per block.
     """
     width, block = x.shape[-1], dict(self.block)
     block['relative'] = self.posemb == 'relative'
     table = None
     if self.posemb in TABLES:
-      # A fixed table needs no copies of its own in the blocks.
+      # Learned tables can differ between blocks. The fixed one cannot, so all
+      # blocks share it.
       if self.posemb_at == 'every_layer' and self.posemb != 'sincos2d':
         block['posemb'] = self.posemb
       else:
@@ -215,7 +220,7 @@ class Encoder(nn.Module):
           name='posembed_input',
         )(width)
         table = jnp.pad(table, ((0, 0), (block['prefix'] - rows, 0), (0, 0)))
-    extra = ()  # what every block gets
+    extra = ()  # further arguments of every block
     if table is not None and self.posemb_at == 'stem':
       x = x + table.astype(x.dtype)
     elif table is not None:
@@ -244,14 +249,14 @@ class Encoder(nn.Module):
     if block['return_attention']:
       out['attention'] = [aux['attention'] for aux in auxes]
     if self.final_norm:
-      # float32, as in big_vision: the head reads it.
+      # The head reads the result, so it is float32, as in big_vision.
       x = nn.LayerNorm(
         epsilon=block['norm_eps'], dtype=jnp.float32, name='encoder_norm'
       )(x)
     return x, out
 
   def _runs(self, train: bool) -> list[tuple[int, int, dict[str, Any]]]:
-    """(first, end, special fields) of each run of equal blocks."""
+    """The runs of equal blocks: (first block, end, fields that differ)."""
     runs: list[tuple[int, int, dict[str, Any]]] = [
       (i, i + 1, {'area': tuple(area)})
       for i, area in enumerate(self.area_sizes)

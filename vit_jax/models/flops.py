@@ -1,7 +1,8 @@
 """Counts the work of a function: multiply-accumulates of its matrix products.
 
-Papers print multiply-accumulates of convolutions and matrix products,
-attention included, as "GFLOPs". Norms, softmax and activations are left out.
+What papers call "GFLOPs" are the multiply-accumulates of the convolutions and
+matrix products, with those of attention, in units of 1e9. Norms, softmax and
+activations are not counted.
 """
 
 from collections.abc import Callable
@@ -32,19 +33,29 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(device: Any) -> float | None:
-  """Peak FLOP/s of a device; None if it is not in PEAK_TFLOPS."""
+  """Peak FLOP/s of a JAX device; None if its kind is not in PEAK_TFLOPS."""
   kind = device.device_kind
   names = [n for n in PEAK_TFLOPS if kind.startswith(n)]
   return PEAK_TFLOPS[max(names, key=len)] * 1e12 if names else None
 
 
 def count_macs(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-  """Multiply-accumulates of `fn(*args)`, counted on its jaxpr, not run."""
+  """Multiply-accumulates of a function, which is traced but not run.
+
+  Args:
+    fn: a function of arrays that JAX can trace.
+    *args, **kwargs: its arguments; shapes (`jax.ShapeDtypeStruct`) suffice.
+  """
   return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
 def forward_macs(model: nn.Module, height: int, width: int) -> int:
-  """Multiply-accumulates of the forward pass for one image."""
+  """Multiply-accumulates of a model's forward pass for one image.
+
+  Args:
+    model: a Linen module.
+    height, width: size of the image in pixels.
+  """
   image = jax.ShapeDtypeStruct((1, height, width, 3), 'float32')
   variables = jax.eval_shape(
     lambda x: model.init(jax.random.key(0), x, train=False), image
@@ -55,6 +66,7 @@ def forward_macs(model: nn.Module, height: int, width: int) -> int:
 
 
 def _count(jaxpr: Any) -> int:
+  """Multiply-accumulates of a jaxpr and of all that it calls."""
   total = 0
   for eqn in jaxpr.eqns:
     name = eqn.primitive.name
@@ -70,16 +82,17 @@ def _count(jaxpr: Any) -> int:
       per_output = math.prod(kernel) // kernel[out_feature]
       total += math.prod(eqn.outvars[0].aval.shape) * per_output
     elif eqn.params.get('name') == 'depthwise_conv':
-      # `depthwise.depthwise_conv` is written as shifted products, so it has no
-      # convolution to be counted. A scan makes a call of the same name without
-      # arguments of the constants in it.
+      # `depthwise.depthwise_conv` is written as sums of shifted slices, so its
+      # jaxpr has no convolution. It is recognized by its name and its kernel
+      # (h, w, 1, C). JAX also makes calls of this name without the kernel, for
+      # constants in a scan; they count as nothing.
       for output in (v.aval.shape for v in eqn.outvars[:1]):
         for kernel in (v.aval.shape for v in eqn.invars):
           if len(kernel) == 4 and kernel[2:] == (1, output[-1]):
             total += math.prod(output) * kernel[0] * kernel[1]
     elif name == 'cond':
-      # One branch runs. They may be programs of the same result for different
-      # platforms, so the largest count stands for all of them.
+      # Only one branch runs, and which one is not known here, so the largest
+      # count is taken. The branches may be programs for different platforms.
       total += max(_count(b.jaxpr) for b in eqn.params['branches'])
     else:
       repeat = eqn.params.get('length', 1) if name == 'scan' else 1

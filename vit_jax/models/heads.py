@@ -1,4 +1,4 @@
-"""What follows the last block: pooling by attention, classification."""
+"""Pooling and classification, after the last block of a model."""
 
 from flax import linen as nn
 from flax.typing import Initializer
@@ -20,18 +20,18 @@ def classify(
 ) -> jax.Array:
   """The linear classification head, computed in float32.
 
-  Called inside the compact method of a model, which gets the parameters
-  `{name}/kernel` (D, num_classes) and `{name}/bias`. With a bias of -10, as
-  for a sigmoid loss, bfloat16 logits would be multiples of 0.0625; big_vision
-  computes its head in float32 as well.
+  It is called inside the compact method of a model, which gets the parameters
+  `{name}/kernel` (D, num_classes) and `{name}/bias`. The head is computed in
+  float32, as in big_vision: with a bias of -10, the usual one for a sigmoid
+  loss, bfloat16 logits would be multiples of 0.0625.
 
   Args:
     features: (..., D), any float dtype.
     num_classes: 0 for no head; the features are then returned.
-    kernel_init: of the kernel.
+    kernel_init: initializer of the kernel.
     bias: initial value of the bias.
-    bias_init: of the bias, in place of the constant `bias`.
-    name: of the layer.
+    bias_init: initializer of the bias, instead of the constant `bias`.
+    name: name of the layer.
 
   Returns:
     Logits (..., num_classes), or features (..., D); float32.
@@ -47,10 +47,21 @@ def classify(
   )(features)
 
 
+def global_mean(x: jax.Array) -> jax.Array:
+  """The mean over a map's positions, (B, H, W, C) -> (B, C), in float32."""
+  return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
 class MAPHead(nn.Module):
   """Multi-head attention pooling with one learned query (arXiv:2106.04560).
 
-  Computed in float32, as in big_vision. The fields are those of a block.
+  It is computed in float32, as in big_vision.
+
+  Attributes:
+    num_heads: heads of the attention.
+    mlp_dim: width of the hidden layer of the MLP that follows.
+    activation: key of `mlp.GELU`.
+    norm_eps: what LayerNorm adds to the variance.
   """
 
   num_heads: int

@@ -1,8 +1,9 @@
 """The ResNet stem of hybrid ViTs (arXiv:2010.11929, section 3.1).
 
-Bottleneck units with f, f and 4f channels and the norm after each convolution
-(V1). Kernels are divided by std + 1e-5, GroupNorm epsilon 1e-6, padding SAME.
-With a head it is big_vision's `bit`, which is not the published BiT.
+A ResNet-V1: bottleneck units with f, f and 4f channels, and a norm after each
+convolution. Kernels are divided by std + 1e-5, the epsilon of GroupNorm is
+1e-6, and padding is SAME. With a head it is big_vision's model `bit`, which is
+not the published BiT, a ResNet-V2.
 """
 
 from collections.abc import Sequence
@@ -12,25 +13,29 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from vit_jax.models.heads import classify
+from vit_jax.models.heads import classify, global_mean
 from vit_jax.models.registry import register
 from vit_jax.models.std_conv import (
   GROUPS,
   StdConv,
   check_groups,
-  global_mean,
   run_stages,
 )
 
 
 class UnitV1(nn.Module):
-  """Bottleneck with norm after each convolution; `gn3` starts at scale 0."""
+  """Bottleneck unit with a norm after each convolution.
+
+  The scale of the last norm, `gn3`, is initially 0, so that the unit is the
+  ReLU of its shortcut.
+  """
 
   features: int
   stride: int = 1
   num_groups: int = GROUPS
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -56,20 +61,21 @@ def hybrid_stem(
   x: jax.Array,
   num_layers: Sequence[int],
   width_factor: float,
-  dtype: Any,
+  dtype: DTypeLike,
   remat: str = 'none',
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The ResNet-V1 in front of a hybrid ViT's patch convolution.
 
-  Called inside the compact `__call__` of a module, so that `conv_root`,
-  `gn_root` and `block{s}/unit{u}/...` become that module's own, as in the
-  released files. The root has stride 4, each stage after the first 2 more.
+  It is called inside the compact `__call__` of a module, so that `conv_root`,
+  `gn_root` and `block{s}/unit{u}/...` are parameters of the module itself, as
+  in the released files. The root has stride 4, and each stage after the first
+  has stride 2.
 
   Args:
     x: images (B, H, W, 3).
-    num_layers: units per stage; () is the root alone.
+    num_layers: units per stage; () gives the root without stages.
     width_factor: the root has 64 * width_factor channels.
-    dtype: of the activations.
+    dtype: dtype of the activations.
     remat: a key of `blocks.REMAT`, applied to each unit.
 
   Returns:
@@ -95,25 +101,34 @@ def hybrid_stem(
 
 
 class BiTV1(nn.Module):
-  """The hybrids' ResNet as a classifier (big_vision's `bit`; no paper)."""
+  """The ResNet of the hybrids as a classifier: big_vision's model `bit`.
 
-  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  No paper describes it.
+  """
+
+  num_classes: int = 1000  # 0 for no head: the logits are pre_logits
   num_layers: Sequence[int] = (3, 4, 6, 3)  # units per stage
   width_factor: float = 1
-  head_bias: float = 0.0  # initial; -10 or -6.9 with a sigmoid loss
-  dtype: Any = jnp.float32
+  head_bias: float = 0.0  # initial bias; -10 or -6.9 with a sigmoid loss
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
 
   @nn.compact
   def __call__(
     self, images: jax.Array, *, train: bool
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """Images (B, H, W, 3) -> logits (B, num_classes), intermediates.
+    """Classifies images.
 
-    Intermediates: 'gn_root', 'root', 'block{s}', 'block{s}/unit{u}',
-    'pre_logits_2d' (B, H / 32, W / 32, C), 'pre_logits' (B, C).
+    Args:
+      images: (B, H, W, 3), normalized.
+      train: not used: the model has neither dropout nor batch statistics.
+
+    Returns:
+      logits (B, num_classes), float32, and intermediates: 'gn_root', 'root',
+      'block{s}', 'block{s}/unit{u}', 'pre_logits_2d' (B, H / 32, W / 32, C),
+      'pre_logits' (B, C).
     """
-    del train  # neither dropout nor batch statistics
+    del train
     x, out = hybrid_stem(
       images, self.num_layers, self.width_factor, self.dtype, self.remat
     )

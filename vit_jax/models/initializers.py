@@ -1,7 +1,7 @@
 """Initializers of the code bases that the models come from.
 
-Parameters are initialized as in the code that a model was published with. The
-distributions differ between Google's code, timm, and PyTorch's own defaults.
+A model's parameters are initialized as in the code that its authors published.
+Google's code, timm and PyTorch's defaults have different distributions.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,29 @@ from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
 
-# timm's linear layers and tables. Its trunc_normal_ cuts at -2 and 2, which are
-# 100 standard deviations, so the distribution is normal.
+# timm's initializer of linear layers and tables, trunc_normal_(std=0.02). It
+# truncates at -2 and 2, which are 100 standard deviations, so it is normal.
 normal02 = nn.initializers.normal(0.02)
 
-# PyTorch's default for convolutions and linear layers: uniform between
-# -1/sqrt(fan_in) and 1/sqrt(fan_in), for kernels and for biases.
+# PyTorch's default for kernels of convolutions and linear layers:
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_conv_kernel = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
-def torch_conv_bias(fan_in: int) -> Initializer:
-  """The initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of PyTorch's biases."""
-  bound = fan_in**-0.5
+def symmetric_uniform(bound: float) -> Initializer:
+  """The initializer U(-bound, bound)."""
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
     key, shape, dtype, -bound, bound
   )
 
 
+def torch_conv_bias(fan_in: int) -> Initializer:
+  """The initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of PyTorch's biases."""
+  return symmetric_uniform(fan_in**-0.5)
+
+
 def zero_bias(fan_in: int) -> Initializer:
-  """Zeros, whatever the fan-in."""
+  """The initializer of biases that are 0 for every fan-in."""
   del fan_in
   return nn.initializers.zeros
 
@@ -39,14 +43,14 @@ class Initializers(NamedTuple):
   """The initializers of one code base.
 
   Attributes:
-    kernel: of the attention's projections and of the MLP.
-    bias: of the attention's projections, a function of the fan-in.
-    mlp_bias: of the MLP's layers, a function of the fan-in.
-    patch_kernel: of the patch embedding.
-    patch_bias: of the patch embedding, a function of the fan-in.
-    table: of position embeddings, a function of the width.
-    token: of learned tokens.
-    head: of the kernel of the classification head.
+    kernel: for kernels of the attention's projections and of the MLP.
+    bias: function of the fan-in, for biases of the attention's projections.
+    mlp_bias: function of the fan-in, for biases of the MLP's layers.
+    patch_kernel: for the kernel of the patch embedding.
+    patch_bias: function of the fan-in, for the bias of the patch embedding.
+    table: function of the width, for position tables.
+    token: for learned tokens.
+    head: for the kernel of the classification head.
   """
 
   kernel: Initializer
@@ -82,8 +86,8 @@ TIMM = Initializers(
   token=normal02,
   head=normal02,
 )
-# The area-attention project initializes nothing itself: PyTorch draws its
-# linear layers as above, and torch.randn gives tables and tokens N(0, 1).
+# The area-attention project leaves linear layers with PyTorch's defaults, and
+# makes tables and tokens by torch.randn, from N(0, 1).
 TORCH = Initializers(
   kernel=torch_conv_kernel,
   bias=torch_conv_bias,

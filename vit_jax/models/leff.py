@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.depthwise import DepthwiseConv
@@ -15,21 +15,34 @@ from vit_jax.models.mlp import GELU
 
 
 class LeFF(nn.Module):
-  """1x1 up, depth-wise 3x3, 1x1 down, all normalized (eq. 6-10)."""
+  """Three convolutions, each followed by BatchNorm (eq. 6-10).
+
+  They are 1x1 to `hidden` channels, 3x3 depth-wise, and 1x1 to D channels; a
+  GELU follows the first two.
+
+  Attributes:
+    hidden: channels of the first two convolutions.
+    gelu3: whether a GELU follows the last one too (eq. 10).
+    depthwise_bias: whether the depth-wise convolution has a bias.
+    activation: key of `mlp.GELU`.
+    batch_norm: function that makes the BatchNorm modules.
+    dtype: dtype of the activations.
+  """
 
   hidden: int
   gelu3: bool = False
   depthwise_bias: bool = True
   activation: str = 'gelu_erf'
   batch_norm: Callable[..., BatchNorm] = BatchNorm
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """(B, h, w, D) -> (B, h, w, D)."""
+    """A map of patches (B, h, w, D) -> (B, h, w, D)."""
     gelu, width = GELU[self.activation], x.shape[-1]
     norm = functools.partial(self.batch_norm, dtype=self.dtype)
-    # The released code has 1x1 convolutions here, initialized as such.
+    # 1x1 convolutions in the released code, so they are initialized as PyTorch
+    # initializes convolutions.
     conv1x1 = lambda features, fan_in, name: nn.Dense(
       features,
       dtype=self.dtype,

@@ -1,9 +1,10 @@
 """MLP-Mixer: An all-MLP Architecture for Vision (arXiv:2105.01601).
 
 What differs from ViT: an MLP over the tokens, the same for every channel,
-replaces attention (eq. 1, first line), so there is neither a class token nor a
-position table, and a model is tied to one number of patches. Stochastic depth
-drops a branch without rescaling the kept ones, as in big_vision.
+replaces attention (eq. 1, first line). There is neither a class token nor a
+position table, and the parameters of a model are for one number of patches.
+Stochastic depth does not rescale the branches that it keeps, as in big_vision.
+
 B batch, N patches, D width.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import check_field, run_blocks
 from vit_jax.models.dropout import DropPath, drop_path_rates
@@ -32,18 +34,18 @@ SIZES = {
 
 
 class MixerBlock(nn.Module):
-  """x + MLP over tokens of LN(x), then x + MLP over channels of LN(x)."""
+  """x + MLP(LN(x)) over the tokens, then x + MLP(LN(x)) over the channels."""
 
   tokens_mlp_dim: int
   mlp_dim: int
   activation: str = 'gelu_tanh'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: jax.Array, rate: float | jax.Array, train: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """(B, N, D) -> (B, N, D), and the same as the block's intermediate."""
+    """(B, N, D) -> (B, N, D), and the same array as the intermediate."""
     mlp = functools.partial(
       MlpBlock,
       activation=self.activation,
@@ -62,22 +64,18 @@ class MixerBlock(nn.Module):
 
 
 class Mixer(nn.Module):
-  """MLP-Mixer.
+  """MLP-Mixer; see the module docstring."""
 
-  Raises ValueError for an unknown `activation` or `remat` and for a patch
-  larger than the image.
-  """
-
-  num_classes: int = 1000  # 0: no head, logits are pre_logits
+  num_classes: int = 1000  # 0 for no head: the logits are pre_logits
   patch_size: PatchSize = 16
   width: int = 768
   depth: int = 12
-  tokens_mlp_dim: int = 384
-  mlp_dim: int = 3072  # of the MLP over channels
-  drop_path: float = 0.0  # of the last block; linear from 0 at the first
+  tokens_mlp_dim: int = 384  # hidden width of the MLP over tokens
+  mlp_dim: int = 3072  # hidden width of the MLP over channels
+  drop_path: float = 0.0  # rate of the last block; linear from 0 at the first
   activation: str = 'gelu_tanh'  # or 'gelu_erf' (timm)
-  head_bias: float = 0.0  # initial; -10 or -6.9 with a sigmoid loss
-  dtype: Any = jnp.float32
+  head_bias: float = 0.0  # initial bias; -10 or -6.9 with a sigmoid loss
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
   scan: bool = False
 
@@ -94,7 +92,11 @@ class Mixer(nn.Module):
     Returns:
       logits (B, num_classes), float32, and intermediates: 'stem' (B, h, w, D),
       'block_00', ..., 'tokens' = 'encoded' (B, N, D) after the last norm,
-      'pre_logits' (B, D), their mean.
+      'pre_logits' (B, D), the mean of the tokens.
+
+    Raises:
+      ValueError: `activation` or `remat` is unknown, or no patch fits into the
+        image.
     """
     check_field('activation', self.activation, tuple(GELU))
     x = embed_patches(

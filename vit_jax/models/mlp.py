@@ -1,18 +1,19 @@
 """The MLP of a transformer block, and its activations."""
 
 import functools
-from typing import Any
 
 from flax import linen as nn
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.dropout import Dropout
+from vit_jax.models.initializers import normal02
 from vit_jax.models.tpu_layout import dot_general
 
-# The allowed values of `activation`. Google's code uses the tanh approximation,
-# PyTorch's the exact function.
+# The allowed values of `activation`. Google's code uses the tanh approximation
+# of GELU, PyTorch the exact function.
 GELU = {
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
   'gelu_erf': functools.partial(nn.gelu, approximate=False),
@@ -20,30 +21,30 @@ GELU = {
 
 
 class MlpBlock(nn.Module):
-  """Dense -> GELU -> Dense, dropout after each.
+  """Dense, GELU, dropout, Dense, dropout.
 
   Parameters `Dense_0` (D, mlp_dim) and `Dense_1` (mlp_dim, D).
 
   Attributes:
     mlp_dim: width of the hidden layer.
-    dropout: rate, in training.
+    dropout: rate of both dropouts, in training.
     activation: key of GELU.
-    dtype: of the activations.
-    kernel_init, bias_init: of both layers.
-    bias_init_out: of the bias of `Dense_1`; None means `bias_init`.
+    dtype: dtype of the activations.
+    kernel_init, bias_init: initializers of both layers.
+    bias_init_out: initializer of the bias of `Dense_1`; None means `bias_init`.
   """
 
   mlp_dim: int
   dropout: float = 0.0
   activation: str = 'gelu_tanh'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   kernel_init: Initializer = nn.initializers.xavier_uniform()
   bias_init: Initializer = nn.initializers.normal(1e-6)
   bias_init_out: Initializer | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """(..., D) -> (..., D)."""
+    """(..., D) -> (..., D); `train` turns dropout on (rng stream 'dropout')."""
     dense = functools.partial(
       nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init
     )
@@ -58,3 +59,10 @@ class MlpBlock(nn.Module):
       ),
     )(y)
     return Dropout(self.dropout, deterministic=not train)(y)
+
+
+# The MLP `mlp` of models whose authors initialize as timm does: CaiT, CeiT,
+# DeepViT and VOLO.
+timm_mlp = functools.partial(
+  MlpBlock, kernel_init=normal02, bias_init=nn.initializers.zeros, name='mlp'
+)

@@ -10,30 +10,32 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.initializers import normal02
 
-# Windows of three entries at stride 2 along one axis. A position 2i is entry 1
-# of window i; a position 2i + 1 is entry 2 of window i and entry 0 of window
-# i + 1. The table gives the (window - i, entry) for both parities.
+# Windows of three entries at stride 2, along one axis. Position 2i is entry 1
+# of window i. Position 2i + 1 is entry 2 of window i and entry 0 of window i +
+# 1. {parity of a position: ((number of a window minus i, entry in it), ...)}
 _WINDOWS = {0: ((0, 1),), 1: ((0, 2), (1, 0))}
 
 
 def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
   """Mixes values in overlapping 3x3 windows at stride 2 (eq. 4 and 5).
 
-  Window (i, j) is centered at (2i, 2j). Its entry q receives the sum over its
-  entries k of weights[q, k] * v[k], and a position adds up what it receives as
-  an entry of one, two or four windows (without a division).
+  Window (i, j) is centered at position (2i, 2j). Inside a window, entry q
+  receives the sum over the entries k of weights[q, k] * v[k]. A position is an
+  entry of one, two or four windows, and its result is the sum of what these
+  entries receive.
 
-  The paper's order of work unfolds v into its windows (9/4 of its size),
-  weights them (the same again) and folds the result. Here the weights of each
-  pair of positions are added first over the windows that contain both, so a
-  position reads 9, 15 or 25 neighbors once each: 16 on average instead of
-  20.25. All work is shifted products of the four planes of v that have an even
-  or odd row and column, which XLA fuses, so no unfolded copy is stored in the
-  forward or backward pass.
+  The paper copies v into windows, which takes 9/4 of the size of v, multiplies
+  the copies with the weights, and adds the windows up. Here, for each pair of
+  positions, the weights of all windows that contain both are added first. So a
+  position is the weighted sum of 9, 15 or 25 neighbors, 16 on average, instead
+  of 20.25 products. v is split into four planes by the parities of row and
+  column. The sums are over shifted planes, which XLA fuses, so no copies of
+  windows are stored, neither in the forward nor in the backward pass.
 
   Args:
     weights: (B, h, w, N, 9, 9), h = ceil(H / 2), w = ceil(W / 2).
@@ -53,7 +55,8 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
   weights = _pad_map(weights, (0, 1), (0, 1)).reshape(
     batch, windows[0] + 1, windows[1] + 1, heads, 81
   )
-  # The gradient of a split is one concatenation, that of 81 slices is 81 sums.
+  # A split, because its gradient is one concatenation; the gradient of 81
+  # slices would be a sum of 81 arrays.
   planes_of_weights = jnp.split(weights, 81, axis=-1)
 
   def shift(x: jax.Array, i: int, j: int) -> jax.Array:
@@ -93,18 +96,36 @@ def _pad_map(
 class OutlookAttention(nn.Module):
   """Outlook attention in 3x3 windows at stride 2.
 
-  The weights of a window are one linear map of its mean; there are no queries
-  and keys. Parameters `v`, `attn` (for the weights) and `out`.
+  The weights of a window are a linear map of the mean of four positions at its
+  center; there are no queries and keys. Parameters `v`, `attn` (for the
+  weights) and `out`.
+
+  Attributes:
+    num_heads: N.
+    qkv_bias: whether `v` has a bias.
+    dropout: rate of dropout on the weights, in training.
+    dtype: dtype of the activations.
   """
 
   num_heads: int
   qkv_bias: bool = False
   dropout: float = 0.0
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-    """(B, H, W, D) -> the same shape, probabilities (B, N, h * w, 9, 9)."""
+    """Attends within windows.
+
+    Args:
+      x: (B, H, W, D).
+      train: turns dropout on (rng stream 'dropout').
+
+    Returns:
+      (B, H, W, D), and the probabilities (B, N, h * w, 9, 9) of each window.
+
+    Raises:
+      ValueError: the heads do not divide the width D.
+    """
     batch, height, width, dim = x.shape
     if dim % self.num_heads:
       raise ValueError(

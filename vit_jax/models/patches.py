@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 import math
-from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from vit_jax.models.initializers import GOOGLE, Initializers
 
@@ -13,7 +13,7 @@ PatchSize = int | Sequence[int]  # one number of pixels, or (height, width)
 
 
 def patch_shape(patch_size: PatchSize) -> tuple[int, int]:
-  """(height, width) of a patch."""
+  """(height, width) of a patch whose size is one number or a pair."""
   if isinstance(patch_size, int):
     return patch_size, patch_size
   height, width = patch_size
@@ -26,28 +26,29 @@ def embed_patches(
   patch_size: PatchSize,
   *,
   init: Initializers = GOOGLE,
-  dtype: Any = 'float32',
+  dtype: DTypeLike = 'float32',
   name: str = 'embedding',
 ) -> jax.Array:
-  """One linear map of every patch, a convolution whose stride is its kernel.
+  """Maps every patch linearly: a convolution whose stride is its kernel size.
 
-  Called inside the compact method of a module, which gets the parameters
-  `{name}/kernel` (patch height, patch width, C, width) and `{name}/bias`.
-  Rows and columns that do not fill a patch are cut off, below and right.
+  It is called inside the compact method of a module, which gets the parameters
+  `{name}/kernel` (patch height, patch width, C, width) and `{name}/bias`. Rows
+  at the bottom and columns at the right that do not fill a patch are cut off.
 
   Args:
     x: images or a feature map, (B, H, W, C).
     width: channels of the result.
-    patch_size: int or (height, width).
-    init: gives the initializers of the kernel and of the bias.
-    dtype: of the convolution and of the result.
-    name: of the convolution.
+    patch_size: int or (height, width), in entries of x.
+    init: the initializers of a code base; `patch_kernel` and `patch_bias` are
+      used.
+    dtype: dtype of the convolution and of the result.
+    name: name of the convolution.
 
   Returns:
     (B, H / patch height, W / patch width, width).
 
   Raises:
-    ValueError: not even one patch fits into `x`.
+    ValueError: no patch fits into `x`.
   """
   shape = patch_shape(patch_size)
   check_patches(x.shape[1], x.shape[2], shape)
@@ -64,7 +65,7 @@ def embed_patches(
 
 
 def check_patches(height: int, width: int, patch_size: PatchSize) -> None:
-  """ValueError if not even one patch fits into an image of height x width."""
+  """Raises ValueError if no patch fits into an image of height x width."""
   patch_height, patch_width = patch_shape(patch_size)
   if height < patch_height or width < patch_width:
     raise ValueError(

@@ -10,23 +10,35 @@ import jax.numpy as jnp
 
 from vit_jax.models.attention import attend
 
-# The allowed values of `posemb` and of `posemb_at`.
+# The allowed values of `posemb`, the kind of position embedding, and of
+# `posemb_at`, where it is added.
 POSEMBS = ('learn1d', 'learn2d', 'relative', 'sincos2d', 'none')
-POSEMB_PLACES = ('stem', 'every_layer', 'every_layer_shared')
-TABLES = ('learn1d', 'learn2d', 'sincos2d')  # the schemes that add a table
+POSEMB_AT = ('stem', 'every_layer', 'every_layer_shared')
+TABLES = ('learn1d', 'learn2d', 'sincos2d')  # the kinds that add a table
 
 
 def sincos2d(
   height: int, width: int, dim: int, temperature: float = 10_000.0
 ) -> jax.Array:
-  """Fixed sine-cosine table (1, height * width, dim), rows first.
+  """The fixed sine-cosine table of arXiv:2104.02057, as in big_vision.
 
-  Follows big_vision's form of arXiv:2104.02057: the last frequency is exactly
-  1 / temperature. Raises ValueError if dim is not a multiple of 4.
+  The frequencies fall geometrically from 1 to exactly 1 / temperature.
+
+  Args:
+    height, width: the grid of patches.
+    dim: width of the tokens.
+    temperature: the inverse of the last frequency.
+
+  Returns:
+    float32 (1, height * width, dim), row by row.
+
+  Raises:
+    ValueError: dim is not a multiple of 4, or below 8.
   """
   if dim % 4 or dim < 8:
     raise ValueError(
-      f'posemb sincos2d needs a width divisible by 4, at least 8; got {dim}'
+      f"posemb='sincos2d' needs a width that is a multiple of 4 and at least 8"
+      f', got {dim}'
     )
   y, x = jnp.mgrid[:height, :width]
   omega = jnp.arange(dim // 4, dtype=jnp.float32) / (dim // 4 - 1)
@@ -39,15 +51,16 @@ def sincos2d(
 
 
 class PositionEmbedding(nn.Module):
-  """The table (1, prefix + N, D) of one position scheme, table D.3.
+  """A table of position embeddings (arXiv:2010.11929, table D.3).
 
   Attributes:
-    scheme: 'learn1d' has one row per token. 'learn2d' has rows and columns of
-      width D/2 each, which are concatenated; the prefix tokens have rows of
-      their own. 'sincos2d' is fixed, and zero for the prefix.
+    scheme: 'learn1d' learns one embedding per token. 'learn2d' learns one of
+      width D/2 per row and one per column of the grid, which are concatenated,
+      and one of width D per prefix token. 'sincos2d' is fixed, with zeros for
+      the prefix tokens.
     grid: (height, width) of the patches.
     prefix: number of tokens in front of the patches.
-    table_init: of the learned tables.
+    table_init: initializer of the learned embeddings.
   """
 
   scheme: str
@@ -57,7 +70,11 @@ class PositionEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, width: int) -> jax.Array:
-    """The table for tokens of a width; ValueError for an odd one (learn2d)."""
+    """The table (1, prefix + height * columns, width).
+
+    Raises:
+      ValueError: `width` does not suit the scheme.
+    """
     height, columns = self.grid
     if self.scheme == 'learn1d':
       shape = (1, self.prefix + height * columns, width)
@@ -69,7 +86,7 @@ class PositionEmbedding(nn.Module):
 
   def _rows_and_columns(self, width: int) -> jax.Array:
     if width % 2:
-      raise ValueError(f'posemb learn2d needs an even width, got {width}')
+      raise ValueError(f"posemb='learn2d' needs an even width, got {width}")
     height, columns = self.grid
     half = width // 2
     rows = self.param('row_embedding', self.table_init, (1, height, 1, half))
@@ -87,13 +104,13 @@ class PositionEmbedding(nn.Module):
 
 
 def relative_attention(embedding: jax.Array) -> Callable[..., Any]:
-  """Attention with one embedding per offset in the sequence (table D.3).
+  """Attention with relative position embeddings (table D.3).
 
-  The scaled query attends to the embedding of the offset between key and
-  query, which is added to the logits.
+  There is one embedding for each offset of a key from a query in the sequence.
+  Its dot product with the scaled query is added to the logit.
 
   Args:
-    embedding: (2 T - 1, K), shared by the heads; row T - 1 is offset 0.
+    embedding: (2 T - 1, K), shared by the heads; row T - 1 is for offset 0.
 
   Returns:
     A function with the signature of `attention.attend`, for T tokens.

@@ -1,12 +1,12 @@
 """Names of models: `register`, `create_model`, `list_models`, `model_info`.
 
-A registered name is a Flax module class, the fields that make the variant, and
-how its authors feed it with images. Every file of this folder is a family and
-registers its names on import. The files are imported the first time that a
-name is needed, so `import vit_jax` stays light.
+A registered name stands for a Flax module class, the fields of the variant, and
+the preprocessing of its authors. Each file of this folder that defines models
+registers their names when it is imported. The files are imported the first time
+that a name is looked up, so that `import vit_jax` is fast.
 
-A file of your own adds models in the same way. It has to be importable (in the
-current directory, say), and `load_module` imports it:
+A file of your own adds models in the same way. `load_module` imports it from
+the current directory or from where Python looks for modules:
 
     # my_models.py
     from flax import linen as nn
@@ -27,7 +27,7 @@ current directory, say), and `load_module` imports it:
 
     register('my_model', MyModel, width=128)
 
-`load_module` states what such a class must have.
+The docstring of `load_module` says what such a class must have.
 """
 
 from collections.abc import Iterable, Mapping
@@ -46,7 +46,8 @@ from flax import linen as nn
 
 from vit_jax.preprocessing import Preprocessing
 
-# 224 px, resized without regard to the aspect ratio, pixels in [-1, 1].
+# Google's preprocessing: resized to 224x224 px without keeping the aspect
+# ratio, with pixels in [-1, 1].
 GOOGLE = Preprocessing()
 
 
@@ -58,12 +59,12 @@ class ModelInfo:
     name: the registered name.
     module: the Linen module class.
     fields: fields of `module` that make the variant.
-    preprocessing: how the authors feed images in evaluation, and at which size.
-    released: names of published weights: files (a shell pattern where there
-      are several) and timm models.
-    role: '' for the models that this package is about, 'comparator' for the
-      convolutional networks that their papers compare with, 'teacher' for one
-      of these that taught a published model.
+    preprocessing: image size and preprocessing of the authors' evaluation.
+    released: names of published weights: names of files, or a shell pattern for
+      several files, and names of timm models.
+    role: 'comparator' for a convolutional network that papers compare their
+      transformers with, 'teacher' for one that was the teacher of a published
+      model, '' for all other models.
   """
 
   name: str
@@ -86,10 +87,16 @@ def register(
   role: str = '',
   **fields: Any,
 ) -> None:
-  """Registers `name` as `module(**fields)`; model files end with calls of it.
+  """Registers `name` for `module(**fields)`.
 
-  See `ModelInfo` for the arguments. Raises ValueError if the name is taken, or
-  if `module` has no such field.
+  Args:
+    name: the name, which must be new.
+    module: a Linen module class; see `load_module` for what it must have.
+    preprocessing, released, role: see `ModelInfo`.
+    **fields: fields of `module` that make the variant.
+
+  Raises:
+    ValueError: the name is registered already, or `module` has no such field.
   """
   if name in _MODELS:
     raise ValueError(
@@ -105,11 +112,12 @@ def register(
 def load_module(name: str) -> types.ModuleType:
   """Imports a module by name, so that the models in it are registered.
 
-  The module is looked for where Python looks for modules, and last in the
-  current directory. It calls `register(NAME, CLASS, ...)` for each model.
-  CLASS is a `flax.linen.Module` with
+  Python's usual search path applies, and after it the current directory. The
+  module calls `register(NAME, CLASS, ...)` for each of its models. CLASS is a
+  `flax.linen.Module` with
 
-  - a field `num_classes: int`; with 0, the logits are the features;
+  - a field `num_classes: int`; for 0, the model has no head and returns
+    'pre_logits' as the logits;
   - `__call__(self, images, *, train: bool)`, which takes float images
     (B, H, W, 3), normalized, and returns the float32 logits (B, num_classes)
     and a dict of intermediates with 'pre_logits' (B, D), the features before
@@ -119,9 +127,9 @@ def load_module(name: str) -> types.ModuleType:
     those in 'batch_stats'. Random numbers in training come from
     `self.make_rng('dropout')`.
 
-  Further fields are optional. Training sets `dtype` where there is such a
-  field. The recipe keys `model.remat`, `model.scan`, `model.dropout` and the
-  others reach the field of the same name.
+  Further fields are optional. Training sets the field `dtype` if there is one.
+  A recipe's keys `model.remat`, `model.scan`, `model.dropout` and so on set the
+  fields of the same names.
 
   Args:
     name: dotted name, such as 'my_models' for the file my_models.py.
@@ -130,8 +138,8 @@ def load_module(name: str) -> types.ModuleType:
     The module.
 
   Raises:
-    ValueError: there is no such module. Errors inside of the module are not
-      caught.
+    ValueError: there is no such module. Errors while the module runs are passed
+      on as they are.
   """
   if os.getcwd() not in sys.path:
     sys.path.append(os.getcwd())
@@ -139,7 +147,7 @@ def load_module(name: str) -> types.ModuleType:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
     if error.name != name and not name.startswith(f'{error.name}.'):
-      raise  # the module exists, and imports another one that does not
+      raise  # the module exists; one that it imports does not
     raise ValueError(
       f'module {name!r} cannot be imported: give the name of a Python file in '
       f'{os.getcwd()} or on PYTHONPATH, without .py'
@@ -174,7 +182,12 @@ def _check_fields(name: str, module: type, fields: Iterable[str]) -> None:
 
 
 def list_models(pattern: str = '*') -> list[str]:
-  """Registered names that match a shell pattern, sorted; 'vit' is 'vit*'."""
+  """The registered names that match a shell pattern, sorted.
+
+  Args:
+    pattern: such as '*16'. Without *, ? and [ it is the beginning of the names:
+      'vit' is 'vit*'.
+  """
   _load_families()
   if not any(c in pattern for c in '*?['):
     pattern = f'{pattern}*'
@@ -182,7 +195,11 @@ def list_models(pattern: str = '*') -> list[str]:
 
 
 def model_info(name: str) -> ModelInfo:
-  """What is registered as `name`; ValueError with the nearest names if none."""
+  """What is registered under a name.
+
+  Raises:
+    ValueError: the name is unknown; the message has the nearest names.
+  """
   _load_families()
   if name not in _MODELS:
     raise ValueError(
@@ -218,9 +235,9 @@ def create_model(
   """Builds a Linen module by name.
 
   Args:
-    name: a name of `list_models()`.
-    num_classes: size of the head; 0 means no head (logits are `pre_logits`).
-    **fields: any field of the module class, overriding the variant's own.
+    name: one of `list_models()`.
+    num_classes: size of the head; 0 for no head (logits are `pre_logits`).
+    **fields: fields of the module class, instead of the variant's values.
 
   Returns:
     A Linen module: `variables = model.init(key, images, train=False)`,
@@ -228,7 +245,8 @@ def create_model(
     float (B, H, W, 3), normalized.
 
   Raises:
-    ValueError: unknown name or field, with the nearest ones.
+    ValueError: the name or a field is unknown; the message has the nearest
+      ones.
   """
   info = model_info(name)
   _check_fields(name, info.module, fields)

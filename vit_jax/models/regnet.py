@@ -1,10 +1,13 @@
 """RegNetY: Designing Network Design Spaces (arXiv:2003.13678).
 
-A simple residual network whose widths follow a line: block i would be
-w0 + wa * i wide, rounded to w0 times a power of wm. Equal widths make a stage,
-and each stage has stride 2. A block is 1x1, grouped 3x3, squeeze-and-excitation
-(the Y), 1x1, all of the stage's width.
-RegNetY-16GF is the teacher of DeiT. B batch, (H, W) image, C channels.
+A residual network whose widths follow a line: the width of block i is
+w0 + wa * i, rounded to w0 times a power of wm. Blocks of equal width are a
+stage, and each stage begins with stride 2. A block has a 1x1 convolution, a
+grouped 3x3 convolution, squeeze-and-excitation (the Y in the name) and a 1x1
+convolution, all with the width of the stage. RegNetY-16GF is the teacher of
+DeiT.
+
+B batch, (H, W) image, C channels.
 """
 
 import functools
@@ -14,16 +17,16 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import check_field
 from vit_jax.models.convnet import (
   ConvLayers,
   SqueezeExcite,
-  global_mean,
   run_stages,
 )
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
-from vit_jax.models.heads import classify
+from vit_jax.models.heads import classify, global_mean
 from vit_jax.models.registry import register
 from vit_jax.preprocessing import Preprocessing
 
@@ -34,14 +37,14 @@ SIZES = {
   '160': (200, 106.23, 2.48, 18, 112),
   '320': (232, 115.89, 2.53, 20, 232),
 }
-# How the width of a stage becomes a multiple of its group width: 'pycls' takes
-# the nearest one, 'torchvision' the next larger one if the nearest is more than
-# 10 % below. Of the sizes that torchvision has, this changes 8GF alone.
+# How the width of a stage is rounded to a multiple of its group width. 'pycls'
+# takes the nearest multiple; 'torchvision' takes the next larger one where the
+# nearest is more than 10 % below. Of torchvision's sizes, only 8GF differs.
 ROUNDINGS = ('pycls', 'torchvision')
 
 
 class StageShape(NamedTuple):
-  """Width of a stage, number of its blocks, channels of a group."""
+  """Width of a stage, number of its blocks, and channels of a group."""
 
   width: int
   depth: int
@@ -60,11 +63,14 @@ def stage_shapes(
 
   Args:
     w0: width of the first block, before rounding.
-    wa: slope of the width per block.
+    wa: increase of the width per block, before rounding.
     wm: ratio of consecutive widths.
     depth: number of blocks.
-    group_size: channels of a group.
+    group_size: channels of a group of the 3x3 convolutions.
     rounding: one of ROUNDINGS.
+
+  Raises:
+    ValueError: unknown `rounding`.
   """
   check_field('width_rounding', rounding, ROUNDINGS)
   widths = []
@@ -85,12 +91,13 @@ class Block(nn.Module):
   """ReLU(shortcut + 1x1, grouped 3x3, squeeze-and-excitation, 1x1).
 
   Attributes:
-    shape: of the stage.
+    shape: width and group size of the block's stage.
     layers: makes the layers.
     se_ratio: hidden width of the squeeze-and-excitation, relative to the
       channels of the block's input.
-    stride: of the block.
-    zero_init: the last scale starts at 0, so that the block is the identity.
+    stride: stride of the block.
+    zero_init: whether the last scale is initially 0, so that the block is the
+      ReLU of its shortcut.
   """
 
   shape: StageShape
@@ -106,10 +113,7 @@ class Block(nn.Module):
     """(B, H, W, C) -> (B, H / stride, W / stride, C'), {'se_gate': (B, C')}."""
     conv, norm = self.layers.conv, self.layers.norm
     width, _, group_size = self.shape
-    shortcut = x
-    if x.shape[-1] != width or self.stride != 1:
-      shortcut = conv(x, width, 1, stride=self.stride, name='conv_proj')
-      shortcut = norm(shortcut, train, name='norm_proj')
+    shortcut = self.layers.shortcut(x, width, self.stride, train)
     y = nn.relu(norm(conv(x, width, 1, name='conv1'), train, name='norm1'))
     y = conv(
       y,
@@ -147,10 +151,10 @@ class RegNetY(nn.Module):
     stem_width: channels of the stem.
     se_ratio: see `Block`.
     zero_init: see `Block`; True in timm, False in torchvision and pycls.
-    bn_groups: BatchNorm statistics per group of the batch; 1 is global.
+    bn_groups: groups of the batch with BatchNorm statistics of their own.
     dropout: rate before the head.
     drop_path: rate of the last block; linear from 0 at the first.
-    dtype: of the activations; the head is float32.
+    dtype: dtype of the activations; the head is float32.
     remat: key of `blocks.REMAT`.
   """
 
@@ -167,7 +171,7 @@ class RegNetY(nn.Module):
   bn_groups: int = 1
   dropout: float = 0.0
   drop_path: float = 0.0
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
 
   @nn.compact
@@ -219,7 +223,7 @@ class RegNetY(nn.Module):
     rates = drop_path_rates(self.drop_path, self.depth)
     x = run_stages(x, stages, rates, train, self.remat, out)
     out['pre_logits_2d'] = x
-    x = out['pre_logits'] = global_mean(x.astype(jnp.float32))
+    x = out['pre_logits'] = global_mean(x)
     x = Dropout(self.dropout, deterministic=not train)(x)
     kernel_init = nn.initializers.normal(0.01)
     return classify(x, self.num_classes, kernel_init=kernel_init), out

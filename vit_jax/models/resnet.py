@@ -1,10 +1,12 @@
 """ResNet: Deep Residual Learning for Image Recognition (arXiv:1512.03385).
 
-The form of torchvision and timm, whose weights are the released ones: it
-differs from the paper in that the stride of a bottleneck is on its 3x3
-convolution ('v1.5'). The field `stride_on_first` gives the paper's form, which
-has the same tensors and computes something else.
-A teacher and comparator of the transformers. B batch, (H, W) image, C channels.
+The default form is that of torchvision and timm ('v1.5'), for which there are
+released weights: the 3x3 convolution of a bottleneck has the stride. In the
+paper its first 1x1 convolution has it (`stride_on_first`); the tensors are the
+same, so a file does not say which form it is for. ResNets are here as teachers
+and to be compared with transformers.
+
+B batch, (H, W) image, C channels.
 """
 
 from collections.abc import Sequence
@@ -14,16 +16,16 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import check_field
 from vit_jax.models.convnet import (
   ConvLayers,
-  global_mean,
   max_pool_3x3,
   run_stages,
 )
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
-from vit_jax.models.heads import classify
+from vit_jax.models.heads import classify, global_mean
 from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
 from vit_jax.models.registry import register
 from vit_jax.preprocessing import Preprocessing
@@ -47,9 +49,11 @@ class Unit(nn.Module):
       channels).
     features: channels of the convolutions.
     layers: makes the layers.
-    stride: of the unit.
-    stride_on_first: of a bottleneck, the first 1x1 has the stride (the paper).
-    zero_init: the last scale starts at 0, so that the unit is the identity.
+    stride: stride of the unit.
+    stride_on_first: whether the first 1x1 convolution of a bottleneck has the
+      stride, as in the paper, and not the 3x3 one.
+    zero_init: whether the last scale is initially 0, so that the unit is the
+      ReLU of its shortcut.
   """
 
   kind: str
@@ -71,10 +75,7 @@ class Unit(nn.Module):
       first, second = (stride, 1) if self.stride_on_first else (1, stride)
       plan = [(f, 1, first), (f, 3, second), (4 * f, 1, 1)]
     width = plan[-1][0]
-    shortcut = x
-    if x.shape[-1] != width or stride != 1:
-      shortcut = conv(x, width, 1, stride=stride, name='conv_proj')
-      shortcut = norm(shortcut, train, name='norm_proj')
+    shortcut = self.layers.shortcut(x, width, stride, train)
     last_scale = nn.initializers.ones
     if self.zero_init:
       last_scale = nn.initializers.zeros
@@ -95,14 +96,14 @@ class ResNet(nn.Module):
     num_classes: size of the head; 0 for no head (logits are pre_logits).
     num_layers: units per stage.
     unit: one of UNITS.
-    width: channels of the stem; the stages have width, 2 * width, 4 * width,
-      ... inside of their units.
+    width: channels of the stem. The convolutions in the units of the stages
+      have width, 2 * width, 4 * width, ... channels.
     stride_on_first: see `Unit`.
     zero_init: see `Unit`; True in timm, False in torchvision.
-    bn_groups: BatchNorm statistics per group of the batch; 1 is global.
+    bn_groups: groups of the batch with BatchNorm statistics of their own.
     dropout: rate before the head.
     drop_path: rate of the last unit; linear from 0 at the first.
-    dtype: of the activations; the head is float32.
+    dtype: dtype of the activations; the head is float32.
     remat: key of `blocks.REMAT`.
   """
 
@@ -115,7 +116,7 @@ class ResNet(nn.Module):
   bn_groups: int = 1
   dropout: float = 0.0
   drop_path: float = 0.0
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
 
   @nn.compact
@@ -162,7 +163,7 @@ class ResNet(nn.Module):
     rates = drop_path_rates(self.drop_path, sum(self.num_layers))
     x = run_stages(x, stages, rates, train, self.remat, out)
     out['pre_logits_2d'] = x
-    x = out['pre_logits'] = global_mean(x.astype(jnp.float32))
+    x = out['pre_logits'] = global_mean(x)
     x = Dropout(self.dropout, deterministic=not train)(x)
     logits = classify(
       x,
@@ -173,8 +174,8 @@ class ResNet(nn.Module):
     return logits, out
 
 
-# The first released weights (torchvision, 90 epochs): resized to 256 with
-# bilinear interpolation, center 224.
+# The preprocessing of torchvision's first weights, trained for 90 epochs:
+# resized to 256 px with bilinear interpolation, then the central 224 px.
 for _size, (_units, _unit) in SIZES.items():
   register(
     f'resnet{_size}',

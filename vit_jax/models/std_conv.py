@@ -1,7 +1,8 @@
-"""What the ResNets with standardized convolutions share: BiT, hybrid stems.
+"""Layers that BiT and the hybrid stems share: ResNets with GroupNorm.
 
-Kernels are standardized at every call (arXiv:1903.10520) and GroupNorm
-replaces BatchNorm, so that a model does not depend on its batch.
+Kernels are standardized at every call (arXiv:1903.10520), and GroupNorm
+replaces BatchNorm, so that the result for an image does not depend on the other
+images of its batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,28 +12,38 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import REMAT, check_field
 from vit_jax.models.tpu_layout import constrain
 
-GROUPS = 32  # of GroupNorm, in all released models
+GROUPS = 32  # number of groups of GroupNorm in all released models
 
 
 class StdConv(nn.Module):
-  """Convolution without bias whose kernel is standardized at every call.
+  """Convolution without a bias whose kernel is standardized at every call.
 
-  Over (height, width, input) per output channel, in float32
-  (arXiv:1903.10520): (w - mean) / (std + eps), or with `eps_inside`
-  (w - mean) / sqrt(var + eps); std and var are biased.
+  For each output channel, mean, std and var of the kernel w are taken over
+  (height, width, input channels), in float32. The kernel that is used is
+  (w - mean) / (std + eps), or with `eps_inside` (w - mean) / sqrt(var + eps)
+  (arXiv:1903.10520). std and var are the biased ones.
+
+  Attributes:
+    features: output channels.
+    size: height and width of the kernel.
+    stride: stride along both axes.
+    padding: 'SAME', 'VALID', or zeros (before, after) for rows and columns.
+    eps, eps_inside: see above.
+    dtype: dtype of the convolution.
   """
 
   features: int
   size: int = 1
   stride: int = 1
-  padding: Any = 'SAME'
+  padding: str | Sequence[tuple[int, int]] = 'SAME'
   eps: float = 1e-5
   eps_inside: bool = False
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,17 +69,17 @@ class StdConv(nn.Module):
 
 
 class Stage(nn.Module):
-  """Units of one resolution; only the first one has the stride."""
+  """Units of one resolution; the first unit has the stride."""
 
-  unit: Callable[..., nn.Module]  # of (features, stride, name)
-  unit_name: str  # format of the number from 1
+  unit: Callable[..., nn.Module]  # called with (features, stride, name=...)
+  unit_name: str  # format of a unit's name, with its number from 1
   num_units: int
   features: int
   stride: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(B, H, W, C) -> (B, H / stride, ...) and {unit name: its output}."""
+    """(B, H, W, C) -> (B, H / stride, ...), and {unit name: its output}."""
     out = {}
     for i in range(self.num_units):
       name = self.unit_name.format(i + 1)
@@ -87,14 +98,31 @@ def run_stages(
   remat: str,
   **fields: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Stages `block1`, `block2`, ..., each of half the size of the one before.
+  """Applies stages `block1`, `block2`, ..., the later ones at half the size.
 
-  `features` are f of each stage, and `fields` those of all units.
+  It is called inside a compact method.
+
+  Args:
+    x: (B, H, W, C).
+    unit: Linen class of the units.
+    unit_name: format of a unit's name, such as 'unit{:02d}'.
+    num_layers: units of each stage.
+    features: the field `features` of the units of each stage.
+    remat: key of `blocks.REMAT`, applied to each unit.
+    **fields: other fields of all units.
+
+  Returns:
+    The output of the last stage, and intermediates 'block{s}' and
+    'block{s}/NAME OF UNIT'.
+
+  Raises:
+    ValueError: unknown `remat`, another number of features than of stages, a
+      stage without units, or widths that GroupNorm cannot group.
   """
   check_field('remat', remat, tuple(REMAT))
   if len(features) != len(num_layers):
     raise ValueError(
-      f'{len(features)} stage widths for {len(num_layers)} stages of '
+      f'channels has {len(features)} widths for {len(num_layers)} stages, '
       f'num_layers={tuple(num_layers)}: give one width per stage'
     )
   for width in features:
@@ -108,8 +136,8 @@ def run_stages(
   ):
     if num_units < 1:
       raise ValueError(
-        f'num_layers={tuple(num_layers)}: every stage needs at '
-        'least one unit; leave the stage out instead'
+        f'num_layers={tuple(num_layers)}: a stage has at least one unit; leave '
+        'the 0 out for a model with fewer stages'
       )
     block = f'block{i + 1}'
     x, units = Stage(
@@ -121,15 +149,10 @@ def run_stages(
 
 
 def check_groups(channels: int, groups: int) -> None:
-  """ValueError if GroupNorm cannot have this many groups."""
+  """Raises ValueError if the channels cannot form that many equal groups."""
   if channels < groups or channels % groups:
     raise ValueError(
       f'{channels} channels cannot be split into the {groups} groups of '
       f'GroupNorm: choose a width (width_factor, channels, root_channels) that '
       f'gives multiples of {groups}, or another num_groups'
     )
-
-
-def global_mean(x: jax.Array) -> jax.Array:
-  """Global mean (B, H, W, C) -> (B, C), in float32 as in big_vision."""
-  return x.astype(jnp.float32).mean((1, 2))

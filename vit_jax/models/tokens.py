@@ -1,8 +1,10 @@
 """Learned tokens and position tables in front of the first block.
 
-The functions are called inside the compact method of a model and create its
-parameters, so that these have the released names: `cls`, `dist_token`,
-`pos_embedding`. B batch, N patches, T tokens, D width.
+The functions are called inside the compact method of a model and create
+parameters of the model itself, with the released names: `cls`, `dist_token`,
+`pos_embedding`.
+
+B batch, N patches, T tokens, D width.
 """
 
 from collections.abc import Sequence
@@ -18,13 +20,13 @@ from vit_jax.models.dropout import Dropout
 def learned_token(
   model: nn.Module, name: str, x: jax.Array, init: Initializer
 ) -> jax.Array:
-  """The parameter `name` (1, 1, D) of a model, once for each example of x.
+  """A learned token of a model, repeated for each example of a batch.
 
   Args:
-    model: the module that owns the parameter.
-    name: of the parameter.
-    x: (B, T, D), which gives the batch size, the width and the dtype.
-    init: of the parameter.
+    model: the module that gets the parameter (1, 1, D).
+    name: name of the parameter.
+    x: an array (B, T, D) with the batch size, width and dtype of the result.
+    init: initializer of the parameter.
 
   Returns:
     (B, 1, D).
@@ -36,7 +38,17 @@ def learned_token(
 def prepend_tokens(
   model: nn.Module, names: Sequence[str], x: jax.Array, init: Initializer
 ) -> jax.Array:
-  """Puts learned tokens in front of x: (B, T, D) -> (B, len(names) + T, D)."""
+  """Puts learned tokens in front of others.
+
+  Args:
+    model: the module that gets the parameters.
+    names: names of the parameters, one per token.
+    x: (B, T, D).
+    init: initializer of the parameters.
+
+  Returns:
+    (B, len(names) + T, D).
+  """
   tokens = [learned_token(model, name, x, init) for name in names]
   return jnp.concatenate([*tokens, x], axis=1)
 
@@ -49,14 +61,15 @@ def add_position_table(
   dropout: float = 0.0,
   train: bool = False,
 ) -> jax.Array:
-  """Adds the parameter `pos_embedding`, one row per token, then dropout.
+  """Adds a learned position table to tokens, and applies dropout.
 
   Args:
-    model: the module that owns the parameter.
+    model: the module that gets the parameter `pos_embedding`, which has the
+      shape of x with a batch of 1.
     x: tokens (B, T, D) or a map (B, H, W, D).
-    init: of the parameter, which has the shape of x with a batch of 1.
-    dropout: rate, in training (rng stream 'dropout').
-    train: whether this is training.
+    init: initializer of the parameter.
+    dropout: rate of dropout, in training (rng stream 'dropout').
+    train: True in training, False in evaluation.
 
   Returns:
     The shape and dtype of x.

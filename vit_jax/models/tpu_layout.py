@@ -1,8 +1,8 @@
 """How activations are split over devices, and laid out in a TPU's memory.
 
-Everything here leaves values and gradients as they are. Without a mesh
-(`jax.set_mesh`) with the axes of `vit_jax.parallel.mesh` nothing is done, so
-models need to know nothing of training.
+Nothing here changes values or gradients. Models call these functions in every
+program; without a mesh (`jax.set_mesh`) that has the axes of
+`vit_jax.parallel.mesh` the functions return their input.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.lax import DotDimensionNumbers, PrecisionLike
 from jax.sharding import PartitionSpec as P
 
 _PORTABLE = contextvars.ContextVar('portable', default=False)
@@ -21,10 +22,10 @@ _PORTABLE = contextvars.ContextVar('portable', default=False)
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-  """In this context, models are traced without kernels of one platform.
+  """A context in which models are traced without Pallas kernels.
 
-  `jax.export` lowers a program for several platforms at once, and a Pallas
-  kernel for TPUs cannot be lowered for the others.
+  `jax.export` lowers a program for several platforms at once, and a kernel for
+  TPUs cannot be lowered for the others.
   """
   token = _PORTABLE.set(True)
   try:
@@ -34,16 +35,19 @@ def portable() -> Iterator[None]:
 
 
 def is_portable() -> bool:
-  """Whether the caller runs inside of `portable()`."""
+  """Whether the context `portable()` is active."""
   return _PORTABLE.get()
 
 
 def split_batch(x: jax.Array) -> jax.Array:
   """Splits the batch axis of an activation along the mesh axes for data.
 
-  The constraint holds for the gradient too. Without it the partitioner may
-  follow sharded weights and replicate the batch, which costs hundreds of GiB
-  with FSDP.
+  The gradient is split in the same way. Without this constraint, the compiler
+  may choose to split activations like the weights and to replicate the batch,
+  which takes hundreds of GiB with FSDP.
+
+  Args:
+    x: (B, ...). It is returned as it is if the devices do not divide B.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names)
@@ -53,21 +57,28 @@ def split_batch(x: jax.Array) -> jax.Array:
 
 
 def constrain(x: jax.Array) -> jax.Array:
-  """Fixes sharding and layout of the activation that enters a block.
+  """Fixes the sharding and layout of an activation (B, ...) between blocks.
 
-  The batch is split over the devices, and on a TPU the axes lie in memory in
-  their logical order.
+  The batch is split over the devices, and on a TPU the order of the axes in
+  memory is that of the array.
   """
   return lay_out(split_batch(x), range(x.ndim))
 
 
 def lay_out(x: jax.Array, order: Sequence[int]) -> jax.Array:
-  """Fixes the order of an activation's axes in a TPU's memory, major first.
+  """Fixes the order of an activation's axes in a TPU's memory.
 
-  With 128 images per core, the compiler by itself puts the batch innermost
-  between blocks and the tokens innermost inside attention. It then transposes
-  q, k, v, the output and their gradients in every block, which takes a fifth
-  of the time of a block of S/16. Off a TPU mesh this is the identity.
+  Left alone, the compiler makes the batch the innermost axis in the residual
+  stream and the tokens in attention (with 128 images per core). It then
+  transposes q, k, v, the output and their gradients in every block, which takes
+  a fifth of the time of a block of S/16.
+
+  Args:
+    x: an activation.
+    order: its axes, the outermost (major) first.
+
+  Returns:
+    x, and on a mesh that is not of TPUs without any constraint.
   """
   if not _for_tpu():
     return x
@@ -83,7 +94,7 @@ def _for_tpu() -> bool:
 def with_gradient(
   x: jax.Array, change: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-  """Returns x. In the backward pass its gradient g becomes `change(g)`."""
+  """Returns x; in the backward pass, its gradient g becomes `change(g)`."""
   return x
 
 
@@ -95,23 +106,31 @@ with_gradient.defvjp(
 def dot_general(
   x: jax.Array,
   kernel: jax.Array,
-  dims: Any,
-  precision: Any = None,
+  dims: DotDimensionNumbers,
+  precision: PrecisionLike = None,
   *,
   before_dropout: bool = False,
   **kwargs: Any,
 ) -> jax.Array:
   """`lax.dot_general` for Dense layers, with gradients laid out for a TPU.
 
-  The gradient of a kernel with heads, (D, H, K) or (H, K, D), is written with
-  D innermost. The compiler by itself chooses K, and a head width of 64 fills
-  half of the 128 lanes (L/16: 0.58 ms per block instead of 0.30).
+  The gradient of a kernel with heads, (D, H, K) or (H, K, D), is written with D
+  as the innermost axis. The compiler would choose K, and a head width of 64
+  fills only half of the 128 lanes (L/16: 0.58 ms per block instead of 0.30).
 
-  The gradient of the product is kept in memory if a dropout follows
-  (`before_dropout`). Otherwise the compiler evaluates the dropout mask again
-  in each of the two products of the backward pass (0.3 ms more in the MLP).
-  The layer adds its bias after this product, so the sum for the bias gradient
-  is still computed together with the mask.
+  With `before_dropout`, the gradient of the result is stored before it is used.
+  Otherwise the compiler computes the dropout mask twice, once in each of the
+  two matrix products of the backward pass (0.3 ms more in the MLP). The bias of
+  the layer is added after this function, so the sum for its gradient still
+  shares the computation of the mask.
+
+  Args:
+    x, kernel, dims, precision, **kwargs: the arguments of
+      `jax.lax.dot_general`.
+    before_dropout: whether dropout is applied to the result.
+
+  Returns:
+    The result of `jax.lax.dot_general`.
   """
   if not _for_tpu():
     return jax.lax.dot_general(x, kernel, dims, precision, **kwargs)

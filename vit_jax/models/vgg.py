@@ -1,11 +1,14 @@
 """VGG: Very Deep Convolutional Networks (arXiv:1409.1556).
 
-3x3 convolutions with ReLU, 2x2 max-pools, and three dense layers that read a
-7x7 map. torchvision and timm agree for maps of 7x7 (an image of 224x224);
-above, torchvision averages the map down to 7x7, and timm slides the dense
-layers over the map and averages their outputs. With BatchNorm there is one
-after each convolution, which keeps its bias.
-A comparator of the transformers. B batch, (H, W) image, C channels.
+The network has 3x3 convolutions with ReLU, 2x2 max-pools, and three dense
+layers whose input is a 7x7 map. torchvision and timm agree for images of
+224x224, which give such a map. For larger maps, torchvision averages the map to
+7x7, and timm applies the first two dense layers at every 7x7 window and
+averages the features. In the variants with BatchNorm there is one after each
+convolution, which keeps its bias. VGGs are here to be compared with
+transformers.
+
+B batch, (H, W) image, C channels.
 """
 
 from collections.abc import Sequence
@@ -15,12 +18,13 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 
 from vit_jax.models.blocks import check_field
-from vit_jax.models.convnet import ConvLayers, fan_out_normal, global_mean
+from vit_jax.models.convnet import ConvLayers, fan_out_normal
 from vit_jax.models.dropout import Dropout
-from vit_jax.models.heads import classify
+from vit_jax.models.heads import classify, global_mean
 from vit_jax.models.registry import register
 from vit_jax.models.tpu_layout import split_batch
 from vit_jax.preprocessing import Preprocessing
@@ -34,14 +38,20 @@ SIZES = {
   '19': (2, 2, 4, 4, 4),
 }
 HEADS = ('torchvision', 'timm')
-MAP = 7  # side of the map that the dense layers read
+MAP = 7  # side of the map that the dense layers take
 
 
 def adaptive_matrix(old: int, new: int) -> np.ndarray:
-  """(new, old): the means that PyTorch's adaptive average pooling takes.
+  """PyTorch's adaptive average pooling along one axis, as a matrix.
 
-  Cell i is the mean of entries floor(i * old / new) to
-  ceil((i + 1) * old / new) - 1; cells overlap, or repeat entries.
+  Entry i of the result is the mean of the entries floor(i * old / new) to
+  ceil((i + 1) * old / new) - 1, so neighbors may share entries.
+
+  Args:
+    old, new: lengths of the axis before and after.
+
+  Returns:
+    float32 (new, old).
   """
   matrix = np.zeros((new, old), np.float32)
   for i in range(new):
@@ -69,10 +79,11 @@ class VGG(nn.Module):
       stage.
     batch_norm: whether a BatchNorm follows each convolution.
     hidden: width of the two dense layers.
-    head_style: one of HEADS, what happens to maps that are not 7x7.
+    head_style: one of HEADS; it says what happens to maps that are not 7x7, and
+      how the dense layers are initialized.
     dropout: rate after both dense layers; 0.5 in the paper.
-    bn_groups: BatchNorm statistics per group of the batch; 1 is global.
-    dtype: of the activations; the head is float32.
+    bn_groups: groups of the batch with BatchNorm statistics of their own.
+    dtype: dtype of the activations; the head is float32.
   """
 
   num_classes: int = 1000
@@ -88,7 +99,7 @@ class VGG(nn.Module):
   head_style: str = 'torchvision'
   dropout: float = 0.0
   bn_groups: int = 1
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -104,7 +115,7 @@ class VGG(nn.Module):
     Returns:
       logits (B, num_classes), float32, and intermediates: 'conv1' after its
       ReLU, 'block{s}' (B, H / 2**s, W / 2**s, C) after each max-pool,
-      'pre_logits_2d' the map that the dense layers read, 'pre_logits'
+      'pre_logits_2d', the map that the dense layers take, and 'pre_logits'
       (B, hidden). Odd sizes are rounded down.
 
     Raises:
@@ -146,18 +157,18 @@ class VGG(nn.Module):
       )(x)
     )
     x = dropout(self.dropout)(x)
-    x = out['pre_logits'] = global_mean(x.astype(jnp.float32))
+    x = out['pre_logits'] = global_mean(x)
     kernel_init = nn.initializers.normal(0.01)
     return classify(x, self.num_classes, kernel_init=kernel_init), out
 
   def _pool(self, x: jax.Array) -> jax.Array:
-    """The map that the dense layers read: 7x7, or larger with timm's head."""
+    """The map for the dense layers: 7x7, or larger with timm's head."""
     if self.head_style == 'torchvision':
       return adaptive_mean(x, MAP, MAP)
     return adaptive_mean(x, max(MAP, x.shape[1]), max(MAP, x.shape[2]))
 
   def _hidden_init(self) -> nn.initializers.Initializer:
-    """N(0, 0.01) in torchvision; timm's layers are convolutions, by fan-out."""
+    """N(0, 0.01) as in torchvision, or as timm initializes convolutions."""
     if self.head_style == 'torchvision':
       return nn.initializers.normal(0.01)
     return fan_out_normal()

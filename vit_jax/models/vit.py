@@ -1,13 +1,15 @@
 """ViT: An Image is Worth 16x16 Words (arXiv:2010.11929).
 
 One module covers the paper: every size, pooling and position embedding
-(table D.3), the hybrid with a ResNet stem, and, by fields, the near relatives
-that share its blocks: big_vision's ViT (arXiv:2205.01580), DeiT, DINOv2-style
-layer scale, and area attention in the leading blocks (arXiv:1810.10126). The
-blocks are in `encoder`.
+(table D.3), and the hybrids with a ResNet stem. Its fields also make the models
+that have the same blocks: big_vision's ViT (arXiv:2205.01580), DeiT, DINOv2
+with its LayerScale, and area attention in the leading blocks
+(arXiv:1810.10126). The blocks are in `encoder`.
 
 Parameters have the names of the released Google files, so that a file and a
-tree can be compared by eye. B batch, T tokens, D width, H heads.
+tree can be compared by eye.
+
+B batch, T tokens, D width, H heads.
 """
 
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import check_field
 from vit_jax.models.encoder import Encoder
@@ -23,12 +26,12 @@ from vit_jax.models.hybrid_stem import hybrid_stem
 from vit_jax.models.initializers import INITIALIZERS
 from vit_jax.models.mlp import GELU
 from vit_jax.models.patches import PatchSize, embed_patches
-from vit_jax.models.position import POSEMB_PLACES, POSEMBS
+from vit_jax.models.position import POSEMB_AT, POSEMBS
 from vit_jax.models.registry import register
 from vit_jax.models.tokens import prepend_tokens
 from vit_jax.preprocessing import Preprocessing
 
-# name: (width, depth, mlp_dim, num_heads); papers and big_vision.
+# name: (width, depth, mlp_dim, num_heads), as in the papers and big_vision.
 SIZES = {
   'mu': (32, 1, 128, 2),  # for debugging
   'ti': (192, 12, 768, 3),
@@ -52,8 +55,8 @@ class ViT(nn.Module):
 
   Attributes:
     num_classes: size of the head; 0 for no head (logits are pre_logits).
-    patch_size: int or (height, width), in pixels, or in positions of the stem's
-      feature map.
+    patch_size: int or (height, width), in pixels; with a `stem`, in positions
+      of its feature map.
     width: D.
     depth: number of blocks.
     num_heads: H.
@@ -61,36 +64,37 @@ class ViT(nn.Module):
     pool: how tokens become features: 'token' takes the class token, 'gap' the
       mean of the patches, 'map' attends with a learned query
       (arXiv:2106.04560), 'none' applies the head to every token.
-    class_token: whether there is a class token; None means for pool 'token'
-      only.
-    representation_size: width of a tanh layer before the head; None for no
-      such layer.
+    class_token: whether there is a class token; None means that there is one if
+      pool is 'token'.
+    representation_size: width of a dense layer with tanh before the head; None
+      for no such layer.
     posemb: one of POSEMBS.
-    posemb_at: one of POSEMB_PLACES.
+    posemb_at: one of POSEMB_AT.
     class_posemb: whether the position table has a row for the class token, as
-      in the released files; big_vision adds its table to the patches alone.
-    area_sizes: one (height, width) per leading block, the largest area of its
+      in the released files. big_vision adds its table to the patches only.
+    area_sizes: (height, width) of the largest area of each leading block with
       area attention.
-    stem: units per stage of a ResNet in front of the patches; () is the root
-      alone, None no ResNet.
+    stem: units per stage of a ResNet before the patch embedding; () for its
+      root without stages, None for no ResNet.
     stem_width: factor on the stem's channels.
-    dropout: rate, of the embedded tokens and in the blocks.
+    dropout: rate after the position embedding and in the blocks.
     attention_dropout: rate on the attention probabilities.
     drop_path: rate of the last block; linear from 0 at the first.
-    layer_scale: initial factor of the branches' channels (CaiT, DINOv2); None
-      for no factors.
-    norm_after_pool: timm's `fc_norm` after pooling, in place of `encoder_norm`.
+    layer_scale: initial value of LayerScale, a learned factor for each channel
+      of a residual branch (CaiT, DINOv2); None for no factors.
+    norm_after_pool: whether the last norm comes after pooling (timm's
+      `fc_norm`) instead of before (`encoder_norm`).
     activation: 'gelu_tanh', or 'gelu_erf' for PyTorch weights.
-    norm_eps: of LayerNorm.
+    norm_eps: what LayerNorm adds to the variance.
     init_style: key of INITIALIZERS.
-    head_bias: initial; -10 or -6.9 with a sigmoid loss.
-    dtype: of the activations; the final norm and what follows are float32.
+    head_bias: initial bias; -10 or -6.9 with a sigmoid loss.
+    dtype: dtype of the activations; from the last norm on they are float32.
     remat: key of `blocks.REMAT`.
-    scan: compiles the blocks once; their parameters are stacked.
+    scan: compiles one program for all blocks, whose parameters are stacked.
     return_attention: adds the attention probabilities to the intermediates.
-    class_token_only: in training, the last block computes only the class
-      token, which is all that the head reads. Logits and gradients stay the
-      same, the work falls by 2 to 5 %, and `tokens` has one token.
+    class_token_only: whether the last block computes only the class token, in
+      training. The head does not use the other tokens, so logits and gradients
+      stay the same; the work is 2 to 5 % less, and `tokens` has one token.
   """
 
   num_classes: int = 1000
@@ -117,7 +121,7 @@ class ViT(nn.Module):
   norm_eps: float = 1e-6
   init_style: str = 'google'
   head_bias: float = 0.0
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
   scan: bool = False
   return_attention: bool = False
@@ -134,10 +138,11 @@ class ViT(nn.Module):
       train: turns dropout and drop path on (rng stream 'dropout').
 
     Returns:
-      logits (B, num_classes), float32, per token for pool 'none'; and a dict
-      of intermediates: stem (B, h, w, D), with_posemb and block_00 ...
-      (B, T, D), encoded = tokens (B, T, D), head_input and pre_logits (B, D),
-      and attention, one (B, H, T, T) per block, with `return_attention`.
+      logits (B, num_classes), or (B, T, num_classes) for pool 'none', float32;
+      and a dict of intermediates: stem (B, h, w, D), with_posemb and
+      block_00 ... (B, T, D), encoded = tokens (B, T, D), head_input and
+      pre_logits (B, D) before and after the layer of `representation_size`, and
+      with `return_attention` attention, a list of one (B, H, T, T) per block.
 
     Raises:
       ValueError: a field has a value that is not allowed, fields exclude each
@@ -227,28 +232,36 @@ class ViT(nn.Module):
     for field, allowed in (
       ('pool', POOLS),
       ('posemb', POSEMBS),
-      ('posemb_at', POSEMB_PLACES),
+      ('posemb_at', POSEMB_AT),
       ('init_style', tuple(INITIALIZERS)),
       ('activation', tuple(GELU)),
     ):
       check_field(field, getattr(self, field), allowed)
     if self.pool == 'token' and not self._has_class_token():
-      raise ValueError("pool='token' needs class_token=True (or None)")
+      raise ValueError(
+        "class_token=False leaves no token for pool='token': use "
+        "class_token=None, or pool='gap' or 'map'"
+      )
     if self.posemb in ('relative', 'none') and self.posemb_at != 'stem':
       raise ValueError(
-        f'posemb={self.posemb!r} has no table to add at '
+        f'posemb={self.posemb!r} has no table to add at posemb_at='
         f"{self.posemb_at!r}; use posemb_at='stem'"
       )
     if not self.class_posemb and self.posemb_at == 'every_layer':
       raise ValueError(
-        "class_posemb=False needs posemb_at='stem' or 'every_layer_shared'"
+        "class_posemb=False and posemb_at='every_layer' exclude each other: "
+        "use posemb_at='stem' or 'every_layer_shared'"
       )
     if len(self.area_sizes) > self.depth:
       raise ValueError(
-        f'area_sizes has {len(self.area_sizes)} entries for {self.depth} blocks'
+        f'area_sizes has {len(self.area_sizes)} entries for depth={self.depth} '
+        'blocks: give one for each leading block with area attention'
       )
     if self.area_sizes and self.posemb == 'relative':
-      raise ValueError("area_sizes and posemb='relative' exclude each other")
+      raise ValueError(
+        "area_sizes and posemb='relative' exclude each other: leave area_sizes "
+        'empty, or use another posemb'
+      )
     if self.class_token_only and (
       self.pool != 'token'
       or self.scan
@@ -257,8 +270,9 @@ class ViT(nn.Module):
       or len(self.area_sizes) == self.depth
     ):
       raise ValueError(
-        "class_token_only=True needs pool='token' and unrolled blocks, without "
-        'return_attention, relative positions, and areas in the last block'
+        "class_token_only=True needs pool='token' and scan=False, and excludes "
+        "return_attention=True, posemb='relative' and area attention in the "
+        'last block: use class_token_only=False'
       )
 
 
@@ -302,8 +316,8 @@ for _size in SIZES:
       **_fields(_size),
     )
 
-# Hybrids. R+Ti/16 keeps its published name although its total stride is 32:
-# the root ends with a stride-2 pool in the code and in the weights.
+# Hybrids. R+Ti/16 has its published name, although a token is 32 pixels wide:
+# the published code pools with stride 2 at the end of the root.
 for _name, _size, _patch, _stem, _file in (
   ('r_vit_ti16', 'ti', 8, (), 'augreg/R_Ti_16-*.npz'),
   ('r26_vit_s32', 's', 1, (2, 2, 2, 2), 'augreg/R26_S_32-*.npz'),
@@ -320,8 +334,8 @@ for _name, _size, _patch, _stem, _file in (
     **_fields(_size),
   )
 
-# Area attention in the first two blocks, areas of at most 2 tokens; second
-# version of the published project (LayerNorm epsilon 1e-5, erf GELU).
+# Area attention in the first two blocks, with areas of at most 2 tokens, as in
+# the second version of the area-attention project.
 for _size in ('ti', 's', 'b'):
   register(
     f'aa_vit_{_size}16',
@@ -337,8 +351,8 @@ for _size in ('ti', 's', 'b'):
     **_fields(_size),
   )
 
-# DINOv2's shape (arXiv:2304.07193, without registers): layer scale, features
-# only. The g/14 of that paper has another MLP.
+# DINOv2 (arXiv:2304.07193) without registers: ViTs with LayerScale, whose files
+# have no head. The paper's g/14 is not here, because its MLP is another one.
 for _size, _word in (('s', 'small'), ('b', 'base'), ('l', 'large')):
   register(
     f'vit_{_size}14_dinov2',

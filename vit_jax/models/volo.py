@@ -1,11 +1,11 @@
 """VOLO: Vision Outlooker for Visual Recognition (arXiv:2106.13112).
 
-A convolutional stem gives a fine map (28x28 at 224). Outlookers mix it in
-overlapping 3x3 windows whose weights are one linear map of the window's mean,
-without queries and keys; a strided convolution halves the map, transformers
-follow, and class attention reads it. An auxiliary head classifies each patch
-token and is trained on token labels (arXiv:2104.10858), with MixToken pasting
-a box of another image's features into the map.
+A convolutional stem makes a fine map (28x28 for 224 px). Outlooker blocks mix
+it in overlapping 3x3 windows (`outlook`). A convolution with stride 2 halves
+the map, transformer blocks follow, and class-attention blocks combine the
+patches into a class token. An auxiliary head classifies every patch token. It
+is trained on token labels (arXiv:2104.10858), while MixToken replaces a box of
+the map by that of another image.
 B batch, (H, W) map, (h, w) windows, N tokens, T = 1 + N, D width.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.batch_norm import BatchNorm
@@ -25,7 +26,7 @@ from vit_jax.models.dropout import DropPath
 from vit_jax.models.heads import classify
 from vit_jax.models.initializers import TIMM, normal02
 from vit_jax.models.mix_token import mix_box, swap_box
-from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.outlook import OutlookAttention
 from vit_jax.models.patches import embed_patches
 from vit_jax.models.registry import register
@@ -33,7 +34,7 @@ from vit_jax.models.tokens import add_position_table, prepend_tokens
 from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
 
-# name: blocks per group, widths and heads of the two stages, MLP ratio, stem.
+# name: (blocks per group, widths, heads, MLP ratio, channels of the stem).
 SIZES = {
   'd1': ((4, 4, 8, 2), (192, 384), (6, 12), 3, 64),
   'd2': ((6, 4, 10, 4), (256, 512), (8, 16), 3, 64),
@@ -41,15 +42,16 @@ SIZES = {
   'd4': ((8, 8, 16, 4), (384, 768), (12, 16), 3, 64),
   'd5': ((12, 12, 20, 4), (384, 768), (12, 16), 4, 128),
 }
-EPSILON = 1e-5  # of LayerNorm
+EPSILON = 1e-5  # added to the variance in LayerNorm
 STEM = ((7, 2), (3, 1), (3, 1))  # (size, stride) of the stem's convolutions
 
 
 class Block(nn.Module):
   """x + attention(LN(x)), then x + MLP(LN(x)).
 
-  kind 'outlooker' works on maps (B, H, W, D), 'block' on tokens (B, N, D),
-  'cls_block' on (B, T, D), where the class token alone is updated.
+  The field `kind` is 'outlooker' for outlook attention on maps (B, H, W, D),
+  'block' for self-attention on tokens (B, N, D), and 'cls_block' for class
+  attention on (B, T, D), which changes only the class token.
   """
 
   kind: str
@@ -59,14 +61,19 @@ class Block(nn.Module):
   dropout: float = 0.0
   attention_dropout: float = 0.0
   activation: str = 'gelu_erf'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   return_attention: bool = False
 
   @nn.compact
   def __call__(
     self, x: jax.Array, rate: float | jax.Array, train: bool
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """x -> the same shape, intermediates; `rate` is the drop-path rate."""
+    """Applies the block to x, with drop-path rate `rate` in both branches.
+
+    Returns:
+      The shape of x; and intermediates: 'tokens', the same array, and with
+      `return_attention` 'attention', the probabilities.
+    """
     norm = functools.partial(nn.LayerNorm, epsilon=EPSILON, dtype=self.dtype)
     rest = x[:, 1:] if self.kind == 'cls_block' else None
     y = norm()(x)
@@ -91,15 +98,9 @@ class Block(nn.Module):
         name='attn',
       )(query, y, train)
     x = x + DropPath()(y, rate, train)
-    y = MlpBlock(
-      self.mlp_dim,
-      self.dropout,
-      self.activation,
-      self.dtype,
-      normal02,
-      nn.initializers.zeros,
-      name='mlp',
-    )(norm()(x), train)
+    y = timm_mlp(self.mlp_dim, self.dropout, self.activation, self.dtype)(
+      norm()(x), train
+    )
     x = x + DropPath()(y, rate, train)
     if rest is not None:
       x = jnp.concatenate([x, rest], axis=1)
@@ -110,50 +111,59 @@ class Block(nn.Module):
 
 
 class Segment(NamedTuple):
-  """A run of equal blocks of the network, or a downsampling convolution."""
+  """A run of equal blocks, or a convolution that halves the map."""
 
   kind: str  # 'outlooker', 'block' or 'downsample'
   width: int
   num_heads: int = 0
   mlp_dim: int = 0
-  rates: tuple[float, ...] = ()  # drop path per block
-  add_posemb: bool = False  # before this segment
+  rates: tuple[float, ...] = ()  # drop-path rate of each block
+  add_posemb: bool = False  # the position table is added before the segment
 
 
 class VOLO(nn.Module):
-  """Vision outlooker; see the module docstring. One tuple entry per group."""
+  """Vision outlooker; see the module docstring.
 
-  num_classes: int = 1000  # 0: no heads, logits are pre_logits
-  patch_size: int = 8  # of the stem; the tokens are twice as coarse
+  The blocks are in groups; fields that are tuples have one entry per group.
+  """
+
+  num_classes: int = 1000  # 0 for no heads: the logits are pre_logits
+  patch_size: int = 8  # of the stem, in pixels; a token has twice the side
   layers: tuple[int, ...] = (4, 4, 8, 2)  # blocks per group
   embed_dims: tuple[int, ...] = (192, 384, 384, 384)
   num_heads: tuple[int, ...] = (6, 12, 12, 12)
   mlp_ratios: tuple[float, ...] = (3, 3, 3, 3)
   outlook_attention: tuple[bool, ...] = (True, False, False, False)
-  downsamples: tuple[bool, ...] = (True, False, False, False)  # after a group
-  post_layers: tuple[str, ...] = ('ca', 'ca')  # class attention
+  downsamples: tuple[bool, ...] = (True, False, False, False)  # after the group
+  post_layers: tuple[str, ...] = ('ca', 'ca')  # class-attention blocks
   stem_hidden_dim: int = 64
   qkv_bias: bool = False
-  return_dense: bool = True  # the auxiliary head on every token
-  return_mean: bool = False  # classify the mean token; excludes return_dense
-  mix_token: bool = True  # in training
-  bn_groups: int = 1  # BatchNorm statistics per group of the batch; 1: global
-  bn_unbiased: bool = True  # running variances as in PyTorch
+  return_dense: bool = True  # adds the auxiliary head on every token
+  return_mean: bool = False  # classifies the mean token; excludes return_dense
+  mix_token: bool = True  # MixToken in training
+  bn_groups: int = (
+    1  # groups of the batch with BatchNorm statistics of their own
+  )
+  bn_unbiased: bool = True  # the running variances are unbiased, as in PyTorch
   dropout: float = 0.0
   attention_dropout: float = 0.0
-  drop_path: float = 0.0  # of the last transformer block; outlookers have none
+  drop_path: float = 0.0  # rate of the last block; outlookers have none
   activation: str = 'gelu_erf'
-  dtype: Any = jnp.float32
+  dtype: DTypeLike = jnp.float32
   remat: str = 'none'
-  scan: bool = False  # the first run of outlookers and of transformers
+  scan: bool = False  # scans the first run of outlookers and of transformers
   return_attention: bool = False
 
   def plan(self) -> list[Segment]:
-    """The network between stem and class blocks; equal groups are one run."""
+    """The segments from the stem to the class-attention blocks.
+
+    Consecutive groups of equal blocks are one segment. Raises ValueError for
+    fields that contradict each other.
+    """
     self._check()
     total = max(1, sum(self.layers) - 1)
     plan: list[Segment] = []
-    elements = 0  # groups and downsampling convolutions so far
+    elements = 0  # groups and convolutions that halve the map, so far
     for g, count in enumerate(self.layers):
       width, heads = self.embed_dims[g], self.num_heads[g]
       mlp_dim = int(width * self.mlp_ratios[g])
@@ -165,7 +175,8 @@ class VOLO(nn.Module):
         rates = tuple(
           self.drop_path * (first + j) / total for j in range(count)
         )
-      # The released code adds the position table before its third element.
+      # The released code counts groups and convolutions that halve the map, and
+      # adds the position table before the third of them.
       new = Segment(kind, width, heads, mlp_dim, rates, elements == 2)
       elements += 1
       if plan and not new.add_posemb and plan[-1][:4] == new[:4]:
@@ -173,11 +184,8 @@ class VOLO(nn.Module):
       else:
         plan.append(new)
       if self.downsamples[g]:
-        plan.append(
-          Segment(
-            'downsample', self.embed_dims[g + 1], add_posemb=elements == 2
-          )
-        )
+        width = self.embed_dims[g + 1]
+        plan.append(Segment('downsample', width, add_posemb=elements == 2))
         elements += 1
     return plan
 
@@ -193,20 +201,20 @@ class VOLO(nn.Module):
         and BatchNorm to the batch's statistics (collection 'batch_stats').
 
     Returns:
-      logits (B, num_classes), float32: of the class token in training; else
-      plus half the maximum over the tokens of the auxiliary head's. And a dict:
-      stem, with_posemb (B, H, W, D), outlooker_00 ..., downsample (B, H, W, D),
-      block_00 ... (B, N, D), cls_block_00 ..., encoded = tokens (B, T, D),
-      pre_logits (B, D), logits_class (B, num_classes), logits_aux
-      (B, N, num_classes), in training already unmixed; and if MixToken mixed,
-      mix_box (row1, column1, row2, column2) on the grid of tokens. With
-      `return_attention` also, one array per block, attention (B, heads, N, N),
-      attention_outlook (B, heads, windows, 9, 9), attention_cls
-      (B, heads, 1, T).
+      logits (B, num_classes), float32. In training they are those of the class
+      token; otherwise half of the maximum over the tokens of `logits_aux` is
+      added. And a dict: stem, with_posemb, outlooker_00 ... and downsample
+      (B, H, W, D), block_00 ... (B, N, D), cls_block_00 ... and encoded =
+      tokens (B, T, D), pre_logits (B, D), logits_class (B, num_classes),
+      logits_aux (B, N, num_classes), where tokens that MixToken exchanged are
+      back in their own images. With MixToken also mix_box (row1, column1, row2,
+      column2), on the grid of tokens. With `return_attention` also three lists
+      with an array per block: attention (B, heads, N, N), attention_outlook
+      (B, heads, windows, 9, 9), attention_cls (B, heads, 1, T).
 
     Raises:
-      ValueError: fields that contradict each other, width not divisible by
-        num_heads, or no patch fits.
+      ValueError: fields contradict each other, num_heads does not divide a
+        width, or no patch fits into the image.
     """
     plan, dtype = self.plan(), jnp.dtype(self.dtype)
     out = {}
@@ -336,22 +344,20 @@ class VOLO(nn.Module):
     ):
       if len(getattr(self, field)) != groups:
         raise ValueError(
-          f'{field}={getattr(self, field)} needs one entry per '
-          f'group of layers={self.layers}'
+          f'{field}={getattr(self, field)} needs one entry per group of '
+          f'layers={self.layers}'
         )
     if self.patch_size not in (4, 8, 16):
       raise ValueError(f'patch_size {self.patch_size}; allowed: 4, 8, 16')
     if self.downsamples[-1]:
       raise ValueError(
-        f'downsamples={self.downsamples}: no group follows the '
-        'last; its entry must be False'
+        f'downsamples={self.downsamples}: no group follows the last; set False'
       )
     if any(kind != 'ca' for kind in self.post_layers):
-      raise ValueError(f"post_layers={self.post_layers}; allowed: 'ca'")
+      raise ValueError(f"post_layers={self.post_layers}; allowed: ('ca', ...)")
     if self.return_dense and self.return_mean:
       raise ValueError(
-        'return_dense and return_mean exclude each other: '
-        'set return_dense=False'
+        'return_dense and return_mean exclude each other: set one to False'
       )
     if not self.post_layers and not self.return_mean:
       raise ValueError(
@@ -360,7 +366,7 @@ class VOLO(nn.Module):
       )
 
 
-# Test crops of the authors; for D4 and D5 the image is padded (ratio above 1).
+# Image size and top-1 accuracy in the names of the published files.
 _RELEASED = {
   'd1': ('224_84.2', '384_85.2'),
   'd2': ('224_85.2', '384_86.0'),
@@ -373,6 +379,7 @@ for _size, (_layers, _widths, _heads, _ratio, _stem) in SIZES.items():
     f'volo_{_size}',
     VOLO,
     preprocessing=Preprocessing(
+      # As in the authors' evaluation; a crop above 1 pads the image.
       crop=1.15 if _size in ('d4', 'd5') else 0.96,
       interpolation='bicubic',
       normalize='imagenet',

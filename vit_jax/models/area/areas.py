@@ -20,8 +20,8 @@ class Areas:
   Attributes:
     memory_shape: (rows, columns) of the grid; (1, S) for a sequence.
     max_area: (height, width) of the largest area.
-    separate_first: item 0 stands before the grid (a class token) and is an area
-      by itself, the first one.
+    separate_first: whether item 0 is not in the grid, such as a class token. It
+      is then an area by itself, the first of all areas.
 
   Raises:
     ValueError: `max_area` does not fit into the grid.
@@ -78,15 +78,16 @@ class Areas:
     fn: Callable[[Sequence[jax.Array]], jax.Array],
     axis: int = -1,
   ) -> jax.Array:
-    """Reduces the items of each area.
+    """Reduces the items of each area to one value.
 
-    The items of all areas of one shape are shifted slices of x. Sums of them
-    carry no error of a running total, which is 0.24 for an integral image in
-    bfloat16.
+    The items at one offset in all areas of one shape are a shifted slice of x,
+    so `fn` gets one slice for each offset. Sums of slices are exact up to their
+    own rounding. Differences of an integral image, the usual way, have the
+    rounding error of its running total (0.24 in bfloat16).
 
     Args:
       x: any array; `axis` has S entries.
-      fn: from the list of an area's items to their reduction, element-wise.
+      fn: maps the list of an area's items to their reduction, element-wise.
       axis: of the items.
 
     Returns:
@@ -111,9 +112,15 @@ class Areas:
     return jnp.concatenate(reduced, axis=axis)
 
   def spread(self, x: jax.Array) -> jax.Array:
-    """Sums over the areas that contain each item: (..., A) -> (..., S).
+    """Sums, for each item, over the areas that contain it.
 
     This is the adjoint of the sum over the items of each area.
+
+    Args:
+      x: (..., A), one value per area.
+
+    Returns:
+      (..., S).
     """
     items = jax.ShapeDtypeStruct((*x.shape[:-1], self.items), x.dtype)
     add = lambda y: self.reduce(y, sum)  # pyright: ignore[reportArgumentType]
@@ -125,5 +132,9 @@ def num_areas(
   max_area: tuple[int, int],
   separate_first: bool = False,
 ) -> int:
-  """Number of areas: 393 for a memory of (1, 197) and areas up to (1, 2)."""
+  """The number of areas A; see `Areas` for the arguments.
+
+  A sequence of 197 tokens with areas of at most two neighbors, which is a
+  memory of (1, 197) and a largest area of (1, 2), has 393 areas.
+  """
   return len(Areas(memory_shape, max_area, separate_first).sizes)

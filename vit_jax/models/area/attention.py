@@ -1,16 +1,17 @@
 """Area attention (arXiv:1810.10126): queries attend to areas of the memory.
 
-The memory lies on a grid, and an area is every rectangle of at most `max_area`
-items in it. Areas have keys and values: by default the mean of their items'
-keys and the sum of their items' values. All else is ordinary attention.
+The memory is a grid of items. Every rectangle in it with at most the height and
+width of `max_area` is an area. An area has a key and a value: by default the
+mean of its items' keys and the sum of its items' values. A query attends to
+areas by their keys and values as it does to items in ordinary attention.
 
 Three implementations give the same numbers:
 
 - explicit: the key and the value of each area is built (`explicit`). It serves
-  every mode, and costs two matrix products of size areas x head width.
+  every mode. Its two matrix products have A keys and values instead of S.
 - factored: for mean keys with sum or mean values. An area's logit is then the
-  mean of the ordinary logits over its items, and the output is the ordinary
-  values, weighted by the probabilities of the areas that contain them. The
+  mean of the ordinary logits over its items. The output is a sum of the items'
+  values, each weighted with the probabilities of the areas that contain it. The
   matrix products are those of ordinary attention, whatever the largest area.
 - kernel: the factored form as a Pallas kernel for TPUs (`kernel`).
 
@@ -69,31 +70,36 @@ def area_attention(
 
   Args:
     q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
-    memory_shape, max_area, separate_first: see `areas.Areas`.
-    key_mode: one of KEY_MODES, see `explicit.area_keys`.
-    value_mode: 'sum', 'mean' or 'max' of the items' values.
+    memory_shape, max_area, separate_first: the attributes of `areas.Areas`.
+    key_mode: how the key of an area follows from its items' keys, one of
+      KEY_MODES; see `explicit.area_keys`.
+    value_mode: the value of an area is the 'sum', 'mean' or 'max' of its items'
+      values.
     top_k: if not 0, only the k most probable areas of each query are kept, and
       those that tie with the k-th; their probabilities are renormalized.
     dropout: function applied to the probabilities (B, H, T, A).
     mask: bool, broadcastable to (B, H, T, S); an area that contains a False
       item is not attended to.
-    impl: 'explicit'; 'factored' (mean keys, sum or mean values); 'kernel', the
-      same without top_k, dropout and mask; or 'auto', which factors if it can,
-      and uses the kernel on TPUs if it pays.
+    impl: 'explicit' for any mode; 'factored' for mean keys with sum or mean
+      values; 'kernel' for these without top_k, dropout and mask; or 'auto',
+      which factors where it can, and uses the kernel on TPUs where that is
+      faster.
     weights: whether to return the items' weights.
-    params, noise: of the learned and sampled modes, see `explicit.area_keys`.
+    params: parameters of the learned key modes; see `explicit.area_keys`.
+    noise: PRNG key of the sampled key modes; see `explicit.area_keys`.
 
   Returns:
-    (B, T, H, V), and the float32 weights (B, H, T, S) with which the items'
-    values enter it (as if spread evenly over an area for 'max' values), before
-    dropout, scaled to rows that sum to 1; None without `weights`.
+    The output (B, T, H, V), and float32 weights (B, H, T, S), or None without
+    `weights`. A weight says how much an item's value contributes to the output
+    without dropout; the weights of a query are scaled to a sum of 1. For 'max'
+    values, the probability of an area is divided evenly among its items.
 
   Raises:
     ValueError: unknown mode, or shapes that do not fit.
   """
   height, width = memory_shape
   areas = Areas((height, width), (max_area[0], max_area[1]), separate_first)
-  simple = not top_k and dropout is None and mask is None
+  simple = not top_k and dropout is None and mask is None  # `fused` serves it
   _check(areas, k, v, key_mode, value_mode, impl, simple)
   if key_mode in LEARNED_KEY_MODES and params is None:
     raise ValueError(
@@ -142,9 +148,9 @@ def _check(
   check_field('impl', impl, IMPLS)
   if k.shape[1] != areas.items or v.shape[1] != areas.items:
     raise ValueError(
-      f'{k.shape[1]} keys and {v.shape[1]} values for a memory of '
-      f'{areas.memory_shape}{" and one item before it" * areas.separate_first}'
-      f', {areas.items} items'
+      f'{k.shape[1]} keys and {v.shape[1]} values do not fit memory_shape='
+      f'{areas.memory_shape} with separate_first={areas.separate_first}: it '
+      f'needs {areas.items} of each'
     )
   if impl in ('factored', 'kernel') and not _factors(key_mode, value_mode):
     raise ValueError(
@@ -158,14 +164,19 @@ def _check(
 
 
 def _memory(items: int, grid: tuple[int, int] | None) -> dict[str, Any]:
-  """memory_shape and separate_first of S tokens, for a patch grid or None."""
+  """The arguments memory_shape and separate_first for a number of tokens.
+
+  Args:
+    items: number of tokens, with the class token.
+    grid: as in `area_attend`.
+  """
   if grid is None:
     return dict(memory_shape=(1, items), separate_first=False)
   patches = math.prod(grid)
   if items not in (patches, patches + 1):
     raise ValueError(
-      f'{items} tokens are neither the {grid[0]}x{grid[1]} '
-      'patches of grid nor these and a class token'
+      f'grid={grid} has {patches} patches and does not fit {items} tokens: '
+      'give the (rows, columns) of the patches; a class token may precede them'
     )
   return dict(memory_shape=tuple(grid), separate_first=items > patches)
 
@@ -179,7 +190,7 @@ class area_attend:
     grid: None for areas in the sequence of all tokens, in which the class token
       is item 0; (rows, columns) for areas in the patch grid, where a class
       token is an area by itself.
-    value_mode, top_k, impl, weights: see `area_attention`.
+    value_mode, top_k, impl, weights: the arguments of `area_attention`.
   """
 
   max_area: tuple[int, int]
@@ -198,7 +209,7 @@ class area_attend:
     mask: jax.Array | None = None,
     dropout: Dropout | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
-    """(B, T, H, K), (B, S, H, K), (B, S, H, V) -> (B, T, H, V), weights."""
+    """Attends; see `area_attention` for the arguments and results."""
     return area_attention(
       q,
       k,
@@ -218,12 +229,13 @@ class AreaAttention(nn.Module):
   """Area attention of any mode, called as `attention.attend` is.
 
   The learned key modes have parameters, which all heads share:
-  `height_embedding`, `width_embedding`, `Dense_{0,1}/{kernel,bias}`. Sampled
-  modes draw if there is an rng stream 'dropout', and take the mean otherwise.
+  `height_embedding`, `width_embedding`, `Dense_{0,1}/{kernel,bias}`. The
+  sampled key modes draw random numbers from the rng stream 'dropout'; without
+  that stream, as in evaluation, they use the mean.
 
   Attributes:
-    max_area, grid: see `area_attend`.
-    key_mode, value_mode, top_k, impl: see `area_attention`.
+    max_area, grid: the attributes of `area_attend`.
+    key_mode, value_mode, top_k, impl: the arguments of `area_attention`.
   """
 
   max_area: tuple[int, int]
@@ -243,7 +255,7 @@ class AreaAttention(nn.Module):
     mask: jax.Array | None = None,
     dropout: Dropout | None = None,
   ) -> tuple[jax.Array, jax.Array | None]:
-    """(B, T, H, K), (B, S, H, K), (B, S, H, V) -> (B, T, H, V), weights."""
+    """Attends; see `area_attention` for the arguments and results."""
     params = None
     if self.key_mode in LEARNED_KEY_MODES:
       params = self._parameters(k.shape[-1])

@@ -1,9 +1,10 @@
 """Area attention with a probability for each area (arXiv:1810.10126).
 
 `explicit` builds the key and the value of each area, as the paper defines
-them, and serves every mode. `factored` needs mean keys with sum or mean values
-and builds neither: an area's logit is the mean of the ordinary logits over its
-items, and the probabilities of areas add up to weights of the items' values.
+them, and serves every mode. `factored` serves mean keys with sum or mean values
+and builds no keys and values of areas: an area's logit is the mean of the
+ordinary logits over its items, and an item's value is weighted with the
+probabilities of the areas that contain it.
 
 B batch, T queries, S memory items, A areas, H heads, K and V head widths.
 """
@@ -27,14 +28,14 @@ KEY_MODES = (
   'sample_concat',
   'sample_sum',
 )
-LEARNED_KEY_MODES = KEY_MODES[3:]  # these have parameters
+LEARNED_KEY_MODES = KEY_MODES[3:]  # the modes that have parameters
 VALUE_MODES = ('sum', 'mean', 'max')
 
 Dropout = Callable[[jax.Array], jax.Array]
 
 
 def mean(items: Sequence[jax.Array]) -> jax.Array:
-  """The mean of a list of arrays, element-wise."""
+  """The element-wise mean of arrays of one shape."""
   return sum(items[1:], items[0]) / len(items)
 
 
@@ -58,9 +59,9 @@ def area_statistic(
 
   Args:
     x: any array; `axis` has S entries.
-    areas: the areas.
-    name: key of STATISTICS.
-    axis: of the items.
+    areas: the areas of the S items.
+    name: a key of STATISTICS.
+    axis: the axis of the items.
 
   Returns:
     x with A entries in `axis`, float32.
@@ -75,16 +76,25 @@ def area_keys(
   params: Mapping[str, Any] | None = None,
   noise: jax.Array | None = None,
 ) -> jax.Array:
-  """Keys of the areas, (B, S, H, K) -> (B, A, H, K), eq. 3 and section 3.2.
+  """Keys of the areas (arXiv:1810.10126, eq. 3 and section 3.2).
+
+  'mean' and 'max' reduce the keys of the items. The 'sample' modes add Gaussian
+  noise with the standard deviation of the items to the mean. The learned modes
+  give a two-layer MLP features of the area: the mean, maximum or sample of the
+  items, their standard deviation, and an embedding of the area's height and
+  width, concatenated or added.
 
   Args:
     k: (B, S, H, K) keys of the items.
-    areas: the areas.
+    areas: the areas of the S items.
     mode: one of KEY_MODES.
-    params: of the learned modes, shared by heads: height_embedding
-      (max height, K/2), width_embedding (max width, K/2), Dense_0 and Dense_1
-      with kernel and bias, the last of width K.
-    noise: PRNG key for the sampled modes, which take the mean without it.
+    params: parameters of the learned modes, which all heads share:
+      height_embedding (max height, K/2), width_embedding (max width, K/2), and
+      the kernel and bias of Dense_0 and of Dense_1, whose output has width K.
+    noise: PRNG key of the sampled modes; None uses the mean.
+
+  Returns:
+    (B, A, H, K) in the dtype of `k`.
   """
   dtype, statistic = k.dtype, functools.partial(area_statistic, k, areas)
   x = statistic('max' if mode in ('max', 'max_concat') else 'mean')
@@ -119,7 +129,15 @@ def _dense(x: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def item_logits(q: jax.Array, k: jax.Array) -> jax.Array:
-  """Ordinary logits, float32: (B, T, H, K), (B, S, H, K) -> (B, H, T, S)."""
+  """The logits of ordinary attention.
+
+  Args:
+    q: queries (B, T, H, K).
+    k: keys of the items (B, S, H, K).
+
+  Returns:
+    float32 (B, H, T, S): q.k / sqrt(K).
+  """
   return jnp.einsum(
     'bthk,bshk->bhts',
     q * (q.shape[-1] ** -0.5),
@@ -131,7 +149,11 @@ def item_logits(q: jax.Array, k: jax.Array) -> jax.Array:
 def _probabilities(
   logits: jax.Array, areas: Areas, mask: jax.Array | None, top_k: int
 ) -> jax.Array:
-  """Softmax over areas (..., A); with `top_k`, the others are set to zero."""
+  """Softmax over the areas (..., A).
+
+  Areas with a masked item, and with `top_k` all but the k most probable areas,
+  have probability zero.
+  """
   if mask is not None:
     mask = areas.reduce(
       mask, lambda items: functools.reduce(jnp.logical_and, items)
@@ -142,14 +164,15 @@ def _probabilities(
     top, _ = jax.lax.top_k(
       jax.lax.stop_gradient(probs), min(top_k, probs.shape[-1])
     )
-    # Areas that tie with the k-th stay, so no order among equals is needed.
+    # Areas that are as probable as the k-th are all kept, so the result does
+    # not depend on the order of equal areas.
     probs = jnp.where(probs >= top[..., -1:], probs, 0.0)
     probs /= probs.sum(-1, keepdims=True)
   return probs
 
 
 def _item_weights(probs: jax.Array, areas: Areas, value_mode: str) -> jax.Array:
-  """Weights (..., S) of the items' values, from probabilities of areas."""
+  """Weights (..., S) of the items' values, for area probabilities (..., A)."""
   if value_mode != 'sum':
     sizes = jnp.asarray(areas.sizes, jnp.float32)
     probs /= jnp.broadcast_to(sizes, probs.shape)
@@ -173,7 +196,8 @@ def explicit(
   """Area attention by its definition; see `attention.area_attention`.
 
   Returns:
-    (B, T, H, V), and the weights of the items (B, H, T, S).
+    The output (B, T, H, V), and the weights of the items (B, H, T, S), whose
+    rows do not sum to 1 for 'sum' values.
   """
   keys = area_keys(k, areas, key_mode, params, noise)
   values = area_statistic(v, areas, value_mode).astype(v.dtype)
@@ -196,11 +220,12 @@ def factored(
 ) -> tuple[jax.Array, jax.Array]:
   """Area attention with mean keys and sum or mean values.
 
-  The same numbers as `explicit`, with the matrix products of ordinary
-  attention.
+  The numbers are those of `explicit`; the matrix products are those of
+  ordinary attention. See `attention.area_attention` for the arguments.
 
   Returns:
-    (B, T, H, V), and the weights of the items (B, H, T, S).
+    The output (B, T, H, V), and the weights of the items (B, H, T, S), whose
+    rows do not sum to 1 for 'sum' values.
   """
   logits = areas.reduce(item_logits(q, k), mean)
   probs = _probabilities(logits, areas, mask, top_k)

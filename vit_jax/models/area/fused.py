@@ -1,9 +1,10 @@
 """Area attention with a gradient rule of its own, in jnp or as a kernel.
 
-For mean keys with sum or mean values, without top-k, dropout and masks. The
-functions of one head in `windows` make two programs: batched jnp, and the
-Pallas kernel of `kernel`, which holds a head's matrices on the chip, so that
-none goes through HBM. docs/area_attention.md has the figures of both.
+It serves mean keys with sum or mean values, without top-k, dropout and masks.
+There are two programs, both built from the functions for one head in `windows`:
+one in jnp for all heads, and the Pallas kernel in `kernel`, which keeps the
+matrices of a head on the chip, so that none is written to HBM.
+docs/area_attention.md has the speed of both.
 
 B batch, T queries, S memory items, H heads, K and V head widths.
 """
@@ -22,8 +23,8 @@ from vit_jax.models import tpu_layout
 from vit_jax.models.area import kernel, windows
 from vit_jax.models.area.areas import Areas
 
-# The jnp program. On a CPU it goes head by head, because the matrices of all
-# heads do not fit into its caches.
+# The jnp program. On a CPU it computes one head after the other (`by_head`),
+# because the matrices of all heads do not fit into the caches.
 
 
 def _heads_first(x: jax.Array) -> jax.Array:
@@ -61,11 +62,14 @@ def _jnp_backward(q, k, v, bias, normalizer, g, *, areas, value_mode, by_head):
   return dq, windows.unpad_memory(dk, areas), windows.unpad_memory(dv, areas)
 
 
-# The choice of the program.
+# Choosing the program.
 
 
 def _mesh_axes() -> tuple[tuple[str, ...], str | None]:
-  """Mesh axes of examples and of heads; ((), None) without an Auto mesh."""
+  """The mesh axes that split the examples, and the one that splits the heads.
+
+  ((), None) where no mesh is set, or where one of its axes is not of type Auto.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or any(t != AxisType.Auto for t in mesh.axis_types):
     return (), None
@@ -76,8 +80,8 @@ def _mesh_axes() -> tuple[tuple[str, ...], str | None]:
 
 
 def _kernel_fits(q: jax.Array, k: jax.Array) -> bool:
-  """Whether the kernel can be used on TPUs, and pays."""
-  if not isinstance(q.shape[0], int):  # an exported program of any batch size
+  """Whether the kernel works for these shapes and is faster, on TPUs."""
+  if not isinstance(q.shape[0], int):  # export of a program for any batch size
     return False
   batch, heads = _mesh_axes()
   sizes = jax.sharding.get_abstract_mesh().shape
@@ -92,8 +96,13 @@ def _kernel_fits(q: jax.Array, k: jax.Array) -> bool:
 def _on_each_device(fn: Callable[..., Any], outs: int) -> Callable[..., Any]:
   """`fn` under shard_map, because compilers cannot split a kernel.
 
-  Examples and heads are split over the devices. `fn` returns 2 arrays, of which
-  the second is (B, H, T), or more of (B, T, H, K).
+  Examples and heads are split over the devices.
+
+  Args:
+    fn: takes arrays (B, T, H, K), (B, H, T) or (N, 1), which are recognized by
+      their rank.
+    outs: number of arrays that `fn` returns. Two are (B, T, H, V) and
+      (B, H, T), more are all (B, T, H, K).
   """
   batch, heads = _mesh_axes()
   if not batch:
@@ -115,7 +124,14 @@ def _run(
   outs: int,
   args: Sequence[jax.Array],
 ) -> Any:
-  """Runs one of the two programs, see `fused`, which return `outs` arrays."""
+  """Runs the program that `fused` describes under its argument `program`.
+
+  Args:
+    program: 'jnp', 'kernel' or 'auto'.
+    jnp_program, kernel_program: the two programs, of the same arguments.
+    outs: number of arrays that they return.
+    args: their arguments; the first two are q and k.
+  """
   if tpu_layout.is_portable():
     return jnp_program(*args, by_head=False)
   programs = dict(
@@ -131,7 +147,7 @@ def _run(
   return jax.lax.platform_dependent(*args, **programs)
 
 
-# The function and its gradient.
+# The function with its gradient rule.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -147,16 +163,16 @@ def fused(
 
   Args:
     q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
-    areas: the areas.
+    areas: the areas of the S items.
     value_mode: 'sum' or 'mean'.
-    program: 'jnp'; 'kernel' (interpreted where there is no TPU: slow); or
-      'auto', the kernel on TPUs where it pays. Under a mesh whose axes have the
-      names of `vit_jax.parallel.mesh`, each device runs the kernel on its
-      examples and heads.
+    program: 'jnp'; 'kernel', which is interpreted, and slow, on devices other
+      than TPUs; or 'auto', which takes the kernel on TPUs where it is faster.
+      Under a mesh whose axes have the names of `vit_jax.parallel.mesh`, each
+      device runs the kernel on its own examples and heads.
 
   Returns:
-    (B, T, H, V). Between the passes only q, k, v and one float32 number for
-    each query and head stay alive.
+    (B, T, H, V). For the backward pass only q, k, v and one float32 number for
+    each query and head are kept in memory.
   """
   return _fused_fwd(q, k, v, areas, value_mode, program)[0]
 
@@ -193,7 +209,14 @@ fused.defvjp(_fused_fwd, _fused_bwd)
 def item_weights(
   q: jax.Array, k: jax.Array, areas: Areas, value_mode: str = 'sum'
 ) -> jax.Array:
-  """Weights (B, H, T, S) with which the items' values enter the output."""
+  """The weights of the items' values in the output of `fused`.
+
+  Args:
+    q, k, areas, value_mode: as in `fused`.
+
+  Returns:
+    float32 (B, H, T, S).
+  """
   q, k = jnp.moveaxis(q, 2, 1), jnp.moveaxis(windows.pad_memory(k, areas), 2, 1)
   weights, _ = windows.weights_of_items(
     windows.logits(q, k, windows.gap_bias(areas)), areas, value_mode

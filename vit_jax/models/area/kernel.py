@@ -1,9 +1,9 @@
 """Area attention as a Pallas kernel for TPUs, forward and backward.
 
-A grid step loads some heads of one example and keeps their matrices of logits
-on the chip. Tokens are last, as the model lays them out, so the kernel's
-operands need no copy. The operands of its products are float32, which TPU v3
-requires and which costs nothing.
+A step of the kernel's grid loads one or two heads of one example and keeps
+their matrices of logits on the chip. The tokens are the last axis of its
+operands, as the model lays them out in memory, so the operands are not copied.
+The kernel computes in float32: TPU v3 requires it, and it takes no more time.
 
 B batch, T queries, S memory items, N items of the padded memory (`windows`),
 H heads, K and V head widths.
@@ -21,15 +21,17 @@ import jax.numpy as jnp
 from vit_jax.models.area import windows
 from vit_jax.models.area.areas import Areas
 
-# Largest T x S for which the kernel is chosen: 224 px at patches of 16 and 14.
-# Beyond, its code grows faster than its advantage.
+# The kernel is chosen for at most so many entries T x S of a matrix of logits.
+# An image of 224 px with patches of 16 or 14 px has fewer. For more, the code
+# of the kernel becomes large and its advantage small.
 MAX_ENTRIES = 320 * 320
 
 
 def heads_per_step(heads: int) -> int:
-  """Heads in one grid step.
+  """Number of heads that one step of the grid computes, of `heads` in all.
 
-  More heads hide the start of a step better, but make more code.
+  With two, the loads for one head overlap with the computation of the other.
+  More would make the code of the kernel longer.
   """
   return 2 if heads % 2 == 0 else 1
 
@@ -49,12 +51,12 @@ def forward(
   Args:
     q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
     bias: `windows.gap_bias(areas)`.
-    areas: the areas.
+    areas: the areas of the S items.
     value_mode: 'sum' or 'mean'.
     interpret: runs the kernel without a TPU, which is slow.
 
   Returns:
-    (B, T, H, V), log normalizer (B, H, T).
+    The output (B, T, H, V) and the log normalizer (B, H, T).
   """
   q, k, v = [_tokens_last(x) for x in (q, k, v)]
   batch, heads, _, queries = q.shape
@@ -81,7 +83,16 @@ def backward(
   value_mode: str,
   interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
-  """Gradients of q, k and v; g is that of the output, the rest as `forward`."""
+  """Gradients of q, k and v.
+
+  Args:
+    q, k, v, bias, areas, value_mode, interpret: as in `forward`.
+    normalizer: the log normalizer that `forward` returned, (B, H, T).
+    g: gradient of the output, (B, T, H, V).
+
+  Returns:
+    (B, T, H, K), (B, S, H, K), (B, S, H, V).
+  """
   q, k, v, g = [_tokens_last(x) for x in (q, k, v, g)]
   outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
   kernel = functools.partial(
@@ -146,7 +157,12 @@ def _call(
 ) -> Any:
   """Calls a kernel on a grid of examples and groups of heads.
 
-  Args and outs are (B, H, ...), or the bias (N, 1), which every step gets.
+  Args:
+    kernel: a function of references to one block of each operand and result.
+    args: operands (B, H, ...), of which each step gets its example and heads,
+      and the bias (N, 1), of which each step gets all.
+    outs: shapes and dtypes of the results, (B, H, ...).
+    interpret: runs the kernel without a TPU.
   """
   heads = args[0].shape[1]
   group = heads_per_step(heads)

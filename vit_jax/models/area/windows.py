@@ -1,27 +1,30 @@
 """Area attention of one head by sums over windows, forward and backward.
 
-For mean keys with sum or mean values. With s the logits of a query over the
-items, the weight of an area r of n items is
+It serves mean keys with sum or mean values. Let s_j be the logit of a query for
+item j. The probability of an area r with n items is
 
   P_r = exp(mean of s over r - log normalizer),
 
-and an item's value enters the output with the sum of P over the areas that
-contain the item. The gradient has the same form. With G the products of the
-output's gradient with the values, and D the sum over areas of P_r times the
-sum of G over r (for mean values: the mean of G over r),
+and for sum values, an item's value is weighted with the sum of P_r over the
+areas that contain the item. The gradient has the same form. Let G_j be the
+product of the output's gradient with the value of item j, G_r the sum of G_j
+over the items of r (for mean values: their mean), and D the sum of P_r G_r over
+all areas. Then
 
-  ds_j = sum over areas r that contain j of P_r (sum of G over r - D) / n,
+  ds_j = sum over the areas r that contain j of P_r (G_r - D) / n,
 
-so the backward pass needs q, k, v and one number per query, the log
-normalizer. An exponential of a mean is also a product of roots, which takes one
-exponential per item for areas of two. Measured, sums and one exponential per
-area shape are faster, because compilers evaluate fused roots repeatedly.
+so the backward pass needs q, k, v and one number per query, the log normalizer.
 
-The memory is padded: the rows of its grid follow one another, with gaps that
-no area may contain. An area is then a set of fixed offsets from its first item,
-whatever the grid, and the sums over all areas of one shape are sums of shifted
-slices. Matrices have the N items of the padded memory as rows and the T queries
-as columns. A shift then moves whole rows, which TPUs and CPUs do fastest.
+The exponential of a mean is also a product of roots of exponentials, which
+takes one exponential per item instead of one per item and area shape. That was
+measured to be slower, because compilers compute the roots again in every
+expression that uses them.
+
+The memory is padded: the rows of its grid follow one another, separated by gaps
+that no area may contain. An area of one shape is then a fixed set of offsets
+from its first item, and the sums over all areas of this shape are sums of
+shifted slices. Matrices have the N items of the padded memory as rows and the T
+queries as columns, because TPUs and CPUs shift whole rows fastest.
 """
 
 from collections.abc import Mapping
@@ -34,22 +37,26 @@ import jax.numpy as jnp
 
 from vit_jax.models.area.areas import Areas
 
-GAP = -1e30  # logit of a gap; the exponential of its difference to others is 0
+GAP = -1e30  # logit of a gap: its exponential, relative to any item's, is 0
 
-ByShape = Mapping[tuple[int, int], jax.Array]  # (height, width) of an area: ...
+# An array for each area shape (height, width), with one value per area.
+ByShape = Mapping[tuple[int, int], jax.Array]
 
 
 def _row_stride(areas: Areas) -> int:
-  """Distance of two grid rows in the padded memory.
+  """Number of entries from a grid row to the next in the padded memory.
 
-  The gap behind a row keeps areas from running over the row's end.
+  The gap after each row keeps an area from continuing in the next row.
   """
   rows, columns = areas.memory_shape
   return columns + (areas.max_area[1] - 1 if rows > 1 else 0)
 
 
 def margin(areas: Areas) -> int:
-  """Largest offset between two items of an area; gaps at both ends."""
+  """Length of the gaps at both ends of the padded memory.
+
+  It is the largest offset of an item from the first item of its area.
+  """
   height, width = areas.max_area
   return (height - 1) * _row_stride(areas) + width - 1
 
@@ -59,7 +66,7 @@ def _cut(x: jax.Array, start: int, size: int, axis: int) -> jax.Array:
 
 
 def pad_memory(x: jax.Array, areas: Areas, axis: int = 1) -> jax.Array:
-  """Pads the S items of an axis to N entries, with zeros in the gaps."""
+  """Pads the S items of `axis` to N entries, with zeros in the gaps."""
   first, ends = int(areas.separate_first), margin(areas)
   rows, columns = areas.memory_shape
   gap = lambda n: jnp.zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), x.dtype)
@@ -78,7 +85,16 @@ def pad_memory(x: jax.Array, areas: Areas, axis: int = 1) -> jax.Array:
 
 
 def unpad_memory(x: jax.Array, areas: Areas, axis: int = 1) -> jax.Array:
-  """The S items of a padded memory whose end gaps are already cut off."""
+  """Takes the S items out of a padded memory that has no gaps at its ends.
+
+  Args:
+    x: any array; `axis` has N - 2 margin entries.
+    areas: the areas of the S items.
+    axis: the axis of the items.
+
+  Returns:
+    x with S entries in `axis`.
+  """
   stride, (rows, columns) = _row_stride(areas), areas.memory_shape
   first = int(areas.separate_first)
   start = first * (1 + margin(areas))
@@ -97,7 +113,7 @@ def gap_bias(areas: Areas) -> jax.Array:
   return (1.0 - pad_memory(jnp.ones((1, areas.items, 1)), areas)[0]) * GAP
 
 
-# Sums over windows of the matrices (..., N, T), whose rows are items.
+# Sums over windows of rows; the matrices are (..., N, T), with a row per item.
 
 
 def _rows(x: jax.Array, start: int, size: int) -> jax.Array:
@@ -107,7 +123,10 @@ def _rows(x: jax.Array, start: int, size: int) -> jax.Array:
 def _window_sums(
   x: jax.Array, areas: Areas
 ) -> dict[tuple[int, int], jax.Array]:
-  """For each area shape, the sum over the area that begins at each row."""
+  """Sums over the items of each area, for each area shape.
+
+  Row i of a result belongs to the area whose first item is in row i of x.
+  """
   height, width = areas.max_area
   stride, size = _row_stride(areas), x.shape[-2]
   sums = {(1, 1): x}
@@ -126,7 +145,7 @@ def _window_sums(
 def _area_weights(
   s: jax.Array, areas: Areas
 ) -> dict[tuple[int, int], jax.Array]:
-  """For each area shape, exp(mean of s over each area)."""
+  """exp(mean of s over the items) of each area, for each area shape."""
   return {
     shape: jnp.exp(x if shape == (1, 1) else x * (1 / math.prod(shape)))
     for shape, x in _window_sums(s, areas).items()
@@ -134,12 +153,12 @@ def _area_weights(
 
 
 def _sum_per_item(values: ByShape, areas: Areas, rows: int) -> jax.Array:
-  """Each item's sum over the areas that contain it.
+  """Sums, for each item, over the areas that contain it.
 
   Args:
-    values: one value per area, at the row of the area's first item.
-    areas: the areas.
-    rows: N.
+    values: one value per area, in the row of the area's first item.
+    areas: the areas of the items.
+    rows: the number N of items in the padded memory.
 
   Returns:
     (..., N - 2 margin, T).
@@ -149,7 +168,7 @@ def _sum_per_item(values: ByShape, areas: Areas, rows: int) -> jax.Array:
   sums = []
   for y in range(areas.max_area[0]):
     for x in range(areas.max_area[1]):
-      # The areas in which the item is in row y and column x.
+      # Areas that have the item in their row y and column x.
       start = ends - (y * stride + x)
       sums.append(
         _add(
@@ -168,7 +187,7 @@ def _add(terms: list[jax.Array]) -> jax.Array:
 
 
 def _value_weights(weights: ByShape, value_mode: str) -> ByShape:
-  """Weights of areas -> weights of the values of their items."""
+  """What an area's probability contributes to the weight of each item."""
   if value_mode == 'sum':
     return weights
   return {shape: p * (1 / math.prod(shape)) for shape, p in weights.items()}
@@ -182,17 +201,18 @@ def _total(values: ByShape) -> jax.Array:
 def weights_of_items(
   s: jax.Array, areas: Areas, value_mode: str
 ) -> tuple[jax.Array, jax.Array]:
-  """The matrices of the forward pass.
+  """The weights of the items' values in the output.
 
   Args:
     s: logits, (..., N, T).
-    areas: the areas.
+    areas: the areas of the items.
     value_mode: 'sum' or 'mean'.
 
   Returns:
-    Weights of the items (..., N - 2 margin, T), log normalizer (..., 1, T).
+    The weights (..., N - 2 margin, T) and the log normalizer (..., 1, T).
   """
-  row_max = s.max(-2, keepdims=True)  # no mean over an area exceeds it
+  # The largest logit of a query; the mean over an area is at most as large.
+  row_max = s.max(-2, keepdims=True)
   weights = _area_weights(s - row_max, areas)
   normalizer = _total(weights)
   items = _sum_per_item(_value_weights(weights, value_mode), areas, s.shape[-2])
@@ -206,10 +226,16 @@ def _gradient_of_logits(
   areas: Areas,
   value_mode: str,
 ) -> tuple[jax.Array, jax.Array]:
-  """The matrices of the backward pass; gv is G of the module docstring.
+  """The weights of the items' values, and the gradient of the logits.
+
+  Args:
+    s: logits, (..., N, T).
+    gv: G_j of the module docstring, (..., N, T).
+    normalizer: the log normalizer (..., 1, T) of the forward pass.
+    areas, value_mode: as in `weights_of_items`.
 
   Returns:
-    Weights of the items and gradient of s, both (..., N - 2 margin, T).
+    The weights and the gradient, both (..., N - 2 margin, T).
   """
   weights = _area_weights(s - normalizer, areas)
   of_values = _value_weights(weights, value_mode)
@@ -224,8 +250,9 @@ def _gradient_of_logits(
   return _sum_per_item(of_values, areas, rows), _sum_per_item(ds, areas, rows)
 
 
-# Products of matrices (N, T) with features of items and queries. Features are
-# (rows, K), or (K, rows) if the tokens are last. Results are float32.
+# einsum specifications of the matrix products, named after the axis that is
+# summed. n are items, t queries and k features. The first of each pair is for
+# features (rows, K), the second for (K, rows), where the tokens are last.
 _OVER_FEATURES = ('...nk,...tk->...nt', '...kn,...kt->...nt')
 _OVER_ITEMS = ('...nt,...nk->...tk', '...kn,...nt->...kt')
 _OVER_QUERIES = ('...nt,...tk->...nk', '...kt,...nt->...kn')
@@ -235,14 +262,14 @@ def _multiply(
   specs: tuple[str, str], a: jax.Array, b: jax.Array, tokens_last: bool
 ) -> jax.Array:
   if tokens_last and specs is not _OVER_FEATURES:
-    a, b = b, a  # the result's first axis comes from the first operand
+    a, b = b, a  # the second specification names the operands in this order
   return jnp.einsum(
     specs[tokens_last], a, b, preferred_element_type=jnp.float32
   )
 
 
 def _without_ends(x: jax.Array, areas: Areas, tokens_last: bool) -> jax.Array:
-  """The padded memory without the gaps at its two ends."""
+  """A padded memory without the gaps at its two ends."""
   ends, axis = margin(areas), x.ndim - (1 if tokens_last else 2)
   return _cut(x, ends, x.shape[axis] - 2 * ends, axis)
 
@@ -250,7 +277,7 @@ def _without_ends(x: jax.Array, areas: Areas, tokens_last: bool) -> jax.Array:
 def logits(
   q: jax.Array, k: jax.Array, bias: jax.Array, tokens_last: bool = False
 ) -> jax.Array:
-  """(..., N, T) of queries and the padded memory of keys."""
+  """The logits (..., N, T); see `forward` for the arguments."""
   s = _multiply(_OVER_FEATURES, k, q, tokens_last)
   s = s * q.shape[-2 if tokens_last else -1] ** -0.5
   return s + jnp.broadcast_to(bias, s.shape)
@@ -268,13 +295,13 @@ def forward(
   """Area attention of one head, or of a batch of heads.
 
   Args:
-    q: (..., T, K); with `tokens_last`, here and below, the last two axes are
-      exchanged.
+    q: (..., T, K).
     k, v: padded memories, (..., N, K) and (..., N, V).
     bias: `gap_bias(areas)`.
-    areas: the areas.
+    areas: the areas of the items.
     value_mode: 'sum' or 'mean'.
-    tokens_last: the order of the last two axes.
+    tokens_last: whether the last two axes of q, k, v and of the output are
+      exchanged, (..., K, T) and so on.
 
   Returns:
     The output (..., T, V) and the log normalizer (..., 1, T).
@@ -306,7 +333,7 @@ def backward(
 
   Args:
     q, k, v, bias, areas, value_mode, tokens_last: as in `forward`.
-    normalizer: the second result of `forward`.
+    normalizer: the log normalizer that `forward` returned, (..., 1, T).
     g: gradient of the output, (..., T, V).
 
   Returns:
