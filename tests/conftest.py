@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -43,6 +44,21 @@ def free_compiled_programs():
   gc.collect()
   with contextlib.suppress(OSError):  # glibc keeps freed memory for itself
     ctypes.CDLL('libc.so.6').malloc_trim(0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m excludes
+def pytest_collection_modifyitems(config, items):
+  """Marks the tests of slow.txt, and puts those of whole programs first.
+
+  They take the longest, and no worker should begin one when the others have
+  finished.
+  """
+  lines = pathlib.Path(__file__).with_name('slow.txt').read_text().splitlines()
+  slow = tuple(line for line in lines if not line.startswith('#'))
+  for item in items:
+    if item.nodeid.startswith(slow):
+      item.add_marker(pytest.mark.slow)
+  items.sort(key=lambda item: item.nodeid.count('/') > 1)
 
 
 def pytest_unconfigure():

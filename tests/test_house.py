@@ -156,3 +156,11 @@ def test_no_module_has_the_name_of_a_public_function():
 
   modules = {path.stem for path in PACKAGE.iterdir()}
   assert not modules & set(vit_jax.__all__)
+
+
+def test_slow_tests_are_tests():
+  for line in pathlib.Path(ROOT, 'tests/slow.txt').read_text().splitlines():
+    if not line.startswith('#'):
+      file, _, name = line.partition('::')
+      text = pathlib.Path(ROOT, file).read_text()
+      assert f'def {name.partition("[")[0]}(' in text, line
