@@ -48,7 +48,7 @@ __all__ = [
   'train_and_evaluate',
 ]
 
-# The module that each name is imported from, as above for type checkers.
+# {public name: the module that defines it}, as above for type checkers.
 _MODULES = {
   'ConfigError': 'vit_jax.recipe.keys',
   'Preprocessing': 'vit_jax.preprocessing',

@@ -1,4 +1,4 @@
-"""Runs the variants of a recipe one after another, and tabulates them.
+"""Runs the variants of a recipe, and writes a table of their results.
 
     python -m vit_jax.ablate --config=configs/X.py:ARG --workdir=DIR --seeds=3
 
@@ -6,46 +6,46 @@ A recipe has variants if it has a function `sweep(arg)` that returns
 
     {name: {key: value, ...}, ...}    or a list of such {key: value, ...}
 
-Keys are those of the recipe ('optim.lr'), and these of the variant itself:
+The keys are those of the recipe, such as 'optim.lr', and four of the variant:
 
     'arg'        another argument for the recipe
     'config'     another recipe: 'configs/Y.py:ARG'
-    'seeds'      the number of seeds of this variant, instead of --seeds
-    'published'  the published top-1 in per cent, or {'top-1': 91.44, 'top-5':
-                 99.6, 'loss': 0.408}, to be shown beside the results
+    'seeds'      number of seeds of this variant, instead of --seeds
+    'published'  published top-1 in per cent, or {'top-1': 91.44, 'top-5':
+                 99.6, 'loss': 0.408}; the table shows it beside the results
 
-A recipe may also have a function `measure(config, directory)`, which is called
-after each run with the run's config and directory and returns {column: value}:
-what the paper measures of the trained model, such as a few-shot accuracy. The
-table has these columns too, and 'published' may name them.
+A recipe may also have a function `measure(config, directory)`. It is called
+after each run with the run's config and directory, and returns {column: value}
+of what the paper measures, such as a few-shot accuracy. The table has these
+columns too, and 'published' may name them.
 
-In text values '{workdir}' is replaced by --workdir and '{seed}' by the number
-of the seed, so that a variant can use what an earlier one made. The run of
-seed k is in WORKDIR/NAME/seedK, with '_' for characters of NAME that do not
-suit a path, and has run.seed = that of the recipe + k. Keys given on the
-command line (--config.data.dir=DIR) hold for all variants.
+In values that are texts, '{workdir}' is replaced by --workdir and '{seed}' by
+the number of the seed, so that a variant can use the files of an earlier one.
+The run of seed k has the recipe's run.seed + k and is in WORKDIR/NAME/seedK.
+Characters of NAME that are not allowed in a path become '_'. Keys on the
+command line (--config.data.dir=DIR) apply to all variants.
 
-When the command is started again, finished runs are skipped and an interrupted
-one continues. The table (mean and sample standard deviation over the seeds) is
-printed and kept in WORKDIR/ablation.md, and every run in WORKDIR/ablation.json.
+When the command is started again, it skips finished runs and continues an
+interrupted one. The table, with the mean and the sample standard deviation over
+the seeds, is printed and written to WORKDIR/ablation.md; WORKDIR/ablation.json
+has every run.
 
---jobs=2 runs two at a time on a CPU, each in a process of its own on half of
-the cores, with its output in WORKDIR/NAME/seedK/log.txt. Small models leave
-cores idle, so two of them on one core each are faster than one after the other.
+--jobs=2 does two runs at a time on a CPU. Each is a process on half of the
+cores, and writes its output to WORKDIR/NAME/seedK/log.txt. A small model does
+not keep all cores busy, so this is faster than one run after the other.
 """
 
 import os
 import subprocess
 import sys
-from typing import Any
 
 from absl import flags
 
 from vit_jax.recipe.command_line import run_program
 
 
-def run(values: Any, overrides: Any) -> int:
-  """Runs the ablation, or one of its runs; returns the exit code."""
+def run(values: flags.FlagValues, overrides: dict[str, str]) -> int:
+  """Does the ablation, or one of its runs; returns the exit code."""
   from vit_jax.parallel import processes
   from vit_jax.parallel.watchdog import session
 
@@ -63,7 +63,7 @@ def run(values: Any, overrides: Any) -> int:
       plan = make_plan(recipe, workdir, values.seeds, overrides)
       do_run(plan[values.run])
       return 0
-    # Before the session, which opens a log in the workdir.
+    # Checked before the session, which creates the workdir and its log.
     checked_plan(recipe, workdir, values.seeds, overrides, values.variants)
     with session(workdir, orderly=(train.Preempted,)):
       results = run_variants(
@@ -92,7 +92,7 @@ def _start(number: int, cores: list[int] | None, log) -> subprocess.Popen:
     stdout=log,
     stderr=subprocess.STDOUT,
   )
-  if cores:  # set at once, before the process has started any threads
+  if cores:  # set now, before the process starts threads
     os.sched_setaffinity(process.pid, cores)
   return process
 
@@ -102,11 +102,13 @@ def main() -> None:
   flags.DEFINE_string(
     'config',
     None,
-    'Recipe with a sweep: configs/X.py, with an argument after a colon.',
+    'Recipe with a sweep: configs/X.py or configs/X.py:ARG.',
   )
-  flags.DEFINE_string('workdir', None, 'Directory of all runs and the table.')
-  flags.DEFINE_integer('seeds', 3, 'Runs of each variant.')
-  flags.DEFINE_integer('jobs', 1, 'Runs at a time, on a CPU.', lower_bound=1)
+  flags.DEFINE_string('workdir', None, 'Directory for all runs and the table.')
+  flags.DEFINE_integer('seeds', 3, 'Number of runs of each variant.')
+  flags.DEFINE_integer(
+    'jobs', 1, 'Number of runs at a time, on a CPU.', lower_bound=1
+  )
   flags.DEFINE_integer(
     'run',
     None,

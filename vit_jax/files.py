@@ -1,4 +1,4 @@
-"""Files that appear only when they are complete."""
+"""Writes files that appear only when they are complete."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,19 +11,20 @@ from etils import epath
 
 @contextlib.contextmanager
 def open_atomically(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
-  """Opens a file for writing that appears under its name when it is complete.
+  """Opens a file for writing; it appears under its name when it is complete.
 
   A local file is written under a temporary name beside `path` and renamed at
-  the end, so a reader never sees half of it and a killed writer leaves the old
-  file as it was. An object store shows a file only after it was written
-  completely, so it needs no second name.
+  the end. A reader never sees an incomplete file, and if the writer is killed,
+  the old file stays. An object store shows a file only when it is complete, so
+  it needs no temporary name.
 
   Args:
     path: local or remote file; its directory must exist.
     mode: 'w' for text (UTF-8), 'wb' for bytes.
 
   Raises:
-    OSError: the file cannot be written. Nothing is left behind.
+    OSError: the file cannot be written. The temporary file is removed.
+    ValueError: another mode.
   """
   if mode not in ('w', 'wb'):
     raise ValueError(f"mode={mode!r}; allowed: 'w', 'wb'")
@@ -50,6 +51,6 @@ def open_atomically(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
 
 
 def write_atomically(path: str | os.PathLike, data: str | bytes) -> None:
-  """Writes text or bytes to a file that appears when it is complete."""
+  """Writes text or bytes to a file, as `open_atomically` does."""
   with open_atomically(path, 'wb' if isinstance(data, bytes) else 'w') as file:
     file.write(data)

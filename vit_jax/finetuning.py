@@ -1,11 +1,11 @@
-"""Fine-tunes a model on a folder of images by the published settings.
+"""Fine-tunes a model on a folder of images with the published settings.
 
     summary = finetune('vit_b16', 'ViT-B_16.npz', 'flowers', 'runs/flowers')
 
-The settings are in `vit_jax.recipe.finetuning`: SGD with momentum 0.9, cosine
-with linear warm-up, clip 1, no weight decay, a new head that starts at zero,
-random crops of 5 to 100 % of the area, and flips. The length follows from the
-number of images.
+The settings are in `vit_jax.recipe.finetuning`: SGD with momentum 0.9, a linear
+warm-up and a cosine, gradients clipped to norm 1, no weight decay, a new head
+that starts at zero, random crops of 5 to 100 % of the area, and flips. The
+number of steps depends on the number of images.
 """
 
 from typing import Any
@@ -16,26 +16,38 @@ from vit_jax.recipe.finetuning import folder_config
 def finetune(
   model: str | None, weights: str, data: str, workdir: str, **options: Any
 ) -> dict[str, Any]:
-  """Fine-tunes and evaluates; a stopped run continues where it was.
+  """Fine-tunes and evaluates a model; a stopped run continues.
 
   Args:
-    model: registered name; None takes the one that the weights are of.
+    model: registered name; None takes the model that the weights name.
     weights: .npz, .pth, .safetensors, workdir or hub name; '' starts from
-      random initialization.
-    data: image folder (train/ and test/ with a directory per class, or class
-      directories alone), or a directory that `vit-jax pack` wrote.
-    workdir: where checkpoints, metrics and the summary go.
-    **options: of `folder_config`: `steps` or `epochs` (by default 500 steps
-      below 20,000 images, 10,000 below 500,000, else 20,000); `lr` (by default
-      0.03 for a batch of 512, in proportion); `batch_size` (512, on a CPU 32);
-      `image_size` (by default the model's own; the papers use 384);
-      `head_only`; `layer_decay` (factor of the rate from block to block towards
-      the input); `holdout` (fraction of a flat folder for testing); `seed`;
-      `module` (a Python module that registers the model); `fields` of the
-      model.
+      random parameters.
+    data: folder of images (train/ and test/ with a directory per class, or
+      only class directories), or a directory that `vit-jax pack` wrote.
+    workdir: directory for checkpoints, metrics and the summary.
+    **options: options of `folder_config`:
+      `steps` or `epochs`: length; by default 500 steps below 20,000 images,
+        10,000 below 500,000, else 20,000.
+      `lr`: peak learning rate; by default 0.03 for a batch of 512, and in
+        proportion for other batch sizes.
+      `batch_size`: images of all devices together; by default 512, on a CPU 32.
+      `image_size`: pixels, or (height, width); by default the model's own. The
+        papers use 384.
+      `head_only`: train only the head, a linear probe.
+      `layer_decay`: factor of the learning rate from each block to the block
+        before it.
+      `holdout`: fraction of the images for testing, if the folder has no test/.
+      `seed`: seed of all random numbers.
+      `module`: Python module that registers the model.
+      `fields`: {name: value} of fields of the model.
 
   Returns:
-    The summary of `train_and_evaluate`: summary['results']['test']['top1'].
+    The summary of `train_and_evaluate`; the accuracy is
+    summary['results']['test']['top1'].
+
+  Raises:
+    ConfigError: the settings do not fit the model or the data.
+    WeightsError: the weights cannot be read or do not fit the model.
   """
   from vit_jax import train
 

@@ -2,21 +2,20 @@
 
     python -m vit_jax.main --config=configs/X.py[:ARG] --workdir=DIR
 
---config.KEY=VALUE sets any key of the recipe: --config.optim.lr=3e-4. A run
-that was stopped continues when the same command is started again. Exit codes:
-0 done, 1 an error (its message is the last line), 3 stopped by a preemption
-after saving.
+--config.KEY=VALUE sets a key of the recipe, such as --config.optim.lr=3e-4. A
+stopped run continues when the same command is started again. Exit codes: 0 for
+a finished run, 1 for an error (its message is the last line), 3 for a run that
+was preempted and has saved its state.
 """
 
 import sys
-from typing import Any
 
 from absl import flags
 
 from vit_jax.recipe.command_line import run_program
 
 
-def run(values: Any, overrides: Any) -> int:
+def run(values: flags.FlagValues, overrides: dict[str, str]) -> int:
   """Checks the recipe, joins the job and trains; returns the exit code."""
   from vit_jax.recipe.checks import check
   from vit_jax.recipe.overrides import load_config
@@ -44,19 +43,19 @@ def run(values: Any, overrides: Any) -> int:
 def main() -> None:
   """The command line of `python -m vit_jax.main`."""
   flags.DEFINE_string(
-    'config', None, 'Recipe: configs/X.py, with an argument after a colon.'
+    'config', None, 'Recipe: configs/X.py or configs/X.py:ARG.'
   )
   flags.DEFINE_string(
     'workdir', None, 'Directory for checkpoints, metrics and the summary.'
   )
   flags.DEFINE_string(
-    'coordinator', None, 'host:port of process 0, where it is not detected.'
+    'coordinator', None, 'host:port of process 0, if it is not detected.'
   )
   flags.DEFINE_integer(
-    'num_processes', None, 'How many processes, where it is not detected.'
+    'num_processes', None, 'Number of processes, if it is not detected.'
   )
   flags.DEFINE_integer(
-    'process_id', None, 'Number of this process, where it is not detected.'
+    'process_id', None, 'Number of this process, from 0, if not detected.'
   )
   run_program(run, '--config=configs/X.py --workdir=DIR')
 

@@ -1,4 +1,4 @@
-"""How images are fed to a model: size, crop, interpolation, normalization."""
+"""How images are prepared: size, crop, interpolation, normalization."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -15,8 +15,8 @@ NORMALIZATION = {
   'imagenet': ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
   'unit': ((0.0,) * 3, (255.0,) * 3),  # to [0, 1]
 }
-# tf.image.resize's methods, and Pillow's, which torchvision and timm use.
-# Pillow's antialias; TensorFlow's do where the name says so.
+# Methods of tf.image.resize, which antialias only if their name says so; and
+# Pillow's, which torchvision and timm use and which always antialias.
 TENSORFLOW_INTERPOLATIONS = (
   'bilinear',
   'area',
@@ -26,34 +26,37 @@ TENSORFLOW_INTERPOLATIONS = (
 )
 PILLOW_INTERPOLATIONS = ('bicubic', 'bilinear_antialias')
 INTERPOLATIONS = (*TENSORFLOW_INTERPOLATIONS, *PILLOW_INTERPOLATIONS)
-# What becomes of the floating-point pixels that TensorFlow's methods compute.
+# How the floating-point pixels of TensorFlow's methods become integers.
 ROUNDINGS = ('nearest', 'truncate', 'none')
 CROP_RESIZES = ('timm', 'resize_small', 'squash')
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """How an image on disk becomes the array that a model takes.
+  """How an image file becomes the input of a model.
 
-  One value for the whole package: the registry says what a released model was
-  trained with, a recipe and a checkpoint say what a run uses, and a classifier
-  and an exported file apply it.
+  The whole package uses this one value. The registry has that of each released
+  model, recipes and checkpoints have that of a run, and classifiers and
+  exported files apply it.
 
   Attributes:
-    size: (height, width) in pixels of what the model takes.
-    crop: None resizes the image to `size` without regard to its aspect ratio.
-      A ratio c > 0 resizes to size / c and takes the center; above 1 (VOLO:
-      1.15) the resized image is smaller than `size` and is padded with black.
-    interpolation: one of INTERPOLATIONS. 'bilinear' does not antialias,
-      'bicubic' is Pillow's and does.
+    size: (height, width) of the model's input in pixels.
+    crop: None resizes the image to `size`, whatever its aspect ratio. A ratio
+      c > 0 resizes to size / c and takes the center. If c is above 1 (VOLO:
+      1.15), the resized image is smaller than `size` and is padded with black.
+    interpolation: one of INTERPOLATIONS. 'bilinear' does not antialias;
+      'bicubic' is Pillow's, which does.
     normalize: key of NORMALIZATION.
-    crop_resize: how to resize before the center is taken. 'timm': the shorter
-      side to size / c, the longer one in proportion, both rounded down.
-      'resize_small': the same, rounded to the nearest, as in big_vision.
-      'squash': both sides to size / c, without regard to the aspect ratio.
-    rounding: of TensorFlow's interpolations: to the 'nearest' integer,
-      'truncate' to the integer below (big_vision), or 'none' to keep floating
-      point (vision_transformer).
+    crop_resize: how to resize before the center crop. 'timm': the shorter side
+      to size / c, the longer one in proportion, both rounded down.
+      'resize_small': the same, rounded to the nearest integer, as in
+      big_vision. 'squash': both sides to size / c, whatever the aspect ratio.
+    rounding: how the pixels of TensorFlow's interpolations become integers:
+      'nearest', 'truncate' to the integer below (big_vision), or 'none' to keep
+      floating point (vision_transformer).
+
+  Raises:
+    ValueError: a field has a value that is not allowed.
   """
 
   size: tuple[int, int] = (224, 224)
@@ -69,7 +72,7 @@ class Preprocessing:
       if isinstance(self.crop, str | bool) or not 0 < self.crop < math.inf:
         raise ValueError(
           f'crop={self.crop!r}: must be a positive ratio such as 0.875, or '
-          'None to resize without regard to the aspect ratio'
+          'None to resize to the image size whatever the aspect ratio'
         )
       object.__setattr__(self, 'crop', float(self.crop))
     for name, allowed in (
@@ -90,7 +93,7 @@ class Preprocessing:
     return 'float32' if self.rounding == 'none' else 'uint8'
 
   def __str__(self) -> str:
-    """Such as '224x224, squashed, bilinear, half normalization'."""
+    """Text such as '224x224, squashed, bilinear, half normalization'."""
     crop = 'squashed'
     if self.crop is not None:
       crop = f'center crop of ratio {self.crop:g} ({self.crop_resize})'
@@ -100,7 +103,7 @@ class Preprocessing:
     )
 
   def to_json(self) -> dict[str, Any]:
-    """Plain JSON values, which `from_json` reads back to an equal value."""
+    """Plain JSON values, from which `from_json` makes an equal value."""
     return {**dataclasses.asdict(self), 'size': list(self.size)}
 
   @classmethod
@@ -116,7 +119,7 @@ class Preprocessing:
 
 
 def check_rounding(rounding: str, interpolation: str) -> None:
-  """Raises ValueError for a rounding that an interpolation cannot have."""
+  """Raises ValueError for a rounding that does not go with an interpolation."""
   if rounding != 'nearest' and interpolation not in TENSORFLOW_INTERPOLATIONS:
     raise ValueError(
       f'rounding={rounding!r} with interpolation={interpolation!r}: Pillow '
@@ -126,10 +129,10 @@ def check_rounding(rounding: str, interpolation: str) -> None:
 
 
 def as_size(value: int | Sequence[int]) -> tuple[int, int]:
-  """(height, width) in pixels of one number for a square, or of two numbers.
+  """Makes (height, width) in pixels from one number (a square) or two.
 
   Raises:
-    ValueError: neither one nor two positive whole numbers.
+    ValueError: `value` is not one or two positive whole numbers.
   """
   try:
     if isinstance(value, int | numbers.Integral):

@@ -1,8 +1,8 @@
 """Weights of separable image resizing, for numpy and for jax.numpy.
 
-A resize along one axis is a matrix (new, old): row i holds the weights of the
-old pixels in the new pixel i. All rooms that resize take the kernels from
-here: images on the host and on the device, position tables, stored label maps.
+A resize along one axis is a matrix (new, old), where row i has the weights of
+the old pixels in the new pixel i. All code that resizes uses these kernels: for
+images on the host and on the device, position tables and stored label maps.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def keys_cubic(distance: np.ndarray, a: float) -> np.ndarray:
   """Keys' cubic convolution kernel (1981).
 
   Args:
-    distance: from the sampled position, in pixels, any shape.
+    distance: distances from the sampled position in pixels, of any shape.
     a: the slope at distance 1: -0.5 in TensorFlow and Pillow, -0.75 in PyTorch.
 
   Returns:
@@ -41,19 +41,19 @@ def bilinear_matrix(
   high: Any = None,
   xp: Any = np,
 ) -> Any:
-  """Weights that sample an interval bilinearly, without antialias.
+  """Weights that sample an interval linearly, without antialias.
 
   The interval [start, start + length) is divided into `new` equal cells and
   sampled at their centers (half-pixel centers). Pixels outside of the image
   count as zero.
 
   Args:
-    old: pixels of the image.
-    new: pixels of the result.
-    start: where the interval begins, in pixels; may be traced.
-    length: of the interval; by default the whole image.
-    low, high: sampled positions are limited to this range; by default to the
-      centers of the first and the last pixel, which repeats the edge.
+    old: number of pixels of the image along the axis.
+    new: number of pixels of the result.
+    start: beginning of the interval in pixels; may be traced.
+    length: length of the interval in pixels; by default that of the image.
+    low, high: sampled positions are clipped to this range, by default from the
+      center of the first pixel to that of the last, which repeats the edge.
     xp: numpy, or jax.numpy for traced arguments.
 
   Returns:
@@ -68,10 +68,10 @@ def bilinear_matrix(
 
 
 def aligned_matrix(old: int, new: int) -> np.ndarray:
-  """Linear interpolation with aligned corners: (new, old) weights, float64.
+  """Weights of linear interpolation with aligned corners: (new, old), float64.
 
-  The first and the last new pixel are copies of the first and the last old one
-  (`scipy.ndimage.zoom(order=1)`).
+  The first and last new pixels are copies of the first and last old pixels, as
+  in `scipy.ndimage.zoom(order=1)`.
   """
   position = np.linspace(0.0, old - 1.0, new) if new > 1 else np.zeros(1)
   low = np.minimum(np.floor(position).astype(int), max(old - 2, 0))
@@ -84,10 +84,10 @@ def aligned_matrix(old: int, new: int) -> np.ndarray:
 
 
 def bicubic_matrix(old: int, new: int, a: float = -0.75) -> np.ndarray:
-  """Bicubic interpolation without antialias: (new, old) weights, float64.
+  """Weights of bicubic interpolation without antialias: (new, old), float64.
 
-  Half-pixel centers; taps outside of the image read the edge. With the default
-  slope `a`, this is PyTorch's `interpolate(mode='bicubic')`.
+  Centers are at half pixels, and taps outside of the image read the edge. With
+  the default slope `a` this is PyTorch's `interpolate(mode='bicubic')`.
   """
   position = (np.arange(new) + 0.5) * (old / new) - 0.5
   first = np.floor(position).astype(int)

@@ -1,11 +1,11 @@
-"""Numbers and tables as text for people."""
+"""Writes numbers and tables as text."""
 
 from collections.abc import Iterable, Sequence
 import io
 
 
 def duration(seconds: float) -> str:
-  """'42s', '3m10s', '5h02m' or '3d04h'; negative times count as 0."""
+  """A time as '42s', '3m10s', '5h02m' or '3d04h'; 0 if it is negative."""
   seconds = max(0, round(seconds))
   if seconds < 60:
     return f'{seconds}s'
@@ -34,8 +34,8 @@ def table(
 
   Args:
     rows: cells of each row; they are converted by `str`.
-    header: titles of the columns; none for a table without a first line.
-    right: numbers of the columns that are aligned at their right.
+    header: titles of the columns; () for a table without titles.
+    right: numbers of the columns, from 0, that are aligned to the right.
 
   Returns:
     Lines without trailing spaces; '' if there is nothing to show.
@@ -61,7 +61,7 @@ def table(
   for row in rows:
     # Text, so that brackets in a cell are not read as rich markup.
     result.add_row(*map(rich.text.Text, row))
-  # A width that no table reaches, so that rich neither wraps nor cuts cells.
+  # A width above that of any table, so that rich does not wrap or cut cells.
   console = rich.console.Console(
     file=io.StringIO(), width=10_000, color_system=None
   )

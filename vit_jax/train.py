@@ -1,8 +1,7 @@
-"""train_and_evaluate(config, workdir): the loop, from recipe to summary.json.
+"""train_and_evaluate(config, workdir): the training loop.
 
-A run that was stopped goes on where it was, and ends with the bits of an
-uninterrupted run, because data, augmentation and dropout are functions of
-(seed, step) alone.
+A resumed run ends with the same bits as an uninterrupted one, because data,
+augmentation and dropout depend only on (seed, step).
 """
 
 from collections.abc import Sequence
@@ -55,31 +54,32 @@ from vit_jax.training.writers import Writer
 __all__ = ['NonFinite', 'Preempted', 'train_and_evaluate']
 
 # Floating-point operations of a training step for each multiply-accumulate of
-# the forward pass: 2 in it, and 4 in the backward pass.
+# the forward pass: 2 in the forward pass and 4 in the backward pass.
 _FLOPS_PER_MAC = 6.0
 
 
 def train_and_evaluate(
   config: Config,
   workdir: str | os.PathLike,
-  devices: Sequence[Any] | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
   """Trains a recipe to its end, or evaluates it, and returns the summary.
 
   Args:
     config: a recipe, see `vit_jax.recipe.keys.default_config`.
-    workdir: directory for checkpoints, metrics and the summary; a run that was
-      stopped goes on where it was.
-    devices: those to use; None for all.
+    workdir: directory for checkpoints, metrics and the summary. If it has a
+      stopped run of this recipe, the run continues.
+    devices: the devices to use; None for all.
 
   Returns:
-    The summary that is also in WORKDIR/summary.json: final metrics by eval
-    set, steps, parameters, wall time, versions, device.
+    The summary: final metrics by eval set, steps, parameters and speed.
+    WORKDIR/summary.json also has wall time, versions and device.
 
   Raises:
-    ConfigError: a recipe that cannot work; before anything is compiled.
-    NonFinite: with run.nan='stop', the loss became NaN; names the step.
-    Preempted: after SIGTERM, once the state is saved.
+    ConfigError: the recipe cannot work; raised before anything is compiled.
+    CheckpointError: a checkpoint cannot be read or written.
+    NonFinite: the loss or a gradient is not finite, with run.nan='stop'.
+    Preempted: after SIGTERM, when the state has been saved.
   """
   config, adopted = _checked(config, workdir)
   mesh = make_mesh(
@@ -165,7 +165,7 @@ def train_and_evaluate(
           f'in {workdir}: start the same command again'
         )
 
-    # A run that had already reached its end is evaluated once more.
+    # A finished run that is started again has not been evaluated yet.
     summary.update(
       results=evaluate.at(step) or evaluate.evaluate(step, state),
       step=step,
@@ -182,7 +182,10 @@ def train_and_evaluate(
 def _checked(
   config: Config, workdir: str | os.PathLike
 ) -> tuple[Config, list[str]]:
-  """A copy of the recipe that fits the workdir, and what was adopted for it."""
+  """A checked copy of the recipe, and 'key=value' of what a resumed run needs.
+
+  Those keys keep a run of an earlier version as it began, see `adopt_earlier`.
+  """
   check(config)
   config = copy.deepcopy(config)
   adopted = adopt_earlier(config, workdir)
@@ -195,10 +198,12 @@ def _checked(
 def _announce(
   run: Run, num_examples: int, macs: int, adopted: Sequence[str]
 ) -> None:
-  """Prints what is going to run."""
+  """Prints model, data and length of the run."""
   _say(describe(run, num_examples, macs))
   if adopted:
-    _say(f'as the version that began this run: {", ".join(adopted)}')
+    _say(
+      f'set as in the earlier version that began this run: {", ".join(adopted)}'
+    )
   if run.config.log.overview:
     _say(
       parameter_overview.get_parameter_overview(
@@ -208,6 +213,8 @@ def _announce(
 
 
 class _Actions(NamedTuple):
+  """The work that a run does at some of its steps."""
+
   log: Log
   evaluate: Evaluation
   save: Saving
@@ -222,7 +229,7 @@ def _actions(
   checkpoints: Checkpoints,
   first_step: int,
 ) -> _Actions:
-  """What a run does at some of its steps, as the recipe says."""
+  """Logging, evaluation and saving, as often as the recipe says."""
   config, per_epoch = run.config, run.steps_per_epoch
   check = _ignore if config.run.nan == 'skip' else check_finite
   log = Log(
@@ -258,10 +265,10 @@ def _actions(
 
 
 def _ignore(state: Any) -> None:
-  """Lets a run with run.nan='skip' go on."""
+  """Instead of `check_finite`, for a run with run.nan='skip'."""
 
 
 def _say(text: str) -> None:
-  """Prints a line, in one of the processes."""
+  """Prints a line in process 0."""
   if processes.is_first():
     print(text, flush=True)

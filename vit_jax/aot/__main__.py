@@ -1,4 +1,4 @@
-"""The process that `aot.estimate.estimate` starts to compile one recipe in."""
+"""Compiles one recipe, in the process that `aot.estimate.estimate` starts."""
 
 import sys
 

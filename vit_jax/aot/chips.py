@@ -1,4 +1,4 @@
-"""The chips that a recipe can be compiled for."""
+"""The TPU chips for which a recipe can be compiled."""
 
 import dataclasses
 import re
@@ -11,11 +11,13 @@ class Chip:
   The peak FLOP/s are in `models.flops.PEAK_TFLOPS`.
 
   Attributes:
-    clock: GHz.
-    memory: usable GiB, from the compiler's own out-of-memory message.
-    bandwidth: of an all-reduce, GB/s: what the Cloud TPU documentation gives
-      for a pod, divided by its devices. None where nothing is published.
-    config_name: how libtpu calls this use of the chip, if it has several.
+    clock: clock rate in GHz.
+    memory: usable memory in GiB, from the compiler's out-of-memory message.
+    bandwidth: bandwidth of an all-reduce in GB/s: the number that the Cloud TPU
+      documentation gives for a pod, divided by its devices. None if it gives
+      none.
+    config_name: libtpu's name for the configuration of the chip, if it has
+      several.
   """
 
   clock: float
@@ -33,7 +35,7 @@ CHIPS = {
   'v6e': Chip(clock=1.75, memory=31.25, bandwidth=400),
   'tpu7x': Chip(clock=1.90, memory=94.75, bandwidth=None),
 }
-# Google Cloud names a v2 or v3 slice by its number of cores; the compiler wants
+# Google Cloud names a v2 or v3 slice by its number of cores; the compiler needs
 # the grid of its chips.
 CORES = {
   '8': '2x2',
@@ -44,8 +46,8 @@ CORES = {
   '1024': '16x32x1',
   '2048': '32x32',
 }
-# Training examples of the known data set with so many classes, for recipes
-# whose data is not on this machine.
+# {number of classes: training examples of the known data set that has them},
+# for recipes whose data is not on this machine.
 EXAMPLES = {
   10: 50_000,
   100: 50_000,
@@ -57,7 +59,11 @@ EXAMPLES = {
 
 
 def parse_topology(topology: str) -> tuple[str, str]:
-  """('v3', '8x8') of 'v3:8x8' or of 'v3-128'; ValueError for anything else."""
+  """Reads 'v3:8x8' or 'v3-128' as ('v3', '8x8').
+
+  Raises:
+    ValueError: an unknown chip, or another form.
+  """
   match = re.fullmatch(r'(\w+):(\d+(?:x\d+){1,2})', topology)
   if match and match[1] in CHIPS:
     return match[1], match[2]

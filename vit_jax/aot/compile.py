@@ -1,6 +1,7 @@
-"""Compiles the train and evaluation step of a recipe, in this process.
+"""Compiles the training and evaluation step of a recipe.
 
-`estimate.estimate` runs it in a process whose environment is set for libtpu.
+It runs in a process that `estimate.estimate` starts with the environment of
+libtpu.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ def _describe_topology(chip: str, grid: str):
 
 
 def compile_recipe(request: Request) -> dict[str, Any]:
-  """Compiles a recipe in this process; see `estimate` for the report."""
+  """Compiles a recipe and returns the report of `estimate.estimate`."""
   config, start = request.config, time.time()
   check(config)
   facts = data_facts(config, request.num_classes, request.num_examples)
@@ -75,7 +76,7 @@ def compile_recipe(request: Request) -> dict[str, Any]:
 
 
 def _describe_run(request: Request, run: Run, devices) -> dict[str, Any]:
-  """The part of the report that is known before anything is compiled."""
+  """The entries of the report that are known before compiling."""
   config, state, mesh = request.config, run.abstract_state, run.mesh
   batch_size = config.data.batch_size
   per_device = lambda tree: sum(
@@ -102,8 +103,8 @@ def _describe_run(request: Request, run: Run, devices) -> dict[str, Any]:
     'state_bytes': per_device(state),
     'memory_limit': int(CHIPS[request.chip].memory * 2**30),
     'fits': True,
-    # A multiply-add is two operations; the backward pass takes twice as many
-    # as the forward pass.
+    # A multiply-add is two operations, and the backward pass has twice as many
+    # of them as the forward pass.
     'model_flops': 6 * macs * batch_size,
     'steps': run.total_steps,
   }
@@ -112,7 +113,7 @@ def _describe_run(request: Request, run: Run, devices) -> dict[str, Any]:
 def _batch(
   batch_size: int, rounding: str, run: Run, facts: DataFacts, **more
 ) -> dict:
-  """Shapes and shardings of a batch as the host sends it."""
+  """Shapes and shardings of the batch that the host sends."""
   array = lambda shape, dtype: jax.ShapeDtypeStruct(
     (batch_size, *shape), dtype, sharding=jax.NamedSharding(run.mesh, BATCH)
   )
@@ -128,13 +129,13 @@ def _batch(
 
 
 def _lower_train(config, run: Run, facts: DataFacts):
-  """The train step of the recipe, with its teacher, ready to be compiled."""
+  """Lowers the training step of a recipe, with its teacher."""
   teacher, extras, more = None, {}, {}
   if config.loss.distill != 'none':
     teacher, extras['teacher'] = abstract_teacher(
       config, run.mesh, run.num_classes
     )
-    more['index'] = jnp.int32  # of the example, for stored logits
+    more['index'] = jnp.int32  # number of the example, for stored logits
   data = config.data
   batch = _batch(data.batch_size, data.rounding, run, facts, **more)
   with jax.set_mesh(run.mesh):
@@ -143,7 +144,7 @@ def _lower_train(config, run: Run, facts: DataFacts):
 
 
 def _compile(lowered, request: Request, report: dict[str, Any]):
-  """The executable; None, with the reason in the report, if it does not fit."""
+  """Compiles a step; None if it does not fit, with the reason in the report."""
   options = {}
   if request.effort == 'fast':
     options['xla_optimization_level'] = 'EFFORT_O0'
@@ -200,7 +201,7 @@ def _add_evaluation(
 
 
 def _add_speed(report: dict[str, Any], run: Run, devices) -> None:
-  """Adds images/s, MFU and the length of the whole recipe."""
+  """Adds images/s, MFU and the duration of the whole recipe to the report."""
   seconds, count = report['step_seconds'], len(devices)
   peak = flops.peak_flops(devices[0])
   report['images_per_second'] = report['batch_size'] / seconds
@@ -213,12 +214,12 @@ def _add_speed(report: dict[str, Any], run: Run, devices) -> None:
 def _read_program(
   report: dict[str, Any], executable, mesh, request: Request
 ) -> None:
-  """Adds memory, collectives and estimated time of the compiled program."""
+  """Adds memory, collectives and estimated time of a program to the report."""
   text, chip = executable.as_text(), CHIPS[request.chip]
   if request.program_file:
     pathlib.Path(request.program_file).write_text(text)
   memory, program = executable.memory_analysis(), Program(text)
-  cycles, cycles_by_part = program.cycles()
+  cycles, cycles_by_kind = program.cycles()
   report['peak_bytes'] = int(
     getattr(memory, 'peak_memory_in_bytes', 0)
     or memory.argument_size_in_bytes
@@ -231,11 +232,11 @@ def _read_program(
   report['step_seconds'] = cycles / (chip.clock * 1e9)
   report['milliseconds_by_part'] = {
     name: round(value / (chip.clock * 1e6), 3)
-    for name, value in cycles_by_part.items()
+    for name, value in cycles_by_kind.items()
   }
   report['collectives'] = program.collectives(dict(mesh.shape))
-  # The bandwidth is that of an all-reduce, which sends every byte twice: once
-  # to be summed, once to be handed out. The others send it once.
+  # The bandwidth is that of an all-reduce, which sends every byte twice: to be
+  # summed, and to distribute the sum. Other collectives send every byte once.
   sent = sum(
     c['bytes'] * (1 if c['kind'] == 'all-reduce' else 0.5)
     for c in report['collectives']

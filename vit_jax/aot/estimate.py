@@ -1,24 +1,24 @@
-"""Compiles a recipe for a TPU slice without one, and reads the result.
+"""Compiles a recipe for a TPU slice, on a machine without TPUs.
 
     vit-jax aot --config=configs/vit_l16_i21k.py --topology=v3:8x8
 
 libtpu (`pip install 'vit_jax[tpu]'`) compiles for any TPU topology on a plain
-machine. It raises the real out-of-memory error, and the program that it returns
-lists the collectives and, for every instruction, estimated cycles. The report
-has:
+machine. It raises the same out-of-memory error as on the TPU. The program that
+it returns lists the collectives, and estimated cycles for every instruction.
+The report has:
 
-- memory: the peak per device by the compiler, and what the device has;
+- memory: the peak per device, as the compiler computes it, and its limit;
 - collectives: how often each kind runs, over which mesh axes, and its bytes;
-- step time: the sum of the estimated cycles (of a loop, times its trip count)
-  over the clock rate. It covers the arithmetic and the memory traffic of one
-  device. Communication is not in it and is given separately, as bytes over the
-  published bandwidth.
+- step time: the sum of the estimated cycles, times the trip count for
+  instructions in a loop, divided by the clock rate. It covers arithmetic and
+  memory traffic of one device. Communication is not included; the report gives
+  it separately, as bytes divided by the published bandwidth.
 
-Calibration: S/16 at batch 1,024 on a v3-8 (a recipe published as 6 to 7 hours
-for 90 epochs, about 610 img/s per core) is estimated at 658 img/s per core
-when built the same way: 8 % fast. Expect +-20 % of the arithmetic, and better
-of comparisons; the paper's core-days on JFT (L/16 0.68k, H/14 2.5k) are 2.9
-and 2.0 times those estimated for the recipes here.
+Calibration: a ViT-S/16 with batch 1,024 on a v3-8 was published with 6 to 7
+hours for 90 epochs, about 610 img/s per core. The same model is estimated at
+658 img/s per core, 8 % too fast. Expect an error of 20 % in absolute times, and
+less in comparisons. The ViT paper's core-days on JFT (L/16 0.68k, H/14 2.5k)
+are 2.9 and 2.0 times the estimates for the recipes here.
 """
 
 import importlib.util
@@ -35,10 +35,11 @@ from vit_jax.aot.chips import parse_topology
 from vit_jax.aot.compile import compile_recipe
 from vit_jax.aot.report import CALIBRATION, advice
 from vit_jax.aot.request import Request
+from vit_jax.recipe.sections import Config
 
 
 def estimate(
-  config: Any,
+  config: Config,
   topology: str,
   *,
   effort: str = 'full',
@@ -48,17 +49,18 @@ def estimate(
   hlo: str | None = None,
   timeout: float = 3600,
 ) -> dict[str, Any]:
-  """Compiles a recipe's train and eval step for a TPU topology.
+  """Compiles a recipe's training and evaluation step for a TPU topology.
 
   Args:
     config: the recipe.
     topology: 'v3:8x8' (a grid of chips) or 'v3-128' (cores).
-    effort: 'full', or 'fast': a quick compilation whose memory (a little too
-      high) and collectives count, but whose times mean nothing.
-    evaluation: also compile the eval step.
-    num_classes, num_examples: of the data, where it is not on this machine.
-    hlo: file for the compiled program's text.
-    timeout: seconds after which the compilation is given up.
+    effort: 'full', or 'fast' for a quick compilation with right collectives, a
+      little too much memory, and meaningless times.
+    evaluation: also compile the evaluation step.
+    num_classes, num_examples: number of classes and of training images, if the
+      data is not on this machine.
+    hlo: file to which the text of the compiled program is written.
+    timeout: seconds after which the compilation is stopped.
 
   Returns:
     The report, plain JSON values: 'fits', 'devices', 'mesh', 'peak_bytes',
@@ -67,7 +69,7 @@ def estimate(
     'images_per_second', 'mfu', 'days', 'device_days', 'advice' and more.
 
   Raises:
-    ValueError: an unknown topology, a recipe that does not fit the mesh.
+    ValueError: an unknown topology, or a recipe that does not fit the mesh.
     RuntimeError: libtpu is not installed, or the compiler failed.
   """
   chip, grid = parse_topology(topology)
@@ -97,10 +99,10 @@ def estimate(
 
 
 def _compile_elsewhere(request: Request, timeout: float) -> dict[str, Any]:
-  """Runs `compile_recipe` in a process of its own.
+  """Runs `compile_recipe` in another process.
 
-  The environment must be set before JAX starts there, and an unrolled H/14
-  takes 11 GiB that are given back when the process ends.
+  libtpu's environment must be set before JAX starts. Compiling an unrolled H/14
+  also takes 11 GiB, which are free again when the process has ended.
   """
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   env.update(

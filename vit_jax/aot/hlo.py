@@ -1,11 +1,9 @@
-"""Reads the text of a compiled program: collectives, cycles."""
+"""Reads collectives and estimated cycles from a compiled program's text."""
 
 import collections
+from collections.abc import Iterator
 import math
 import re
-from typing import Any
-
-# ---------------------------------------------------------------- the program
 
 _BYTES = {
   'pred': 1,
@@ -29,8 +27,9 @@ _COLLECTIVE = re.compile(
 _INSTRUCTION = re.compile(
   r'\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][\w\-]*)\((.*)', re.DOTALL
 )
-# Parts of a model, by the names in the program's metadata; first match.
-_PARTS = (
+# Kinds of layers, by the names in the program's metadata; the first match
+# counts.
+_LAYER_KINDS = (
   ('attention', r'MultiHead\w+_\d+/(?!query|key|value|out)|attend'),
   ('projections', r'MultiHead|/qkv|/proj'),
   ('mlp', r'[Mm]lp|Dense_[01]|channel_mixing|token_mixing'),
@@ -42,7 +41,7 @@ _PARTS = (
 
 
 def _sizes(type_text: str) -> list[int]:
-  """Bytes of each array in 'bf16[8,128]{1,0}' or '(f32[2], s32[])'."""
+  """Bytes of each array of a type: 'bf16[8,128]{1,0}' or '(f32[2], s32[])'."""
   return [
     math.prod(int(d) for d in dims.split(',') if d) * _BYTES[dtype]
     for dtype, dims in re.findall(r'\b([a-z]+\d*)\[([\d,]*)\]', type_text)
@@ -54,7 +53,8 @@ class Program:
   """The text of a compiled program: its instructions by computation."""
 
   def __init__(self, text: str):
-    self._of = collections.defaultdict(list)  # computation: instructions
+    # {computation: its instructions (name, type, operation, arguments)}
+    self._instructions = collections.defaultdict(list)
     current = None
     for line in text.splitlines():
       header = re.match(r'(ENTRY )?%(\S+) \(.*\{$', line)
@@ -65,18 +65,19 @@ class Program:
       elif current and line.startswith('  '):
         match = _INSTRUCTION.match(line)
         if match:
-          self._of[current].append(match.groups())
+          self._instructions[current].append(match.groups())
 
   def _callees(self, rest: str, key: str) -> list[str]:
+    """The computations that an instruction names after `key=`."""
     names = re.findall(rf'\b{key}=\{{?((?:%[\w.\-]+(?:, )?)+)', rest)
     return re.findall(r'%([\w.\-]+)', names[0]) if names else []
 
   def _trips(self, rest: str) -> int:
-    """Trips of a loop: the bound in its condition, since it counts from 0."""
+    """Trip count of a loop: the bound in its condition, as it counts from 0."""
     bounds: list[int] = []
     names = self._callees(rest, 'condition')
     while names:
-      for _, kind, op, arguments in self._of[names.pop()]:
+      for _, kind, op, arguments in self._instructions[names.pop()]:
         if op == 'constant' and kind.startswith(('s32[]', 'u32[]')):
           bounds += map(int, re.findall(r'^-?\d+', arguments))
         names += self._callees(arguments, 'calls')
@@ -84,9 +85,19 @@ class Program:
 
   def walk(
     self, computation: str | None = None, times: int = 1, inside: bool = False
-  ) -> Any:
-    """Yields (times executed, inside a fusion, instruction) in all branches."""
-    for instruction in self._of[computation or self._entry]:
+  ) -> Iterator[tuple[int, bool, tuple[str, ...]]]:
+    """Visits all instructions that a computation executes, in all branches.
+
+    Args:
+      computation: name of the computation; None for the whole program.
+      times: how often the computation is executed.
+      inside: whether it is inside of a fusion.
+
+    Yields:
+      How often an instruction is executed, whether it is inside of a fusion,
+      and its (name, type, operation, arguments).
+    """
+    for instruction in self._instructions[computation or self._entry]:
       _, _, op, rest = instruction
       yield times, inside, instruction
       if op == 'while':
@@ -107,29 +118,35 @@ class Program:
           yield from self.walk(name, times, True)
 
   def cycles(self) -> tuple[int, dict[str, int]]:
-    """Estimated cycles of one execution, and by part of the model."""
-    parts = collections.Counter()
+    """Estimated cycles of one execution, in all and by kind of layer."""
+    cycles = collections.Counter()
     for times, inside, (_, _, _, rest) in self.walk():
-      found = re.search(r'"estimated_cycles":"(\d+)"', rest)
-      if found and not inside:
+      estimate = re.search(r'"estimated_cycles":"(\d+)"', rest)
+      if estimate and not inside:
         name = re.search(r'op_name="([^"]*)"', rest)
         name = name[1] if name else ''
-        part = next(p for p, pattern in _PARTS if re.search(pattern, name))
-        way = 'backward' if 'transpose(' in name else 'forward'
-        parts[part if part == 'other' else f'{part} {way}'] += times * int(
-          found[1]
-        )
-    return sum(parts.values()), dict(parts.most_common())
+        kind = next(k for k, regex in _LAYER_KINDS if re.search(regex, name))
+        if kind != 'other':
+          kind += ' backward' if 'transpose(' in name else ' forward'
+        cycles[kind] += times * int(estimate[1])
+    return sum(cycles.values()), dict(cycles.most_common())
 
   def collectives(self, mesh_shape: dict[str, int]) -> list[dict]:
-    """Kinds of collectives with executions, bytes and mesh axes.
+    """The collectives of the program, by kind and mesh axes.
 
-    Bytes are those of the whole array that is reduced, gathered or moved. TPUs
-    write a reduce-scatter as a fusion of an all-reduce and a slice.
+    The TPU compiler writes a reduce-scatter as a fusion of an all-reduce and a
+    slice.
+
+    Args:
+      mesh_shape: {mesh axis: number of devices}.
+
+    Returns:
+      Dicts with 'kind', 'axes', 'executions', 'bytes' (of the whole arrays that
+      are reduced, gathered or moved) and 'largest' (bytes of the largest one).
     """
     scattered = {
       name
-      for computation, instructions in self._of.items()
+      for computation, instructions in self._instructions.items()
       if computation.startswith('all-reduce-scatter')
       for name, *_ in instructions
     }
@@ -158,7 +175,7 @@ class Program:
 
 
 def _iota(dims: str, order: str | None):
-  """The array of device numbers that '[4,2]T(1,0)' denotes."""
+  """The array of device numbers that XLA writes as '[4,2]T(1,0)'."""
   import numpy as np
 
   shape = [int(d) for d in dims.split(',')]
@@ -167,7 +184,7 @@ def _iota(dims: str, order: str | None):
 
 
 def _first_group(rest: str) -> list[int] | None:
-  """The devices of the first replica group, in any of the three notations."""
+  """The devices of the first replica group, in one of XLA's three notations."""
   # mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, or with device_ids=([2,4]T(1,0))
   match = re.search(
     r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]'
@@ -194,14 +211,14 @@ def _first_group(rest: str) -> list[int] | None:
 
 
 def _axes(rest: str, mesh_shape: dict[str, int]) -> tuple[str, int]:
-  """The mesh axes along which a collective's devices differ; group size."""
+  """The mesh axes along which a collective works, and its group size."""
   group, total = _first_group(rest), math.prod(mesh_shape.values())
   if group is None:
     pairs = re.search(r'source_target_pairs=\{\{(\d+),(\d+)\}', rest)
     if not pairs:
       return 'all', total
     group = [int(pairs[1]), int(pairs[2])]
-  coordinates = []  # of each device, by mesh axis
+  coordinates = []  # one {mesh axis: index} for each device
   for device in group:
     coordinate = {}
     for axis in reversed(mesh_shape):

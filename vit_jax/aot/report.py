@@ -1,16 +1,16 @@
-"""The report of a compilation as text, and advice for what does not fit."""
+"""The report of a compilation as text, with advice if it does not fit."""
 
 from typing import Any
 
 CALIBRATION = (
-  'Estimates by the compiler, not measurements, collectives not included: '
-  'within about 10 % of a published S/16 on v3-8 written the same way; the '
-  'core-days published for H/14 and L/16 on JFT are 2 to 3 times as many.'
+  'These are estimates of the compiler, not measurements, without collectives. '
+  'They are within about 10 % of the published time of an S/16 on v3-8; the '
+  'published core-days of H/14 and L/16 on JFT are 2 to 3 times as many.'
 )
 
 
 def advice(report: dict[str, Any]) -> list[str]:
-  """What to change in a recipe that does not fit; [] for one that does."""
+  """Changes to a recipe that does not fit; [] for one that fits."""
   if report['fits']:
     return []
   limit, tips = report['memory_limit'], []
@@ -57,7 +57,7 @@ def _gib(size) -> str:
 
 
 def describe(report: dict[str, Any]) -> str:
-  """The report as lines of text."""
+  """The report as text."""
   r, device = report, report['device']
   lines = [
     f'{r["config"] or r["model"]} on {r["topology"]}: {r["devices"]} '
@@ -87,8 +87,8 @@ def describe(report: dict[str, Any]) -> str:
       ''
       if r['wire_seconds'] is None
       else (
-        f'; collectives, if nothing hides them, '
-        f'{1e3 * r["wire_seconds"]:.1f} ms more'
+        f'; collectives take {1e3 * r["wire_seconds"]:.1f} ms more if they '
+        'do not overlap with it'
       )
     )
     lines += [

@@ -1,19 +1,29 @@
-"""What is compiled: a recipe and a chip, with the facts of the data."""
+"""A request to compile a recipe, and what must be known of its data."""
 
 import dataclasses
-from typing import Any
 
 from vit_jax.aot.chips import EXAMPLES
+from vit_jax.recipe.sections import Config
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """What a compilation is asked for; it is sent to a process of its own."""
+  """What to compile; it is sent to the process that compiles.
 
-  config: Any
-  chip: str  # key of CHIPS
+  Attributes:
+    config: the recipe.
+    chip: key of CHIPS.
+    grid: grid of chips, such as '8x8'.
+    effort: 'full' or 'fast', see `estimate.estimate`.
+    evaluate: also compile the evaluation step.
+    num_classes, num_examples: see `data_facts`.
+    program_file: file for the text of the program; None for no file.
+  """
+
+  config: Config
+  chip: str
   grid: str
-  effort: str  # 'full' or 'fast'
+  effort: str
   evaluate: bool
   num_classes: int | None
   num_examples: int | None
@@ -22,7 +32,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-  """What a train step must know of its data."""
+  """What the training step depends on in its data."""
 
   num_classes: int
   num_examples: int
@@ -30,15 +40,15 @@ class DataFacts:
 
 
 def data_facts(
-  config: Any, num_classes: int | None, num_examples: int | None
+  config: Config, num_classes: int | None, num_examples: int | None
 ) -> DataFacts:
-  """The facts of a recipe's data, also where the data is not on this machine.
+  """The facts of a recipe's data, even if the data is not on this machine.
 
   Args:
     config: the recipe.
-    num_classes, num_examples: given by the user; None takes those of the
-      recipe, then the published ones of a data set of so many classes, and
-      opens the data set at last.
+    num_classes, num_examples: numbers that the user gives. None takes those of
+      the recipe, or else those of the published data set with so many classes,
+      or else opens the data set.
   """
   num_classes = num_classes or config.data.num_classes
   num_examples = num_examples or config.data.num_examples

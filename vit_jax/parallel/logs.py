@@ -34,8 +34,8 @@ def log_to(workdir: str | os.PathLike) -> Iterator[None]:
   """Sends the output of this process to its log; see `watchdog.session`.
 
   Args:
-    workdir: of the run. Files in a bucket cannot be appended to, so a job whose
-      workdir is one writes to the console alone.
+    workdir: the run's directory. If it is in a bucket, nothing is logged to a
+      file, because files in a bucket cannot be appended to.
   """
   if '://' in str(workdir):
     yield
@@ -47,8 +47,8 @@ def log_to(workdir: str | os.PathLike) -> Iterator[None]:
     folder = folder / 'logs'
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f'process_{process}.txt', 'a') as file:
-      # The file descriptors are replaced, not only sys.stdout, because the C++
-      # libraries write to them, until the very end of the process.
+      # The file descriptors are replaced, not only sys.stdout, because C++
+      # libraries write to the descriptors, up to the end of the process.
       sys.stdout.flush()
       sys.stderr.flush()
       os.dup2(file.fileno(), 1)

@@ -18,18 +18,19 @@ def make_mesh(
   preset: str = 'data',
   fsdp: int = -1,
   tensor: int = -1,
-  devices: Sequence[Any] | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """The (data, fsdp, tensor) mesh over devices.
+  """The mesh of devices with the axes data, fsdp and tensor.
 
   Args:
     preset: one of PRESETS.
-    fsdp: devices on the fsdp axis. -1 lets the preset choose: the largest
-      divisor of the device count up to 32, because a wider axis does not divide
-      the width of most models.
-    tensor: devices on the tensor axis. -1 lets the preset choose: 2 for
-      'fsdp_tensor' if the device count is even, else 1.
-    devices: those to use; None for all devices of all processes.
+    fsdp: number of devices on the fsdp axis. -1 lets the preset choose: for
+      'fsdp' and 'fsdp_tensor' the largest divisor of the number of devices up
+      to 32, because a wider axis does not divide the width of most models; else
+      1.
+    tensor: number of devices on the tensor axis. -1 lets the preset choose: 2
+      for 'fsdp_tensor' if the number of devices is even, else 1.
+    devices: the devices to use; None for all devices of all processes.
 
   Raises:
     ValueError: an unknown preset, or sizes that do not divide the devices.
@@ -62,28 +63,29 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """The sharding of an array of which every device holds a copy."""
   return NamedSharding(mesh, P())
 
 
 def batch_slice(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-  """Which slice of each global batch a process has to feed.
+  """Which slice of each global batch a process has to read.
 
-  Processes whose devices share examples (a `tensor` axis across processes) feed
-  the same slice.
+  Processes whose devices share examples, because a `tensor` axis spans them,
+  read the same slice.
 
   Args:
-    mesh: of the run.
-    process: number of the process; None for this one.
+    mesh: the mesh of the run.
+    process: number of the process; None for the calling one.
 
   Returns:
     (i, n): slice i of n equal slices.
 
   Raises:
-    ValueError: the devices of the processes hold no equal, contiguous slices.
+    ValueError: the devices of the processes do not hold equal, contiguous
+      slices.
   """
   devices = mesh.devices.reshape(batch_shards(mesh), -1)
-  shards: dict[int, set[int]] = {}  # by process, of the batch on its devices
+  shards: dict[int, set[int]] = {}  # {process: shards of the batch it holds}
   for shard, row in enumerate(devices):
     for device in row:
       shards.setdefault(device.process_index, set()).add(shard)
@@ -95,15 +97,15 @@ def batch_slice(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     raise ValueError(
       f'mesh {dict(mesh.shape)} over {len(shards)} processes: their devices '
       f'hold the shards {slices} of a batch, which are no equal slices; '
-      'choose a mesh.tensor that divides the devices of a process, or that is '
-      'a multiple of them'
+      'choose a mesh.tensor that divides the number of devices of a process, '
+      'or is a multiple of it'
     )
   process = jax.process_index() if process is None else process
   return slices.index(tuple(sorted(shards[process]))), len(slices)
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """A tree of this process's slices (numpy) as global arrays split by BATCH."""
+  """Makes global arrays, sharded by BATCH, of this process's numpy slices."""
   sharding = NamedSharding(mesh, BATCH)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
@@ -111,7 +113,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-  """A tree of numpy arrays, equal in every process, on all devices."""
+  """Copies numpy arrays, which are equal in every process, to all devices."""
   sharding = replicated(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(

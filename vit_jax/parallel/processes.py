@@ -1,9 +1,10 @@
-"""Joins the processes of a job, and lets them wait for and tell one another.
+"""Joins the processes of a job, with barriers and broadcasts.
 
 There is one process on every host of a TPU slice, or for every GPU.
-`initialize` joins them; barriers and broadcasts go through the key-value store
-of JAX's coordination service, which process 0 hosts. With one process, all of
-this does nothing. `watchdog.session` ends a job whose processes fail.
+`initialize` joins them. Barriers and broadcasts use the key-value store of
+JAX's coordination service, which process 0 hosts. With a single process, all
+functions return at once. `watchdog.session` ends a job of which a process
+fails.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import uuid
 from etils import epath
 import jax
 
-# Clusters whose processes JAX can find by itself, by the names JAX uses.
+# Clusters, by JAX's names, in which JAX detects the processes of a job.
 CLUSTERS = ('slurm', 'ompi', 'gcetpu', 'gketpu')
 _PREFIX = 'vit_jax'
 
@@ -31,8 +32,8 @@ class _Job:
   hosts: list[str]  # host name of every process
   lost_after: float  # seconds, see `initialize`
   stuck_after: float
-  step: int = -1  # of the last `tick`
-  calls: int = 0  # barriers and broadcasts so far, for unique names
+  step: int = -1  # the step of the last `tick`
+  calls: int = 0  # number of barriers and broadcasts, for unique names
 
   @property
   def client(self) -> Any:
@@ -60,19 +61,24 @@ _job: _Job | None = None
 
 
 def current_job() -> _Job | None:
-  """The job that this process joined; None where there is one process."""
+  """The job that this process has joined; None for a single process."""
   return _job
 
 
 def job_process() -> int:
-  """The number of this process in its job; 0 where there is one process."""
+  """The number of this process in its job; 0 for a single process."""
   return _job.process_id if _job is not None else 0
 
 
 def detect(timeout: float = 300) -> tuple[str, int, int] | None:
-  """(coordinator, processes, process) of a TPU slice, GKE, SLURM or MPI job.
+  """Detects the job of a TPU slice, GKE, SLURM or MPI.
 
-  None on a plain machine, and for a job of one process.
+  Args:
+    timeout: seconds to wait for the address of the coordinator.
+
+  Returns:
+    (coordinator's host:port, number of processes, number of this process); None
+    on a plain machine, and for a job of one process.
   """
   from jax._src import clusters
 
@@ -98,7 +104,7 @@ def initialize(
   lost_after: float = 60,
   stuck_after: float = 1800,
 ) -> None:
-  """Joins the processes of a job; call it before anything else of JAX.
+  """Joins the processes of a job; call it before any other function of JAX.
 
   The three settings come from the arguments, else from JAX_COORDINATOR_ADDRESS,
   JAX_NUM_PROCESSES and JAX_PROCESS_ID, else from the cluster (TPU slice, GKE,
@@ -106,16 +112,18 @@ def initialize(
 
   Args:
     coordinator: host:port of process 0.
-    num_processes: how many there are.
-    process_id: this one's number, from 0.
-    timeout: seconds to wait for all to arrive.
-    lost_after: seconds without a heartbeat after which a process is taken to be
+    num_processes: number of processes of the job.
+    process_id: number of this process, from 0.
+    timeout: seconds to wait until all processes have started.
+    lost_after: seconds without a heartbeat after which a process counts as
       gone.
-    stuck_after: seconds without a `tick` anywhere after which the job ends.
+    stuck_after: seconds without a `tick` of any process after which the job
+      ends.
 
   Raises:
     ValueError: only some of the settings are given, or they disagree.
-    TimeoutError: not all arrived; names those that are missing.
+    TimeoutError: not all processes have started; the message names the missing
+      ones.
   """
   global _job
   if coordinator is None:
@@ -144,22 +152,23 @@ def initialize(
   if num_processes == 1:
     return
   hosts = _rendezvous(coordinator, num_processes, process_id, timeout)
-  # JAX's own detection still chooses the local devices (SLURM: one per task).
+  # JAX still detects the cluster, to choose the local devices: on SLURM it
+  # gives each task one of them.
   jax.distributed.initialize(
     coordinator,
     num_processes,
     process_id,
     cluster_detection_method=None if detected else 'deactivate',
     initialization_timeout=int(timeout),
-    # Longer than lost_after, because the watchdog names the process that is
-    # gone, and JAX aborts without a name.
+    # JAX would abort without naming the process that is gone. Its timeout is
+    # longer than lost_after, so that the watchdog ends the job first.
     heartbeat_timeout_seconds=max(100, int(2 * lost_after)),
   )
   _job = _Job(process_id, hosts, lost_after, stuck_after)
 
 
 def _int_of(variable: str) -> int | None:
-  """The number in an environment variable; None where it is unset or empty."""
+  """The number in an environment variable; None if it is unset or empty."""
   value = os.environ.get(variable)
   try:
     return int(value) if value else None
@@ -172,8 +181,9 @@ def _rendezvous(
 ) -> list[str]:
   """Waits until all processes have called; returns their host names in order.
 
-  JAX's own start aborts the process when one is missing, and does not say
-  which. Process 0 listens on the coordinator's port before JAX does.
+  It is called before JAX's own start, which would abort if a process is missing
+  without naming it. Process 0 listens on the coordinator's port, and closes it
+  before JAX opens it.
   """
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdigit():
@@ -207,7 +217,7 @@ def _rendezvous(
         )
         break
       except (OSError, ValueError):
-        continue  # not one of us, such as a port scan
+        continue  # not a process of the job, but a port scan, for example
       peers.append(peer)
       if int(theirs) != count or int(other) in hosts:
         problem = (
@@ -222,7 +232,7 @@ def _rendezvous(
     for peer in peers:
       with peer, contextlib.suppress(OSError):
         peer.sendall(json.dumps(reply).encode() + b'\n')
-        peer.recv(1)  # the other side closes first, and the port is free
+        peer.recv(1)  # waits until the peer has closed, which frees the port
   if problem:
     raise (
       TimeoutError(problem)
@@ -233,7 +243,7 @@ def _rendezvous(
 
 
 def _report(host, port, count, process_id, mine, deadline) -> list[str]:
-  """What all processes but 0 do in `_rendezvous`."""
+  """`_rendezvous` of the other processes: report to 0, return its answer."""
   start = time.monotonic()
   while True:
     left = deadline - time.monotonic()
@@ -261,12 +271,20 @@ def _report(host, port, count, process_id, mine, deadline) -> list[str]:
 
 
 def is_first() -> bool:
-  """True in process 0, which writes what is written once."""
+  """Whether this is process 0, which writes the files of the run."""
   return jax.process_index() == 0
 
 
 def barrier(name: str, timeout: float = 600) -> None:
-  """Waits for all processes; TimeoutError names those that did not come."""
+  """Waits until all processes have called it.
+
+  Args:
+    name: what is waited for, for the message.
+    timeout: seconds to wait.
+
+  Raises:
+    TimeoutError: names the processes that have not called it in time.
+  """
   if _job is None:
     return
   _job.calls += 1
@@ -285,7 +303,15 @@ def barrier(name: str, timeout: float = 600) -> None:
 
 
 def broadcast_from_first(value: Any, timeout: float = 600) -> Any:
-  """Returns the value of process 0 in every process; plain JSON values."""
+  """Returns the value of process 0 in every process.
+
+  Args:
+    value: plain JSON values; ignored in the other processes.
+    timeout: seconds to wait for process 0.
+
+  Raises:
+    TimeoutError: process 0 has not called it in time.
+  """
   if _job is None:
     return value
   _job.calls += 1
@@ -306,7 +332,7 @@ def broadcast_from_first(value: Any, timeout: float = 600) -> Any:
 
 
 def check_shared_workdir(workdir: str | os.PathLike) -> None:
-  """ValueError if a process does not see what process 0 writes in workdir."""
+  """Raises ValueError if a process does not see what process 0 writes there."""
   if _job is None:
     return
   folder = epath.Path(workdir)
@@ -331,6 +357,6 @@ def check_shared_workdir(workdir: str | os.PathLike) -> None:
 
 
 def tick(step: int) -> None:
-  """Reports that training has reached this step; see `stuck_after`."""
+  """Reports the step that training has reached; see `initialize`."""
   if _job is not None:
     _job.step = step

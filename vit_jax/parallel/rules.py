@@ -1,12 +1,12 @@
 """Sharding rules: how every parameter is split over the devices of the mesh.
 
-The mesh has three axes. Along `data`, devices hold copies of the model and
-different examples. Along `fsdp` they hold different examples as well, and the
-parameters and the optimizer state are split among them (arXiv:1910.02054).
-Along `tensor`, attention heads and the width of the MLP are split
-(arXiv:1909.08053). Shardings come from an ordered list of rules (regex over the
-parameter path, spec): the first match wins, and every parameter must be
-covered.
+The mesh has three axes. Devices along `data` have copies of the model and
+different examples. Devices along `fsdp` also have different examples, but share
+the parameters and the optimizer state (arXiv:1910.02054). Devices along
+`tensor` share the attention heads and the width of the MLP (arXiv:1909.08053).
+
+Shardings come from an ordered list of rules (regex over the parameter path,
+spec). The first match counts, and a rule must match every parameter.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,14 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.parallel.mesh import AXES
 
-# Parameters with at least this many entries should not stay replicated under
-# fsdp: 256 Ki float32 entries are 1 MiB.
+# Under fsdp, the log names parameters with at least this many entries (1 MiB of
+# float32) that stay replicated.
 LARGE = 2**18
 
-# The spec of a rule is a tuple with one entry per array axis, aligned at the
-# right (a scanned stack has one more axis at the left), or the name of a mesh
-# axis: "split the largest axis that divides", or 'replicated'.
+# The spec of a rule is one of three things. A tuple has one mesh axis or None
+# for each array axis, aligned at the right, because a scanned stack has one
+# more axis at the left. The name of a mesh axis splits the largest array axis
+# that the mesh axis divides. 'replicated' splits nothing.
 _TENSOR_RULES = (
   (r'.*/(query|key|value)/kernel', ('fsdp', 'tensor', None)),
   (r'.*/(query|key|value)/bias', ('tensor', None)),
@@ -36,8 +37,9 @@ _TENSOR_RULES = (
   (r'.*(MlpBlock_\d+|mlp|channel_mixing)/Dense_0/bias', ('tensor',)),
   (r'.*(MlpBlock_\d+|mlp|channel_mixing)/Dense_1/kernel', ('tensor', 'fsdp')),
 )
-# Vectors stay whole under fsdp: they are small, and a split bias of the
-# queries, say, makes the partitioner split the activations along it.
+# Vectors stay replicated under fsdp. They are small, and if one is split, such
+# as the bias of the queries, the partitioner splits the activations along with
+# it.
 _FSDP_RULES = ((r'(.*/)?(bias|scale)', 'replicated'), (r'.*', 'fsdp'))
 RULES = {
   'data': ((r'.*', 'replicated'),),
@@ -48,7 +50,7 @@ RULES = {
 
 
 def _largest(shape: Sequence[int], axis: str, mesh: Mesh) -> P:
-  """Splits the largest dimension that the mesh axis divides, if any does."""
+  """The spec that splits the largest dimension that a mesh axis divides."""
   size = mesh.shape[axis]
   dims = [i for i, d in enumerate(shape) if d % size == 0 and d >= size]
   if size == 1 or not dims:
@@ -58,7 +60,7 @@ def _largest(shape: Sequence[int], axis: str, mesh: Mesh) -> P:
 
 
 def check_rules(rules: Any) -> None:
-  """ValueError for a rule that no parameters can satisfy."""
+  """Raises ValueError for a rule that is wrong for any parameters."""
   for rule in rules:
     if len(rule) != 2 or not isinstance(rule[0], str):
       raise ValueError(f'mesh rule {rule!r} is not (regex, spec)')
@@ -89,7 +91,7 @@ def check_rules(rules: Any) -> None:
 def _spec(
   path: str, shape: Sequence[int], rules, mesh: Mesh, unsplit: list[str]
 ) -> P:
-  """The spec of one parameter; a large one that stays whole is in `unsplit`."""
+  """The spec of a parameter; adds it to `unsplit` if it is large but whole."""
   for pattern, spec in rules:
     if not re.fullmatch(pattern, path):
       continue
@@ -105,7 +107,7 @@ def _spec(
           f'{path} has shape {tuple(shape)}'
         )
       spec = (None,) * (len(shape) - len(spec)) + spec
-      # A dimension that the devices of its mesh axes do not divide stays whole.
+      # A dimension that its mesh axes do not divide is not split.
       chosen = P(
         *[
           axes if d % _devices(axes, mesh) == 0 else None
@@ -130,7 +132,7 @@ def _spec(
 
 
 def _devices(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
-  """Devices along one mesh axis or several; 1 for None."""
+  """The number of devices along one mesh axis or several; 1 for None."""
   names = [axes] if isinstance(axes, str) else axes or []
   return math.prod(mesh.shape[name] for name in names)
 
@@ -147,13 +149,13 @@ def param_specs(
   the log.
 
   Args:
-    params: tree of arrays or shapes.
-    mesh: of the run.
+    params: tree of arrays or ShapeDtypeStructs.
+    mesh: the mesh of the run.
     preset: key of RULES.
-    rules: (regex over the parameter path, spec) that come before the preset's.
+    rules: (regex over the parameter path, spec), tried before the preset's.
 
   Raises:
-    ValueError: a rule that is wrong, or a parameter that no rule covers.
+    ValueError: a rule is wrong, or no rule matches a parameter.
   """
   unsplit: list[str] = []
   check_rules(rules)
@@ -184,9 +186,15 @@ def state_shardings(
 ) -> Any:
   """NamedSharding of every leaf of a TrainState (abstract or concrete).
 
-  Moments and averages of a parameter, whose path ends with the parameter's, are
-  split as it is. Under 'zero' they are split over `data`, although the
-  parameters are not. Everything else is replicated.
+  The path of a moment or an average ends with the path of its parameter, and it
+  is split like the parameter. Under 'zero', moments and averages are split over
+  `data`, although the parameters are not. All other leaves are replicated.
+
+  Args:
+    state: TrainState of arrays or ShapeDtypeStructs.
+    mesh: the mesh of the run.
+    preset: key of RULES.
+    rules: see `param_specs`.
   """
   specs = {
     jax.tree_util.keystr(p, simple=True, separator='/'): (s, x.shape)
@@ -219,13 +227,13 @@ def state_shardings(
 
 
 def update_specs(state: Any, shardings: Any, preset: str) -> Any:
-  """PartitionSpec of every gradient when the optimizer reads it.
+  """PartitionSpec of every gradient for the optimizer.
 
-  It is that of the parameter. Under 'zero' it is split over `data`, as the
-  optimizer state is.
+  A gradient is split like its parameter. Under 'zero' it is split over `data`,
+  like the optimizer state.
 
   Args:
-    state: TrainState.
+    state: TrainState of arrays or ShapeDtypeStructs.
     shardings: its `state_shardings`.
     preset: key of RULES.
   """

@@ -1,8 +1,8 @@
 """Watches the processes of a job and ends all of them when one is lost.
 
-Each process writes a heartbeat to the key-value store of JAX's coordination
-service, which process 0 hosts. Process 0 compares the heartbeats and writes a
-verdict when one is missing; every process looks for the verdict and ends.
+Each process writes heartbeats to the key-value store of JAX's coordination
+service, which process 0 hosts. Process 0 compares them. If one is missing, it
+writes a verdict, which the other processes read before they end.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,11 @@ from vit_jax.parallel.processes import (
   current_job,
 )
 
-# Seconds in which the other processes read why this one failed, before it ends.
+# A process that fails waits so many seconds, in which the others read the
+# reason.
 _FAREWELL = 5.0
-# Seconds to wait for the others at the end. The watchdog ends the job if one of
-# them is lost meanwhile.
+# Seconds to wait for the other processes at the end. The watchdog ends the job
+# if one of them is lost in the meantime.
 _DAY = 24 * 3600
 
 
@@ -34,17 +35,18 @@ _DAY = 24 * 3600
 def session(
   workdir: str | os.PathLike, orderly: tuple[type[BaseException], ...] = ()
 ) -> Iterator[None]:
-  """Gives a process its log while it works, and the job a common end.
+  """Context manager for a run: logs its output, and ends the job as a whole.
 
-  Process 0 writes to the console and to WORKDIR/log.txt, the others to
-  WORKDIR/logs/process_I.txt (to their own console if WORKDIR is a bucket). If
-  one raises, dies or makes no progress, all end with exit code 1, naming it,
-  `lost_after` (60) seconds later at most.
+  Process 0 writes to the console and to WORKDIR/log.txt, process I to
+  WORKDIR/logs/process_I.txt. If WORKDIR is in a bucket, all write to their
+  console only. If a process raises an exception or dies, all end with exit code
+  1 within `lost_after` (60) seconds, and the message names that process. The
+  same happens if no process makes progress for `stuck_after` seconds.
 
   Args:
-    workdir: of the run.
-    orderly: exceptions that all processes raise together, such as a
-      preemption that they agreed on.
+    workdir: the run's directory.
+    orderly: exceptions that all processes raise together, such as that of a
+      preemption.
 
   Raises:
     ValueError: the processes do not share the workdir.
@@ -102,12 +104,12 @@ class _Watch:
     self._stop.set()
 
   def fail(self, error: BaseException) -> None:
-    """Tells the others why this process ends, and makes sure that it does."""
+    """Tells the other processes why this one fails, and ends it soon after."""
     if self._failed:
       return
     if isinstance(error, jax.errors.JaxRuntimeError):
-      # JAX raises this as well when another process has died. Waiting lets the
-      # watchdog name that process instead of this one.
+      # JAX also raises this error if another process has died. The wait lets
+      # the watchdog name that process instead of this one.
       time.sleep(self._job.lost_after + 4 * self._period)
     self._failed = True
     reason = str(error).strip().splitlines() or ['']
@@ -115,7 +117,7 @@ class _Watch:
       self._job.put(
         f'failed/{self._job.process_id}', f'{type(error).__name__}: {reason[0]}'
       )
-    # At exit, JAX would wait minutes for the other processes.
+    # A normal exit would wait minutes for the other processes, in JAX.
     timer = threading.Timer(_FAREWELL, os._exit, (1,))
     timer.daemon = True
     timer.start()
@@ -126,13 +128,13 @@ class _Watch:
     print(f'error: {verdict}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     if self._job.process_id == 0:
-      # Process 0 hosts the store, so it stays until the others
-      # have read the verdict.
+      # Process 0 hosts the store, so it waits until the others have read the
+      # verdict.
       time.sleep(min(_FAREWELL, 2 * self._period + 1))
     os._exit(1)
 
   def _exchange(self) -> None:
-    """Writes this process's heartbeat; process 0 judges, the others read."""
+    """Writes heartbeats; process 0 writes the verdict, the others read it."""
     job, beat = self._job, 0
     while not self._stop.wait(self._period):
       beat += 1
@@ -151,12 +153,12 @@ class _Watch:
         self._end(verdict)
 
   def _read(self, folder: str) -> dict[int, str]:
-    """What the processes have written to FOLDER/I, by I."""
+    """{process: the text that it has written to FOLDER/PROCESS}."""
     entries = self._job.client.key_value_dir_get(f'{_PREFIX}/{folder}')
     return {int(key.rsplit('/', 1)[1]): value for key, value in entries}
 
   def _judge(self) -> str:
-    """Why the job must end; '' if it need not. Runs in process 0."""
+    """The reason why the job must end, or ''. Runs in process 0."""
     job, now = self._job, time.monotonic()
     failed = self._read('failed')
     if failed:
