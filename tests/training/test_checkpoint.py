@@ -246,7 +246,7 @@ def test_find_step(tmp_path):
   assert find_step(tmp_path / 'nowhere') is None
   (tmp_path / '123').mkdir()
   assert find_step(tmp_path / '123') is None
-  with pytest.raises(CheckpointError, match='neither a workdir'):
+  with pytest.raises(CheckpointError, match='has no checkpoint'):
     load_tree(tmp_path / '123')
 
 

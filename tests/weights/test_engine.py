@@ -254,7 +254,7 @@ def test_head_is_kept_or_reset():
     'params/head/kernel',
     'params/head/bias',
   }
-  assert '3 classes in the file, 5 here' in str(report)
+  assert '3 classes in the file, 5 in the model' in str(report)
 
   # With a key, the model's own initialization: N(0, 0.02) here.
   model = vit(num_classes=500, depth=0, init_style='timm')
@@ -291,7 +291,7 @@ def test_pre_logits():
   }
   # Same shape, other meaning: the file's head reads the dropped layer.
   np.testing.assert_array_equal(loaded['params']['head']['kernel'], 0)
-  assert 'on top of its pre_logits' in report.reset[0].note
+  assert 'takes its pre_logits, which the model lacks' in report.reset[0].note
 
   plain = to_state_dict(variables_of(vit(), size), vit(), 'npz')
   with pytest.raises(WeightsError, match=r'missing pre_logits/kernel.*\(8, 8'):
@@ -348,7 +348,7 @@ def test_tables_that_are_not_square():
   with pytest.raises(
     WeightsError,
     match=r'pos_embedding is \(1, 13, 8\).*'
-    'no square grid.*source_image_size',
+    'not a square grid.*source_image_size',
   ):
     from_state_dict(model, arrays, (16, 16))
   loaded, _ = from_state_dict(model, arrays, (16, 16), source_image_size=old)

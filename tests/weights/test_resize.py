@@ -93,5 +93,5 @@ def test_linear_keeps_corners():
 def test_errors():
   with pytest.raises(ValueError, match='cubic.*allowed: linear, bicubic'):
     resize_table(grid_table(2, 2), (2, 2), (3, 3), 'cubic')
-  with pytest.raises(ValueError, match='4 rows has no 3x3 grid'):
+  with pytest.raises(ValueError, match='4 rows is too short for a grid of 3x3'):
     resize_table(grid_table(2, 2), (3, 3), (2, 2), 'linear')

@@ -210,14 +210,14 @@ def model_info(name: str) -> ModelInfo:
 
 
 def released_model(source: str | os.PathLike) -> str | None:
-  """The model that a published file or hub entry is of, by its name.
+  """The model whose published weights have the name of a file or hub entry.
 
   Args:
     source: a path, or a hub name such as 'hf:timm/regnety_160.deit_in1k'.
 
   Returns:
-    A registered name; None if nothing of this name was published, or if the
-    name fits several models.
+    The registered name of the model; None if no published weights have this
+    name, or if those of several models do.
   """
   _load_families()
   file = os.fspath(source).rstrip('/').rpartition('/')[2]

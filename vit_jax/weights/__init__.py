@@ -1,4 +1,4 @@
-"""Released formats (.npz, .pth, .safetensors, our steps) <-> variables."""
+"""Loads and saves weights: .npz, .pth, .safetensors and checkpoint steps."""
 
 import importlib
 from typing import TYPE_CHECKING

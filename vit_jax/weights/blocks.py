@@ -1,7 +1,7 @@
-"""Stacked (scanned) blocks <-> blocks one by one.
+"""Converts between stacked blocks, of a scanned model, and single blocks.
 
-A scanned model has one array 'block/kernel' whose leading axis is the depth,
-where an unrolled model has 'block_0/kernel', 'block_1/kernel' and so on.
+A scanned model has one array 'block/kernel' whose leading axis is the depth. An
+unrolled model has 'block_0/kernel', 'block_1/kernel' and so on.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,9 +11,13 @@ import numpy as np
 
 
 def _members_of_stacks(names: Iterable[str]) -> dict[str, list[str]]:
-  """Name of each possible stack -> the names of its blocks, by number.
+  """The stacks that some names could be the blocks of.
 
-  'a/block_0/x' and 'a/block_1/x' are the members of 'a/block/x'.
+  Args:
+    names: such as 'a/block_0/x' and 'a/block_1/x'.
+
+  Returns:
+    {name of a stack, such as 'a/block/x': its blocks' names, by number}.
   """
   stacks: dict[str, list[tuple[int, str]]] = {}
   for name in names:
@@ -32,17 +36,18 @@ def _members_of_stacks(names: Iterable[str]) -> dict[str, list[str]]:
 def unstack_blocks(
   flat: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> dict[str, np.ndarray]:
-  """Splits stacks into blocks where `names` lists the blocks one by one.
+  """Splits stacks into the single blocks that `names` lists.
 
   Args:
     flat: {name: array}; a stack is '.../block/...' with the depth as its
       leading axis.
-    names: wanted names, such as '.../block_0/...'. Blocks that are already
-      single in `flat`, such as the leading area-attention blocks of a scanned
-      model, are kept; a stack is then split into the remaining numbers.
+    names: names of the result, such as '.../block_0/...'. Single blocks that
+      `flat` has, such as the leading area-attention blocks of a scanned model,
+      are kept, and a stack is split into the blocks with the other numbers.
 
   Returns:
-    `flat` with each stack replaced by its blocks, if their number agrees.
+    `flat`, in which each stack is replaced by its blocks. A stack whose length
+    is not the number of blocks in `names` is kept.
   """
   names = set(names)
   stacks = _members_of_stacks(names - set(flat))
@@ -59,14 +64,15 @@ def unstack_blocks(
 def stack_blocks(
   flat: Mapping[str, np.ndarray], names: Iterable[str]
 ) -> dict[str, np.ndarray]:
-  """Stacks blocks along a leading axis where `names` lists them as a stack.
+  """Stacks single blocks along a leading axis where `names` lists a stack.
 
   Args:
-    flat: {name: array} with blocks one by one.
-    names: wanted names; others are left out of the result.
+    flat: {name: array} with single blocks.
+    names: names of the result, such as '.../block/...'; arrays of `flat` that
+      are not among them are left out.
 
   Returns:
-    {name: array} of the wanted names that `flat` has or can be stacked to.
+    {name: array} for those of `names` that are in `flat`, or whose blocks are.
   """
   names = set(names)
   out = {name: x for name, x in flat.items() if name in names}

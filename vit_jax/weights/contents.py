@@ -1,4 +1,4 @@
-"""What the arrays of a file say about the model that they are for."""
+"""Reads from the arrays of a file what its model looks like."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -15,14 +15,14 @@ from vit_jax.weights.tables import TABLE, Tables
 
 @dataclasses.dataclass(frozen=True)
 class FileContents:
-  """What tensors tell about themselves; None is what they do not tell.
+  """What the names and shapes of a file's tensors say about its model.
 
   Attributes:
-    format: naming of the file, a key of `known_formats`.
-    num_classes: of its head; 0 if it has no head.
-    representation_size: width of its `pre_logits` layer, None without one.
-    image_size: (height, width) in pixels of its position table, None if it
-      has no such table or one whose grid is not known.
+    format: naming of the tensors, a key of `known_formats`.
+    num_classes: number of classes of the head; 0 if there is no head.
+    representation_size: width of the layer `pre_logits`; None if there is none.
+    image_size: (height, width) in pixels that the position table is for; None
+      if there is no table, or if its grid is not known.
   """
 
   format: str
@@ -38,13 +38,16 @@ def inspect(
   fmt: str | None = None,
   source_image_size: int | Sequence[int] | None = None,
 ) -> FileContents:
-  """Reads head, representation layer and image size off a file's arrays.
+  """Reads format, head, representation layer and image size from arrays.
 
   Args:
-    model: a Linen module of the same family, width and patch size; its own
-      number of classes and its representation layer are of no account.
+    model: a Linen module of the file's family, width and patch size. Its number
+      of classes and its representation layer may differ from the file's.
     arrays: {released name: array}.
     fmt, source_image_size: as in `from_state_dict`.
+
+  Returns:
+    What the arrays say; `source_image_size` replaces the image size if given.
 
   Raises:
     WeightsError: `fmt` is not a format of this model.
@@ -52,7 +55,7 @@ def inspect(
   plain = naming.unrolled(model)
   size = naming.any_image_size(plain)
   shapes, grid = naming.model_shapes(plain, size)
-  # A model without a head or pre_logits has no such paths, a file may.
+  # The file may have a head or pre_logits where the model has none.
   paths = [*shapes, *(p for p in naming.OPTIONAL if p not in shapes)]
   detected = detect(plain, paths, arrays, fmt)
   return FileContents(
@@ -66,7 +69,7 @@ def inspect(
 
 
 def _length(detected: Detected, path: str) -> int | None:
-  """Number of values of a bias in the file."""
+  """Length of the bias at a Flax path; None if the file has no such bias."""
   name = detected.assigned.get(path, (None, ''))[1]
   return (
     int(np.size(detected.arrays[name])) if name in detected.arrays else None
@@ -80,10 +83,11 @@ def _image_size(
   size: tuple[int, int],
   grid: tuple[int, int] | None,
 ) -> tuple[int, int] | None:
-  """Image size of the file's tables, from the grid that a model has at `size`.
+  """The image size that the file's position tables are for, or None.
 
-  Tables of rows and columns (learn2d) have grids (h, 1) and (1, w), so the
-  largest sides of all tables are taken.
+  It follows from the file's grid and from the grid that the model has for
+  images of `size`. The two tables of posemb='learn2d' have grids (h, 1) and
+  (1, w), so the largest sides of all tables are used.
   """
   tables = Tables(model, detected.fmt, detected.arrays)
   file_grid, model_grid = [0, 0], [0, 0]

@@ -1,9 +1,9 @@
-"""Which format the names of a file are in."""
+"""Detects the format of a file from the names of its tensors."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
 import re
-from typing import Any
+import types
 
 from flax import linen as nn
 import numpy as np
@@ -20,13 +20,16 @@ _TORCH_WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 @dataclasses.dataclass
 class Detected:
-  """The arrays of a file under the names of the format that fits them best.
+  """The arrays of a file, named as in the format that fits them best.
 
   Attributes:
-    fmt: key of `known_formats`.
-    assigned: rule and released name of every path that the format can name.
-    arrays: {released name: array}, without wrappers, blocks one by one.
-    outside: what stood beside the parameters, such as optimizer state.
+    fmt: the format, a key of `known_formats`.
+    assigned: {Flax path: (rule, released name)} of all of the model's paths
+      that the format has a name for.
+    arrays: {released name: array} of the file, without prefixes of training
+      programs and with stacked blocks split.
+    outside: arrays of the file that are not parameters, such as optimizer
+      state.
   """
 
   fmt: str
@@ -51,13 +54,13 @@ def detect(
   arrays: Mapping[str, np.ndarray],
   fmt: str | None = None,
 ) -> Detected:
-  """Finds the format that explains most names of a file.
+  """Chooses the format in which most names of a file are the model's.
 
   Args:
-    model: a Linen module with its blocks one by one.
+    model: a Linen module, not scanned.
     paths: Flax paths of its variables.
     arrays: {name in the file: array}.
-    fmt: the format, where it is known.
+    fmt: the format, if it is known; None tries all.
 
   Raises:
     WeightsError: `fmt` is not a format of this model.
@@ -84,7 +87,12 @@ def detect(
 
 
 def _unwrap(arrays: Arrays) -> tuple[Arrays, Arrays]:
-  """Removes wrappers from names; the second result is what has none."""
+  """Removes the prefixes of training programs from the names of arrays.
+
+  Returns:
+    The parameters without prefixes, and the arrays that had none of a prefix
+    that others have, such as optimizer state.
+  """
   outside = {}
   for prefix in _WRAPPERS:
     if any(name.startswith(prefix) for name in arrays):
@@ -101,8 +109,13 @@ def _unwrap(arrays: Arrays) -> tuple[Arrays, Arrays]:
   return arrays, outside
 
 
-def _rename(arrays: Arrays, expected: set[str], module: Any) -> Arrays:
-  """Applies the ALIASES of a map to unexpected names, and splits stacks."""
+def _rename(
+  arrays: Arrays, expected: set[str], module: types.ModuleType | None
+) -> Arrays:
+  """Applies the ALIASES of a module of `maps`, and splits stacked blocks.
+
+  ALIASES are (regex, replacement) for names that are not expected.
+  """
   for pattern, name in getattr(module, 'ALIASES', ()):
     renamed = {}
     for old, x in arrays.items():
@@ -115,7 +128,7 @@ def _rename(arrays: Arrays, expected: set[str], module: Any) -> Arrays:
 def other_architecture(
   source: str, model: nn.Module, detected: Detected
 ) -> str:
-  """The message for a file whose names are mostly not those of the model."""
+  """The error message for a file that is of another architecture."""
   arrays, expected = detected.arrays, detected.expected
   total = len(detected.assigned)
   known = sum(name in arrays for _, name in detected.assigned.values())
@@ -132,5 +145,5 @@ def other_architecture(
     f'({detected.fmt}).\n  in the file: '
     f'{sample(arrays.keys() - expected) or "nothing else"}\n'
     f'  expected: {sample(expected - arrays.keys())}\n'
-    'Name the model that the file is for (vit-jax models).'
+    'Name the model that the file is for (vit-jax models lists all names).'
   )

@@ -1,12 +1,12 @@
-"""Released arrays -> a model's variables, by the rules of `maps/`.
+"""Turns released arrays into a model's variables, by the rules in `maps/`.
 
-`jax.eval_shape` gives the parameters that the model expects at an image size.
-The format of a file is the rule set that explains its names best
-(`detection`), and every parameter is taken from its released name
-(`loading`). Heads, position tables and `pre_logits` are adapted as the
-fine-tuning code of the file's authors does it (`tables`); anything else that
-does not fit is an error that names it. Stacked (scanned) blocks are split
-before and stacked after (`blocks`).
+`jax.eval_shape` gives the parameters that the model has for an image size. The
+format of a file is the one whose names agree best with the file's
+(`detection`), and every parameter is read under its name in this format
+(`loading`). Heads, position tables (`tables`) and `pre_logits` are adapted to
+the model as in the fine-tuning code of the file's authors. Any other difference
+is an error that names the tensor. Stacked blocks of scanned models are split
+first and stacked at the end (`blocks`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,19 +49,21 @@ def load_pretrained(
     model: a Linen module of this project.
     source: local or remote .npz, .pth, .bin, .pth.tar or .safetensors file, a
       vit_jax workdir or step, or 'hf:ORG/NAME'.
-    image_size: int or (height, width) that the model is to be used at. None
-      is the size that the file says it is for, else as in `from_state_dict`.
+    image_size: int or (height, width) in pixels of the images that the model
+      will get. None is the size in the file's metadata; if there is none, the
+      size that `from_state_dict` chooses.
     strict, fmt, key: as in `from_state_dict`.
-    source_image_size: image size of the file's position tables; None is what
-      the file itself says.
-    average: of a workdir or step, the moving average of the parameters.
+    source_image_size: image size that the file's position tables are for; None
+      is the size in the file's metadata.
+    average: whether to load the moving average of the parameters from a workdir
+      or step that has one.
 
   Returns:
-    Variables of float32 numpy arrays and a Report, whose `metadata` is what the
-    file says about itself, such as its class names.
+    Variables of float32 numpy arrays and a Report, whose `metadata` is that of
+    the file, with its class names for example.
 
   Raises:
-    WeightsError: unreadable or not fitting; the message names the file.
+    WeightsError: the file cannot be read or does not fit; the message names it.
   """
   from vit_jax.weights import formats
 
@@ -98,26 +100,28 @@ def from_state_dict(
     model: a Linen module of this project.
     arrays: {released name: array} in one of `known_formats(model)`; blocks may
       be stacked, and wrappers such as 'params/' or 'module.' are ignored.
-    image_size: int or (height, width) that the model is to be used at.
-      Position tables are resized to it: Google formats linearly with aligned
-      corners, PyTorch formats by bicubic interpolation. None is the size of
-      the arrays' own position table; without a table, the size that the
-      registry has for this model, else 224.
-    strict: with False, parameters that the arrays lack keep the model's own
-      initial values, and arrays without a parameter are only reported.
-    fmt: name of the format; None finds it.
-    key: PRNG key for what is initialized (a head of another class count);
-      without it, its kernel is zero and its bias `model.head_bias` or zero.
-    source: what error messages call the arrays.
-    source_image_size: image size of the arrays' position tables; without it
-      their grid is taken as square.
+    image_size: int or (height, width) in pixels of the images that the model
+      will get. Position tables are resized for it: linearly with aligned
+      corners for Google's formats, by bicubic interpolation for PyTorch's. None
+      is the size that the arrays' position table is for; without a table, it is
+      the size that the registry has for the model, or 224.
+    strict: whether a parameter without an array, or an array without a
+      parameter, is an error. With False, such a parameter keeps the initial
+      value of the model, and such an array is only reported.
+    fmt: name of the format; None detects it.
+    key: PRNG key for parameters that are initialized, such as a head for
+      another number of classes. Without it the kernel of such a head is zero,
+      and its bias is `model.head_bias` or zero.
+    source: name of the arrays in error messages.
+    source_image_size: image size that the arrays' position tables are for;
+      without it their grid is taken to be square.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of float32 numpy arrays, and a Report.
 
   Raises:
-    WeightsError: missing, left-over or misshapen tensors, all of them named
-      with the expected and actual shapes. There is no partial result.
+    WeightsError: tensors are missing, have another shape, or are left over. The
+      message names them with the expected and actual shapes.
   """
   source = str(source)
   if image_size is None:
@@ -156,7 +160,7 @@ def from_state_dict(
 
 
 def _registered_size(model: nn.Module) -> tuple[int, int]:
-  """Image size of the first registered name with this model's fields."""
+  """Image size of the first registered model with the fields of this one."""
   for name in list_models():
     info = model_info(name)
     if type(model) is info.module and all(
@@ -167,6 +171,7 @@ def _registered_size(model: nn.Module) -> tuple[int, int]:
 
 
 def _lines(problems: list[str], limit: int = 8) -> str:
+  """The first problems, one a line, and the number of the others."""
   shown = [f'\n  {line}' for line in problems[:limit]]
   if len(problems) > limit:
     shown.append(f'\n  and {len(problems) - limit} more')
@@ -180,10 +185,10 @@ def _initial(
   image_size: tuple[int, int],
   key: jax.Array | None,
 ) -> dict[str, np.ndarray]:
-  """Initial values of some parameters.
+  """Initial values of the parameters at some paths.
 
   Without a key, the kernels of heads are zero and their biases constant, so
-  that nothing depends on a seed that nobody chose.
+  that the result does not depend on a seed that the user did not choose.
   """
   bias = getattr(model, 'head_bias', 0.0)
   flat = {

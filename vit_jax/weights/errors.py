@@ -1,4 +1,4 @@
-"""The error of everything in this package."""
+"""The error that all functions of `vit_jax.weights` raise."""
 
 
 class WeightsError(ValueError):

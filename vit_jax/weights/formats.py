@@ -1,7 +1,7 @@
-"""Reads weight files: .npz, .pth, .safetensors, our own steps, hub names.
+"""Reads weights from .npz, .pth and .safetensors files, steps and the hub.
 
-The first bytes of a file decide how it is read, not its name. Nothing here
-runs code from a file.
+The kind of a file is recognized by its first bytes, not by its name. No code in
+a file is run.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.torch_reader import read_torch
 
-# Name of our own metadata, as JSON, in .npz and .safetensors files.
+# Name under which .npz and .safetensors files hold `WeightsMetadata` as JSON.
 METADATA = 'vit_jax'
 
 _SAFETENSORS_DTYPES = {
@@ -36,8 +36,8 @@ _SAFETENSORS_DTYPES = {
   'U8': 'u1',
   'BOOL': '?',
 }
-# First bytes of files that are often given in place of weights, and what to
-# say about them.
+# First bytes of files that users give instead of weights by mistake, and what
+# the error message says about such a file.
 _FOREIGN = (
   (
     b'version https://git-lfs',
@@ -59,8 +59,9 @@ class WeightFile(NamedTuple):
   """The contents of a weight file.
 
   Attributes:
-    arrays: {name: array}, half precision as float32.
-    metadata: what the file says about itself; empty for files of others.
+    arrays: {name: array}; half precision is converted to float32.
+    metadata: what the file says about its model; empty for files that vit_jax
+      did not write.
     kind: 'npz', 'torch', 'safetensors' or 'step'.
   """
 
@@ -75,11 +76,13 @@ def read(path: str | os.PathLike, *, average: bool = False) -> WeightFile:
   Args:
     path: local or remote file (.npz, .pth, .bin, .pth.tar, .safetensors), a
       vit_jax workdir or step, or 'hf:ORG/NAME' of the Hugging Face hub.
-    average: of a workdir or step, the moving average of the parameters.
+    average: whether to read the moving average of the parameters from a workdir
+      or step that has one.
 
   Raises:
-    WeightsError: no such file, truncated, of another kind, loading would run
-      code, hub not reachable. The message names the file.
+    WeightsError: the file does not exist, is truncated or of another kind, its
+      loading would run code, or the hub cannot be reached. The message names
+      the file.
   """
   if str(path).startswith('hf:'):
     path = _download(str(path))
@@ -106,7 +109,8 @@ def _reader(head: bytes) -> Callable[[IO[bytes]], WeightFile]:
   """The function that reads a file with these first bytes."""
   if not head:
     raise WeightsError('the file is empty')
-  # Eight bytes for the length of the header (below 4 GiB), then JSON.
+  # A .safetensors file begins with the length of its header in eight bytes, of
+  # which the last four are zero below 4 GiB, and the header is JSON.
   if head[4:9] == b'\0\0\0\0{':
     return _read_safetensors
   if head.startswith(b'PK'):
@@ -121,12 +125,12 @@ def _reader(head: bytes) -> Callable[[IO[bytes]], WeightFile]:
   if b'\0' not in head and head.decode('utf-8', 'ignore').isprintable():
     raise WeightsError('it looks like text')
   raise WeightsError(
-    'its first bytes are of no known weight format (.npz, .pth, .safetensors)'
+    'its first bytes are not those of a weight file (.npz, .pth, .safetensors)'
   )
 
 
 def _read_zip(file: IO[bytes]) -> WeightFile:
-  """A numpy or a PyTorch archive."""
+  """Reads a zip archive, which numpy (.npz) or PyTorch (.pth) wrote."""
   try:
     with zipfile.ZipFile(file) as archive:
       names = archive.namelist()
@@ -151,7 +155,7 @@ def _read_zip(file: IO[bytes]) -> WeightFile:
       except Exception as e:
         if 'allow_pickle' in str(e):
           raise WeightsError(
-            f'{name} needs code to be run: it holds Python objects'
+            f'{name} holds Python objects, whose loading would run code'
           ) from e
         raise WeightsError(f'{name} is damaged ({e})') from e
   metadata = json.loads(str(arrays.pop(METADATA, '{}')))
@@ -201,8 +205,8 @@ def _read_step(path: epath.Path, average: bool) -> WeightFile:
 
 
 def _float32(x: np.ndarray) -> np.ndarray:
-  """Half precision as float32, all else as it is."""
-  if x.dtype == np.dtype('V2'):  # bfloat16 as numpy alone writes it
+  """Converts half precision to float32; returns other dtypes as they are."""
+  if x.dtype == np.dtype('V2'):  # bfloat16, saved by numpy without ml_dtypes
     x = x.view(ml_dtypes.bfloat16)
   if x.dtype in (np.float16, ml_dtypes.bfloat16):
     return x.astype(np.float32)
@@ -210,13 +214,13 @@ def _float32(x: np.ndarray) -> np.ndarray:
 
 
 def _download(name: str) -> str:
-  """A local path of 'hf:ORG/NAME' or 'hf:ORG/NAME/FILE'."""
+  """Downloads 'hf:ORG/NAME' or 'hf:ORG/NAME/FILE'; returns the local path."""
   org, _, rest = name.removeprefix('hf:').partition('/')
   repo, _, file = rest.partition('/')
   if not org or not repo:
     raise WeightsError(
-      f'{name!r} is no hub name; the form is hf:ORG/NAME, '
-      'such as hf:timm/vit_base_patch16_224.augreg_in21k'
+      f'{name!r} is not a hub name: write hf:ORG/NAME, such as '
+      'hf:timm/vit_base_patch16_224.augreg_in21k'
     )
   try:
     import huggingface_hub  # pyright: ignore[reportMissingImports]
@@ -238,4 +242,7 @@ def _download(name: str) -> str:
         f'{str(e).splitlines()[0] if str(e) else ""}). Check the name and '
         'the connection, or download the file and give its path'
       ) from e
-  raise WeightsError(f'{name} has none of: {", ".join(candidates)}')
+  raise WeightsError(
+    f'{name} has no file {" or ".join(candidates)}: name the file of weights, '
+    'hf:ORG/NAME/FILE'
+  )

@@ -1,4 +1,4 @@
-"""Takes every parameter of a model from a file, or says why it cannot."""
+"""Reads every parameter of a model from the arrays of a file."""
 
 import math
 import re
@@ -12,15 +12,16 @@ from vit_jax.weights.report import Report
 from vit_jax.weights.rules import Rule, ShapeMismatch
 from vit_jax.weights.tables import TABLE, Grid, Tables
 
+# Paths of the parameters of classification heads.
 HEAD = re.compile(r'params/\w*head\w*/(kernel|bias)')
 
 
 class Loader:
-  """One pass over the expected parameters, see `engine.from_state_dict`.
+  """Loads the parameters for `engine.from_state_dict`, in one pass.
 
   Attributes:
-    problems: what does not fit, one line each; empty after success.
-    fresh: paths of the parameters that keep their initial values.
+    problems: a line for each tensor that does not fit; empty after success.
+    fresh: paths of the parameters that keep the model's initial values.
   """
 
   def __init__(
@@ -44,7 +45,14 @@ class Loader:
     )
 
   def run(self, strict: bool) -> dict[str, np.ndarray]:
-    """{path: float32 array} of what the file has; fills `report` as well."""
+    """Loads all parameters that the file has, and fills the report.
+
+    Args:
+      strict: as in `engine.from_state_dict`.
+
+    Returns:
+      {Flax path: float32 array}.
+    """
     optional = naming.assign(
       naming.rules_of(self._model, self._fmt),
       [path for path in naming.OPTIONAL if path not in self._shapes],
@@ -84,7 +92,12 @@ class Loader:
     return flat
 
   def _heads_to_reset(self, lacking: dict[str, str]) -> dict[str, str]:
-    """Paths of heads that cannot be kept, with the reason."""
+    """The heads that get initial values: {path of a parameter: reason}.
+
+    Args:
+      lacking: {released name: path} of parameters that the file may have and
+        the model has not.
+    """
     file_has_pre_logits = any(
       name in self._arrays
       for name, path in lacking.items()
@@ -105,10 +118,12 @@ class Loader:
         path.endswith('/bias')
         and (in_file := self._file_classes(path)) != classes
       ):
-        reasons[module] = f'{in_file} classes in the file, {classes} here'
+        reasons[module] = (
+          f'{in_file} classes in the file, {classes} in the model'
+        )
       elif file_has_pre_logits:
         reasons.setdefault(
-          module, "the file's head is on top of its pre_logits"
+          module, "the file's head takes its pre_logits, which the model lacks"
         )
     return {
       path: reasons[path.rpartition('/')[0]]
@@ -117,12 +132,12 @@ class Loader:
     }
 
   def _file_classes(self, path: str) -> int | None:
-    """Number of classes of a head in the file, None if it has no such head."""
+    """Number of classes of a head in the file; None without such a head."""
     _, name = self._assigned[f'{path.rpartition("/")[0]}/bias']
     return math.prod(self._arrays[name].shape) if name in self._arrays else None
 
   def _released(self, path: str) -> naming.Shape:
-    """Shape that the file should have for a parameter."""
+    """The shape that a parameter should have in the file."""
     rule, name = self._assigned[path]
     like = naming.abstract(self._shapes[path])
     shape = rule.to_released(like, path, name).shape
@@ -132,15 +147,15 @@ class Loader:
   def _load(
     self, rule: Rule, name: str, path: str, shape: naming.Shape
   ) -> np.ndarray | None:
-    """One parameter; None, and a line in `problems`, if it does not fit."""
+    """Loads one parameter; for a mismatch, None and a line in `problems`."""
     released = self._arrays[name]
     action, note, grids = 'loaded', '', {}
     try:
       if TABLE.fullmatch(path):
         fit = self._tables.compare(tuple(released.shape), shape, self._grid)
         if fit.file_leading and not getattr(self._model, 'class_posemb', True):
-          # The model adds no position to its class token: the token itself
-          # takes over what the file adds.
+          # The file adds a row of its table to the class token, and the model
+          # adds none. So the row is added to the parameter of the token.
           self._class_row = np.asarray(released[:, :1], np.float32)
         released, note = self._tables.fit(np.asarray(released), fit)
         grids = {'file_grid': fit.file_grid, 'grid': fit.grid}
@@ -159,7 +174,7 @@ class Loader:
   def _record_left_over(
     self, used: set[str], lacking: dict[str, str], strict: bool
   ) -> None:
-    """Records the tensors of the file that no parameter takes."""
+    """Records the tensors of the file that are not loaded, with the reason."""
     module = naming.map_module(self._model)
     ignored = [*getattr(module, 'IGNORED', ()), r'.*num_batches_tracked']
     has_head = any(HEAD.fullmatch(path) for path in self._shapes)

@@ -1,4 +1,4 @@
-"""The record beside weights: which model they are for and how to feed it."""
+"""The metadata of weights: their model, preprocessing, classes and recipe."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -9,25 +9,25 @@ from vit_jax.preprocessing import Preprocessing, as_size
 
 @dataclasses.dataclass(frozen=True)
 class WeightsMetadata:
-  """What checkpoint steps, weight files and exported programs say about them.
+  """The metadata in checkpoint steps, weight files and exported programs.
 
-  Every attribute is optional: the weight files of other projects know nothing,
-  and `WeightsMetadata()` stands for that.
+  Every attribute is optional. `WeightsMetadata()` stands for the weight files
+  of other projects, which have no such metadata.
 
   Attributes:
-    model: registered name.
+    model: registered name of the model.
     module: Python module that registers the model, '' for the models of this
       package; see `models.registry.load_module`.
-    fields: fields of the model that differ from those of its name.
-    num_classes: outputs of the head.
-    classes: names of the outputs, in order.
-    preprocessing: how images are fed to the model.
-    image_size: (height, width) in pixels; that of `preprocessing` where there
-      is one. It gives the grid of a position table that is not square.
-    loss: key of `losses.LOSSES` that the head was trained with, which says how
+    fields: fields of the model that differ from those of its registered name.
+    num_classes: number of outputs of the head.
+    classes: class names, in the order of the outputs.
+    preprocessing: how an image becomes the input of the model.
+    image_size: (height, width) in pixels; the size of `preprocessing` if there
+      is one. It tells the grid of a position table that is not square.
+    loss: key of `losses.LOSSES` that the head was trained with; it tells how
       logits become probabilities.
-    average: the run was evaluated with its averaged parameters, so these are
-      the ones to load from a step that holds both.
+    average: whether the run was evaluated with its averaged parameters, which
+      are then the ones to load from a step that has both.
     data: fingerprint of the training data.
     parameters: number of parameters.
     recipe: the complete recipe of the run, as in WORKDIR/config.json.
@@ -57,7 +57,7 @@ class WeightsMetadata:
       object.__setattr__(self, 'image_size', as_size(size))
 
   def to_json(self) -> dict[str, Any]:
-    """Plain JSON values, with 'version'; unknown attributes are left out."""
+    """The record as JSON values, with 'version' and without what is None."""
     values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
     if self.preprocessing is not None:
       values['preprocessing'] = self.preprocessing.to_json()
@@ -71,13 +71,13 @@ class WeightsMetadata:
 
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> 'WeightsMetadata':
-    """Reads what `to_json` wrote, or the metadata of version 0.1.0.
+    """Reads what `to_json` wrote, or the metadata of vit_jax 0.1.0.
 
-    Other keys than those of the record are ignored, so that the record can
-    stand among the values of a larger file.
+    Keys that are not attributes are ignored, because a file may have the record
+    together with other values.
 
     Raises:
-      ValueError: a later version wrote it, or a value is not allowed.
+      ValueError: the record has another version, or a value is not allowed.
     """
     if 'version' not in values:
       return _from_unversioned(values)
@@ -95,10 +95,11 @@ class WeightsMetadata:
 
 
 def _from_unversioned(values: Mapping[str, Any]) -> WeightsMetadata:
-  """Reads version 0.1.0: the recipe under 'config', the rest beside it.
+  """Reads the metadata of vit_jax 0.1.0.
 
-  Files that were converted have a recipe of a few keys only, and the metadata
-  of a file that a user wrote may lack all of it.
+  It has the recipe of the run under 'config', and other values beside it. In
+  files that `vit-jax convert` wrote, the recipe has a few keys only. Any key
+  may be missing.
   """
   recipe = values.get('config') or {}
   section = lambda name: recipe.get(name) or {}
@@ -112,7 +113,8 @@ def _from_unversioned(values: Mapping[str, Any]) -> WeightsMetadata:
   }
   preprocessing = None
   if all(value is not None for value in feeding.values()):
-    # 0 stood for an image that is resized without regard to its aspect ratio.
+    # A crop of 0 meant that images are resized without keeping the aspect
+    # ratio.
     feeding['crop'] = feeding['crop'] or None
     preprocessing = Preprocessing(**feeding)
   return WeightsMetadata(
@@ -131,7 +133,7 @@ def _from_unversioned(values: Mapping[str, Any]) -> WeightsMetadata:
 
 
 def _with_tuples(value: Any) -> Any:
-  """JSON lists as tuples, which fields of Linen modules have to be."""
+  """Converts the lists of JSON to tuples, which Linen fields must be."""
   if isinstance(value, Mapping):
     return {k: _with_tuples(v) for k, v in value.items()}
   return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

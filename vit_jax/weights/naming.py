@@ -1,4 +1,4 @@
-"""Which formats a model has, and the names and shapes of its parameters."""
+"""The formats of a model, and the names and shapes of its parameters."""
 
 from collections.abc import Callable, Iterable
 import functools
@@ -19,14 +19,14 @@ from vit_jax.weights.rules import Rule
 
 Shape = tuple[int, ...]
 Rules = list[Rule] | Callable[[nn.Module], list[Rule]]
-# Flax path -> the rule that names it, and its released name.
+# {Flax path: (the rule that gives its released name, the released name)}.
 Assignment = dict[str, tuple[Rule, str]]
 
-# The format 'flax', which every model has: the names of its own tree.
+# The rules of the format 'flax', which every model has: a parameter has the
+# name of its path.
 FLAX = [Rule('params/(.*)', r'\1'), Rule('(batch_stats/.*)', r'\1')]
 
-# Parameters that a file may have and a model may lack: a difference that is
-# noted in the report, and no error.
+# Parameters of a file that a model may lack: this is reported and not an error.
 OPTIONAL = tuple(
   f'params/{module}/{leaf}'
   for module in ('head', 'head_dist', 'aux_head', 'pre_logits')
@@ -36,6 +36,7 @@ OPTIONAL = tuple(
 
 @functools.cache
 def _modules() -> list[types.ModuleType]:
+  """All modules in `maps`."""
   from vit_jax.weights import maps
 
   return [
@@ -45,7 +46,7 @@ def _modules() -> list[types.ModuleType]:
 
 
 def map_module(model: nn.Module) -> types.ModuleType | None:
-  """The module of `maps` for a model's class (or a base of it), or None."""
+  """The module of `maps` for the class of a model or a base class, or None."""
   return _maps_of(model)[0]
 
 
@@ -60,11 +61,14 @@ def _maps_of(
 
 
 def known_formats(model: nn.Module) -> dict[str, list[Rule]]:
-  """The formats a model loads from and saves to: {name: ordered rules}.
+  """The formats that a model can be loaded from and saved in.
 
-  'npz' is the naming of the published Google files; 'big_vision', 'timm' and
-  'official' (the authors' PyTorch code) are those of the code bases; 'flax' is
-  the model's own tree.
+  'npz' has the names of the published Google files; 'big_vision', 'timm' and
+  'official' (the authors' PyTorch code) have the names of these code bases;
+  'flax' has the paths of the model's own parameters.
+
+  Returns:
+    {name of a format: its rules, of which the first that matches counts}.
   """
   return {
     **{
@@ -76,7 +80,11 @@ def known_formats(model: nn.Module) -> dict[str, list[Rule]]:
 
 
 def rules_of(model: nn.Module, fmt: str) -> list[Rule]:
-  """The rules of one format; WeightsError names the known ones."""
+  """The rules of one format.
+
+  Raises:
+    WeightsError: the model has no such format; the message names the others.
+  """
   known = known_formats(model)
   if fmt not in known:
     raise WeightsError(
@@ -89,13 +97,14 @@ def rules_of(model: nn.Module, fmt: str) -> list[Rule]:
 def resembles(model: nn.Module, names: Iterable[str]) -> bool:
   """Whether the names of a file may be those of a model.
 
-  A quick test, without the model's shapes: more than a third of the names that
-  one of its formats spells out occur in the file. Rules that pass any name on,
-  as those for Flax names do, say nothing; files with Flax names always pass.
+  This is a quick test that needs no shapes. It looks for the names that the
+  rules of a format contain, and is True if more than a third of them occur in
+  the file. Rules that copy the Flax path contain no name, so files with Flax
+  names always pass.
 
   Args:
     model: a Linen module of this project.
-    names: of the tensors in a file.
+    names: names of the tensors in a file.
   """
   text = '\n'.join(names)
   if re.search(r'/kernel\d?$', text, re.MULTILINE):
@@ -104,8 +113,8 @@ def resembles(model: nn.Module, names: Iterable[str]) -> bool:
     patterns = {
       _regex_of(rule.name) for rule in rules if isinstance(rule.name, str)
     }
-    # What is left of a pattern without the parts that match anything, and
-    # without the leaf that all PyTorch layers have, tells models apart.
+    # A pattern is of no use if it has nothing but wildcards and the names
+    # 'weight' and 'bias', which the layers of all PyTorch models have.
     patterns = {
       p for p in patterns if re.sub(r'\[.*?\]\+|\\\.(bias|weight)|\$', '', p)
     }
@@ -118,7 +127,7 @@ def resembles(model: nn.Module, names: Iterable[str]) -> bool:
 
 
 def _regex_of(template: str) -> str:
-  """A regex for the end of a name, from a rule's template."""
+  """A regex for the end of a released name, made from a rule's template."""
   groups = r'(\\g<\d+>|\\\d|\{\d-1\})'
   return (
     ''.join(
@@ -130,7 +139,11 @@ def _regex_of(template: str) -> str:
 
 
 def assign(rules: list[Rule], paths: Iterable[str]) -> Assignment:
-  """The first matching rule of each path; paths without one are left out."""
+  """Finds the first matching rule of each Flax path.
+
+  Returns:
+    {path: (rule, released name)}, without the paths that no rule matches.
+  """
   assigned = {}
   for path in paths:
     for rule in rules:
@@ -144,19 +157,19 @@ def assign(rules: list[Rule], paths: Iterable[str]) -> Assignment:
 def model_shapes(
   model: nn.Module, image_size: tuple[int, int]
 ) -> tuple[dict[str, Shape], tuple[int, int] | None]:
-  """Shapes of a model's variables, by `jax.eval_shape`: nothing is computed.
+  """Shapes of a model's variables, by `jax.eval_shape`, without computation.
 
   Args:
     model: a Linen module of this project.
-    image_size: (height, width).
+    image_size: (height, width) in pixels.
 
   Returns:
-    {path: shape}, and the (height, width) of the patches, which is None for a
-    model without an intermediate 'stem' (B, h, w, D).
+    {Flax path: shape}, and the grid (height, width) of the patches, or None for
+    a model without an intermediate 'stem' (B, h, w, D).
   """
   try:
     hash(model)
-  except TypeError:  # a field such as a list
+  except TypeError:  # a field is a list, so the model cannot be a cache key
     return _trace.__wrapped__(model, image_size)
   return _trace(model, image_size)
 
@@ -180,14 +193,14 @@ def _trace(
 
 
 def unrolled(model: nn.Module) -> nn.Module:
-  """The same model with its blocks one by one."""
+  """The model itself, or for a scanned model the one that is not scanned."""
   return model.clone(scan=False) if getattr(model, 'scan', False) else model
 
 
 def any_image_size(model: nn.Module) -> tuple[int, int]:
-  """An image size that the model accepts, for uses where any size will do.
+  """An image size that the model accepts, where the size does not matter.
 
-  224 where the patches divide it, else 32 patches.
+  It is 224, or 32 patches if the patch size does not divide 224.
   """
   height, width = (
     224 if 224 % p == 0 else 32 * p
@@ -197,5 +210,5 @@ def any_image_size(model: nn.Module) -> tuple[int, int]:
 
 
 def abstract(shape: Shape) -> np.ndarray:
-  """An array of this shape without memory of its own."""
+  """An array of zeros of a shape that takes no memory."""
   return np.broadcast_to(np.float32(0), shape)

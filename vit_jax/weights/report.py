@@ -1,4 +1,4 @@
-"""What loading did with every tensor of a file and of a model."""
+"""The report of loading: what was done with every tensor."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -12,20 +12,20 @@ ACTIONS = ('loaded', 'resized', 'reset', 'dropped', 'left_over')
 
 @dataclasses.dataclass(frozen=True)
 class TensorRecord:
-  """What became of one tensor.
+  """What was done with one tensor.
 
   Attributes:
-    action: one of ACTIONS, explained in `Report`.
-    name: its name in the file.
-    path: its Flax path, such as 'params/head/kernel'; '' where the model has
-      no such parameter.
-    shape: of the model's parameter, or of the file's tensor without one.
-    note: the reason, for people; programs read the fields below.
+    action: one of ACTIONS, which `Report` explains.
+    name: name of the tensor in the file.
+    path: Flax path of the parameter, such as 'params/head/kernel'; '' if the
+      model has no such parameter.
+    shape: shape of the parameter; if there is none, of the file's tensor.
+    note: the reason in words; programs should use the following attributes.
     file_grid: (height, width) in patches of a position table in the file.
-    grid: the same in the model.
-    file_classes: number of classes of a head in the file, None where the file
-      has no such head.
-    classes: the same in the model.
+    grid: (height, width) in patches of the table in the model.
+    file_classes: number of classes of a head in the file; None if the file has
+      no such head.
+    classes: number of classes of the head in the model.
   """
 
   action: str
@@ -41,20 +41,22 @@ class TensorRecord:
 
 @dataclasses.dataclass
 class Report:
-  """Every tensor of a file and of the model, once.
+  """What was done with every tensor of a file and every parameter of a model.
 
-  The actions: `loaded`, taken with the file's values. `resized`, a position
-  table interpolated to another grid. `reset`, a parameter with its initial
-  values, because the file has none that fits. `dropped`, a known tensor of the
-  file that the model has no use for. `left_over`, a tensor of the file that is
-  unknown (only with strict=False; an error otherwise).
+  The action of a record is one of
+  - 'loaded': the parameter has the file's values;
+  - 'resized': a position table was interpolated to the model's grid;
+  - 'reset': the parameter has initial values, because the file has no tensor
+    that fits;
+  - 'dropped': the model does not need the tensor, for a known reason;
+  - 'left_over': the tensor is unknown (with strict=False; otherwise an error).
 
   Attributes:
-    source: what was read, for messages.
-    format: the naming that the file uses, a key of `known_formats`.
+    source: name of what was read, for messages.
+    format: the format of the file, a key of `known_formats`.
     image_size: (height, width) in pixels that the variables are for.
-    records: one for each tensor.
-    metadata: what the file says about itself.
+    records: one record for each tensor.
+    metadata: the file's metadata.
   """
 
   source: str
@@ -72,7 +74,7 @@ class Report:
     note: str = '',
     **numbers: Any,
   ) -> None:
-    """Adds a record; `numbers` are the grids and classes of TensorRecord."""
+    """Adds a `TensorRecord`; `numbers` are its grids and numbers of classes."""
     record = TensorRecord(action, name, path, tuple(shape), note, **numbers)
     self.records.append(record)
 
@@ -82,34 +84,40 @@ class Report:
 
   @property
   def loaded(self) -> list[TensorRecord]:
+    """The records of parameters with the file's values."""
     return self.of('loaded')
 
   @property
   def resized(self) -> list[TensorRecord]:
+    """The records of position tables that were interpolated."""
     return self.of('resized')
 
   @property
   def reset(self) -> list[TensorRecord]:
+    """The records of parameters with initial values."""
     return self.of('reset')
 
   @property
   def dropped(self) -> list[TensorRecord]:
+    """The records of tensors that the model does not need."""
     return self.of('dropped')
 
   @property
   def left_over(self) -> list[TensorRecord]:
+    """The records of unknown tensors."""
     return self.of('left_over')
 
   @property
   def class_names(self) -> tuple[str, ...] | None:
+    """The class names in the file, in the order of the outputs, or None."""
     return self.metadata.classes
 
   def table(self) -> str:
-    """All tensors, one a line."""
+    """All records as text, with one line for each."""
     return _table(self.records)
 
   def __str__(self) -> str:
-    """Counts, and a line for each tensor that was not taken as it is."""
+    """The number of records by action, and a line for each unusual one."""
     counts = ', '.join(
       f'{len(self.of(a))} {a.replace("_", " ")}' for a in ACTIONS if self.of(a)
     )

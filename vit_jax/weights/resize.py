@@ -1,9 +1,9 @@
-"""Resizing of position tables, as each source family does it, in numpy.
+"""Resizes position tables as the fine-tuning code of their authors does.
 
-None of them is what `jax.image.resize` computes: Google's code interpolates
-linearly with aligned corners (`scipy.ndimage.zoom(order=1)`), PyTorch code
-(DeiT, CeiT, VOLO) with the bicubic kernel of a = -0.75, half-pixel centers,
-clamped edges and no antialiasing.
+Google's code interpolates linearly with aligned corners, by
+`scipy.ndimage.zoom(order=1)`. PyTorch code (DeiT, CeiT, VOLO) uses the bicubic
+kernel with a = -0.75, half-pixel centers, clamped edges and no antialiasing.
+`jax.image.resize` computes neither of the two.
 """
 
 import numpy as np
@@ -16,7 +16,19 @@ METHODS = {'linear': aligned_matrix, 'bicubic': bicubic_matrix}
 def resize_grid(
   grid: np.ndarray, new_grid: tuple[int, int], method: str
 ) -> np.ndarray:
-  """(1, h, w, D) -> (1, h', w', D), separable; float64 inside."""
+  """Resizes a grid of embeddings, in float64.
+
+  Args:
+    grid: (1, h, w, D).
+    new_grid: (h', w').
+    method: a key of METHODS: 'linear' (Google) or 'bicubic' (PyTorch).
+
+  Returns:
+    (1, h', w', D) of the dtype of `grid`.
+
+  Raises:
+    ValueError: unknown method.
+  """
   if method not in METHODS:
     raise ValueError(f'method={method!r}; allowed: {", ".join(METHODS)}')
   matrix = METHODS[method]
@@ -38,14 +50,15 @@ def resize_table(
   new_grid: tuple[int, int],
   method: str,
 ) -> np.ndarray:
-  """Resizes the grid part of a position table.
+  """Resizes the embeddings of the patches in a position table.
 
   Args:
-    table: (1, P + h * w, D), rows first; P leading rows (class and
-      distillation token) are copied unchanged.
+    table: (1, P + h * w, D). The first P embeddings are of other tokens (class
+      token, distillation token) and are not changed; those of the patches
+      follow row by row.
     old_grid: (h, w).
     new_grid: (h', w').
-    method: 'linear' (Google files) or 'bicubic' (PyTorch files).
+    method: a key of METHODS: 'linear' (Google) or 'bicubic' (PyTorch).
 
   Returns:
     (1, P + h' * w', D) of the dtype of `table`.
@@ -58,7 +71,8 @@ def resize_table(
   prefix = table.shape[1] - h * w
   if prefix < 0:
     raise ValueError(
-      f'a position table of {table.shape[1]} rows has no {h}x{w} grid'
+      f'a position table of {table.shape[1]} rows is too short for a grid of '
+      f'{h}x{w} patches'
     )
   grid = table[:, prefix:].reshape(1, h, w, -1)
   grid = resize_grid(grid, new_grid, method).reshape(1, new_h * new_w, -1)

@@ -1,6 +1,6 @@
-"""One rule says where a parameter is stored in a released file.
+"""Rules that say where and how a file stores the parameters of a model.
 
-The same rule is used for reading and for writing.
+The same rules are used for reading and for writing files.
 """
 
 from collections.abc import Callable
@@ -12,27 +12,30 @@ import numpy as np
 
 
 class ShapeMismatch(ValueError):
-  """A released array whose shape does not fit the parameter of its name."""
+  """An array of a file has a shape that its parameter cannot be stored in."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """Maps Flax paths to names of a released format.
+  """Maps Flax paths to the names and layouts of a released format.
 
   Attributes:
-    pattern: regex, full-matched against the Flax path with its collection,
-      such as 'params/head/kernel'.
-    name: released name, a template of `re.Match.expand`, in which '{2-1}' is
-      the number of group 2 less one (for formats that count from 0); or a
-      function of the match.
-    layout: how the released array becomes the Flax array. 'same': reshape;
-      'dense': (O, I) or (O, I, 1, 1) -> transpose -> reshape; 'conv':
-      (O, I, h, w) -> (h, w, I, O); 'dense4': as 'dense', and written with four
-      axes; 'flat_conv': as 'conv', and written as (O, I * h * w); 'nd4':
-      reshape, and written with leading axes of 1 up to four (GroupNorm and 1x1
-      kernels of Google's files).
-    chunk: (j, n) for the j-th of n equal slices along axis 0 of the released
-      array (fused query, key and value).
+    pattern: regex that must match a whole Flax path with its collection, such
+      as 'params/head/kernel'.
+    name: template of the released name for `re.Match.expand`, in which '{2-1}'
+      stands for the number in group 2 minus 1, for formats that count from 0;
+      or a function of the match.
+    layout: how the file stores the parameter, with I inputs and O outputs:
+      - 'same': in the same order, possibly with other axes;
+      - 'dense': as (O, I); (O, I, 1, 1) is read too;
+      - 'dense4': as (O, I, 1, 1); (O, I) is read too;
+      - 'conv': as (O, I, h, w), where Flax has (h, w, I, O);
+      - 'flat_conv': as (O, I * h * w);
+      - 'nd4': with leading axes of length 1, four axes in all (GroupNorm and
+        1x1 kernels in Google's files).
+    chunk: (j, n): the parameter is the j-th of n equal slices of the file's
+      array along axis 0, such as the key in fused query, key and value. None
+      for an array of its own.
   """
 
   pattern: str
@@ -41,7 +44,7 @@ class Rule:
   chunk: tuple[int, int] | None = None
 
   def match(self, path: str) -> str | None:
-    """The released name of a Flax path, None if the rule is not for it."""
+    """The released name of a Flax path; None if the pattern does not match."""
     m = re.fullmatch(self.pattern, path)
     if m is None:
       return None
@@ -51,10 +54,14 @@ class Rule:
     return m.expand(re.sub(r'\{(\d)-1\}', less_one, self.name))
 
   def to_flax(self, released: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The released array as a parameter of `shape`; a view where possible.
+    """Converts an array of a file to the parameter; a view where possible.
+
+    Args:
+      released: the file's array.
+      shape: shape of the parameter.
 
     Raises:
-      ShapeMismatch: no parameter of this shape is written as such an array.
+      ShapeMismatch: a parameter of this shape is not stored in such an array.
     """
     x = released
     if self.chunk is not None:
@@ -86,7 +93,16 @@ class Rule:
     return x.reshape(shape)
 
   def to_released(self, value: np.ndarray, path: str, name: str) -> np.ndarray:
-    """The parameter at `path` as its file has it: this rule's chunk of it."""
+    """Converts a parameter to the file's array.
+
+    Args:
+      value: the parameter.
+      path: Flax path of the parameter.
+      name: released name of the parameter.
+
+    Returns:
+      The array, or the slice of it that `chunk` describes.
+    """
     shape = value.shape
     ones = (1,) * (4 - len(shape))
     if self.layout == 'conv':
@@ -97,8 +113,9 @@ class Rule:
     if self.layout == 'dense4':
       return value.T[..., None, None]
     if self.layout == 'dense':
-      # The output kernel of attention, (H, K, D), and patch kernels,
-      # (h, w, C, D), have D outputs; query, key and value, (D, H, K), D inputs.
+      # In attention, the kernels of query, key and value, (D, H, K), have one
+      # axis of inputs. The kernel of the output, (H, K, D), and the kernels of
+      # patches, (h, w, C, D), have one axis of outputs.
       heads_last = len(shape) == 3 and not path.endswith('/out/kernel')
       inputs = shape[0] if heads_last else math.prod(shape[:-1])
       return value.reshape(inputs, -1).T
@@ -109,4 +126,5 @@ class Rule:
 
 
 def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """A shape without the axes of length 1."""
   return tuple(n for n in shape if n != 1)

@@ -1,4 +1,4 @@
-"""A model's variables -> released names, arrays and files."""
+"""Saves the variables of a model in released formats."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -18,12 +18,12 @@ from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.formats import METADATA
 from vit_jax.weights.metadata import WeightsMetadata
 
-# Formats to try for each kind of file, in this order; 'flax' always works.
+# The formats to try for each kind of file, in order. Every model has 'flax'.
 _PREFERRED = {
   '.npz': ('npz', 'flax'),
   '.safetensors': ('timm', 'official', 'flax'),
 }
-# Formats whose names begin with the collection.
+# Formats in which the names of parameters begin with 'params/'.
 _WITH_COLLECTION = ('flax', 'big_vision')
 
 
@@ -35,29 +35,29 @@ def save_weights(
   *,
   fmt: str | None = None,
 ) -> str:
-  """Writes a model's variables as a released file would have them.
+  """Writes a model's variables to a file in a released format.
 
-  `load_pretrained` gives the same variables back, bit for bit (big_vision's
-  format excepted, where a row of the table is added to the class token).
+  `load_pretrained` reads the same variables back, bit for bit. The format
+  'big_vision' is an exception: it has no row for the class token in the
+  position table, so the row is added to the token.
 
   Args:
-    variables: {'params': ..., 'batch_stats': ...}; stacked blocks are written
-      one by one.
-    model: the module they belong to.
-    path: .npz (published Google names where the model has them, else the
-      names of its own tree) or .safetensors (timm's names, or the official
-      ones, or those of its own tree); local or remote. The file appears under
-      its name when it is complete.
-    metadata: stored in the file as JSON: model, class names, how images are
-      fed.
-    fmt: another format of `known_formats(model)`.
+    variables: {'params': ..., 'batch_stats': ...}. Stacked blocks are written
+      as single blocks.
+    model: the module of the variables.
+    path: local or remote file, which appears under its name when it is
+      complete. A .npz file has the names of the published Google files, a
+      .safetensors file those of timm or else of the authors' PyTorch code. Both
+      have Flax names if the model has no such format.
+    metadata: stored in the file as JSON: model, class names, preprocessing.
+    fmt: a key of `known_formats(model)`, instead of the above.
 
   Returns:
-    The format written.
+    The format that was written.
 
   Raises:
-    WeightsError: another suffix, or parameters that the format has no name
-      for.
+    WeightsError: the suffix is another one, or the format has no name for a
+      parameter.
   """
   path = epath.Path(path)
   if path.suffix not in _PREFERRED:
@@ -87,7 +87,7 @@ def save_weights(
 def _first_complete(
   variables: Mapping[str, Any], model: nn.Module, candidates: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], str]:
-  """The arrays in the first format that names every parameter."""
+  """The arrays in the first format with a name for every parameter."""
   known = naming.known_formats(model)
   *first, last = [fmt for fmt in candidates if fmt in known]
   for fmt in first:
@@ -101,15 +101,18 @@ def _first_complete(
 def to_state_dict(
   variables: Mapping[str, Any], model: nn.Module, fmt: str
 ) -> dict[str, np.ndarray]:
-  """A model's variables as {released name: array} of a format.
+  """Converts a model's variables to the arrays of a released format.
 
   Args:
     variables: {'params': ..., 'batch_stats': ...}; stacked blocks are split.
-    model: the module they belong to.
+    model: the module of the variables.
     fmt: a key of `known_formats(model)`.
 
+  Returns:
+    {released name: array}.
+
   Raises:
-    WeightsError: unknown format, or a parameter it has no name for.
+    WeightsError: the format is unknown, or has no name for a parameter.
   """
   flat = {
     path: np.asarray(x)
@@ -130,12 +133,18 @@ def to_state_dict(
 def released_shapes(
   model: nn.Module, image_size: int | Sequence[int], fmt: str
 ) -> dict[str, tuple[int, ...]]:
-  """{released name: shape} of a model's file in a format, without arrays.
+  """The names and shapes of the tensors in a model's file.
 
   Args:
     model: a Linen module of this project.
-    image_size: int or (height, width).
+    image_size: int or (height, width) in pixels.
     fmt: a key of `known_formats(model)`.
+
+  Returns:
+    {released name: shape}.
+
+  Raises:
+    WeightsError: the format is unknown, or has no name for a parameter.
   """
   plain = naming.unrolled(model)
   shapes, _ = naming.model_shapes(plain, as_size(image_size))
@@ -151,7 +160,7 @@ def released_shapes(
 def _chunks(
   flat: dict[str, np.ndarray], model: nn.Module, fmt: str
 ) -> dict[str, list[np.ndarray]]:
-  """Released name -> the arrays that are concatenated under it."""
+  """{released name: the arrays whose concatenation the file has}."""
   if fmt == 'big_vision' and getattr(model, 'class_posemb', True):
     flat = _fold_class_row(flat)
   assigned = naming.assign(naming.rules_of(model, fmt), flat)
@@ -181,10 +190,10 @@ def _chunks(
 
 
 def _fold_class_row(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Adds row 0 of the position table to the class token.
+  """Adds row 0 of the position table to the class token, and removes the row.
 
-  big_vision adds its table to the patches before it prepends the class token,
-  so its table has no row for the token.
+  big_vision adds its table before it prepends the class token, so its table has
+  no row for the token.
   """
   table = 'params/Transformer/posembed_input/pos_embedding'
   if 'params/cls' not in flat or table not in flat:

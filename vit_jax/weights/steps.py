@@ -14,20 +14,26 @@ FOLDER = 'checkpoints'
 
 
 class CheckpointError(ValueError):
-  """A checkpoint that is missing, unreadable, or of another recipe."""
+  """A checkpoint is missing, cannot be read, or is of another recipe."""
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-  """The path in the form that Orbax needs: absolute if it is local."""
+  """The path in the form that Orbax needs: a local path must be absolute."""
   if '://' in str(path):
     return epath.Path(path)
   return epath.Path(path).expanduser().resolve()
 
 
 def describe_mismatch(path: str | os.PathLike, abstract: Any) -> str:
-  """What differs between a stored tree and an expected one.
+  """Describes how the tree in a step differs from an expected one.
 
-  '' if nothing differs, or if the step is too damaged to be compared.
+  Args:
+    path: the step.
+    abstract: the expected tree, of arrays or shapes.
+
+  Returns:
+    Up to five differences; '' if there are none, or if the step is too damaged
+    to be compared.
   """
   try:
     stored = ocp.metadata(epath.Path(path)).metadata
@@ -56,7 +62,7 @@ def describe_mismatch(path: str | os.PathLike, abstract: Any) -> str:
 
 
 def find_step(path: str | os.PathLike) -> epath.Path | None:
-  """The newest step of a workdir, or `path` itself if it is a step."""
+  """The newest step in a workdir, `path` itself if it is a step, or None."""
   path = absolute(path)
   if not path.is_dir():
     return None
@@ -70,7 +76,7 @@ def find_step(path: str | os.PathLike) -> epath.Path | None:
 
 
 def read_metadata(step: epath.Path) -> WeightsMetadata:
-  """The record that a step was saved with."""
+  """The metadata that was saved with a step."""
   stored: Any = ocp.metadata(step).custom_metadata
   return WeightsMetadata.from_json(stored or {})
 
@@ -78,12 +84,12 @@ def read_metadata(step: epath.Path) -> WeightsMetadata:
 def load_tree(
   path: str | os.PathLike, abstract: Any = None
 ) -> tuple[Any, WeightsMetadata, epath.Path]:
-  """The newest step of a workdir, or a step.
+  """Loads the newest step of a workdir, or a given step.
 
   Args:
-    path: workdir, its directory of steps, or a step.
-    abstract: tree of shapes (with shardings) to load into; without it, all
-      arrays are plain numpy, whatever devices wrote them.
+    path: a workdir, its directory of steps, or a step.
+    abstract: the expected tree of shapes, with the shardings of the result.
+      None loads all arrays that the step has as numpy arrays.
 
   Returns:
     The tree, its metadata and the path of the step.
@@ -95,7 +101,7 @@ def load_tree(
   step = find_step(path)
   if step is None:
     raise CheckpointError(
-      f'{path} is neither a workdir with {FOLDER}/STEP nor a step'
+      f'{path} has no checkpoint: give a workdir with {FOLDER}/STEP, or a step'
     )
   try:
     if abstract is None:
@@ -112,19 +118,23 @@ def load_tree(
 def load_params(
   path: str | os.PathLike, *, average: bool = False
 ) -> tuple[dict[str, np.ndarray], WeightsMetadata]:
-  """Parameters and statistics of a workdir or step, for the weights loader.
+  """Loads the parameters and running statistics of a workdir or step.
 
   Args:
-    path: workdir or step directory.
-    average: take the moving average where the step has one.
+    path: a workdir or a step.
+    average: whether to load their moving averages, if the step has them.
 
   Returns:
-    flat dict {'params/...': array, 'batch_stats/...': array} and metadata.
+    {'params/...': array, 'batch_stats/...': array}, and the metadata.
+
+  Raises:
+    CheckpointError: there is no step, or it cannot be read.
   """
   tree, metadata, _ = load_tree(path)
   averaged = average and tree.get('ema')
   params = tree['ema'] if averaged else tree['params']
-  # Statistics are averaged since 0.2.0, and only with optim.ema_stats.
+  # A step has averages of the statistics only if optim.ema_stats was set, and
+  # never if vit_jax 0.1.0 wrote it.
   stats = (averaged and tree.get('ema_stats')) or tree['batch_stats']
   flat = {}
   collections = {'params': params, 'batch_stats': stats}

@@ -1,5 +1,6 @@
-"""Position tables of files, on the grid of a model."""
+"""Fits the position tables of a file to the grid of a model."""
 
+from collections.abc import Iterable
 import dataclasses
 import math
 import re
@@ -15,16 +16,25 @@ from vit_jax.weights.rules import ShapeMismatch
 
 Grid = tuple[int, int]
 
+# Paths of position tables.
 TABLE = re.compile(r'(?:.*/)?(?:pos|row|col)_embedding')
-# Formats whose position tables Google's code resizes; others are PyTorch's.
+# The formats of Google's code, which resizes tables linearly.
 LINEAR_FORMATS = ('npz', 'big_vision')
 
 
 class TableFit(NamedTuple):
-  """The grids of a table in a file and in a model, in patches."""
+  """The grids of a position table in a file and in a model.
+
+  Attributes:
+    file_grid: (height, width) in patches in the file.
+    file_leading: number of the file's rows before those of the patches (class
+      token, distillation token).
+    grid: (height, width) in patches in the model.
+    leading: number of the model's rows before those of the patches.
+  """
 
   file_grid: Grid
-  file_leading: int  # rows before the patches: class and distillation token
+  file_leading: int
   grid: Grid
   leading: int
 
@@ -34,11 +44,11 @@ class Tables:
   """Fits the position tables of one file to a model.
 
   Attributes:
-    model: a Linen module with its blocks one by one.
+    model: a Linen module, not scanned.
     fmt: format of the file.
-    arrays: the file's arrays under the names of that format.
-    source_image_size: (height, width) that the file's tables are for, None if
-      it is not known.
+    arrays: {name in this format: array} of the file.
+    source_image_size: (height, width) in pixels that the file's tables are for;
+      None if it is not known.
   """
 
   model: nn.Module
@@ -48,7 +58,7 @@ class Tables:
 
   @property
   def method(self) -> str:
-    """How the code base of the format interpolates, see `resize`."""
+    """How the code base of the format interpolates: a key of resize.METHODS."""
     google = self.fmt in LINEAR_FORMATS or (
       self.fmt == 'flax' and 'npz' in naming.known_formats(self.model)
     )
@@ -57,15 +67,15 @@ class Tables:
   def compare(
     self, table: tuple[int, ...], shape: tuple[int, ...], grid: Grid | None
   ) -> TableFit:
-    """The grid of a file's table and that of a model's.
+    """Finds the grids of a table in the file and in the model.
 
     Args:
-      table: shape of the file's, (1, rows, D) or (1, h, w, D).
-      shape: of the model's.
-      grid: (height, width) of the model's patches, None if it is not known.
+      table: shape of the file's table, (1, rows, D) or (1, h, w, D).
+      shape: shape of the model's table.
+      grid: (height, width) of the model's patches; None if it is not known.
 
     Raises:
-      ShapeMismatch: another width, or the grid of a table is not known.
+      ShapeMismatch: the widths D differ, or the grid of a table is not known.
     """
     if len(table) != len(shape) or table[-1] != shape[-1]:
       raise ShapeMismatch
@@ -81,7 +91,15 @@ class Tables:
     return TableFit(file_grid, file_leading, grid, leading)
 
   def _file_grid(self, rows: int, grid: Grid, leading: int) -> tuple[Grid, int]:
-    """Grid and leading rows of a table of the file with this many rows."""
+    """The grid and the number of leading rows of a table in the file.
+
+    Args:
+      rows: number of rows of the file's table.
+      grid, leading: those of the model's table.
+
+    Raises:
+      ShapeMismatch: the grid is not known.
+    """
     if self.source_image_size is not None:
       known = naming.model_shapes(self.model, self.source_image_size)[1]
       if known is not None and 0 <= rows - math.prod(known) <= 2:
@@ -99,15 +117,23 @@ class Tables:
         return grid, file_leading
       if square := _square(rows, [file_leading]):
         return square, file_leading
-    if rows == math.prod(grid):  # DeiT III: the table is of the patches only
+    if rows == math.prod(grid):  # DeiT III: the table is for the patches only
       return grid, 0
     raise ShapeMismatch(
-      f'{rows} rows are no square grid after {candidates[0]} leading rows: '
-      'say the image size of the file, source_image_size=(height, width)'
+      f'{rows} rows are not a square grid and {candidates[0]} leading rows: '
+      'give the image size of the file, source_image_size=(height, width)'
     )
 
   def fit(self, table: np.ndarray, fit: TableFit) -> tuple[np.ndarray, str]:
-    """The file's table on the model's grid, and what was done, for people."""
+    """Converts a table of the file to the model's.
+
+    Args:
+      table: the file's table, (1, rows, D) or (1, h, w, D).
+      fit: the result of `compare`.
+
+    Returns:
+      The table for the model, and a note of what was done.
+    """
     notes = []
     if fit.file_grid != fit.grid:
       notes.append(f'{_by(fit.file_grid)} -> {_by(fit.grid)}, {self.method}')
@@ -119,8 +145,8 @@ class Tables:
       table = resize_table(table, fit.file_grid, fit.grid, self.method)
     first = table[:, : min(fit.leading, fit.file_leading)]
     if fit.file_leading < fit.leading:
-      # The file adds its table to the patches only, so its leading tokens
-      # already contain whatever is added for their position.
+      # The file's table is for the patches only. The parameters of the tokens
+      # include what a table would add to them, so zeros are added here.
       missing = fit.leading - fit.file_leading
       zeros = np.zeros((1, missing, table.shape[-1]), table.dtype)
       first = np.concatenate([first, zeros], axis=1)
@@ -133,11 +159,17 @@ class Tables:
 
 
 def _by(grid: Grid) -> str:
+  """'14x14' of (14, 14)."""
   return 'x'.join(str(n) for n in grid)
 
 
-def _square(rows: int, candidates) -> Grid | None:
-  """The grid of a square table after one of some numbers of leading rows."""
+def _square(rows: int, candidates: Iterable[int]) -> Grid | None:
+  """The grid of a square table, or None.
+
+  Args:
+    rows: number of rows of the table.
+    candidates: numbers of leading rows to try, in order.
+  """
   for leading in candidates:
     side = math.isqrt(max(rows - leading, 0))
     if side and side * side == rows - leading:

@@ -1,12 +1,13 @@
 """Reads PyTorch checkpoints without PyTorch and without running their code.
 
-A checkpoint is a pickle, and unpickling can run any function. The unpickler
-here knows the few names that tensors and plain containers need, and refuses
-every other one with a message that names it. Both layouts are read: the zip
-archive (since PyTorch 1.6) and the older stream of pickles.
+A checkpoint is a pickle, and unpickling can call any function. The unpickler
+here allows only the few names that tensors and plain containers need; any other
+name is an error that shows it. Both kinds of checkpoints are read: zip archives
+(since PyTorch 1.6) and the older streams of pickles.
 """
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import io
 import math
@@ -31,8 +32,8 @@ _DTYPES = {
   'ByteStorage': 'u1',
   'BoolStorage': '?',
 }
-# Types that training scripts store beside the weights. They are never built: a
-# value of such a type becomes an empty placeholder.
+# Types of values that training scripts store with the weights. Such a value is
+# replaced by an empty placeholder.
 _INERT = {
   ('argparse', 'Namespace'),
   ('pathlib', 'PosixPath'),
@@ -48,7 +49,7 @@ _INERT = {
 
 
 class _Inert:
-  """Placeholder that accepts any arguments and state, and keeps none."""
+  """A placeholder, which ignores its arguments and its state."""
 
   def __new__(cls, *args, **kwargs):
     return object.__new__(cls)
@@ -65,12 +66,20 @@ class _Inert:
 
 @dataclasses.dataclass
 class _Storage:
-  kind: str  # key of _DTYPES
+  """A block of values that tensors are views of.
+
+  Attributes:
+    kind: type of the values, a key of _DTYPES.
+    numel: number of values.
+    data: the values, None before they are read.
+  """
+
+  kind: str
   numel: int
   data: np.ndarray | None = None
 
   def fill(self, raw: bytes, byteorder: str) -> None:
-    """Reads the values; `byteorder` is '<' or '>'."""
+    """Sets the values from bytes; `byteorder` is '<' (little) or '>' (big)."""
     dtype = np.dtype(f'{byteorder}{np.dtype(_DTYPES[self.kind]).str[1:]}')
     if len(raw) < self.numel * dtype.itemsize:
       raise WeightsError(
@@ -87,7 +96,14 @@ class _Storage:
 
 @dataclasses.dataclass
 class _Tensor:
-  """A tensor whose storage may not have been read yet."""
+  """A view of a storage, whose values may be read later.
+
+  Attributes:
+    storage: the storage.
+    offset: position of the first value in the storage.
+    size: the shape.
+    stride: for each axis, the distance of neighbors in the storage.
+  """
 
   storage: _Storage
   offset: int
@@ -95,6 +111,7 @@ class _Tensor:
   stride: tuple[int, ...]
 
   def array(self) -> np.ndarray:
+    """The tensor as a numpy array; WeightsError if it is not in its storage."""
     ok = (
       isinstance(self.storage, _Storage)
       and len(self.size) == len(self.stride)
@@ -104,16 +121,16 @@ class _Tensor:
       )
     )
     if not ok:
-      raise WeightsError('a tensor with an impossible layout')
+      raise WeightsError('it has a tensor with an impossible layout')
     if not math.prod(self.size):
       return np.zeros(self.size, np.float32)
     last = self.offset + sum(
       (n - 1) * s for n, s in zip(self.size, self.stride, strict=True)
     )
     if last >= self.storage.numel:
-      raise WeightsError('a tensor that reaches beyond its storage')
+      raise WeightsError('it has a tensor that reaches beyond its storage')
     if self.storage.data is None:
-      raise WeightsError('a tensor whose storage is missing')
+      raise WeightsError('it has a tensor whose storage is missing')
     data = self.storage.data[self.offset :]
     return np.lib.stride_tricks.as_strided(
       data, self.size, [s * data.itemsize for s in self.stride], writeable=False
@@ -141,7 +158,7 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds tensors and containers, refuses everything else."""
+  """An unpickler that makes only tensors and plain containers."""
 
   def __init__(self, file, load_storage=None):
     super().__init__(file, encoding='utf-8')
@@ -156,8 +173,8 @@ class _Unpickler(pickle.Unpickler):
       return _Inert
     raise WeightsError(
       f'it needs code to be run: its pickle calls {module}.{name}. Only '
-      'tensors and plain containers are read. If you trust the file, save '
-      'its state dict as .safetensors with the program that wrote it'
+      'tensors and plain containers are read. If you trust the file, load it '
+      'with the program that wrote it and save its state dict as .safetensors'
     )
 
   def persistent_load(self, pid):
@@ -170,11 +187,17 @@ class _Unpickler(pickle.Unpickler):
       or not isinstance(pid[4], int)
       or pid[4] < 0
     ):
-      raise WeightsError(f'an unknown kind of storage: {str(pid)[:80]}')
+      raise WeightsError(f'it has an unknown kind of storage: {str(pid)[:80]}')
     return self._load_storage(*pid[1:])
 
 
-def _unpickle(file, load_storage=None):
+def _unpickle(file: IO[bytes], load_storage: Callable | None = None) -> Any:
+  """The next value of a pickle; WeightsError if it cannot be read.
+
+  Args:
+    file: the pickle.
+    load_storage: makes a `_Storage` of the arguments that the pickle gives.
+  """
   try:
     return _Unpickler(file, load_storage).load()
   except WeightsError:
@@ -184,7 +207,7 @@ def _unpickle(file, load_storage=None):
 
 
 def _read_zip(file: IO[bytes]) -> Any:
-  """The unpickled tree of a zip archive."""
+  """Unpickles the tree in a zip archive."""
   with zipfile.ZipFile(file) as archive:
     names = set(archive.namelist())
     pickles = [n for n in names if n.endswith('/data.pkl')]
@@ -214,7 +237,7 @@ def _read_zip(file: IO[bytes]) -> Any:
 
 
 def _read_legacy(file: IO[bytes]) -> Any:
-  """The unpickled tree of a stream of pickles (before PyTorch 1.6)."""
+  """Unpickles the tree in a stream of pickles (before PyTorch 1.6)."""
   if _unpickle(file) != _LEGACY_MAGIC:
     raise WeightsError('it is a pickle, but not of a PyTorch checkpoint')
   _unpickle(file)  # protocol version
@@ -231,10 +254,10 @@ def _read_legacy(file: IO[bytes]) -> Any:
   tree = _unpickle(file, load_storage)
   for key in _unpickle(file):
     if key not in storages:
-      raise WeightsError(f'storage {key} is in the file but in no tensor')
+      raise WeightsError(f'storage {key} is in the file, but no tensor uses it')
     header = file.read(8)
     if len(header) < 8:
-      raise WeightsError(f'truncated before storage {key}')
+      raise WeightsError(f'it is truncated before storage {key}')
     numel = int.from_bytes(header, 'little' if little else 'big')
     storage = storages[key]
     if numel != storage.numel:
@@ -251,7 +274,7 @@ def _read_legacy(file: IO[bytes]) -> Any:
 
 
 def _state_dict(tree: Any) -> dict[str, Any]:
-  """The weights inside a training checkpoint."""
+  """The dictionary of weights in the tree of a training checkpoint."""
   for _ in range(3):
     if not isinstance(tree, dict):
       break
@@ -272,14 +295,21 @@ def _state_dict(tree: Any) -> dict[str, Any]:
 
 
 def read_torch(file: IO[bytes]) -> dict[str, np.ndarray]:
-  """The tensors of a checkpoint open in binary mode, by name.
+  """Reads the tensors of a PyTorch checkpoint.
 
-  The dictionary under 'model' or 'state_dict' is read where there is one (a
-  moving average that is stored beside it is not), and half precision becomes
-  float32.
+  If the checkpoint has a dictionary 'model', 'state_dict' or
+  'model_state_dict', its tensors are read; a moving average in another
+  dictionary is not. Half precision is converted to float32.
+
+  Args:
+    file: the checkpoint, open in binary mode.
+
+  Returns:
+    {name: array}.
 
   Raises:
-    WeightsError: truncated, not a checkpoint, or loading it would run code.
+    WeightsError: the file is truncated or not a checkpoint, or loading it would
+      run code.
   """
   legacy = file.read(2) != b'PK'
   file.seek(0)

@@ -1,7 +1,8 @@
-"""Rules for the layers that PyTorch files have in common.
+"""Rules for the layers that the files of many PyTorch models have.
 
-`flax` is a regex for the path of a module without its collection, `torch` a
-template for its released name, as in `rules.Rule`.
+In every function, `flax` is a regex for the Flax path of a module without its
+collection, and `torch` is a template for the name of the PyTorch module, as in
+`rules.Rule`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ _QKV = ('query', 'key', 'value')
 
 
 def layer(flax: str, torch: str, layout: str = 'dense') -> list[Rule]:
-  """Kernel and bias of a dense layer, or of a convolution ('conv')."""
+  """Kernel and bias of a dense layer, or with layout 'conv' a convolution."""
   return [
     Rule(f'params/{flax}/kernel', f'{torch}.weight', layout),
     Rule(f'params/{flax}/bias', f'{torch}.bias'),
@@ -39,7 +40,7 @@ def batch_norm(flax: str, torch: str) -> list[Rule]:
 def fused(
   flax: str, torch: str, projections: Sequence[str] = _QKV
 ) -> list[Rule]:
-  """Projections of attention that a file stacks into one matrix."""
+  """Projections of attention that a file stores as one matrix."""
   rules = []
   for j, projection in enumerate(projections):
     chunk = (j, len(projections))
@@ -53,7 +54,12 @@ def fused(
 
 
 def attention(flax: str, qkv: str, out: str) -> list[Rule]:
-  """Attention with query, key and value stacked."""
+  """Attention whose query, key and value a file stores as one matrix.
+
+  Args:
+    flax: regex for the Flax path of the attention.
+    qkv, out: templates for the names of the two PyTorch layers.
+  """
   return [*layer(f'{flax}/out', out), *fused(flax, qkv)]
 
 

@@ -1,8 +1,9 @@
 """Names of released BiT (ResNet-V2) files.
 
-'npz': the published Google files with the scopes of TensorFlow. 'official':
-big_transfer's PyTorch model. 'timm': timm's `resnetv2_*_bit`. There are no
-released files of the V1 net, which has the format 'flax' alone.
+The formats: 'npz' is that of the published Google files, with the scopes of
+TensorFlow; 'official' that of big_transfer's PyTorch model; 'timm' that of
+timm's `resnetv2_*_bit`. There are no released files of the ResNet-V1 (`BiTV1`),
+which has only the format 'flax'.
 """
 
 from vit_jax.weights.rules import Rule
@@ -68,5 +69,5 @@ def _timm() -> list[Rule]:
 
 
 MAPS = {'BiT': {'npz': _npz(), 'official': _official(), 'timm': _timm()}}
-# Some files number their convolutions and norms: 'standardized_conv2d_17'.
+# Some files number convolutions and norms, as in 'standardized_conv2d_17'.
 ALIASES = [(r'(standardized_conv2d|group_norm|conv2d)_\d+', r'\1')]

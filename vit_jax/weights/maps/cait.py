@@ -1,6 +1,7 @@
-"""Names of the released CaiT files, which are the official ones and timm's.
+"""Names of released CaiT files; the official ones and timm's are the same.
 
-Official files keep the state under `model`, with `module.` before every key.
+Official files have the state dict under `model`, and `module.` before every
+name.
 """
 
 from vit_jax.weights.rules import Rule

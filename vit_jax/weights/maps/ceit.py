@@ -1,7 +1,8 @@
 """Names of CeiT files: the released ones and those of a reimplementation.
 
-'official' is coeusguo/ceit, whose files keep the state under `model`;
-'rishikksh20' is rishikksh20/CeiT-pytorch. timm has no CeiT.
+The formats: 'official' is that of coeusguo/ceit, whose files have the state
+dict under `model`; 'rishikksh20' is that of rishikksh20/CeiT-pytorch. timm has
+no CeiT.
 """
 
 from vit_jax.weights.rules import Rule
@@ -45,7 +46,8 @@ def _rishikksh20() -> list[Rule]:
     Rule('params/pos_embedding', 'pos_embedding'),
     *layer('i2t/conv', 'conv.0', 'conv'),
     *batch_norm('i2t/bn', 'conv.1'),
-    # A dense layer on patches that are flattened as (row, column, channel).
+    # In the file, a dense layer of patches, flattened as (row, column,
+    # channel).
     *layer('i2t/proj', 'to_patch_embedding.1'),
     *norm(f'{_BLOCK}/LayerNorm_0', f'{torch}.0.fn.norm'),
     *attention(

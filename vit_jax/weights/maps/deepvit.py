@@ -10,10 +10,10 @@ def _rules() -> list[Rule]:
   rules = [
     Rule('params/cls', 'cls_token'),
     Rule('params/pos_embedding', 'pos_embed'),
-    # The patch embedding, or the last layer of the convolutional one.
+    # The patch embedding, or the last layer of a convolutional patch embedding.
     *layer('(?:embedding|patch_embed/proj)', 'patch_embed.proj', 'conv'),
     *attention(f'{_BLOCK}/attn', f'{_TORCH}.attn.qkv', f'{_TORCH}.attn.proj'),
-    # A matrix over the heads here, a 1x1 convolution in the file.
+    # A matrix over the heads, which the file has as a 1x1 convolution.
     *layer(f'{_BLOCK}/attn/reattn', f'{_TORCH}.attn.reatten_matrix', 'conv'),
     *batch_norm(f'{_BLOCK}/attn/reattn_norm', f'{_TORCH}.attn.var_norm'),
     *norm(f'{_BLOCK}/LayerNorm_0', f'{_TORCH}.norm1'),

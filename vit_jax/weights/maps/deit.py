@@ -1,7 +1,7 @@
 """Names of released DeiT files with a distillation token.
 
-The official files (their state is under `model`) and timm's have the same
-names. Plain DeiT files have those of ViT.
+The official files, with their state dict under `model`, and timm's have the
+same names. Files of plain DeiTs have the names of ViT.
 """
 
 from vit_jax.weights.maps.vit import encoder_rules

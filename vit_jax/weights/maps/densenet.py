@@ -16,5 +16,6 @@ _RULES: list[Rule] = [
   *layer('head', 'classifier'),
 ]
 MAPS = {'DenseNet': {'timm': _RULES}}
-# torchvision's first files: 'denselayer1.norm.1' for 'denselayer1.norm1'.
+# torchvision's first files have 'denselayer1.norm.1', later ones
+# 'denselayer1.norm1'.
 ALIASES = [(r'(.*denselayer\d+\.(?:norm|conv))\.(\d)\.(.*)', r'\1\2.\3')]

@@ -1,7 +1,8 @@
-"""Names of EfficientNet files: timm's, also of Google's weights; torchvision's.
+"""Names of EfficientNet files: timm's and torchvision's.
 
-Blocks without an expanding convolution have one norm less, and both formats
-number the layers that a block has. So the rules depend on the model's stages.
+timm's files include Google's weights. Both formats number the layers of a
+block, and a block without an expanding convolution has fewer layers. So the
+rules depend on which stages of the model expand.
 """
 
 from vit_jax.models.efficientnet import EfficientNet
@@ -10,7 +11,7 @@ from vit_jax.weights.torch_rules import batch_norm, layer
 
 
 def _units(model: EfficientNet, expanding: bool) -> str:
-  """Regex for the units with, or without, an expanding convolution."""
+  """Regex for the Flax paths of units with or without expanding convolution."""
   numbers = '|'.join(
     str(s)
     for s, (_, _, _, expansion, _) in enumerate(model.stages, start=1)

@@ -1,7 +1,8 @@
 """Names of released MLP-Mixer files.
 
-'npz': the published Google files, Linen names. 'legacy': an older layout of
-the same files, with the four arrays of an MLP in one scope. 'timm': timm's.
+The formats: 'npz' is that of the published Google files, with Linen names;
+'legacy' an older form of these files, with the four arrays of an MLP in one
+scope; 'timm' that of timm.
 """
 
 from vit_jax.weights.rules import Rule
@@ -50,6 +51,6 @@ MAPS = {
     'timm': _timm(),
   }
 }
-# Some files number the sub-modules of a block by position, whatever their
+# Some files number the submodules of a block by their position and not by
 # class, so that the second norm is 'LayerNorm_2'.
 ALIASES = [(r'(Mixer/encoderblock_\d+/LayerNorm)_2/(.*)', r'\1_1/\2')]

@@ -1,4 +1,7 @@
-"""Names of RegNetY files: timm's (DeiT's teacher, pycls) and torchvision's."""
+"""Names of RegNetY files: timm's and torchvision's.
+
+timm's names are also those of DeiT's teacher and of the files from pycls.
+"""
 
 from vit_jax.weights.rules import Rule
 from vit_jax.weights.torch_rules import batch_norm, layer

@@ -1,9 +1,9 @@
 """Names of VGG files: timm's and torchvision's.
 
-Both number convolutions, norms, activations and pools in one list, so the rules
-depend on the stages. They differ in the dense layers: timm has them as
-convolutions of 7x7 and 1x1, torchvision as matrices that read the map flattened
-as (channel, row, column).
+Both number the convolutions, norms, activations and pools in one list, so the
+rules depend on the stages of the model. The dense layers differ: timm has
+convolutions of 7x7 and 1x1, torchvision has matrices, the first of which takes
+the map flattened as (channel, row, column).
 """
 
 from vit_jax.models.vgg import VGG
@@ -12,6 +12,7 @@ from vit_jax.weights.torch_rules import batch_norm, layer
 
 
 def _features(model: VGG) -> list[Rule]:
+  """The convolutions and norms; `position` counts the entries of the list."""
   rules: list[Rule] = []
   position = number = 0
   for stage in model.stages:
@@ -20,7 +21,7 @@ def _features(model: VGG) -> list[Rule]:
       rules += layer(f'conv{number}', f'features.{position}', 'conv')
       if model.batch_norm:
         rules += batch_norm(f'norm{number}', f'features.{position + 1}')
-      position += 3 if model.batch_norm else 2  # with the ReLU
+      position += 3 if model.batch_norm else 2  # the last is the ReLU
     position += 1  # the max-pool
   return rules
 

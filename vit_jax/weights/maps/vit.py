@@ -1,10 +1,11 @@
-"""Names of released ViT files, hybrids and area attention included.
+"""Names of released ViT files, with those of hybrids and area attention.
 
-'npz': the published Google files, written before Linen, which number the
-sub-modules of a block by their position whatever their class. 'big_vision':
-Linen names, but the position table is at the top level and has no row for the
-class token. 'timm': timm, DeiT and DINOv2. 'official': the area-attention
-project. Files with plain Linen names are in the format 'flax'.
+The formats: 'npz' is that of the published Google files, which are older than
+Linen and number the submodules of a block by their position and not by class.
+'big_vision' has Linen names, but its position table is at the top level and has
+no row for the class token. 'timm' is that of timm, DeiT and DINOv2. 'official'
+is that of the area-attention project. Files with plain Linen names are in the
+format 'flax'.
 """
 
 from vit_jax.models.vit import ViT
@@ -40,7 +41,11 @@ def _big_vision() -> list[Rule]:
 
 
 def _timm_stem(root_only: bool) -> list[Rule]:
-  """Names of the ResNet stem; the root alone has no `stem.` in its name."""
+  """timm's names of the ResNet stem.
+
+  Args:
+    root_only: whether the stem has no stages; timm's names then lack `stem.`.
+  """
   backbone = 'patch_embed.backbone'
   root = backbone if root_only else f'{backbone}.stem'
 
@@ -56,7 +61,7 @@ def _timm_stem(root_only: bool) -> list[Rule]:
 
 
 def encoder_rules() -> list[Rule]:
-  """timm names of the tokens, blocks and heads; DeiT has the same."""
+  """timm's names of tokens, blocks and heads, which DeiT's files have too."""
   return [
     Rule('params/cls', 'cls_token'),
     Rule('params/Transformer/posembed_input/pos_embedding', 'pos_embed'),
@@ -78,7 +83,7 @@ def encoder_rules() -> list[Rule]:
 
 
 def _timm_pool() -> list[Rule]:
-  """timm's attention pooling (SigLIP), big_vision's MAP head."""
+  """timm's names of the attention pooling (SigLIP), the MAP head here."""
   flax, torch = f'MAPHead_0/{_ATTENTION}', 'attn_pool'
   return [
     Rule('params/MAPHead_0/probe', f'{torch}.latent'),
@@ -100,10 +105,11 @@ def _timm(model: ViT) -> list[Rule]:
 
 
 def _area(model: ViT) -> list[Rule]:
-  """The area-attention project's names.
+  """The names of the area-attention project.
 
-  Blocks with area attention have separate projections, the others a fused one,
-  so the first rules are for the numbers of the area blocks only.
+  Its blocks with area attention have separate projections and the others a
+  fused one. So the rules for separate projections, which come first, match only
+  the numbers of the area blocks.
   """
   torch = r'transformer.layers.\1'
   numbers = '|'.join(str(i) for i in range(len(model.area_sizes)))
@@ -135,7 +141,7 @@ def _area(model: ViT) -> list[Rule]:
   ]
 
 
-# A value is a list of rules, or a function that gives them for a model.
+# {class: {format: its rules, or a function that returns them for a model}}.
 MAPS = {
   'ViT': {
     'npz': _npz(),
@@ -144,5 +150,5 @@ MAPS = {
     'official': _area,
   }
 }
-# DINOv2's files have a token that only pre-training uses.
+# DINOv2's files have a token that is used in pre-training only.
 IGNORED = ['mask_token']

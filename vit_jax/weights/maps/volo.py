@@ -1,9 +1,9 @@
-"""Names of the released VOLO files, which are the official ones and timm's.
+"""Names of released VOLO files; the official ones and timm's are the same.
 
-A file numbers the elements of its network (groups of blocks and downsampling
-convolutions) and the blocks inside each group, whereas the model numbers
-outlookers and transformer blocks over all groups. So the rules depend on the
-groups of the model.
+A file numbers the elements of its network, which are groups of blocks and
+convolutions that halve the map, and the blocks inside each group. The model
+numbers outlooker and transformer blocks over all groups. So the rules depend on
+the groups of the model.
 """
 
 from vit_jax.models.volo import VOLO
@@ -12,7 +12,13 @@ from vit_jax.weights.torch_rules import batch_norm, fused, layer, mlp, norm
 
 
 def _block(kind: str, flax: str, torch: str) -> list[Rule]:
-  """One block: 'outlooker', 'block' or 'cls_block'."""
+  """The rules for one block.
+
+  Args:
+    kind: 'outlooker', 'block' or 'cls_block'.
+    flax: Flax path of the block.
+    torch: name of the block in the file.
+  """
   attention = {
     'outlooker': [
       *layer(f'{flax}/attn/v', f'{torch}.attn.v'),
@@ -64,7 +70,7 @@ def rules(model: VOLO) -> list[Rule]:
     *_network(model),
   ]
   for i in range(3):
-    # Each convolution is followed by a BatchNorm and a ReLU in the file's list.
+    # The file's list has a BatchNorm and a ReLU after each convolution.
     result += [
       *layer(f'stem/conv_{i}', f'patch_embed.conv.{3 * i}', 'conv'),
       *batch_norm(f'stem/bn_{i}', f'patch_embed.conv.{3 * i + 1}'),
