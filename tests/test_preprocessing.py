@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vit_jax.preprocessing import Preprocessing, as_size
+from vit_jax.preprocessing import Preprocessing, as_size, normalization
 
 
 def test_json_round_trip():
@@ -44,3 +44,37 @@ def test_a_crop_is_none_or_a_positive_ratio():
 def test_what_is_not_known_is_named(values, word):
   with pytest.raises(ValueError, match=word):
     Preprocessing.from_json(values)
+
+
+def test_normalizations_with_numbers():
+  np.testing.assert_allclose(
+    normalization('range(-1,1)'), normalization('half')
+  )
+  np.testing.assert_allclose(
+    normalization('range(0, 1)'), normalization('unit')
+  )
+  imagenet = 'mean_std(0.485,0.456,0.406,0.229,0.224,0.225)'
+  np.testing.assert_allclose(normalization(imagenet), normalization('imagenet'))
+  mean, std = normalization('range(-2,3)')
+  ends = [(pixel - mean[0]) / std[0] for pixel in (0, 255)]
+  np.testing.assert_allclose(ends, (-2, 3))
+  assert Preprocessing(normalize='range(0,255)').normalize == 'range(0,255)'
+
+
+@pytest.mark.parametrize(
+  'style',
+  [
+    'whole',
+    'range(1)',
+    'range(1,1)',
+    'range(a,b)',
+    'range(0,inf)',
+    'mean_std(0,0,0,1,1)',
+    'mean_std(0,0,0,1,1,0)',
+    'half(0,1)',
+    'range(0,1',
+  ],
+)
+def test_a_wrong_normalization_says_what_is_allowed(style):
+  with pytest.raises(ValueError, match='normalize=.*imagenet.*range'):
+    normalization(style)

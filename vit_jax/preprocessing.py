@@ -5,6 +5,7 @@ import dataclasses
 import math
 import numbers
 import operator
+import re
 from typing import Any
 
 from vit_jax import text
@@ -20,15 +21,25 @@ NORMALIZATION = {
 TENSORFLOW_INTERPOLATIONS = (
   'bilinear',
   'area',
-  'tf_bicubic',
+  'tf_nearest',
   'tf_bilinear_antialias',
-  'tf_bicubic_antialias',
+  *(
+    f'tf_{method}{antialias}'
+    for method in (
+      'bicubic',
+      'lanczos3',
+      'lanczos5',
+      'gaussian',
+      'mitchellcubic',
+    )
+    for antialias in ('', '_antialias')
+  ),
 )
-PILLOW_INTERPOLATIONS = ('bicubic', 'bilinear_antialias')
+PILLOW_INTERPOLATIONS = ('bicubic', 'bilinear_antialias', 'lanczos', 'hamming')
 INTERPOLATIONS = (*TENSORFLOW_INTERPOLATIONS, *PILLOW_INTERPOLATIONS)
 # How the floating-point pixels of TensorFlow's methods become integers.
 ROUNDINGS = ('nearest', 'truncate', 'none')
-CROP_RESIZES = ('timm', 'resize_small', 'squash')
+CROP_RESIZES = ('timm', 'resize_small', 'resize_long', 'squash')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +57,13 @@ class Preprocessing:
       1.15), the resized image is smaller than `size` and is padded with black.
     interpolation: one of INTERPOLATIONS. 'bilinear' does not antialias;
       'bicubic' is Pillow's, which does.
-    normalize: key of NORMALIZATION.
+    normalize: see `normalization`.
     crop_resize: how to resize before the center crop. 'timm': the shorter side
       to size / c, the longer one in proportion, both rounded down.
       'resize_small': the same, rounded to the nearest integer, as in
-      big_vision. 'squash': both sides to size / c, whatever the aspect ratio.
+      big_vision. 'resize_long': the longer side to size / c, as in big_vision;
+      above and below, or left and right, it is padded with black. 'squash':
+      both sides to size / c, whatever the aspect ratio.
     rounding: how the pixels of TensorFlow's interpolations become integers:
       'nearest', 'truncate' to the integer below (big_vision), or 'none' to keep
       floating point (vision_transformer).
@@ -79,12 +92,12 @@ class Preprocessing:
       ('crop_resize', CROP_RESIZES),
       ('interpolation', INTERPOLATIONS),
       ('rounding', ROUNDINGS),
-      ('normalize', NORMALIZATION),
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(
           f'{name}={getattr(self, name)!r}; allowed: {", ".join(allowed)}'
         )
+    normalization(self.normalize)
     check_rounding(self.rounding, self.interpolation)
 
   @property
@@ -116,6 +129,46 @@ class Preprocessing:
         f'unknown key {unknown[0]!r}; allowed: {", ".join(sorted(names))}'
       )
     return cls(**values)
+
+
+def normalization(
+  style: str, key: str = 'normalize'
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """The mean and the deviation of three channels of pixels in [0, 255].
+
+  Args:
+    style: a key of NORMALIZATION; 'range(LOW,HIGH)', which takes 0 to LOW and
+      255 to HIGH; or 'mean_std(R,G,B,R,G,B)' with the mean and the deviation of
+      pixels in [0, 1], as PyTorch's code states them.
+    key: what an error calls the value.
+
+  Raises:
+    ValueError: anything else, an empty range, or a deviation of zero.
+  """
+  if style in NORMALIZATION:
+    return NORMALIZATION[style]
+  error = ValueError(
+    f'{key}={style!r}; allowed: {", ".join(NORMALIZATION)}, '
+    "'range(LOW,HIGH)', or 'mean_std(R,G,B,R,G,B)' with the mean and the "
+    'deviation of pixels in [0, 1]'
+  )
+  match = re.fullmatch(r'(range|mean_std)\((.*)\)', style)
+  if match is None:
+    raise error
+  try:
+    values = [float(word) for word in match[2].split(',')]
+  except ValueError:
+    raise error from None
+  if not all(map(math.isfinite, values)):
+    raise error
+  if match[1] == 'range' and len(values) == 2 and values[0] != values[1]:
+    low, high = values
+    std = 255 / (high - low)
+    return (0.0 - low * std,) * 3, (std,) * 3
+  if match[1] == 'mean_std' and len(values) == 6 and all(values[3:]):
+    scaled = tuple(255 * value for value in values)
+    return scaled[:3], scaled[3:]
+  raise error
 
 
 def check_rounding(rounding: str, interpolation: str) -> None:

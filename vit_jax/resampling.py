@@ -31,6 +31,26 @@ def keys_cubic(distance: np.ndarray, a: float) -> np.ndarray:
   return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
+def lanczos(distance: np.ndarray, radius: int) -> np.ndarray:
+  """The windowed sinc of `radius` pixels, sinc(x) sinc(x / radius)."""
+  inside = np.abs(distance) < radius
+  return np.where(inside, np.sinc(distance) * np.sinc(distance / radius), 0.0)
+
+
+def gaussian(distance: np.ndarray) -> np.ndarray:
+  """A Gaussian of deviation 1/2, zero from a distance of 1.5 on."""
+  weights = np.exp(-2.0 * distance**2)
+  return np.where(np.abs(distance) < 1.5, weights, 0.0)
+
+
+def mitchell(distance: np.ndarray) -> np.ndarray:
+  """The cubic kernel of Mitchell and Netravali (1988) with B = C = 1/3."""
+  x = np.abs(distance)
+  near = ((7 * x - 12) * x * x + 16 / 3) / 6
+  far = (((-7 / 3 * x + 12) * x - 20) * x + 32 / 3) / 6
+  return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
 def bilinear_matrix(
   old: int,
   new: int,

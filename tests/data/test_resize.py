@@ -6,6 +6,7 @@ from PIL import Image
 import pytest
 
 from tests.data.helpers import make_image
+from tests.helpers import ROOT
 from vit_jax.data.resize import resize, resize_float
 from vit_jax.preprocessing import (
   INTERPOLATIONS,
@@ -86,3 +87,25 @@ def test_names():
   }
   for name in PILLOW_INTERPOLATIONS:
     assert resize(make_image(0), (4, 4), name).dtype == np.uint8
+
+
+def test_tensorflows_methods():
+  """Pixels that tf.image.resize computed, of every method."""
+  with np.load(f'{ROOT}/tests/fixtures/tensorflow_resize.npz') as recorded:
+    seen = set()
+    for key in set(recorded.files) - {'image', 'version'}:
+      name, size = key.split('.')
+      size = tuple(map(int, size.split('x')))
+      out = resize_float(recorded['image'], size, name)
+      np.testing.assert_allclose(out, recorded[key], atol=1e-3, err_msg=key)
+      seen.add(name)
+  assert seen == set(TENSORFLOW_INTERPOLATIONS)
+
+
+@pytest.mark.parametrize('name', ['lanczos', 'hamming'])
+def test_pillows_other_kernels(name):
+  image = make_image(3, 60, 50)
+  np.testing.assert_array_equal(
+    resize(image, (17, 13), name),
+    Image.fromarray(image).resize((13, 17), Image.Resampling[name.upper()]),
+  )

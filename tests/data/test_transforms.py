@@ -62,7 +62,11 @@ def test_eval_crop_of_big_vision():
     make(crop_resize='squash'),
     resize(image, (40, 40), 'area', 'truncate')[4:36, 4:36],
   )
-  assert transforms.resize_long(image, 40).shape == (30, 40, 3)
+  # The longer side becomes 32 / 0.8; above and below there are no pixels.
+  resized = resize(image, (30, 40), 'area', 'truncate')
+  out = make(crop_resize='resize_long')
+  np.testing.assert_array_equal(out[1:31], resized[:, 4:36])
+  assert not out[0].any() and not out[31].any()
 
 
 @pytest.mark.parametrize(

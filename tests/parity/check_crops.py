@@ -46,9 +46,7 @@ def check_crops(case: Case, recipe: str, exclusive_offsets: bool) -> None:
     sampler, size = prefix.rsplit('.', 1)
     height, width = map(int, size.split('x'))
     config = load_config(recipe)
-    areas = re.search(r'area(\d+)_(\d+)', sampler)
-    if areas:
-      config.data.area = tuple(int(a) / 100 for a in areas.groups())
+    set_ranges(config, sampler, case.meta)
     transform = recipe_data.train_transform(config, (224, 224))
     samples = [
       statistics(draw(transform, height, width), height, width)
@@ -58,6 +56,24 @@ def check_crops(case: Case, recipe: str, exclusive_offsets: bool) -> None:
       for sample in samples:
         check_exclusive_offsets(sample, height, width)
     compare_samples(case, prefix, samples, height, width)
+
+
+def set_ranges(config, sampler: str, meta: dict) -> None:
+  """The ranges of area and aspect that a file or a sampler's name states.
+
+  'area5_100' and 'ratio75_133' are in percent.
+  """
+  for key, names in (
+    ('area', ('area_range', 'scale')),
+    ('aspect', ('aspect_ratio_range', 'ratio')),
+  ):
+    for name in names:
+      if name in meta:
+        config.data[key] = tuple(map(float, meta[name]))
+    words = '|'.join((key, *names))
+    stated = re.search(rf'(?:{words})(\d+)_(\d+)', sampler)
+    if stated:
+      config.data[key] = tuple(int(x) / 100 for x in stated.groups())
 
 
 @functools.lru_cache  # timm's and torchvision's boxes have one definition

@@ -1,6 +1,8 @@
 """Parity of training steps: big_vision, vision_transformer, big_transfer."""
 
+from collections.abc import Iterable
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,51 +26,117 @@ BIG_VISION = {
   'bit_i1k': 'bit_i1k:r50x1,big_vision',
   'bit_i21k': 'bit_i21k:r50x1,big_vision',
   'train_vit_g': 'vit_jft:G14',
+  'transfer': 'finetune:b16,cifar10',
 }
 LOSSES = {'softmax_xent': 'softmax', 'sigmoid_xent': 'sigmoid'}
 
 
-def optimizer_settings(c: dict) -> dict:
-  """big_vision's optimizer arguments as keys of a recipe."""
+def parameter_groups(c: dict, names: Iterable[str]) -> dict:
+  """Factors of rates and decay, and frozen parameters, as keys of a recipe.
+
+  In each of big_vision's lists the first pattern that matches counts.
+
+  Args:
+    c: its config: wd_mults, lr_mults, and patterns in its schedule.
+    names: of the parameters.
+  """
+  decays = c.get('wd_mults') or [['.*/kernel$', 1.0]]
+  rates = list(c.get('lr_mults') or [])
+  if isinstance(c.get('schedule'), list):
+    frozen = [[pattern, 0.0] for pattern, s in c['schedule'] if s is None]
+    rates = frozen + rates
+  first = lambda pairs, name: next(
+    (i for i, (pattern, _) in enumerate(pairs) if re.fullmatch(pattern, name)),
+    None,
+  )
+  groups = {}
+  for name in names:
+    decay, rate = first(decays, name), first(rates, name)
+    factors = {}
+    if decay is not None and decays[decay][1] != 1:
+      factors['decay'] = decays[decay][1]
+    if rate is not None and rates[rate][1] != 1:
+      factors['lr'] = rates[rate][1]
+    if factors:
+      groups.setdefault(tuple(factors.items()), []).append(re.escape(name))
+  return {
+    'optim.decay_mask': '|'.join(f'(?:{pattern})' for pattern, _ in decays),
+    'optim.groups': tuple(
+      ('|'.join(paths), dict(factors)) for factors, paths in groups.items()
+    ),
+  }
+
+
+def _take(options: dict, renames: dict[str, tuple[str, Any]]) -> dict:
+  """Keys of a recipe from options, which have defaults: {option: (key, d)}."""
+  return {
+    key: options.pop(option, default)
+    for option, (key, default) in renames.items()
+  }
+
+
+def optimizer_settings(c: dict, names: Iterable[str]) -> dict:
+  """big_vision's optimizer arguments as keys of a recipe.
+
+  Args:
+    c: its config.
+    names: of the parameters.
+  """
   more = dict(c.get('optax') or {})
-  mults = c.get('wd_mults') or [['.*/kernel$', 1.0]]
   settings = {
     'optim.lr': c['lr'],
     'optim.lr_batch': None,
     'optim.clip': c['grad_clip_norm'] or 0.0,
     'optim.decay_style': 'schedule',
     'optim.weight_decay': c.get('wd') or 0.0,
-    'optim.decay_mask': '|'.join(pattern for pattern, _ in mults),
-    # The first pattern that matches counts.
-    'optim.groups': tuple(
-      (f'(.*/)?{pattern.removeprefix(".*")}', {'decay': factor})
-      for pattern, factor in mults
-      if factor != 1
-    ),
+    **parameter_groups(c, names),
   }
   name = c['optax_name'].removeprefix('big_vision.')
   if name == 'scale_by_adam':
-    settings |= {
-      'optim.name': 'adam',
-      'optim.b1': more.pop('b1', 0.9),
-      'optim.b2': more.pop('b2', 0.999),
-      'optim.eps': more.pop('eps', 1e-8),
-      'optim.state_dtype': more.pop('mu_dtype', 'float32'),
-    }
-  elif name == 'momentum_hp':
-    settings |= {
-      'optim.name': 'sgd',
-      'optim.momentum': more.pop('momentum', 0.9),
-      'optim.nesterov': more.pop('nesterov', False),
-      'optim.state_dtype': more.pop('dtype', 'bfloat16'),
-    }
+    settings['optim.name'] = 'adam'
+    settings |= _take(
+      more,
+      {
+        'b1': ('optim.b1', 0.9),
+        'b2': ('optim.b2', 0.999),
+        'eps': ('optim.eps', 1e-8),
+        'mu_dtype': ('optim.state_dtype', 'float32'),
+        'nesterov': ('optim.nesterov', False),
+      },
+    )
+  elif name in ('momentum_hp', 'trace', 'sgd'):
+    settings['optim.name'] = 'sgd'
+    settings |= _take(
+      more,
+      {
+        'decay' if name == 'trace' else 'momentum': (
+          'optim.momentum',
+          0.0 if name == 'sgd' else 0.9,
+        ),
+        'nesterov': ('optim.nesterov', False),
+        'accumulator_dtype' if name == 'trace' else 'dtype': (
+          'optim.state_dtype',
+          'bfloat16' if name == 'momentum_hp' else 'float32',
+        ),
+      },
+    )
   elif name == 'scale_by_adafactor':
-    settings |= {
-      'optim.name': 'adafactor',
-      'optim.b1': more.pop('beta1', 0.9),
-      'optim.b2': more.pop('beta2_cap', 0.999),
-      'optim.state_dtype': more.pop('momentum_dtype', 'bfloat16'),
-    }
+    settings['optim.name'] = 'adafactor'
+    settings |= _take(
+      more,
+      {
+        'momentum': ('optim.b1', 0.9),
+        'beta2_cap': ('optim.b2', 0.999),
+        'dtype_momentum': ('optim.state_dtype', 'bfloat16'),
+        'min_dim_size_to_factor': ('optim.adafactor.min_factored', 32),
+        'decay_rate': ('optim.adafactor.decay_exponent', 0.8),
+        'decay_offset': ('optim.adafactor.decay_offset', 0),
+        'clipping_threshold': ('optim.adafactor.update_clip', 0.0),
+        'eps': ('optim.adafactor.eps', 1e-30),
+      },
+    )
+    for key in ('optim.b1', 'optim.adafactor.update_clip'):
+      settings[key] = settings[key] or 0.0  # None for neither
   else:
     raise ValueError(f'optax_name={name!r} is not known')
   if more:
@@ -76,9 +144,29 @@ def optimizer_settings(c: dict) -> dict:
   return settings
 
 
-def schedule_settings(schedule: dict, lr: float) -> dict:
-  """big_vision's schedule as keys of a recipe; its end is a factor of lr."""
+def schedule_settings(
+  schedule: dict | list, lr: float, batch_size: int = 1
+) -> dict:
+  """big_vision's schedule as keys of a recipe; its end is a factor of lr.
+
+  Args:
+    schedule: its arguments, or [[pattern, arguments or None], ...] with the
+      same arguments for all parameters that are not frozen.
+    lr: the peak.
+    batch_size: of lengths in examples.
+  """
+  if isinstance(schedule, list):
+    given = [s for _, s in schedule if s is not None]
+    if any(s != given[0] for s in given):
+      raise ValueError('several schedules in one run are not supported')
+    schedule = given[0]
   left = dict(schedule)
+  for name in ('warmup', 'cooldown', 'timescale', 'shift'):
+    if f'{name}_examples' in left:
+      steps = left.pop(f'{name}_examples') / batch_size
+      left[f'{name}_steps' if name in ('warmup', 'cooldown') else name] = round(
+        steps
+      )
   name = left.pop('decay_type')
   settings = {
     'schedule.name': 'step' if name == 'stair' else name,
@@ -168,8 +256,8 @@ def check_big_vision_training(case):
     case,
     BIG_VISION[name],
     {
-      **optimizer_settings(c),
-      **schedule_settings(c['schedule'], c['lr']),
+      **optimizer_settings(c, [k.removeprefix('params/') for k in case.params]),
+      **schedule_settings(c['schedule'], c['lr'], images.shape[1]),
       **{f'model.{k}': v for k, v in _model_fields(c).items()},
       'run.steps': c['total_steps'],
       'loss.name': LOSSES[c['loss']],
@@ -198,28 +286,54 @@ def _interleave(x: np.ndarray) -> np.ndarray:
   return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
 
+def _is_mixer(m: dict) -> bool:
+  return 'tokens_mlp_dim' in m
+
+
+def _vit_jax_fields(c: dict) -> dict:
+  """vision_transformer's model arguments as fields of ours."""
+  m = c['model']
+  fields = {'patch_size': tuple(c['patch'])}
+  if _is_mixer(m):
+    return {
+      **fields,
+      'width': m['hidden_dim'],
+      'depth': m['num_blocks'],
+      'tokens_mlp_dim': m['tokens_mlp_dim'],
+      'mlp_dim': m['channels_mlp_dim'],
+    }
+  transformer, resnet = m['transformer'], m.get('resnet')
+  for rate in ('dropout_rate', 'attention_dropout_rate'):
+    if transformer.get(rate):
+      raise ValueError('dropout draws cannot be replaced by recorded ones')
+  if resnet is not None:
+    fields['stem'] = tuple(resnet['num_layers'])
+    fields['stem_width'] = resnet['width_factor']
+  return {
+    **fields,
+    'width': m['hidden_size'],
+    'depth': transformer['num_layers'],
+    'num_heads': transformer['num_heads'],
+    'mlp_dim': transformer['mlp_dim'],
+    'pool': m['classifier'],
+    'representation_size': m['representation_size'],
+  }
+
+
 @kind('train_vit_jax')
 def check_vit_jax_training(case):
-  c, m = case.config, case.config['model']
-  if m['transformer'].get('dropout_rate'):
-    raise ValueError('dropout draws cannot be replaced by recorded ones')
+  c = case.config
   slices = c['accum_steps']
   shape = case.inputs['images'].shape
   run = RecipeRun(
     case,
-    'finetune:b16,cifar10',
+    f'finetune:{"mixer_b16" if _is_mixer(c["model"]) else "b16"},cifar10',
     {
-      'model.patch_size': tuple(c['patch']),
-      'model.width': m['hidden_size'],
-      'model.depth': m['transformer']['num_layers'],
-      'model.num_heads': m['transformer']['num_heads'],
-      'model.mlp_dim': m['transformer']['mlp_dim'],
-      'model.pool': m['classifier'],
-      'model.representation_size': m['representation_size'],
+      **{f'model.{k}': v for k, v in _vit_jax_fields(c).items()},
       'optim.lr': c['base_lr'],
       'optim.momentum': c['momentum'],
       'optim.state_dtype': c['accumulator_dtype'],
-      'optim.clip': c['grad_norm_clip'],
+      'optim.clip': c['grad_norm_clip'] or 0.0,
       'optim.accumulate': slices,
       'schedule.name': c['decay_type'],
       'schedule.warmup_steps': c['warmup_steps'],

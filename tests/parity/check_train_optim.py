@@ -115,8 +115,10 @@ def check_google_optimizers(case):
   _check_norms(case)
   for name, c in case.config.items():
     settings = {
-      **check_train_google.optimizer_settings(c),
-      **check_train_google.schedule_settings(schedule, c['lr']),
+      **check_train_google.optimizer_settings(c, case.params),
+      **check_train_google.schedule_settings(
+        c.get('schedule', schedule), c['lr']
+      ),
     }
     atol = case.meta['tolerance']['params_atol'][name]
     _compare(case, name, _run(case, settings, total, '/'), atol, '/')
@@ -133,12 +135,8 @@ def check_timm_optimizers(case):
       'optim.decay_mask': '|'.join(
         re.escape(path) for path, decay in decayed.items() if decay
       ),
-      'schedule.name': 'timm_cosine',
-      'schedule.by_epoch': True,
+      **check_train_timm.schedule_settings(c, steps_per_epoch=1),
       'schedule.epoch_lag': 1,
-      'schedule.warmup_epochs': float(c['warmup_epochs']),
-      'schedule.warmup_init': c['warmup_lr'],
-      'schedule.end': c['min_lr'],
     }
     atol = case.meta['tolerance']['params_atol']
     # Names of PyTorch have dots; '|' is in none, so the tree stays flat.

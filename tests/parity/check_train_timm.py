@@ -1,5 +1,7 @@
 """Parity of training steps: DeiT, CaiT, CeiT, DeepViT, VOLO, area attention."""
 
+import re
+
 import numpy as np
 
 from tests.parity.harness import kind
@@ -11,35 +13,43 @@ from tests.parity.training_run import (
   compare_update,
   record,
 )
+from vit_jax.preprocessing import NORMALIZATION, normalization
 from vit_jax.training.mixing import Mixing
 
 
-def _transformer(m: dict) -> dict:
+def _transformer(m: dict, mlp_ratio: float = 4.0) -> dict:
   """Fields that the ViT-like models of timm share."""
   width = m['embed_dim']
   return {
     'patch_size': m['patch_size'],
     'width': width,
     'num_heads': m['num_heads'],
-    'mlp_dim': int(width * m.get('mlp_ratio', 4.0)),
+    'mlp_dim': int(width * m.get('mlp_ratio', mlp_ratio)),
   }
 
 
+def _teacher(c: dict) -> str:
+  """The kind of distillation, '' for none."""
+  kind = c.get('distillation_type') or 'none'
+  return '' if kind == 'none' else kind
+
+
 def _deit(case, m, c):
-  distilled = 'dist_token' in case.params
-  recipe = 'deit_i1k:s16'
-  if c['opt'] != 'adamw':
-    recipe = 'deit_finetune:s16,cifar10'
+  words = ['deit_i1k:s16']
+  if 'sgd' in c['opt'] or 'momentum' in c['opt']:
+    words = ['deit_finetune:s16', 'cifar10']
   elif '--bce-loss' in case.meta.get('changed_from_official', ''):
-    recipe = 'deit_i1k:s16,bce'
-  if distilled:
-    recipe += ',distill'
-  return recipe, {**_transformer(m), 'depth': m['depth']}
+    words.append('bce')
+  words.append('distill' if 'dist_token' in case.params else _teacher(c))
+  return ','.join(filter(None, words)), {
+    **_transformer(m),
+    'depth': m['depth'],
+  }
 
 
 def _cait(case, m, c):
   width = m['embed_dim']
-  return 'cait_i1k:xxs24', {
+  return 'cait_i1k:xxs24' + ',distill' * bool(_teacher(c)), {
     **_transformer(m),
     'depth': m['depth'],
     'cls_depth': m.get('depth_token_only', 2),
@@ -51,9 +61,9 @@ def _ceit(case, m, c):
   return 'ceit_i1k:t', {
     **_transformer(m),
     'depth': m['depth'],
-    'patch_size': 4 * m['patch_size'],
-    'stem_width': m['stem_channels'],
-    'qkv_bias': m['qkv_bias'],
+    'patch_size': 4 * m.get('patch_size', 4),
+    'stem_width': case.params['i2t.backbone.conv.weight'].shape[0],
+    'qkv_bias': m.get('qkv_bias', True),
     'bn_groups': 1,
   }
 
@@ -69,7 +79,7 @@ def _deepvit(case, m, c):
     'qkv_bias': m.get('qkv_bias', True),
     'bn_groups': 1,
   }
-  return 'deepvit_i1k:s', {**_transformer(m), **fields}
+  return 'deepvit_i1k:s', {**_transformer(m, mlp_ratio=3.0), **fields}
 
 
 def _volo(case, m, c):
@@ -80,21 +90,24 @@ def _volo(case, m, c):
     'mlp_ratios',
     'outlook_attention',
     'downsamples',
-    'post_layers',
   )
   ground_truth = '--ground-truth' in case.meta.get('changed_from_official', '')
   return 'volo_i1k:d1' + ',ft384' * ground_truth, {
     **{field: tuple(m[field]) for field in groups},
-    'patch_size': m['patch_size'],
-    'stem_hidden_dim': m['stem_hidden_dim'],
-    'qkv_bias': m['qkv_bias'],
-    'return_dense': m['return_dense'],
-    'mix_token': m['mix_token'],
+    'post_layers': tuple(m.get('post_layers') or ()),
+    'patch_size': m.get('patch_size', 8),
+    'stem_hidden_dim': m.get('stem_hidden_dim', 64),
+    'qkv_bias': m.get('qkv_bias', False),
+    'return_dense': m.get('return_dense', True),
+    'return_mean': m.get('return_mean', False),
+    'mix_token': m.get('mix_token', True),
     'bn_groups': 1,
   }
 
 
 def _area(case, m, c):
+  if not m.get('aa_sizes'):  # the plain rows are timm's DeiT
+    return 'aa_vit_cifar10:s16', {**_transformer(m), 'depth': m['depth']}
   return 'aa_vit_cifar10:s16,2', {
     'patch_size': m['patch_size'],
     'width': m['dim'],
@@ -116,6 +129,7 @@ FAMILIES = {
 }
 OPTIMIZERS = {
   'adamw': {'optim.name': 'adamw', 'optim.decay_style': 'lr'},
+  'adam': {'optim.name': 'adam', 'optim.decay_style': 'coupled'},
   'sgd': {
     'optim.name': 'sgd',
     'optim.decay_style': 'coupled',
@@ -129,8 +143,37 @@ OPTIMIZERS = {
 }
 
 
+OPTIMIZERS['nesterov'] = OPTIMIZERS['sgd']
+
+
+def schedule_settings(c: dict, steps_per_epoch: int) -> dict:
+  """timm's arguments of the schedule as keys of a recipe."""
+  settings = {
+    'schedule.by_epoch': True,
+    'schedule.warmup_epochs': float(c['warmup_epochs']),
+    'schedule.warmup_init': c['warmup_lr'],
+  }
+  if c['sched'] == 'cosine':
+    return {
+      **settings,
+      'schedule.name': 'timm_cosine',
+      'schedule.end': c['min_lr'],
+    }
+  if c['sched'] == 'step':
+    drops = np.arange(c['decay_epochs'], c['epochs'], c['decay_epochs'])
+    return {
+      **settings,
+      'schedule.name': 'step',
+      'schedule.boundaries': tuple(int(n * steps_per_epoch) for n in drops),
+      'schedule.factor': c['decay_rate'],
+    }
+  raise ValueError(f'sched={c["sched"]!r} is not known')
+
+
 def optimizer_settings(c: dict) -> dict:
   """timm's arguments of the optimizer as keys of a recipe."""
+  if c['opt'] not in OPTIMIZERS:
+    raise ValueError(f'opt={c["opt"]!r} is not known')
   b1, b2 = c.get('opt_betas') or (0.9, 0.999)
   return {
     **OPTIMIZERS[c['opt']],
@@ -153,16 +196,12 @@ def _settings(case, c: dict, config) -> dict:
     **optimizer_settings(c),
     'optim.ema': case.meta.get('ema_decay') or 0.0,
     'run.epochs': float(c['epochs'] + cools * c['cooldown_epochs']),
-    'schedule.warmup_epochs': float(c['warmup_epochs']),
-    'schedule.warmup_init': c['warmup_lr'],
-    'schedule.end': c['min_lr'],
+    **schedule_settings(c, case.meta['steps_per_epoch']),
     'loss.label_smoothing': c['smoothing'],
     'loss.distill': distill,
     'data.mixup': c['mixup'],
     'data.cutmix': c['cutmix'],
-    'data.normalize': (
-      'half' if 'mean [0.5,' in case.meta['input'] else 'imagenet'
-    ),
+    'data.normalize': _normalization(case.meta['input']),
   }
   if cools:
     settings['schedule.cooldown_epochs'] = float(c['cooldown_epochs'])
@@ -172,6 +211,19 @@ def _settings(case, c: dict, config) -> dict:
   if c.get('dense_weight') is not None:
     settings['loss.token_weight'] = c['dense_weight']
   return settings
+
+
+def _normalization(text: str) -> str:
+  """The value of data.normalize for 'mean [...] std [...]' in a text."""
+  mean, std = (
+    [float(x) for x in re.search(rf'{word} \[([^\]]*)\]', text)[1].split(',')]
+    for word in ('mean', 'std')
+  )
+  own = f'mean_std({",".join(map(str, (*mean, *std)))})'
+  for name in NORMALIZATION:  # what recipes call it
+    if np.allclose(normalization(name), normalization(own)):
+      return name
+  return own
 
 
 def _batches(case, c: dict):
@@ -192,12 +244,13 @@ def _batches(case, c: dict):
       batch['teacher'] = inputs['teacher_logits'][i]
     if 'mix_lam' in inputs:
       size = len(images)
-      cut = inputs['mix_kind'][i] == 1
-      box = inputs['mix_box'][i] if cut else np.zeros(4, np.int32)
+      # One number for the batch, or one for each of its images.
+      cut = np.broadcast_to(inputs['mix_kind'][i] == 1, size)
+      box = np.broadcast_to(inputs['mix_box'][i], (size, 4))
       draws['mixing'] = Mixing(
-        np.full(size, inputs['mix_lam'][i], np.float32),
-        np.tile(box, (size, 1)),
-        np.full(size, cut),
+        np.broadcast_to(inputs['mix_lam'][i], size).astype(np.float32),
+        np.where(cut[:, None], box, 0),
+        cut,
       )
     if 'mixtoken_box' in inputs:
       draws['box'] = inputs['mixtoken_box'][i]

@@ -26,6 +26,7 @@ from vit_jax.recipe import build as recipe_build
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.overrides import load_recipe
 from vit_jax.training import mixing
+from vit_jax.training.rates import parameter_rates
 from vit_jax.weights import from_state_dict, to_state_dict
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -72,6 +73,8 @@ SIZES = (
   'schedule.warmup_examples',
   'schedule.cooldown_steps',
   'schedule.cooldown_epochs',
+  'schedule.timescale',
+  'schedule.shift',
 )
 
 WIDTHS = ('model.representation_size',)  # a size, unless there is none
@@ -86,7 +89,11 @@ def load(recipe: str):
 def _current(config, section: str, name: str) -> Any:
   """The value of a key, or the default of a field of the model."""
   if section != 'model' or name in config.model:
-    return config[section].get(name)
+    *parents, name = name.split('.')
+    owner = config[section]
+    for parent in parents:
+      owner = owner[parent]
+    return owner.get(name)
   entry = model_info(config.model.name)
   defaults = {f.name: f.default for f in dataclasses.fields(entry.module)}
   return entry.fields.get(name, defaults.get(name))
@@ -101,8 +108,12 @@ def set_keys(config, settings: dict[str, Any]) -> list[str]:
     same = before == value or (before and value and key in WIDTHS)
     if not same and not key.startswith(SIZES):
       changed.append(f'{key}: {before} -> {value}')
+    *parents, name = name.split('.')
+    owner = config[section]
+    for parent in parents:
+      owner = owner[parent]
     with config.ignore_type():
-      config[section][name] = value
+      owner[name] = value
   return changed
 
 
@@ -164,11 +175,27 @@ class RecipeRun:
     variables, report = from_state_dict(self.model, case.params, image_size)
     self.format = report.format
     self.state = run.init_from(variables)
+    if self._same_rates(load(recipe).optim, config.optim):
+      keys = ('optim.decay_mask', 'optim.groups')
+      self.changed = [c for c in self.changed if not c.startswith(keys)]
     step = recipe_build.make_step(
       run,
       teacher=(lambda _, images, batch: batch['teacher']) if teacher else None,
     )
     self._step = jax.jit(lambda *args: _with_draws(step, *args))
+
+  def _same_rates(self, recipe, record) -> bool:
+    """Whether two `optim` sections mean the same for every parameter.
+
+    A recipe and a record may write their patterns in different ways.
+    """
+    recipe.weight_decay = record.weight_decay
+    try:
+      return parameter_rates(recipe, self.state.params) == parameter_rates(
+        record, self.state.params
+      )
+    except ValueError:  # a pattern is of parameters that this model lacks
+      return False
 
   def start_at(self, step: int) -> None:
     """Sets the step counters, as a resumed run has them."""

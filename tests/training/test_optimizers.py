@@ -230,6 +230,48 @@ def test_adafactor_factors_and_matches_numpy():
     np.testing.assert_allclose(update['a']['kernel'], expected, rtol=1e-4)
 
 
+def test_settings_of_adafactor():
+  params = {'a': {'kernel': jnp.zeros((32, 40))}}
+  grad = {'a': {'kernel': jnp.linspace(-1, 4, 1280).reshape(32, 40)}}
+
+  def update(**own):
+    config = recipe({'name': 'adafactor', 'b1': 0.0})
+    config.optim.adafactor.update(own)
+    tx = optimizers.make_optimizer(config.optim, lambda s: 1.0, params)
+    state = tx.init(params)
+    for _ in range(2):
+      updates, state = tx.update(grad, state, params)
+    return np.asarray(updates['a']['kernel'], np.float64), state
+
+  plain, _ = update()
+  clipped, _ = update(update_clip=0.5)
+  assert np.sqrt((plain**2).mean()) > 0.8
+  np.testing.assert_allclose(
+    clipped, plain * 0.5 / np.sqrt((plain**2).mean()), rtol=1e-5
+  )
+  whole, state = update(min_factored=33)
+  assert max(x.size for x in jax.tree.leaves(state)) == 1280
+  np.testing.assert_allclose(np.abs(whole), 1, rtol=1e-5)
+  g = np.asarray(grad['a']['kernel'], np.float64)
+  large_eps, _ = update(min_factored=33, eps=1.0)
+  np.testing.assert_allclose(large_eps, -g / np.sqrt(g**2 + 1), rtol=1e-5)
+  # The second update of a constant gradient, from moments that began as 0: the
+  # offset makes its decay that of the first, with which nothing is kept.
+  late, _ = update(min_factored=33, eps=1.0, decay_offset=-1)
+  decay = [1 - t**-0.8 for t in (2, 3)]
+  moment = ((1 - decay[0]) * decay[1] + 1 - decay[1]) * (g**2 + 1)
+  np.testing.assert_allclose(late, -g / np.sqrt(moment), rtol=1e-4)
+
+
+def test_adam_with_nesterovs_momentum():
+  """The first step: (b1 m / (1 - b1^2) + g) / |g| with m = (1 - b1) g."""
+  params = {'a': {'kernel': jnp.zeros((2,))}}
+  grads = {'a': {'kernel': jnp.array([3.0, -0.5])}}
+  new, _ = run({'nesterov': True, 'b1': 0.8}, params, steps=1, grads=grads)
+  size = 0.1 * (0.8 * 0.2 / (1 - 0.8**2) + 1)
+  np.testing.assert_allclose(new['a']['kernel'], [-size, size], rtol=1e-5)
+
+
 # ------------------------------------------- groups, freezing, layer decay
 
 

@@ -185,7 +185,6 @@ def test_hyperrule():
     (dict(name='step'), 'boundaries'),
     (dict(name='step', boundaries=(60, 30)), 'increasing'),
     (dict(boundaries=(60,)), "name='step'"),
-    (dict(by_epoch=True), 'timm_cosine'),
     (dict(name='timm_cosine', cycle_limit=0), 'cycle_limit'),
     (dict(name='rsqrt', timescale=0), 'timescale'),
     (
@@ -244,4 +243,30 @@ def test_cosine_with_restarts():
     fn(jnp.array([0, 5, 10, 15, 20, 30, 40, 60, 80])),
     [0.1, 0.3, 0.5, 0.25, 0.25, 0.125, 0.125, 0.0625, 0],
     atol=1e-7,
+  )
+
+
+def test_rsqrt_with_a_time_shift():
+  """big_vision's: peak / sqrt(1 + (step - warmup + shift) / timescale)."""
+  fn = schedule(name='rsqrt', warmup_steps=10, timescale=40, shift=30)
+  steps = np.array([0, 5, 10, 50, 99])
+  since = np.maximum(steps - 10, 0)
+  expected = 0.5 / np.sqrt(1 + (since + 30) / 40) * np.minimum(steps / 10, 1)
+  np.testing.assert_allclose(fn(steps), expected, rtol=1e-5)
+
+
+def test_step_by_epoch_as_timms_loop():
+  """timm's StepLRScheduler, set after each epoch: rate of the epoch before."""
+  fields = dict(
+    name='step',
+    boundaries=(30, 60),
+    by_epoch=True,
+    warmup_epochs=2.0,
+    warmup_init=0.1,
+  )
+  rates = [0.1, 0.1, 0.3, 0.5, 0.05, 0.05, 0.05, 0.005]
+  steps = np.arange(8) * 10 + 9  # the last step of each epoch
+  np.testing.assert_allclose(schedule(**fields)(steps), rates, rtol=1e-5)
+  np.testing.assert_allclose(
+    schedule(**fields, epoch_lag=0)(steps[:-1]), rates[1:], rtol=1e-5
   )

@@ -3,17 +3,21 @@
   name                     method                         equals
   'bilinear'               bilinear, no antialias         tf.image.resize
   'area'                   mean of the covered area       tf.image.resize
-  'tf_bicubic'             bicubic, no antialias          tf.image.resize
-  'tf_bilinear_antialias'  bilinear, antialias            tf.image.resize
-  'tf_bicubic_antialias'   bicubic, antialias             tf.image.resize
+  'tf_METHOD'              that method, no antialias      tf.image.resize
+  'tf_METHOD_antialias'    that method, antialias         tf.image.resize
   'bilinear_antialias'     bilinear, antialias            Pillow, torchvision
   'bicubic'                bicubic, antialias             Pillow, torchvision
+  'lanczos', 'hamming'     that kernel, antialias         Pillow, timm
+
+METHOD is nearest, bilinear (with antialias), bicubic, lanczos3, lanczos5,
+gaussian or mitchellcubic.
 
 TensorFlow computes floating-point pixels. `rounding` turns them into integers:
 'nearest' rounds, 'truncate' takes the integer below as big_vision does, and
 'none' keeps float32 as vision_transformer does. Pillow always rounds.
 """
 
+from collections.abc import Callable
 import functools
 
 import cv2
@@ -22,17 +26,20 @@ from PIL import Image
 
 from vit_jax import resampling
 
-# name: (method, antialias), the arguments of tf.image.resize
-_TENSORFLOW = {
-  'bilinear': ('bilinear', False),
-  'area': ('area', False),
-  'tf_bicubic': ('bicubic', False),
-  'tf_bilinear_antialias': ('bilinear', True),
-  'tf_bicubic_antialias': ('bicubic', True),
-}
 _PILLOW = {
   'bilinear_antialias': Image.Resampling.BILINEAR,
   'bicubic': Image.Resampling.BICUBIC,
+  'lanczos': Image.Resampling.LANCZOS,
+  'hamming': Image.Resampling.HAMMING,
+}
+# Kernels of tf.image.resize over the distance in pixels.
+_KERNELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+  'bilinear': resampling.triangle,
+  'bicubic': lambda x: resampling.keys_cubic(x, -0.5),
+  'lanczos3': lambda x: resampling.lanczos(x, 3),
+  'lanczos5': lambda x: resampling.lanczos(x, 5),
+  'gaussian': resampling.gaussian,
+  'mitchellcubic': resampling.mitchell,
 }
 
 
@@ -66,7 +73,8 @@ def resize(
     return resized
   if rounding == 'nearest':
     np.rint(resized, out=resized)
-  if 'bicubic' in interpolation:  # only bicubic kernels leave [0, 255]
+  if interpolation not in ('bilinear', 'area'):
+    # Only kernels with negative weights leave [0, 255].
     np.clip(resized, 0, 255, out=resized)
   return resized.astype(np.uint8)
 
@@ -81,13 +89,17 @@ def resize_float(
     size: (height, width).
     interpolation: one of TensorFlow's, see the module docstring.
   """
-  method, antialias = _TENSORFLOW[interpolation]
+  method = interpolation.removeprefix('tf_').removesuffix('_antialias')
+  antialias = interpolation.endswith('_antialias')
   image = image.astype(np.float32)
   shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
   if method == 'bilinear' and not antialias:
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
   if method == 'area' and shrinks:  # OpenCV's 'area' enlarges differently
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+  if method == 'nearest':
+    rows, columns = map(_nearest, image.shape, size)
+    return image[rows[:, None], columns]
   rows, columns = (
     _weights(old, new, method, antialias)
     for old, new in zip(image.shape[:2], size, strict=True)
@@ -111,19 +123,32 @@ def _weights(old: int, new: int, method: str, antialias: bool) -> np.ndarray:
   """
   if method == 'area':
     return _coverage(old, new)
-  scale = old / new
+  # Computed in float32 like TensorFlow, because its Gaussian jumps at the edge.
+  one, half = np.float32(1), np.float32(0.5)
+  scale = one / (np.float32(new) / np.float32(old))
+  center = ((np.arange(new, dtype=np.float32) + half) * scale)[:, None]
+  if method == 'bicubic' and not antialias:
+    # TensorFlow reads this kernel from a table with steps of 1 / 1024.
+    low = np.floor(center - half)
+    center = low + np.rint((center - half - low) * 1024) / 1024 + half
   stretch = (
-    max(scale, 1.0) if antialias else 1.0
+    max(scale, one) if antialias else one
   )  # factor of the kernel's width
-  center = (np.arange(new) + 0.5) * scale - 0.5
-  distance = (np.arange(old) - center[:, None]) / stretch
-  weights = (
-    resampling.triangle(distance)
-    if method == 'bilinear'
-    else resampling.keys_cubic(distance, -0.5)
-  )
+  pixels = np.arange(old, dtype=np.float32) + half
+  distance = (pixels - center) * (one / stretch)
+  weights = _KERNELS[method](distance)
   # Pixels outside of the image are left out, so the rows are normalized.
   return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+  """The old pixel that holds the center of each new one, (new,) int.
+
+  The arithmetic is TensorFlow's in float32.
+  """
+  scale = np.float32(old) / np.float32(new)
+  center = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale
+  return np.minimum(center.astype(int), old - 1)
 
 
 def _coverage(old: int, new: int) -> np.ndarray:

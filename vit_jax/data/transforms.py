@@ -60,36 +60,6 @@ def proportional_size(
   return new_height, new_width
 
 
-def resize_small(
-  image: np.ndarray,
-  target: int,
-  interpolation: str = 'area',
-  rounding: str = 'truncate',
-) -> np.ndarray:
-  """big_vision's `resize_small`: the shorter side becomes `target` pixels.
-
-  Takes and returns (H, W, 3); see `resize` for the other arguments.
-  """
-  height, width = image.shape[:2]
-  size = proportional_size(height, width, target, 'short')
-  return resize(image, size, interpolation, rounding)
-
-
-def resize_long(
-  image: np.ndarray,
-  target: int,
-  interpolation: str = 'area',
-  rounding: str = 'truncate',
-) -> np.ndarray:
-  """big_vision's `resize_long`: the longer side becomes `target` pixels.
-
-  Takes and returns (H, W, 3); see `resize` for the other arguments.
-  """
-  height, width = image.shape[:2]
-  size = proportional_size(height, width, target, 'long')
-  return resize(image, size, interpolation, rounding)
-
-
 def central_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """The central (height, width) of an image, as big_vision takes it.
 
@@ -313,14 +283,10 @@ def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
   if p.crop_resize == 'timm':
     return _timm_eval_image(image, p, p.crop)
   height, width = image.shape[:2]
-  target_height, target_width = (round(n / p.crop) for n in p.size)
-  resized = (
-    (target_height, target_width)
-    if p.crop_resize == 'squash'
-    else proportional_size(
-      height, width, max(target_height, target_width), 'short'
-    )
-  )
+  resized = tuple(round(n / p.crop) for n in p.size)
+  if p.crop_resize != 'squash':
+    side = {'resize_small': 'short', 'resize_long': 'long'}[p.crop_resize]
+    resized = proportional_size(height, width, max(resized), side)
   image = resize(image, resized, p.interpolation, p.rounding)
   return central_crop(image, p.size)
 

@@ -21,9 +21,9 @@ from vit_jax.parallel import mesh, rules
 from vit_jax.preprocessing import (
   CROP_RESIZES,
   INTERPOLATIONS,
-  NORMALIZATION,
   ROUNDINGS,
   as_size,
+  normalization,
 )
 from vit_jax.recipe.data import train_transform
 from vit_jax.recipe.keys import (
@@ -52,12 +52,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
   'data.interpolation': transforms.TRAIN_INTERPOLATIONS,
   'data.rounding': ROUNDINGS,
   'data.jpeg_dct': decode.JPEG_DCT,
-  'data.normalize': tuple(NORMALIZATION),
   'data.device_cache': device_cache.MODES,
   'data.mix_style': tuple(mixing.PARTNERS),
   'loss.name': tuple(losses.LOSSES),
   'loss.distill': losses.DISTILLATIONS,
-  'loss.teacher_normalize': ('', *NORMALIZATION),
   'optim.name': tuple(optimizers.OPTIMIZERS),
   'optim.decay_style': optimizers.DECAY_STYLES,
   'optim.state_dtype': optimizers.STATE_DTYPES,
@@ -266,6 +264,9 @@ def _check_data(config: Config) -> None:
   data = config.data
   try:
     decode.check_jpeg_dct(data.jpeg_dct)
+    normalization(data.normalize, 'data.normalize')
+    teacher = config.loss.teacher_normalize or data.normalize
+    normalization(teacher, 'loss.teacher_normalize')
     train_transform(config, host_shape(config))
     preprocessing(config)
   except ValueError as e:

@@ -6,7 +6,7 @@ from typing import Any
 from vit_jax.data import device_cache, loader
 from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import TrainTransform
-from vit_jax.preprocessing import NORMALIZATION
+from vit_jax.preprocessing import normalization
 from vit_jax.recipe.keys import host_shape, preprocessing
 from vit_jax.recipe.sections import Config
 
@@ -36,10 +36,12 @@ def train_transform(config: Config, size: tuple[int, int]) -> TrainTransform:
 
 
 def _fill(normalize: str) -> tuple[int, int, int]:
-  """The color for timm's geometric operations: ImageNet's mean, or gray."""
-  if normalize != 'imagenet':
+  """The color for timm's geometric operations: the mean, or gray."""
+  if normalize in ('half', 'unit'):
     return 128, 128, 128
-  red, green, blue = (round(mean) for mean in NORMALIZATION[normalize][0])
+  red, green, blue = (
+    min(max(round(mean), 0), 255) for mean in normalization(normalize)[0]
+  )
   return red, green, blue
 
 

@@ -117,7 +117,9 @@ def data() -> Config:
   c.repeats = 1
   c.repeat_groups = 1
   # Normalization of pixels, on the device: 'half' (to [-1, 1]), 'imagenet' (by
-  # ImageNet's mean and standard deviation) or 'unit' (to [0, 1]).
+  # ImageNet's mean and standard deviation), 'unit' (to [0, 1]),
+  # 'range(LOW,HIGH)', or 'mean_std(R,G,B,R,G,B)' with the mean and the standard
+  # deviation of pixels in [0, 1].
   c.normalize = 'half'
   _add_loading(c)
   return c
@@ -232,9 +234,24 @@ def optim() -> Config:
   c.b1 = 0.9
   c.b2 = 0.999
   c.eps = 1e-8
-  # Momentum of sgd, and whether it is Nesterov's.
+  # Momentum of sgd.
   c.momentum = 0.9
+  # Nesterov's form of the momentum of sgd, or of adam (NAdam).
   c.nesterov = False
+  # Settings of 'adafactor'. Second moments of matrices with at least
+  # `min_factored` rows and columns are factored. Their decay at step t is 1 -
+  # (t - decay_offset)^-decay_exponent, but at most b2. `eps` is added to the
+  # squared gradient. `update_clip` limits the root mean square of the update of
+  # each tensor (0 for no limit).
+  c.adafactor = ConfigDict(
+    {
+      'min_factored': 32,
+      'decay_exponent': 0.8,
+      'decay_offset': 0,
+      'eps': 1e-30,
+      'update_clip': 0.0,
+    }
+  )
   # Type in which the first moment or the momentum is stored: 'float32' or
   # 'bfloat16'.
   c.state_dtype = 'float32'
@@ -297,9 +314,9 @@ def schedule() -> Config:
   c.boundaries = ()
   c.factor = 0.1
   c.factors = ()
-  # For 'timm_cosine': keep the rate constant within an epoch, as the released
-  # code does. Epoch e has the rate of epoch e - epoch_lag: 1 for DeiT's loop,
-  # which runs the first two epochs at warmup_init, 0 for VOLO's.
+  # Keep the rate constant within an epoch, as the released code of timm's
+  # schedules does. Epoch e has the rate of epoch e - epoch_lag: 1 for DeiT's
+  # loop, which runs the first two epochs at warmup_init, 0 for VOLO's.
   c.by_epoch = False
   c.epoch_lag = 1
   # For 'timm_cosine' with warm restarts: the number of cycles, and the factors
@@ -346,7 +363,8 @@ def eval() -> Config:
   c.crop = 0.0
   # What is resized before the center crop: 'timm' (the shorter side, to size /
   # crop rounded down), 'resize_small' (the shorter side, rounded to the nearest
-  # integer, as in big_vision) or 'squash' (both sides).
+  # integer, as in big_vision), 'resize_long' (the longer side; the rest of the
+  # crop is black) or 'squash' (both sides).
   c.crop_resize = 'timm'
   # Like data.interpolation and data.rounding, for evaluation.
   c.interpolation = 'bilinear'

@@ -29,7 +29,7 @@ from vit_jax.models.registry import (
   released_model,
 )
 from vit_jax.parallel import rules
-from vit_jax.preprocessing import NORMALIZATION
+from vit_jax.preprocessing import normalization
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.training import augment
 from vit_jax.weights import WeightsError
@@ -46,7 +46,7 @@ class LiveTeacher:
     variables: {'params': ..., 'batch_stats': ...} of numpy arrays, or of
       shapes (`jax.ShapeDtypeStruct`) where no values are needed.
     size: (height, width) of the images that it is given.
-    normalize: key of NORMALIZATION.
+    normalize: see `preprocessing.normalization`.
     classes: class names, None if unknown.
   """
 
@@ -139,8 +139,8 @@ def live_function(
   Args:
     model: Linen module.
     size: (height, width) of the images that it is given.
-    student: key of NORMALIZATION, of the student's images.
-    own: key of NORMALIZATION that the teacher was trained with.
+    student: normalization of the student's images.
+    own: normalization that the teacher was trained with.
 
   Returns:
     A pure function whose logits are (B, C) float32 and have no gradient.
@@ -199,7 +199,7 @@ def renormalize(
     images: (B, H, W, 3), normalized in the style `old`.
     size: (height, width) of the result; bilinear, half-pixel centers, no
       antialiasing.
-    old, new: keys of NORMALIZATION.
+    old, new: see `preprocessing.normalization`.
 
   Returns:
     (B, height, width, 3) float32.
@@ -212,7 +212,7 @@ def renormalize(
   # pixel = x * old_std + old_mean, then (pixel - new_mean) / new_std. Resizing
   # first gives the same, because the weights of a resize add up to 1.
   (old_mean, old_std), (new_mean, new_std) = (
-    np.asarray(NORMALIZATION[style], np.float32).reshape(2, 1, 1, 1, 3)
+    np.asarray(normalization(style), np.float32).reshape(2, 1, 1, 1, 3)
     for style in (old, new)
   )
   return images * (old_std / new_std) + (old_mean - new_mean) / new_std

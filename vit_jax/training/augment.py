@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.preprocessing import NORMALIZATION, as_size
+from vit_jax.preprocessing import as_size, normalization
 from vit_jax.resampling import bilinear_matrix
 from vit_jax.training.mixing import inside_box, mix
 
@@ -31,19 +31,14 @@ def normalize(
 
   Args:
     images: (B, H, W, 3), uint8 or float, in [0, 255].
-    style: key of NORMALIZATION: 'half' (to [-1, 1]), 'imagenet' (mean and std
-      of the data set) or 'unit' (to [0, 1]).
+    style: see `preprocessing.normalization`.
     dtype: type of the result, which is computed in float32.
 
   Raises:
     ValueError: an unknown style.
   """
-  if style not in NORMALIZATION:
-    raise ValueError(
-      f'data.normalize={style!r}; allowed: {", ".join(NORMALIZATION)}'
-    )
   mean, std = (
-    np.array(v, np.float32).reshape(1, 1, 1, 3) for v in NORMALIZATION[style]
+    np.array(v, np.float32).reshape(1, 1, 1, 3) for v in normalization(style)
   )
   pixels = jnp.asarray(images).astype(jnp.float32)
   return ((pixels - mean) / std).astype(dtype)

@@ -5,6 +5,8 @@ processes or data sets in any order; `summarize` divides at the end. A float32
 sum of ones is exact up to 2^24, far above any batch; `merge` adds in float64.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,7 @@ def batch_metrics(
   labels: jax.Array,
   losses: jax.Array | None = None,
   mask: jax.Array | None = None,
+  topk: Sequence[int] = (1, 5),
 ) -> dict[str, jax.Array]:
   """Sums over one batch, as big_vision's classification evaluator has them.
 
@@ -84,11 +87,12 @@ def batch_metrics(
     labels: see `top_k_label`.
     losses: (B,) per-example losses.
     mask: (B,), 1 for real examples, 0 for padding.
+    topk: the numbers of best classes that are counted.
 
   Returns:
     Float32 scalars: 'images', the number of real examples; 'examples', the sum
-    of their weights; and the weighted sums 'top1', 'top5' and, with `losses`,
-    'loss'.
+    of their weights; and the weighted sums 'topK' for each K and, with
+    `losses`, 'loss'.
   """
   if mask is None:
     mask = jnp.ones(logits.shape[:1], bool)
@@ -100,8 +104,7 @@ def batch_metrics(
   sums = {
     'images': total(1),
     'examples': counted(1),
-    'top1': counted(top_k_label(logits, labels, 1)),
-    'top5': counted(top_k_label(logits, labels, 5)),
+    **{f'top{k}': counted(top_k_label(logits, labels, k)) for k in topk},
   }
   if losses is not None:
     sums['loss'] = counted(losses)

@@ -16,34 +16,47 @@ from vit_jax.training.rates import Rate, parameter_rates, path_name
 from vit_jax.training.schedules import Schedule
 
 
-def scale_by_adafactor(
-  b1: float, b2: float, state_dtype: jax.typing.DTypeLike
-) -> optax.GradientTransformation:
+def _adafactor(cfg):
   """big_vision's Adafactor (arXiv:2106.04560, sec. 3.4).
 
-  Second moments with at least 32 x 32 entries are factored; their decay at step
-  t is min(b2, 1 - t^-0.8). The step size does not depend on the size of the
-  parameters. The first moment has the decay `b1`, or is left out if that is 0,
-  and has no bias correction.
+  The decay of the second moment is at most `b2`. The step size does not depend
+  on the size of the parameters. The first moment has the decay `b1`, or is left
+  out if that is 0, and has no bias correction.
   """
+  own = cfg.adafactor
 
   def decay(step, exponent):
     t = jnp.asarray(step, jnp.float32) + 1
-    return jnp.minimum(b2, 1 - t**-exponent)
+    return jnp.minimum(cfg.b2, 1 - t**-exponent)
 
-  rms = optax.scale_by_factored_rms(
-    decay_rate=0.8, min_dim_size_to_factor=32, decay_rate_fn=decay
-  )
-  if not b1:
-    return rms
-  return optax.chain(
-    rms, optax.ema(b1, debias=False, accumulator_dtype=state_dtype)
-  )
+  transformations = [
+    optax.scale_by_factored_rms(
+      decay_rate=own.decay_exponent,
+      step_offset=own.decay_offset,
+      min_dim_size_to_factor=own.min_factored,
+      epsilon=own.eps,
+      decay_rate_fn=decay,
+    )
+  ]
+  if own.update_clip:
+    transformations.append(optax.clip_by_block_rms(own.update_clip))
+  if cfg.b1:
+    dtype = jnp.dtype(cfg.state_dtype)
+    transformations.append(
+      optax.ema(cfg.b1, debias=False, accumulator_dtype=dtype)
+    )
+  if len(transformations) == 1:
+    return transformations[0]
+  return optax.chain(*transformations)
 
 
 def _adam(cfg):
   return optax.scale_by_adam(
-    cfg.b1, cfg.b2, cfg.eps, mu_dtype=jnp.dtype(cfg.state_dtype)
+    cfg.b1,
+    cfg.b2,
+    cfg.eps,
+    mu_dtype=jnp.dtype(cfg.state_dtype),
+    nesterov=cfg.nesterov,
   )
 
 
@@ -55,9 +68,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
   'sgd': lambda cfg: optax.trace(
     cfg.momentum, cfg.nesterov, jnp.dtype(cfg.state_dtype)
   ),
-  'adafactor': lambda cfg: scale_by_adafactor(
-    cfg.b1, cfg.b2, jnp.dtype(cfg.state_dtype)
-  ),
+  'adafactor': _adafactor,
 }
 DECAY_STYLES = ('lr', 'schedule', 'coupled')
 STATE_DTYPES = ('float32', 'bfloat16')

@@ -168,11 +168,6 @@ def _check(cfg, span: Span) -> None:
       f'cooldown do not fit into a run of {span.total} steps: shorten them, or '
       'lengthen the run (run.steps, epochs or examples)'
     )
-  if cfg.by_epoch and cfg.name != 'timm_cosine':
-    raise ValueError(
-      'schedule.by_epoch is only for schedule.name='
-      f"'timm_cosine', not {cfg.name!r}"
-    )
   if (cfg.name == 'step') != bool(cfg.boundaries):
     raise ValueError(
       "schedule.boundaries go with schedule.name='step', and "
