@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.helpers import ROOT
 from vit_jax import create_model
-from vit_jax.cli import parser
+from vit_jax.cli import options, parser
 from vit_jax.inference.loading import load_classifier
 from vit_jax.weights import read, save_weights
 from vit_jax.weights.steps import load_params
@@ -155,6 +156,43 @@ def test_info_of_a_model(capsys):
 def test_wrong_arguments(capsys, argv, words):
   code, _, error = run(capsys, *argv)
   assert code == 1 and all(w in error for w in words), error
+
+
+@pytest.mark.parametrize(
+  'words, says',
+  [
+    (['--batch', '4'], '--batch: 8 there, 4 now'),
+    (['--layer-decay', '0'], '--layer-decay=0.0; must be in (0, 1]'),
+    (
+      ['--set', 'patch_size=64'],
+      '--set patch_size=64 is larger than the image',
+    ),
+    (['--steps', '3'], 'give it as --weights='),
+  ],
+)
+def test_finetune_names_its_own_options(capsys, folder, workdir, words, says):
+  """Errors of the recipe are told in the words of the command."""
+  code, _, error = run(
+    capsys,
+    *['finetune', '--model', 'vit_ti16', '--data', folder],
+    *['--workdir', workdir, '--steps', '2', '--batch', '8'],
+    *['--image-size', '16', *SET, *words],
+  )
+  assert code == 1 and says in error, error
+  assert not re.search(r'\b(data|run|optim|model)\.\w', error), error
+
+
+def test_messages_in_the_words_of_a_command():
+  words = {'model.': '--set ', 'model.name': '--model', 'shards=': '--shards='}
+  for message, says in (
+    ('model.name is wrong', '--model is wrong'),
+    ('set --config.model.depth=3.', 'set --set depth=3.'),
+    ('this is no model. Give one', 'this is no model. Give one'),
+    ('shards=0 of 4 shards', '--shards=0 of 4 shards'),
+    ('my_model.name, submodel.name', 'my_model.name, submodel.name'),
+  ):
+    assert options.in_options(message, words) == says
+  assert options.in_options('data.dir', {}) == 'data.dir'
 
 
 def test_finetune_says_what_to_do_next(capsys, folder, workdir):

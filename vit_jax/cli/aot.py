@@ -1,4 +1,11 @@
-"""Compiles a recipe's train step for a TPU slice without one."""
+"""Compiles a recipe's training step for a TPU slice, on any machine.
+
+  vit-jax aot --config=configs/vit_l16_i21k.py --topology=v3:8x8
+
+The report has the memory per device, the collectives, and an estimated time per
+step. --config.KEY=VALUE sets a key of the recipe. The exit code is 1 if the
+recipe does not fit into the memory.
+"""
 
 import argparse
 import itertools
@@ -6,43 +13,58 @@ import json
 import sys
 from typing import Any
 
-HELP = "compile a recipe's train step for a TPU without one"
+HELP = "compile a recipe's training step for a TPU, on any machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('--config', required=True, help='configs/X.py[:ARG]')
+  parser.add_argument(
+    '--config', required=True, help='recipe: configs/X.py or configs/X.py:ARG'
+  )
   parser.add_argument(
     '--topology',
     required=True,
-    help='v3:8x8, v5e:8x8, v3-128, ...; several with commas',
+    help='CHIP:GRID, such as v3:8x8 or v5e:8x8, or v3-CORES, such as v3-128; '
+    'several with commas',
   )
-  parser.add_argument('--preset', help='mesh.preset; several with commas')
-  parser.add_argument('--batch', type=int, help='data.batch_size')
-  parser.add_argument('--remat', help='model.remat; several with commas')
+  parser.add_argument('--preset', help='sets mesh.preset; several with commas')
+  parser.add_argument('--batch', type=int, help='sets data.batch_size')
+  parser.add_argument('--remat', help='sets model.remat; several with commas')
   parser.add_argument(
-    '--scan', action=argparse.BooleanOptionalAction, help='model.scan'
+    '--scan', action=argparse.BooleanOptionalAction, help='sets model.scan'
   )
   parser.add_argument(
     '--sweep',
     action='store_true',
-    help='all presets (or those given) x topologies: a table',
+    help='a table of all presets (or those of --preset) and topologies',
   )
   parser.add_argument(
     '--effort',
     choices=('full', 'fast'),
     default='full',
-    help='fast: memory and collectives only',
+    help='fast: compile quickly, for memory and collectives, without times',
   )
   parser.add_argument(
     '--eval',
     action=argparse.BooleanOptionalAction,
     default=True,
-    help='also compile the eval step',
+    help='also compile the evaluation step (default)',
   )
-  parser.add_argument('--num_classes', type=int)
-  parser.add_argument('--num_examples', type=int)
-  parser.add_argument('--json', action='store_true')
-  parser.add_argument('--hlo', help='file for the compiled program')
+  parser.add_argument(
+    '--num_classes',
+    type=int,
+    help='number of classes, if the data is not on this machine',
+  )
+  parser.add_argument(
+    '--num_examples',
+    type=int,
+    help='number of training images, if the data is not on this machine',
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='print the report as JSON'
+  )
+  parser.add_argument(
+    '--hlo', help='file to which the text of the compiled program is written'
+  )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,16 +1,20 @@
-"""Draws what a model attends to.
+"""Draws attention, position embeddings and filters of a model.
 
   vit-jax attention runs/flowers photo.jpg -o rollout.png
   vit-jax attention ViT-B_16.npz --model vit_b16 photos/ --distance -o d.png
   vit-jax attention runs/vit photos/ --similarity --compare runs/cait -o s.png
 
-Rollout, the default: how much each patch contributes to the class token.
-Distance: the mean distance in pixels that each head of each layer attends over.
-Similarity: how alike the attention of two layers is, for every pair of layers;
-with --compare, one curve for each model of the similarity of consecutive
-layers, which shows attention collapse. These three need images. The others
-show parameters only: the similarity of position embeddings, and the principal
-components of the patch embedding.
+Three pictures need images:
+  --rollout     how much each patch contributes to the class token (the default)
+  --distance    mean distance in pixels over which each head of each layer
+                attends
+  --similarity  how similar the attention of two layers is, for every two
+  layers;
+                with --compare, a curve for each model of the similarity of
+                consecutive layers, which shows attention collapse
+Two show parameters:
+  --posemb      similarity of the position embeddings
+  --filters     principal components of the patch embedding
 """
 
 import argparse
@@ -39,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'images', nargs='*', metavar='IMAGE', help='image files or directories'
   )
-  parser.add_argument('-o', '--output', required=True, metavar='FILE.png')
+  parser.add_argument(
+    '-o', '--output', required=True, metavar='FILE.png', help='the picture'
+  )
   kinds = parser.add_mutually_exclusive_group()
   for kind, help_text in (
     ('rollout', 'attention rollout over the images (the default)'),
@@ -99,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 def _collect(
   classifier: 'Classifier', paths: Sequence[str]
 ) -> Iterator[tuple['np.ndarray', 'Attention']]:
-  """Images (B, H, W, 3) and their attention, up to BATCH at a time."""
+  """Yields images (B, H, W, 3) and their attention, up to BATCH at a time."""
   import numpy as np
 
   from vit_jax.analysis import attend
@@ -152,7 +158,7 @@ def _mean_over_images(
   paths: Sequence[str],
   function: 'Callable[[Attention], Any]',
 ) -> tuple[Any, 'Attention']:
-  """The mean of a function of the attention, and the last attention."""
+  """The mean over images of a function of the attention; the last attention."""
   total, count, attention = 0.0, 0, None
   for images, attention in _collect(classifier, paths):
     total += len(images) * function(attention)

@@ -3,10 +3,10 @@
   vit-jax convert runs/flowers flowers.safetensors
   vit-jax convert ViT-B_16.npz vit_b16.safetensors --model vit_b16
 
-Reads .npz, .pth, .safetensors and workdirs. The suffix of the target chooses
-the format: .npz has the published Google names, .safetensors the names of timm
-or of the authors, and a target without suffix becomes a workdir. The result
-also holds the model's name, its preprocessing and the class names.
+It reads .npz, .pth, .safetensors and workdirs. The suffix of the target chooses
+the format: .npz has Google's published names, .safetensors has the names of
+timm or of the authors, and a target without a suffix becomes a workdir. The
+result also has the model's name, its preprocessing and the class names.
 """
 
 import argparse
@@ -18,15 +18,16 @@ HELP = 'write weights in another format'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('source', help='what to read')
+  parser.add_argument(
+    'source', help='workdir, .npz, .pth, .safetensors or hub name'
+  )
   parser.add_argument('target', help='.npz, .safetensors, or a new directory')
   options.add_model_arguments(parser)
   parser.add_argument(
     '--format',
     metavar='NAMING',
-    help='names of the tensors:'
-    " 'npz', 'big_vision', 'timm', 'official' or 'flax', "
-    'where the model has them',
+    help="names of the tensors, if the model has them: 'npz', 'big_vision', "
+    "'timm', 'official' or 'flax'",
   )
 
 

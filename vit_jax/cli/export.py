@@ -3,9 +3,9 @@
   vit-jax export runs/flowers flowers.stablehlo
   vit-jax predict flowers.stablehlo photo.jpg
 
-The program runs on CPU, CUDA and TPU with JAX alone, for any batch size. It
-takes images of pixels in [0, 255] and returns logits. FILE.json beside it has
-class names and preprocessing. ONNX, for other runtimes, needs pip install
+The program needs only JAX, and runs on CPU, CUDA and TPU with any batch size.
+It takes images with pixels in [0, 255] and returns logits. FILE.json beside it
+has the class names and the preprocessing. For ONNX, pip install
 'vit_jax[onnx]'.
 """
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--format',
     choices=('stablehlo', 'onnx'),
-    help='default: by the suffix, onnx for .onnx',
+    help='default: onnx for a file X.onnx, else stablehlo',
   )
   parser.add_argument(
     '--batch',
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nargs='+',
     metavar='NAME',
     default=['cpu', 'cuda', 'tpu'],
-    help='of stablehlo; default: cpu cuda tpu',
+    help='platforms of a stablehlo program; default: cpu cuda tpu',
   )
   options.add_model_arguments(parser)
 

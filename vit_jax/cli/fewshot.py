@@ -2,9 +2,9 @@
 
   vit-jax fewshot ViT-B_16.npz --model vit_b16 --data flowers
 
-A ridge regression is fitted to the features of 1, 5, 10 and 25 images per class
-and tested on the test images of the folder. The accuracy is the mean over three
-random choices of the training images.
+A ridge regression is fitted to the features of 1, 5, 10 and 25 images per
+class, and tested on the test images of the folder. The accuracy is the mean
+over three random choices of the training images.
 """
 
 import argparse
@@ -15,6 +15,11 @@ from vit_jax import text
 from vit_jax.cli import options
 
 HELP = 'fit a linear probe to frozen features of 1 to 25 images per class'
+OPTIONS = {
+  'data.dir': '--data',
+  'data.holdout': '--holdout',
+  'eval.batch_size': '--batch',
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,18 +33,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='image folder, or what vit-jax pack wrote',
   )
   parser.add_argument(
-    '--shots', type=int, nargs='+', default=[1, 5, 10, 25], metavar='N'
+    '--shots',
+    type=int,
+    nargs='+',
+    default=[1, 5, 10, 25],
+    metavar='N',
+    help='numbers of images per class (1 5 10 25)',
   )
-  parser.add_argument('--seeds', type=int, default=3, metavar='N')
+  parser.add_argument(
+    '--seeds',
+    type=int,
+    default=3,
+    metavar='N',
+    help='number of random choices of the training images (3)',
+  )
   parser.add_argument(
     '--holdout',
     type=float,
     default=0.5,
     metavar='X',
-    help='fraction of the images for testing, where the folder has no test '
+    help='fraction of the images for testing, if the folder has no test '
     'directory (0.5)',
   )
-  parser.add_argument('--batch', type=int, default=32, metavar='N')
+  parser.add_argument(
+    '--batch', type=int, default=32, metavar='N', help='batch size (32)'
+  )
   options.add_model_arguments(parser)
   parser.add_argument('--json', action='store_true', help='as JSON')
 
@@ -79,5 +97,5 @@ def run(args: argparse.Namespace) -> None:
     (n, f'{r.mean:.2%}', ', '.join(f'{x:.2%}' for x in r.seeds))
     for n, r in results.items()
   ]
-  header = ('shots', 'accuracy', 'of each draw')
+  header = ('shots', 'accuracy', 'of each choice')
   print(text.table(rows, header=header, right=(0, 1)))

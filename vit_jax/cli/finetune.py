@@ -2,11 +2,12 @@
 
   vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers
 
-The folder has one directory of images per class, or train/ and test/ with
-such directories. Without test/, a part of the images is held out for testing.
-The settings are the published ones. A stopped run continues when the same
-command is started again. For all settings use a recipe: python -m vit_jax.main
---config=configs/finetune.py:MODEL,folder
+The folder has one directory of images per class, or train/ and test/ with such
+directories. Without test/, some of the images are held out for testing. The
+settings are the published ones. A stopped run continues when the same command
+is started again. To change other settings, use a recipe:
+
+  python -m vit_jax.main --config=configs/finetune.py:MODEL,folder
 """
 
 import argparse
@@ -15,6 +16,23 @@ import os
 from vit_jax.cli import options
 
 HELP = 'train a model on your folder of images'
+OPTIONS = {
+  'model.name': '--model',
+  'model.module': '--module',
+  'model.': '--set ',
+  'run.pretrained': '--weights',
+  'run.resume': '--weights',
+  'run.steps': '--steps',
+  'run.epochs': '--epochs',
+  'run.seed': '--seed',
+  'data.dir': '--data',
+  'data.batch_size': '--batch',
+  'data.image_size': '--image-size',
+  'data.holdout': '--holdout',
+  'data.max_bad_fraction=': 'the fraction ',
+  'optim.lr': '--lr',
+  'optim.layer_decay': '--layer-decay',
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--model',
     metavar='NAME',
     help='a name that vit-jax models lists; default: the model that the '
-    'weights say they are for',
+    'weights name',
   )
   parser.add_argument(
     '--weights',
     default='',
     metavar='PATH',
-    help='.npz, .pth, .safetensors, workdir or hub name; default, or none: '
-    'random initial parameters',
+    help='.npz, .pth, .safetensors, workdir or hub name; default, or the word '
+    'none: random initial parameters',
   )
   parser.add_argument(
     '--data',
@@ -38,16 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='image folder, or what vit-jax pack wrote',
   )
   parser.add_argument(
-    '--workdir', metavar='DIR', help='default: runs/MODEL-DATA'
+    '--workdir',
+    metavar='DIR',
+    help='directory for checkpoints and metrics; default: runs/MODEL-DATA',
   )
   length = parser.add_mutually_exclusive_group()
   length.add_argument(
     '--steps',
     type=int,
     metavar='N',
-    help='default: 500, 10,000 or 20,000, by the number of images',
+    help='length of training; default: 500 steps below 20,000 images, 10,000 '
+    'below 500,000, else 20,000',
   )
-  length.add_argument('--epochs', type=float, metavar='N')
+  length.add_argument(
+    '--epochs', type=float, metavar='N', help='length of training in epochs'
+  )
   parser.add_argument(
     '--lr',
     type=float,
@@ -76,18 +99,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=float,
     default=1.0,
     metavar='X',
-    help='factor of the learning rate, such as 0.75, from each block to the '
-    'block before it',
+    help='factor of the learning rate from each block to the block before it, '
+    'such as 0.75 (1)',
   )
   parser.add_argument(
     '--holdout',
     type=float,
     default=0.1,
     metavar='X',
-    help='fraction of the images for testing, where the folder has no test '
+    help='fraction of the images for testing, if the folder has no test '
     'directory (0.1)',
   )
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+    '--seed',
+    type=int,
+    default=0,
+    metavar='N',
+    help='seed of the initial head, the order of images and augmentation (0)',
+  )
   options.add_module_argument(parser)
   options.add_set_argument(parser)
 

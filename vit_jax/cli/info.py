@@ -1,4 +1,4 @@
-"""Shows a model's layers and cost, or the contents of a weight file.
+"""Shows the layers and cost of a model, or the tensors of a weight file.
 
 vit-jax info vit_b16 --image-size 384
 vit-jax info vit_s16 --set 'area_sizes=((1, 2), (2, 2))'
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     metavar='N',
     default=1000,
-    help='size of the head of a named model (1000)',
+    help='number of classes of the head, for the name of a model (1000)',
   )
   options.add_model_arguments(parser)
   parser.add_argument('--json', action='store_true', help='as JSON')
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _is_path(name: str) -> bool:
-  """Whether a name is that of a file, directory or hub entry, not a model's."""
+  """Whether a name is that of a file, directory or hub entry."""
   return (
     os.path.exists(name)
     or name.endswith(_WEIGHT_SUFFIXES)

@@ -1,7 +1,7 @@
-"""Lists the models, with their size and cost.
+"""Lists the models with their size, cost and released files.
 
-GFLOPs are multiply-accumulates of one forward pass at the model's image size,
-as papers count them.
+GFLOPs are 1e9 multiply-accumulates of one forward pass at the model's image
+size, as papers count them.
 """
 
 import argparse
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'pattern',
     nargs='?',
     default='*',
-    help="shell pattern, such as 'vit_b*'; 'vit' is 'vit*'",
+    help="shell pattern, such as 'vit_b*'; 'vit' means 'vit*'",
   )
   parser.add_argument('--json', action='store_true', help='as JSON')
 
@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> None:
   if args.json:
     print(json.dumps(list(describe.describe_models(args.pattern)), indent=2))
     return
-  # Each row is printed as soon as its model is measured, so the widths of the
-  # columns are chosen before the rows are known.
+  # A row is printed as soon as its model is measured, so the widths of columns
+  # are chosen before the rows are known.
   width = max(map(len, names))
   print(
     f'{"model":{width}}  {"parameters":>13}  {"GFLOPs":>8}  {"px":>7}  '

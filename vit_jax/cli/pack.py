@@ -1,16 +1,23 @@
-"""Packs images into a few large files, which are read fast and in any order.
+"""Packs images into a few large files, which can be read fast in any order.
 
   vit-jax pack ILSVRC2012_train.tar packed/
   vit-jax pack photos/ packed/ --short-side 256
 
-Inputs: a folder with one directory per class (or train/ and test/ with them),
-tar files of classes, or either with a labels file. Train on the result with
-data.source='packed', or give its directory to `vit-jax finetune --data`.
+The inputs are a folder with one directory per class, a folder with train/ and
+test/, or tar files of classes. With --labels, a file gives the labels instead.
+To train on the result, use data.source='packed' in a recipe, or give its
+directory to vit-jax finetune --data.
 """
 
 import argparse
 
 HELP = 'pack images into a few large files for fast reading'
+OPTIONS = {
+  'labels_file': '--labels',
+  'shards=': '--shards=',
+  'quality=': '--quality=',
+  'overwrite=True': '--overwrite',
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,19 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='name of the split; default: train, or the splits of the folder',
   )
   parser.add_argument(
-    '--labels', metavar='FILE', help='JSON or CSV: file name to label or labels'
+    '--labels',
+    metavar='FILE',
+    help='JSON {file name: label or [labels]}, or CSV lines FILE,LABEL,...',
   )
   parser.add_argument(
     '--shards',
     type=int,
     metavar='N',
-    help='files per split; default one per 10,000 images',
+    help='number of files per split; default: one per 10,000 images',
   )
   parser.add_argument(
     '--short-side',
     type=int,
     metavar='N',
-    help='shrink larger images to this shorter side',
+    help='shrink larger images until their shorter side has N pixels',
   )
   parser.add_argument(
     '--quality',

@@ -1,9 +1,10 @@
 """vit-jax: the command line. `vit-jax --help`, `vit-jax COMMAND --help`.
 
-Each command is a module of `vit_jax.cli` with HELP, `add_arguments` and `run`.
-Modules that take long to import are imported inside `run`, so that help is
-printed at once. Exit codes: 0 done, 1 an error (its message is the last line),
-3 stopped by a preemption after saving.
+Each command is a module of `vit_jax.cli` with HELP, `add_arguments` and `run`,
+and may have OPTIONS: {key of a recipe: option of the command}, for its error
+messages. Modules that take long to import are imported inside `run`, so that
+help is printed at once. Exit codes: 0 for success, 1 for an error (its message
+is the last line), 3 for a run that was preempted and has saved its state.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import importlib
 import os
 import sys
 from typing import NoReturn
+
+from vit_jax.cli.options import in_options
 
 COMMANDS = (
   'models',
@@ -28,8 +31,8 @@ COMMANDS = (
   'teacher-logits',
   'token-labels',
 )
-TAKES_KEYS = ('aot',)  # commands with --config.KEY=VALUE
-# Errors whose message explains them; others are printed with a traceback.
+TAKES_KEYS = ('aot',)  # commands that take --config.KEY=VALUE
+# Errors whose message is enough. Any other error is shown with its traceback.
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 
 
@@ -42,14 +45,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-  """The parser with all commands; args.run is the chosen one's function."""
+  """The parser of all commands.
+
+  Parsed arguments have `run`, the function of the chosen command, and
+  `key_options`, its OPTIONS.
+  """
   parser = Parser(
     prog='vit-jax',
     formatter_class=lambda prog: argparse.HelpFormatter(
       prog, max_help_position=20
     ),
     description='The Vision Transformer family: look at models and weights, '
-    'fine-tune, predict, export. Training from recipes: python -m '
+    'fine-tune, predict, export. To train from a recipe: python -m '
     'vit_jax.main --config=configs/X.py --workdir=DIR',
   )
   commands = parser.add_subparsers(
@@ -64,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
       formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(sub)
-    sub.set_defaults(run=module.run)
+    sub.set_defaults(run=module.run, key_options=getattr(module, 'OPTIONS', {}))
   return parser
 
 
@@ -84,14 +91,18 @@ def _run(argv: Sequence[str]) -> int:
   from absl import logging
 
   logging.set_verbosity(logging.WARNING)
-  return args.run(args) or 0
+  try:
+    return args.run(args) or 0
+  except (ValueError, RuntimeError) as e:
+    e.args = (in_options(str(e), args.key_options),)
+    raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit code.
 
   Args:
-    argv: words after the program's name; None takes those of this process.
+    argv: the words after the program's name; None takes those of the process.
   """
   argv = sys.argv[1:] if argv is None else list(argv)
   try:
@@ -100,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print('interrupted', file=sys.stderr)
     return 130
   except BrokenPipeError:
-    # The reader of the output, such as `head`, has ended. Python flushes the
-    # output once more at exit, which must not fail again.
+    # The program that reads the output, such as `head`, has ended. Python
+    # flushes the output again at exit, which must not fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except Exception as e:

@@ -3,8 +3,8 @@
   vit-jax predict runs/flowers photo.jpg
   vit-jax predict ViT-B_16.npz --model vit_b16 photos/ --csv=result.csv
 
-An image that cannot be read is named, and the others are classified; the exit
-code is then 1.
+If an image cannot be read, its name is printed, the other images are
+classified, and the exit code is 1.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from vit_jax import text
 from vit_jax.cli import options
 
 HELP = 'classify images with class names and probabilities'
+OPTIONS = {'batch_size=': '--batch=', 'top_k=': '--top-k='}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +30,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'images', nargs='+', metavar='IMAGE', help='image files or directories'
   )
-  parser.add_argument('-k', '--top-k', type=int, default=5, metavar='K')
-  parser.add_argument('--batch', type=int, default=32, metavar='N')
+  parser.add_argument(
+    '-k',
+    '--top-k',
+    type=int,
+    default=5,
+    metavar='K',
+    help='number of best classes to show (5)',
+  )
+  parser.add_argument(
+    '--batch', type=int, default=32, metavar='N', help='batch size (32)'
+  )
   parser.add_argument(
     '--classes',
     metavar='FILE',
-    help='class names, one a line or a JSON list, instead of those that the '
-    'weights have',
+    help='class names, one per line or a JSON list, instead of those of the '
+    'weights',
   )
   options.add_model_arguments(parser)
   formats = parser.add_mutually_exclusive_group()
@@ -44,14 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nargs='?',
     const='-',
     metavar='FILE',
-    help='as JSON, to --json=FILE or the output',
+    help='write JSON, to FILE or to the standard output',
   )
   formats.add_argument(
     '--csv',
     nargs='?',
     const='-',
     metavar='FILE',
-    help='as CSV, to --csv=FILE or the output',
+    help='write CSV, to FILE or to the standard output',
   )
 
 
@@ -88,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 class _Readable:
-  """The results with predictions; the other images are named at once.
+  """Iterates over results, and prints the names of unreadable images.
 
   Attributes:
     unreadable: number of images that could not be read so far.
@@ -109,7 +119,7 @@ class _Readable:
 
 @contextlib.contextmanager
 def _output(path: str) -> Iterator[IO[str]]:
-  """A file that appears when it is complete; '-' is the standard output."""
+  """Opens a file that appears when it is complete; '-' is standard output."""
   from vit_jax.files import open_atomically
 
   if path == '-':
@@ -142,7 +152,7 @@ def _print(results: _Readable) -> None:
 
 
 def read_classes(path: str) -> list[str]:
-  """Class names of a file: a JSON list, or one name a line."""
+  """Reads class names from a file: a JSON list, or one name per line."""
   with open(path, encoding='utf-8') as file:
     content = file.read()
   if content.lstrip().startswith('['):

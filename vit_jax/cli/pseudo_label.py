@@ -1,48 +1,71 @@
-"""Labels images with a teacher, for self-training."""
+"""Labels images with a teacher, for self-training (Noisy Student).
+
+  vit-jax pseudo-label runs/teacher photos/ packed/
+
+Images for which the teacher is confident enough become a packed split, on which
+a recipe trains with data.split='train+pseudo'.
+"""
 
 import argparse
 
 HELP = 'label images with a teacher, for self-training'
+OPTIONS = {
+  'threshold=': '--threshold=',
+  'per_class=': '--per-class=',
+  'max_labels=': '--max-labels=',
+  'eval.batch_size': '--batch-size',
+  'data.threads': '--threads',
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   from vit_jax.cli import options
 
-  parser.add_argument('weights', help='of the teacher: a workdir or file')
+  parser.add_argument('weights', help='the teacher: a workdir or file')
   parser.add_argument(
     'images', nargs='+', help='folders or tar files of images without labels'
   )
-  parser.add_argument('out', help='directory of the packed split')
+  parser.add_argument('out', help='directory to write the packed split to')
   parser.add_argument(
     '--threshold',
     type=float,
     default=0.3,
     metavar='P',
-    help='least probability of the best class (0.3)',
+    help='smallest probability of the best class of an image (0.3)',
   )
   parser.add_argument(
     '--per-class',
     type=int,
     metavar='N',
-    help='balance: N images of every class',
+    help='balance the classes: take N images of each',
   )
   parser.add_argument(
     '--hard',
     action='store_true',
-    help='keep the best class instead of probabilities',
+    help='store the best class instead of probabilities',
   )
   parser.add_argument(
     '--max-labels',
     type=int,
     default=100,
     metavar='K',
-    help='classes in a soft label (100)',
+    help='largest number of classes in a soft label (100)',
   )
-  parser.add_argument('--split', default='pseudo')
-  parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--batch-size', type=int, default=64)
-  parser.add_argument('--threads', type=int, default=4)
-  parser.add_argument('--overwrite', action='store_true')
+  parser.add_argument(
+    '--split', default='pseudo', help='name of the split (pseudo)'
+  )
+  parser.add_argument(
+    '--seed', type=int, default=0, help='seed of the order of images (0)'
+  )
+  parser.add_argument(
+    '--batch-size', type=int, default=64, help='batch size (64)'
+  )
+  parser.add_argument(
+    '--threads', type=int, default=4, help='threads that decode images (4)'
+  )
+  parser.add_argument(
+    '--overwrite', action='store_true', help='replace a split that exists'
+  )
   options.add_model_arguments(parser)
 
 
@@ -68,8 +91,9 @@ def run(args: argparse.Namespace) -> None:
   counts = [n for n in meta['examples_per_class'] if n]
   print(
     f'{meta["images"]:,} images, {meta["unreadable"]:,} unreadable; '
-    f'{meta["confident"]:,} reach {args.threshold}, {meta["distinct"]:,} '
-    f'taken as {meta["labelled"]:,} records of {len(counts)} classes '
+    f'{meta["confident"]:,} reach the threshold {args.threshold}, '
+    f'{meta["distinct"]:,} are stored in {meta["labelled"]:,} records of '
+    f'{len(counts)} classes '
     f'({min(counts):,} to {max(counts):,} each; '
     f'{meta["num_classes"] - len(counts)} classes have none)'
   )

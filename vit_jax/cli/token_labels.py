@@ -1,27 +1,57 @@
-"""Makes labels for each patch of each image with a teacher (VOLO)."""
+"""Makes labels for each patch of each image with a teacher (VOLO).
+
+  vit-jax token-labels runs/teacher --source folder --data-dir flowers -o LABELS
+
+A recipe uses them with data.labels=LABELS.
+"""
 
 import argparse
 import dataclasses
 
 HELP = 'make labels for each patch of each image with a teacher'
+OPTIONS = {
+  'data.source': '--source',
+  'data.dir': '--data-dir',
+  'data.split': '--split',
+  'data.holdout': '--holdout',
+  'eval.batch_size': '--batch-size',
+  'data.threads': '--threads',
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   from vit_jax.cli import options
 
-  parser.add_argument('weights', help='of the teacher: a workdir or file')
-  parser.add_argument('-o', '--output', required=True, metavar='DIR')
+  parser.add_argument('weights', help='the teacher: a workdir or file')
+  parser.add_argument(
+    '-o', '--output', required=True, metavar='DIR', help='directory to write'
+  )
   parser.add_argument(
     '--source',
     required=True,
-    help='data.source of the recipe: folder, tfds:NAME, ...',
+    help='data.source of the recipe, such as folder, packed or tfds:NAME',
   )
-  parser.add_argument('--data-dir', default='', metavar='DIR')
-  parser.add_argument('--split', default='train')
-  parser.add_argument('--holdout', type=float, default=0.1, help='data.holdout')
-  parser.add_argument('--top-k', type=int, default=5)
-  parser.add_argument('--batch-size', type=int, default=64)
-  parser.add_argument('--threads', type=int, default=4)
+  parser.add_argument(
+    '--data-dir', default='', metavar='DIR', help='data.dir of the recipe'
+  )
+  parser.add_argument(
+    '--split', default='train', help='data.split of the recipe (train)'
+  )
+  parser.add_argument(
+    '--holdout',
+    type=float,
+    default=0.1,
+    help='data.holdout of the recipe (0.1)',
+  )
+  parser.add_argument(
+    '--top-k', type=int, default=5, help='classes stored for each patch (5)'
+  )
+  parser.add_argument(
+    '--batch-size', type=int, default=64, help='batch size (64)'
+  )
+  parser.add_argument(
+    '--threads', type=int, default=4, help='threads that decode images (4)'
+  )
   options.add_model_arguments(parser)
 
 
@@ -48,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     teacher.variables,
     source,
     args.output,
-    # Labels are made for the whole image, not for its center.
+    # Labels are made of the whole image, not only of its center.
     preprocessing=dataclasses.replace(teacher.preprocessing, crop=None),
     top_k=args.top_k,
     batch_size=args.batch_size,
@@ -59,5 +89,5 @@ def run(args: argparse.Namespace) -> None:
   print(
     f'wrote {meta["grid"][0]}x{meta["grid"][1]} maps of the '
     f'{meta["top_k"]} best classes of {meta["examples"]:,} examples to '
-    f'{args.output}: give it as data.labels'
+    f'{args.output}: set data.labels to it in a recipe'
   )
