@@ -17,7 +17,10 @@ import jax
 from vit_jax.data.sources.source import Source
 from vit_jax.models import flops
 from vit_jax.parallel import processes
+from vit_jax.parallel.agreement import require_agreement
 from vit_jax.parallel.mesh import batch_slice, make_mesh
+from vit_jax.parallel.workdir_lock import WorkdirLock
+from vit_jax.recipe.agreement import facts_of_run
 from vit_jax.recipe.build import (
   Run,
   build,
@@ -33,6 +36,7 @@ from vit_jax.recipe.inputs import (
   train_input,
 )
 from vit_jax.recipe.keys import in_steps, preprocessing, to_json
+from vit_jax.recipe.scan import scan
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import initial_state
 from vit_jax.recipe.stored import adopt_earlier, check_workdir
@@ -46,6 +50,7 @@ from vit_jax.training.periodic import (
   Saving,
   Throttle,
   check_finite,
+  skipped_steps,
 )
 from vit_jax.training.preemption import Preempted, StopSignal
 from vit_jax.training.progress import Progress
@@ -79,7 +84,10 @@ def train_and_evaluate(
     ConfigError: the recipe cannot work; raised before anything is compiled.
     CheckpointError: a checkpoint cannot be read or written.
     NonFinite: the loss or a gradient is not finite, with run.nan='stop'.
-    Preempted: after SIGTERM, when the state has been saved.
+    Preempted: after SIGTERM or Ctrl-C, when the state has been saved.
+    ProcessesDiffer: processes of one job have different recipes, data or
+      versions.
+    WorkdirInUse: another run uses the workdir.
   """
   config, adopted = _checked(config, workdir)
   mesh = make_mesh(
@@ -90,6 +98,10 @@ def train_and_evaluate(
   num_classes = config.data.num_classes or source.num_classes
   eval_sets = open_eval_sets(config, num_classes)
   run = build(config, mesh, num_classes=num_classes, num_examples=len(source))
+  require_agreement(
+    facts_of_run(run, workdir, source, eval_sets), 'before the first step'
+  )
+  scan(config, source, eval_sets, _say)
   inputs, teacher = train_input(run, source), None
   if config.loss.distill != 'none':
     teacher, inputs.extras['teacher'] = make_teacher(
@@ -101,6 +113,7 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(mesh))
     stop = stack.enter_context(StopSignal())
+    lock = stack.enter_context(WorkdirLock(workdir, _say))
     checkpoints = Checkpoints(
       workdir,
       keep_latest=config.log.keep_latest,
@@ -110,6 +123,7 @@ def train_and_evaluate(
     )
     stack.callback(checkpoints.close)
     state, first_step = initial_state(run, checkpoints, _say)
+    require_agreement({'step': first_step}, 'after the restore')
     writer = Writer(
       workdir,
       resumed_step=first_step,
@@ -127,7 +141,7 @@ def train_and_evaluate(
       devices=mesh.size,
     )
     log, evaluate, save = _actions(
-      run, source, eval_sets, writer, progress, checkpoints, first_step
+      run, source, eval_sets, writer, progress, checkpoints, lock, first_step
     )
     summary: dict[str, Any] = {'step': first_step, 'parameters': run.parameters}
     if config.run.eval_only:
@@ -143,6 +157,8 @@ def train_and_evaluate(
     batches = inputs.batches(first_step)
     stack.callback(batches.close)
     throttle, step = Throttle(), first_step
+    if step in checkpoints.steps() and step < run.total_steps:
+      evaluate.make_up(step, state)
     while step < run.total_steps:
       profile.before(step)
       state, values = train_step(state, next(batches), inputs.extras)
@@ -155,15 +171,16 @@ def train_and_evaluate(
       profile.after(step, values)
       log(step, state, values)
       with progress.paused():
-        evaluate(step, state)
         stopping = step < run.total_steps and stop.reached(step)
-        save(step, state, evaluate.at(step), now=stopping)
-      if stopping:
-        checkpoints.wait()
-        raise Preempted(
-          f'stopped at step {step} of {run.total_steps}; the state is saved '
-          f'in {workdir}: start the same command again'
-        )
+        # Before the evaluation, which may fail or take long.
+        save(step, state, now=stopping)
+        if stopping:
+          checkpoints.wait()
+          raise Preempted(
+            f'stopped at step {step} of {run.total_steps}; the state is saved '
+            f'in {workdir}: start the same command again'
+          )
+        evaluate(step, state)
 
     # A finished run that is started again has not been evaluated yet.
     summary.update(
@@ -173,6 +190,7 @@ def train_and_evaluate(
       gmacs=macs / 1e9,
       img_per_sec=progress.img_per_sec,
       config=to_json(config),
+      **skipped_steps(state, step),
     )
     checkpoints.wait()
     writer.summary(summary)
@@ -227,6 +245,7 @@ def _actions(
   writer: Writer,
   progress: Progress,
   checkpoints: Checkpoints,
+  lock: WorkdirLock,
   first_step: int,
 ) -> _Actions:
   """Logging, evaluation and saving, as often as the recipe says."""
@@ -251,6 +270,7 @@ def _actions(
     steps_per_epoch=per_epoch,
     average=config.eval.ema,
     check=check,
+    score=checkpoints.score,
   )
   save = Saving(
     checkpoints,
@@ -260,6 +280,7 @@ def _actions(
     ask_every_steps=config.log.every_steps,
     total_steps=run.total_steps,
     check=check,
+    guard=lock.check,
   )
   return _Actions(log, evaluate, save)
 

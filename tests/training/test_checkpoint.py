@@ -14,6 +14,7 @@ from tests.helpers import saved_state, tiny_config
 from vit_jax import train
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import make_mesh
+from vit_jax.recipe.keys import ConfigError
 from vit_jax.training import checkpoint
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.steps import (
@@ -137,10 +138,10 @@ def test_the_same_step_is_saved_once(tmp_path):
 @pytest.mark.parametrize(
   'policy, kept',
   [
-    (dict(), {6}),
+    (dict(), {5, 6}),
     (dict(keep_latest=3), {4, 5, 6}),
-    (dict(keep_best=2, metric='top1'), {2, 3, 6}),
-    (dict(keep_every=2), {2, 4, 6}),
+    (dict(keep_best=2, metric='top1'), {2, 3, 5, 6}),
+    (dict(keep_every=2), {2, 4, 5, 6}),
     (
       dict(keep_latest=2, keep_best=1, metric='top1', keep_every=4),
       {2, 4, 5, 6},
@@ -152,18 +153,22 @@ def test_what_is_kept(tmp_path, policy, kept):
   scores = {1: 0.1, 2: 0.9, 3: 0.8, 4: 0.2, 5: 0.7, 6: 0.3}
   with opened(tmp_path, **policy) as found:
     for step, score in scores.items():
-      found.save(step, {'step': jnp.int32(step)}, METADATA, {'top1': score})
+      found.save(step, {'step': jnp.int32(step)}, METADATA)
+      found.score(step, {'top1': score})
     found.wait()
     assert set(found.steps()) == kept
   with opened(tmp_path, **policy) as found:  # a later process sees the same
     assert set(found.steps()) == kept
-    found.save(7, {'step': jnp.int32(7)}, METADATA, {'top1': 0.95})
+    found.save(7, {'step': jnp.int32(7)}, METADATA)
     found.wait()
+    found.score(7, {'top1': 0.95})
     assert 7 in found.steps()
 
 
 def damage(step, how):
   """Makes a step unreadable in one of the ways in which disks do."""
+  if how.startswith('/'):
+    (step / how[1:]).write_bytes(b'\xff{"torn')
   if how == 'truncated':
     for path in step.rglob('d/*'):
       path.write_bytes(path.read_bytes()[:50])
@@ -182,7 +187,17 @@ def damage(step, how):
 
 
 @pytest.mark.parametrize(
-  'how', ['truncated', 'emptied', 'no data', 'no tree', 'nothing']
+  'how',
+  [
+    'truncated',
+    'emptied',
+    'no data',
+    'no tree',
+    'nothing',
+    '/_CHECKPOINT_METADATA',
+    '/state/_METADATA',
+    '/state/manifest.ocdbt',
+  ],
 )
 def test_a_torn_step_falls_back_and_is_not_deleted(tmp_path, caplog, how):
   save(tmp_path, 1, 2, 3)
@@ -197,15 +212,134 @@ def test_a_torn_step_falls_back_and_is_not_deleted(tmp_path, caplog, how):
     found.save(3, state(3), METADATA)  # the run comes to it again
   assert_same(load_tree(tmp_path)[0], jax.device_get(state(3)))
   assert (folder / '3.unreadable').is_dir()
+  damage(folder / '3', how)  # the same step once more
+  with opened(tmp_path, keep_latest=3) as found:
+    assert found.restore(abstract())[2] == 2
+  assert {p.name for p in folder.iterdir()} == {
+    *('1', '2', '3.unreadable', '3.unreadable.2')
+  }
 
 
-def test_all_torn_starts_afresh(tmp_path, caplog):
+def flip(step, rng):
+  """Flips a bit in the array data of a step."""
+  data = sorted(p for p in step.rglob('d/*') if p.is_file())
+  path = data[rng.integers(len(data))]
+  content = bytearray(path.read_bytes())
+  content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+  path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_never_loaded(tmp_path):
+  save(tmp_path / 'sound', 1)
+  want, noticed = jax.device_get(state(1)), 0
+  for seed in range(12):
+    copy = tmp_path / str(seed)
+    shutil.copytree(tmp_path / 'sound', copy)
+    flip(copy / 'checkpoints' / '1', np.random.default_rng(seed))
+    try:
+      assert_same(load_tree(copy)[0], want)  # a byte that nothing reads
+    except CheckpointError:
+      noticed += 1
+  assert noticed >= 6
+  with opened(copy) as found:
+    with pytest.raises(CheckpointError, match='none can be read'):
+      found.restore(abstract())
+
+
+def test_what_changed_is_named(tmp_path):
+  """Steps whose files can be read, and whose arrays or record are others."""
   save(tmp_path, 1, 2)
+  folder = tmp_path / 'checkpoints'
+  record = (folder / '1' / '_CHECKPOINT_METADATA').read_bytes()
+  (folder / '2' / '_CHECKPOINT_METADATA').write_bytes(record)
+  says = r'params/head/kernel \(1 of 1 shards\)'
+  with pytest.raises(CheckpointError, match=says):
+    load_tree(tmp_path)
+  text = record.decode().replace('dog', 'dot')
+  (folder / '2' / '_CHECKPOINT_METADATA').write_text(text)
+  with pytest.raises(CheckpointError, match='_CHECKPOINT_METADATA is damaged'):
+    load_tree(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['lr]0.1', '{a,b}', '100% #1 é', "o'x $~"])
+def test_any_name_of_a_workdir(tmp_path, name):
+  save(tmp_path / name, 1)
+  with opened(tmp_path / name) as found:
+    assert found.restore(abstract())[2] == 1
+  assert_same(load_tree(tmp_path / name)[0], jax.device_get(state(1)))
+
+
+@pytest.mark.parametrize('name', ['lr[0.1]', 'a*', 'b?/run'])
+def test_names_that_are_patterns_are_refused_at_the_start(tmp_path, name):
+  with pytest.raises(CheckpointError, match='cannot be saved: take another'):
+    train.train_and_evaluate(tiny_config(), tmp_path / name)
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_name_is_refused():
+  for name in ('', ' '):
+    with pytest.raises(ConfigError, match='name a directory'):
+      train.train_and_evaluate(tiny_config(), name)
+
+
+def test_strays_are_no_steps(tmp_path):
+  save(tmp_path, 1, 2)
+  folder = tmp_path / 'checkpoints'
+  (folder / '99').write_text('')
+  (folder / '98').symlink_to('nowhere')
+  for name in ('²', '007', '-3', '3.tmp'):
+    (folder / name).mkdir()
+  assert find_step(tmp_path).name == '2'
+  with opened(tmp_path, keep_latest=4) as found:
+    assert found.steps() == [1, 2] and found.restore(abstract())[2] == 2
+    for step in (98, 99):  # the run comes to these steps
+      found.save(step, state(step), METADATA)
+  with opened(tmp_path, keep_latest=4) as found:
+    assert found.steps() == [1, 2, 98, 99]
+    assert_same(found.restore(abstract())[0], state(99))
+  assert (folder / '²').is_dir()
+  assert (folder / '99.unreadable').is_file()
+
+
+def test_a_file_in_the_place_of_the_steps(tmp_path):
+  (tmp_path / 'checkpoints').write_text('')
+  with pytest.raises(CheckpointError, match='checkpoints is no directory'):
+    checkpoint.Checkpoints(tmp_path)
+
+
+def test_a_best_step_is_a_step_to_fall_back_to(tmp_path):
+  scores = {1: 0.9, 2: 0.1, 3: 0.2}
+  policy = dict(keep_latest=1, keep_best=1, metric='top1')
+  with opened(tmp_path, **policy) as found:
+    for step, score in scores.items():
+      found.save(step, state(step), METADATA)
+      found.score(step, {'top1': score})
+  damage(tmp_path / 'checkpoints' / '3', 'truncated')
+  (tmp_path / 'checkpoints' / '1' / 'scores.json').write_text('{"to')
+  with opened(tmp_path, **policy) as found:
+    assert found.restore(abstract())[2] == 1
+
+
+def test_all_torn_is_an_error_and_changes_nothing(tmp_path, caplog):
+  """A fresh start would throw the run away. The reason may pass."""
+  save(tmp_path, 1, 2)
+  folder = tmp_path / 'checkpoints'
   for step in '12':
-    damage(tmp_path / 'checkpoints' / step, 'truncated')
+    damage(folder / step, 'truncated')
+  for _ in range(2):
+    with opened(tmp_path) as found:
+      with pytest.raises(
+        CheckpointError,
+        match=r'none can be read: 2, 1 \((.|\n)*another workdir',
+      ):
+        found.restore(abstract())
+  assert caplog.text.count('is unreadable') == 4
+  assert {p.name for p in folder.iterdir()} == {'1', '2'}
+  for step in '12':  # as an earlier version did
+    (folder / step).rename(folder / f'{step}.unreadable')
   with opened(tmp_path) as found:
-    assert found.restore(abstract()) is None
-  assert caplog.text.count('is unreadable') == 2
+    with pytest.raises(CheckpointError, match='none can be read: 1.unreadable'):
+      found.restore(abstract())
 
 
 def test_half_a_save_is_removed_and_not_taken(tmp_path):

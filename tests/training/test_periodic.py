@@ -41,13 +41,12 @@ class Kept:
   """Remembers the steps that it is told to save."""
 
   def __init__(self):
-    self.steps, self.scores = [], []
+    self.steps = []
 
-  def save(self, step, tree, metadata, metrics):
+  def save(self, step, tree, metadata):
     assert int(tree['step']) == step
     assert metadata == WeightsMetadata(model='x')
     self.steps.append(step)
-    self.scores.append(metrics)
 
 
 @pytest.fixture
@@ -219,12 +218,9 @@ def saving(kept, clock, **options):
 def test_saving_by_steps():
   kept = Kept()
   save = saving(kept, Clock(), every_steps=4)
-  results = {'test': {'top1': 0.5, 'loss': 2.0}}
   for step in range(1, 10):
-    save(step, state(step), results if step == 8 else {}, now=step == 7)
+    save(step, state(step), now=step == 7)
   assert kept.steps == [4, 7, 8, 9]
-  scores = {'test_top1': 0.5, 'test_loss': 2.0}
-  assert kept.scores == [None, None, scores, None]
 
 
 def test_checkpoint_minutes():
@@ -232,7 +228,7 @@ def test_checkpoint_minutes():
   save = saving(kept, clock, every_minutes=2.0)
   for step in range(1, 10):
     clock.now += 50
-    save(step, state(step), {}, now=step == 4)
+    save(step, state(step), now=step == 4)
   # 150 s after the start; the save at step 4 counts; the last step.
   assert kept.steps == [3, 4, 7, 9]
 
@@ -250,7 +246,7 @@ def test_several_processes_ask_process_0_at_some_steps(monkeypatch):
   kept = Kept()
   save = saving(kept, Clock(), every_minutes=2.0, total_steps=100)
   for step in range(1, 20):
-    save(step, state(step), {})
+    save(step, state(step))
   assert len(asked) == 3 and not any(asked)  # steps 5, 10 and 15
   assert kept.steps == [10]
 
@@ -259,7 +255,7 @@ def test_nothing_is_saved_after_a_loss_that_is_not_finite():
   kept = Kept()
   save = saving(kept, Clock(), every_steps=2)
   with pytest.raises(periodic.NonFinite):
-    save(2, state(2, bad_step=1), {})
+    save(2, state(2, bad_step=1))
   assert not kept.steps
 
 

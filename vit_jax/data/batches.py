@@ -1,6 +1,6 @@
 """Batches of examples, with a count of the images that cannot be read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import logging
 
 import numpy as np
@@ -16,12 +16,43 @@ class TooManyBadImages(ValueError):
 
 
 def why_bad(source: Source, i: int) -> str:
-  """Why example i cannot be read."""
+  """Why example i cannot be read; '' if it can."""
   try:
     decode(source[i]['image'])
   except Exception as e:  # every reason is reported
     return f'{type(e).__name__}: {e}'
-  return 'it can be read now'
+  return ''
+
+
+def allowed_bad(fraction: float, examples: int) -> float:
+  """How many unreadable images are tolerated.
+
+  One of them always is, unless the fraction is 0: in a set of 13 images it is
+  more than any sensible fraction.
+  """
+  return max(1.0, fraction * examples) if fraction > 0 else 0.0
+
+
+def too_many_bad(
+  bad: Mapping[str, str], count: int, source: Source, fraction: float
+) -> TooManyBadImages:
+  """The error that names unreadable images.
+
+  Args:
+    bad: {path: reason} of those that are known here.
+    count: of all of them.
+    source: that has them.
+    fraction: `data.max_bad_fraction`.
+  """
+  shown = [f'  {path}: {why}' for path, why in list(bad.items())[:20]]
+  more = count - len(shown)
+  return TooManyBadImages(
+    f'{count} of {len(source)} images of {source.name} cannot be read, more '
+    f'than data.max_bad_fraction={fraction} allows. Remove or repair them, or '
+    'raise that fraction (vit-jax finetune: --max-bad-fraction):\n'
+    + '\n'.join(shown)
+    + (f'\n  and {more} more' if more else '')
+  )
 
 
 class Batches:
@@ -50,7 +81,7 @@ class Batches:
   ):
     self.bad: dict[str, str] = {}
     self._iterator, self._source = iterator, source
-    self._allowed = max_bad_fraction * len(source)
+    self._allowed = allowed_bad(max_bad_fraction, len(source))
     self._fraction = max_bad_fraction
     self._length = length
     self._seen: set[int] = set()
@@ -93,7 +124,7 @@ class Batches:
       return
     self._seen.add(index)
     path = self._source.describe(index)
-    self.bad[path] = why_bad(self._source, index)
+    self.bad[path] = why_bad(self._source, index) or 'it can be read now'
     log.warning(
       'skipping a bad image: %s (%s); %d so far',
       path,
@@ -101,15 +132,8 @@ class Batches:
       len(self.bad),
     )
     if len(self._seen) > self._allowed:
-      shown = [f'  {p}: {why}' for p, why in list(self.bad.items())[:20]]
-      more = len(self.bad) - len(shown)
-      raise TooManyBadImages(
-        f'{len(self.bad)} of {len(self._source)} images of '
-        f'{self._source.name} cannot be read, more than '
-        f'data.max_bad_fraction={self._fraction} allows. Remove or repair '
-        'them (a recipe can also raise that fraction):\n'
-        + '\n'.join(shown)
-        + (f'\n  and {more} more' if more else '')
+      raise too_many_bad(
+        self.bad, len(self._seen), self._source, self._fraction
       )
 
   def close(self) -> None:

@@ -16,6 +16,10 @@ main module again, so a script needs `if __name__ == '__main__':`.
 """
 
 from collections.abc import Callable
+import multiprocessing
+import os
+import signal
+import threading
 from typing import Any
 
 from absl import flags
@@ -182,9 +186,30 @@ def _start(dataset, source, threads: int, workers: int):
     dataset = dataset.mp_prefetch(
       grain.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=2
-      )
+      ),
+      worker_init_fn=_begin_worker,
     )
   return iter(dataset)
+
+
+def _begin_worker(worker: int, workers: int) -> None:
+  """Runs first in every worker process.
+
+  It ends the worker when the process that started it is gone, even by SIGKILL,
+  and leaves Ctrl-C, which a terminal sends to all processes, to that one.
+  """
+  del worker, workers
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  if parent is None:  # Grain runs the function in the process itself
+    return
+
+  def watch():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def sequence_position(
@@ -278,11 +303,11 @@ class _LoadTrain:
         return index, decode(example['image'], self.jpeg_dct), example['label']
       except (OSError, BadImage):
         continue
+    reason = why_bad(self.source, requested) or 'it can be read now'
     raise TooManyBadImages(
       f'{attempts} images in a row cannot be read, from '
-      f'{self.source.describe(requested)} on '
-      f'({why_bad(self.source, requested)}). The data seems incomplete: copy '
-      'or download it again'
+      f'{self.source.describe(requested)} on ({reason}). The data seems '
+      'incomplete: copy or download it again'
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.data import loader
+from vit_jax.data.batches import allowed_bad, too_many_bad
 from vit_jax.data.sources.source import Source
 from vit_jax.parallel.mesh import (
   batch_shards,
@@ -62,6 +63,30 @@ def make_eval_step(
     return metrics.batch_metrics(logits, labels, per_example, batch['mask'])
 
   return eval_step
+
+
+class NonFiniteWeights(ValueError):
+  """Weights with NaN or infinite values, whose results mean nothing."""
+
+
+@jax.jit
+def _count_nonfinite(variables: Any) -> list[jax.Array]:
+  return [jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(variables)]
+
+
+def _check_finite(variables: Any) -> None:
+  counts = [int(x) for x in jax.device_get(_count_nonfinite(variables))]
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+  ]
+  bad = [f'{p} ({n})' for p, n in zip(paths, counts, strict=True) if n]
+  if bad:
+    raise NonFiniteWeights(
+      f'the weights have NaN or infinite values in {len(bad)} of {len(paths)} '
+      f'arrays: {", ".join(bad[:3])}{", ..." if len(bad) > 3 else ""}. Take an '
+      'earlier step, or train again with a lower optim.lr or optim.clip=1.0'
+    )
 
 
 class Evaluator:
@@ -131,7 +156,9 @@ class Evaluator:
     Raises:
       TooManyBadImages: more than `max_bad_fraction` of a set's images cannot
         be read.
+      NonFiniteWeights: a variable has NaN or infinite values.
     """
+    _check_finite(variables)
     return {
       name: self._evaluate(name, source, variables)
       for name, source in self._sets.items()
@@ -139,16 +166,21 @@ class Evaluator:
 
   def _evaluate(self, name: str, source: Source, variables) -> dict[str, float]:
     sums, in_flight = [], collections.deque()
+    bad = {}
     with self._batches(source) as batches:
       for batch in progress_bar(batches, len(batches), f'evaluating {name}'):
         batch = {key: batch[key] for key in ('image', 'label', 'mask')}
         in_flight.append(self._step(variables, put_batch(batch, self._mesh)))
         if len(in_flight) > _MOST_IN_FLIGHT:
           sums.append(jax.device_get(in_flight.popleft()))
+      bad = batches.bad
     sums += jax.device_get(list(in_flight))
     merged = metrics.merge(*sums)
     corrupt = len(source) - round(float(merged['images']))
-    if corrupt:  # the loader has already named each of them in the log
+    # All processes have this number, so all of them raise or none does.
+    if corrupt > allowed_bad(self._max_bad_fraction, len(source)):
+      raise too_many_bad(bad, corrupt, source, self._max_bad_fraction)
+    if corrupt:  # the loader has named each of them in the log
       logging.warning(
         'eval set %s: %d of %d images are corrupt and were left out',
         name,
@@ -176,5 +208,5 @@ class Evaluator:
       threads=self._threads,
       process_index=index,
       process_count=count,
-      max_bad_fraction=self._max_bad_fraction,
+      max_bad_fraction=1.0,  # `_evaluate` counts those of all processes
     )

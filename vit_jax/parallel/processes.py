@@ -331,6 +331,33 @@ def broadcast_from_first(value: Any, timeout: float = 600) -> Any:
     ) from e
 
 
+def gather(value: Any, timeout: float = 600) -> list[Any]:
+  """The values of all processes, in their order; plain JSON values.
+
+  Raises:
+    TimeoutError: names the processes that did not send theirs.
+  """
+  if _job is None:
+    return [value]
+  _job.calls += 1
+  folder = f'gather/{_job.calls}'
+  _job.put(f'{folder}/{_job.process_id}', json.dumps(value))
+  barrier(f'the exchange {_job.calls}', timeout)
+  values = [
+    json.loads(
+      _job.client.blocking_key_value_get(
+        f'{_PREFIX}/{folder}/{i}', int(1000 * timeout)
+      )
+    )
+    for i in range(len(_job.hosts))
+  ]
+  # Process 0 keeps all keys in its memory, so those of every save would add up.
+  barrier('the end of an exchange', timeout)
+  if _job.process_id == 0:
+    _job.client.key_value_delete(f'{_PREFIX}/{folder}/')
+  return values
+
+
 def check_shared_workdir(workdir: str | os.PathLike) -> None:
   """Raises ValueError if a process does not see what process 0 writes there."""
   if _job is None:

@@ -390,7 +390,7 @@ def log() -> Config:
   c.checkpoint_minutes = placeholder(float)
   # Which saved steps are kept: a number of latest ones, a number of best ones
   # by the top-1 of the first eval set, and the multiples of a number of steps.
-  c.keep_latest = 1
+  c.keep_latest = 2
   c.keep_best = 0
   c.keep_every_steps = placeholder(int)
   # Write TensorBoard event files too.

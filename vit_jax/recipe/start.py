@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import jax
+import numpy as np
+
 from vit_jax.recipe.build import Run
 from vit_jax.recipe.keys import preprocessing
 from vit_jax.training.checkpoint import Checkpoints
@@ -34,11 +37,11 @@ def initial_state(
   if restored is not None:
     tree, _, step = restored
     say(f'resumed step {step} of {checkpoints.directory.parent}')
-    return from_tree(run.abstract_state, tree), step
+    return _forgiven(run, from_tree(run.abstract_state, tree)), step
   if config.run.resume:
     tree, _, path = load_tree(config.run.resume, abstract)
     say(f'resumed {path}')
-    state = from_tree(run.abstract_state, tree)
+    state = _forgiven(run, from_tree(run.abstract_state, tree))
     return state, int(state.step)
   if config.run.pretrained:
     variables, report = load_pretrained(
@@ -47,3 +50,15 @@ def initial_state(
     say(f'loaded {config.run.pretrained}\n{report}')
     return run.init_from(variables), 0
   return run.init(), 0
+
+
+def _forgiven(run: Run, state: TrainState) -> TrainState:
+  """A restored state without the record of a step that was not finite.
+
+  With run.nan='stop' a saved state has none, unless an earlier part of the run
+  skipped such steps by run.nan='skip'. Those would stop this run at once.
+  """
+  if run.config.run.nan == 'skip' or int(state.bad_step) < 0:
+    return state
+  none = jax.device_put(np.int32(-1), run.shardings.bad_step)
+  return state.replace(bad_step=none)

@@ -6,12 +6,19 @@ import json
 import os
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from vit_jax.models.registry import list_models, model_info
 from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
 from vit_jax.recipe.sections import Config
-from vit_jax.weights.steps import find_step
+from vit_jax.weights.steps import (
+  FOLDER,
+  absolute,
+  check_path,
+  list_steps,
+  read_metadata,
+)
 
 # Keys that may change when a run is resumed in its workdir, because they do not
 # change what is learned.
@@ -123,8 +130,15 @@ def check_workdir(
     recipe: the new recipe, as plain JSON values by section.
 
   Raises:
-    ConfigError: the recipes differ in a key that changes what is learned.
+    ConfigError: they differ in a key that changes what is learned, or the
+      workdir has no name.
+    CheckpointError: its path cannot be used.
   """
+  if not str(workdir).strip():
+    raise ConfigError(
+      f'workdir={str(workdir)!r}: name a directory, such as --workdir=runs/1'
+    )
+  check_path(workdir)
   stored = _stored(workdir)
   if stored is None:
     return
@@ -145,11 +159,30 @@ def check_workdir(
 
 
 def _stored(workdir: str | os.PathLike) -> dict[str, Any] | None:
-  """The recipe of the run in a workdir, upgraded; None if there is no run."""
-  path = epath.Path(workdir) / 'config.json'
-  if find_step(workdir) is None or not path.exists():
+  """The upgraded recipe of the run in a workdir; None if there is no run."""
+  if not str(workdir).strip():
     return None
-  return upgrade(json.loads(path.read_text()))
+  steps = list_steps(absolute(workdir) / FOLDER)
+  if not steps:
+    return None
+  path = epath.Path(workdir) / 'config.json'
+  try:
+    recipe = json.loads(path.read_text())
+    if not {'run', 'model'} <= recipe.keys():
+      raise ValueError('it is no recipe')
+    return upgrade(recipe)
+  except (OSError, ValueError, TypeError, AttributeError) as e:
+    logging.warning('%s cannot be read (%s)', path, e)
+  # Every step has the recipe as well, and the run writes the file again.
+  for step in reversed(steps):
+    try:
+      recipe = read_metadata(step).recipe
+    except Exception:  # Orbax raises many kinds for damaged files
+      continue
+    if recipe:
+      logging.warning('the recipe of %s is taken from %s', workdir, step)
+      return upgrade(recipe)
+  return None
 
 
 def _flatten(

@@ -10,9 +10,11 @@ import os
 import time
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
+from vit_jax.data.batches import TooManyBadImages
 from vit_jax.parallel.processes import broadcast_from_first
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.progress import Progress
@@ -43,6 +45,25 @@ def check_finite(state: TrainState) -> None:
       'also raise schedule.warmup_steps, set optim.clip=1.0, or set '
       "run.nan='skip' to leave such steps out"
     )
+
+
+def skipped_steps(state: TrainState, step: int) -> dict[str, int]:
+  """What a summary says of skipped steps; a warning if they are the most.
+
+  Args:
+    state: at the end of the run.
+    step: number of finished steps.
+  """
+  skipped = int(state.skipped)
+  if 2 * skipped > step:
+    logging.warning(
+      "run.nan='skip': %d of %d steps were skipped because their loss or "
+      'gradient was not finite, so the model has hardly learned. Lower '
+      'optim.lr, raise schedule.warmup_steps or set optim.clip=1.0',
+      skipped,
+      step,
+    )
+  return {'skipped_steps': skipped} if skipped else {}
 
 
 class Throttle:
@@ -123,6 +144,7 @@ class Log:
     self._every, self._check = every_steps, check
     self._always = (first_step + 1, total_steps)
     self._steps_per_epoch = steps_per_epoch
+    self._logged = first_step, None  # step and skipped steps of the last call
 
   def __call__(
     self, step: int, state: TrainState, values: Mapping[str, jax.Array]
@@ -134,10 +156,27 @@ class Log:
     numbers = {name: np.asarray(value) for name, value in values.items()}
     if int(state.skipped):
       numbers['skipped_steps'] = np.asarray(state.skipped)
+    self._warn_of_skipped(step, int(state.skipped))
     speed = self._progress.update(step)
     epoch = step / self._steps_per_epoch
     self._writer.write(step, {**numbers, **speed}, epoch=epoch)
     self._say(self._progress.line(step, epoch, numbers, speed))
+
+  def _warn_of_skipped(self, step: int, skipped: int) -> None:
+    last_step, before = self._logged
+    self._logged = step, skipped
+    # Before the first call of a resumed run, only the total is known.
+    new = skipped - (before or 0)
+    if new and step > last_step:
+      logging.warning(
+        "run.nan='skip': %d steps up to step %d were skipped because their "
+        'loss or gradient was not finite, %d of %d in all. Lower optim.lr or '
+        'set optim.clip=1.0 if this goes on',
+        new,
+        step,
+        skipped,
+        step,
+      )
 
 
 class Evaluation:
@@ -152,6 +191,7 @@ class Evaluation:
     steps_per_epoch: optimizer steps of an epoch.
     average: evaluate the moving average of the parameters.
     check: raises an exception if the run must stop.
+    score: takes a step and its scores by name.
   """
 
   def __init__(
@@ -165,7 +205,9 @@ class Evaluation:
     steps_per_epoch: int,
     average: bool = False,
     check: Callable[[TrainState], None] = check_finite,
+    score: Callable[[int, dict[str, float]], None] | None = None,
   ):
+    self._score = score
     self._evaluator, self._writer, self._say = evaluator, writer, say
     self._every, self._total = every_steps, total_steps
     self._steps_per_epoch = steps_per_epoch
@@ -173,10 +215,40 @@ class Evaluation:
     self._step, self._results = -1, {}
 
   def __call__(self, step: int, state: TrainState) -> None:
-    """Evaluates the state, if it is due."""
-    if step == self._total or (self._every and step % self._every == 0):
-      self._check(state)
+    """Evaluates the state, if it is due.
+
+    An evaluation that fails before the end is reported, and training goes on.
+    At the end it raises, when the state has been saved.
+    """
+    if not self.is_due(step):
+      return
+    self._check(state)
+    try:
       self.evaluate(step, state)
+    except NonFinite:
+      raise
+    except Exception as e:
+      # Of several processes, all find the same number of bad images. What else
+      # fails in one of them leaves the others waiting for it.
+      alike = isinstance(e, TooManyBadImages) or jax.process_count() == 1
+      if step == self._total or not alike:
+        raise
+      logging.error(
+        'the evaluation at step %d failed, and training goes on: %s: %s',
+        step,
+        type(e).__name__,
+        e,
+      )
+
+  def make_up(self, step: int, state: TrainState) -> None:
+    """Evaluates a restored state, if the stopped run did not come to it."""
+    missing = not self._writer.has_results(step)
+    if self.is_due(step) and broadcast_from_first(missing):
+      self(step, state)
+
+  def is_due(self, step: int) -> bool:
+    """Whether a step is evaluated."""
+    return step == self._total or bool(self._every and step % self._every == 0)
 
   def at(self, step: int) -> Results:
     """The results of a step; empty unless it was the last one evaluated."""
@@ -187,8 +259,16 @@ class Evaluation:
     self._results = self._evaluator(variables(state, average=self._average))
     self._step = step
     epoch = step / self._steps_per_epoch
+    if self._score:
+      scores = {
+        f'{name}_{key}': float(value)
+        for name, values in self._results.items()
+        for key, value in values.items()
+      }
+      self._score(step, scores)
     for name, values in self._results.items():
-      self._writer.write(step, values, epoch=epoch, prefix=f'{name}_')
+      if not self._writer.has_results(step, name):
+        self._writer.write(step, values, epoch=epoch, prefix=f'{name}_')
       self._say(
         f'eval {name} at step {step}: top-1 {values["top1"]:.2%}  '
         f'top-5 {values["top5"]:.2%}  loss {values["loss"]:.4f}  '
@@ -211,6 +291,7 @@ class Saving:
       every step.
     total_steps: length of the run in steps.
     check: raises an exception if the run must stop.
+    guard: raises if this run may not write into its workdir any more.
     clock: seconds that only increase.
   """
 
@@ -224,35 +305,32 @@ class Saving:
     ask_every_steps: int,
     total_steps: int,
     check: Callable[[TrainState], None] = check_finite,
+    guard: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
     self._checkpoints, self._metadata = checkpoints, metadata
     self._every, self._minutes = every_steps, every_minutes
     self._ask_every = 1 if jax.process_count() == 1 else ask_every_steps
     self._total, self._check, self._clock = total_steps, check, clock
+    self._guard = guard
     self._last_time = clock()
 
   def __call__(
-    self, step: int, state: TrainState, results: Results, *, now: bool = False
+    self, step: int, state: TrainState, *, now: bool = False
   ) -> None:
     """Starts saving the state, if it is due or if `now` is set.
 
     Args:
       step: number of finished steps.
       state: the state after this step.
-      results: results of evaluating this step, by which the best steps are
-        chosen; may be empty.
       now: save even if it is not due.
     """
     if not (now or self._is_due(step)):
       return
     self._check(state)
-    scores = {
-      f'{name}_{key}': value
-      for name, values in results.items()
-      for key, value in values.items()
-    }
-    self._checkpoints.save(step, to_tree(state), self._metadata, scores or None)
+    if self._guard:
+      self._guard()
+    self._checkpoints.save(step, to_tree(state), self._metadata)
     self._last_time = self._clock()
 
   def _is_due(self, step: int) -> bool:

@@ -1,5 +1,6 @@
-"""Stops a run after saving it, when its machine is preempted."""
+"""Stops a run in order when its machine is taken away, or by Ctrl-C."""
 
+import os
 import signal
 import threading
 
@@ -11,29 +12,51 @@ class Preempted(Exception):
 
 
 class StopSignal:
-  """Turns SIGTERM into a flag that all processes see at the same step.
+  """Turns SIGTERM and a first SIGINT into a flag that all processes see.
 
-  A context manager; at its end the earlier signal handler is set again.
+  They see it at the same step. A second SIGINT, such as from Ctrl-C, raises
+  KeyboardInterrupt at once.
+
+  A context manager: the signals mean what they meant before once it is left.
   """
 
   def __init__(self):
     self._received = threading.Event()
-    self._previous = None
+    self._interrupted = False
+    self._previous = {}
 
   def __enter__(self) -> 'StopSignal':
-    # With several processes, JAX's coordination service handles the signal.
-    # Python can set a handler in the main thread only.
-    if jax.process_count() == 1 and (
-      threading.current_thread() is threading.main_thread()
-    ):
-      self._previous = signal.signal(
-        signal.SIGTERM, lambda *_: self._received.set()
-      )
+    # Python sets handlers in the main thread only.
+    if threading.current_thread() is not threading.main_thread():
+      return self
+    # Several processes leave SIGTERM to JAX's own service.
+    if jax.process_count() == 1:
+      self._set(signal.SIGTERM, lambda *_: self._received.set())
+    self._set(signal.SIGINT, self._interrupt)
     return self
 
+  def _set(self, number: int, handler) -> None:
+    self._previous[number] = signal.signal(number, handler)
+
+  def _interrupt(self, *_) -> None:
+    if self._interrupted:
+      raise KeyboardInterrupt
+    self._interrupted = True
+    # A handler must not use Python's buffered streams, which it may have
+    # interrupted.
+    os.write(
+      2,
+      b'\ninterrupted: this step is finished and the state saved; press Ctrl-C '
+      b'again to stop at once, without saving\n',
+    )
+    if jax.process_count() == 1:
+      self._received.set()
+    else:
+      os.kill(os.getpid(), signal.SIGTERM)
+
   def __exit__(self, *_) -> None:
-    if self._previous is not None:
-      signal.signal(signal.SIGTERM, self._previous)
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
 
   def reached(self, step: int) -> bool:
     """Whether the run must stop after `step`; the same in all processes."""

@@ -14,6 +14,7 @@ import subprocess
 import time
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 
@@ -56,11 +57,16 @@ class Writer:
     self._enabled = enabled
     self._start = time.monotonic()
     self._board = None
+    self._resumed_step, self._resumed_keys = resumed_step, set()
     if not enabled:
       return
     self.workdir.mkdir(parents=True, exist_ok=True)
     self._path = self.workdir / 'metrics.jsonl'
-    self._lines = _lines_until(self._path, resumed_step)
+    self._lines = []
+    for line, values in _lines_until(self._path, resumed_step):
+      self._lines.append(line)
+      if values['step'] == resumed_step:
+        self._resumed_keys |= values.keys()
     self._rewrite()
     if tensorboard:
       import tensorboardX
@@ -114,6 +120,18 @@ class Writer:
       for name, value in scalars.items():
         self._board.add_scalar(name, value, step)
 
+  def has_results(self, step: int, eval_set: str = '') -> bool:
+    """Whether the stopped run wrote results of the step that it goes on from.
+
+    Args:
+      step: False for all steps but that one.
+      eval_set: name; '' for any.
+    """
+    return step == self._resumed_step and any(
+      key == f'{eval_set}_top1' if eval_set else key.endswith('_top1')
+      for key in self._resumed_keys - {'train_top1'}
+    )
+
   def config(self, recipe: Mapping[str, Any]) -> None:
     """Writes the recipe, given as plain JSON values, to WORKDIR/config.json."""
     self._write_json('config.json', recipe)
@@ -150,19 +168,47 @@ class Writer:
 
   def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
     if self._enabled:
-      write_atomically(self.workdir / name, json.dumps(value, indent=2) + '\n')
+      text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
+      write_atomically(self.workdir / name, text + '\n')
 
 
-def _lines_until(path: epath.Path, last_step: int) -> list[str]:
-  """The complete lines of a metrics file up to a step."""
-  lines = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+def _lines_until(
+  path: epath.Path, last_step: int
+) -> list[tuple[str, dict[str, Any]]]:
+  """The sound lines of a metrics file up to a step, with their values."""
+  lines, damaged = [], 0
+  for data in path.read_bytes().split(b'\n') if path.exists() else ():
+    if not data.strip():
+      continue
     try:
-      if json.loads(line)['step'] <= last_step:
-        lines.append(line)
-    except (ValueError, KeyError):  # a killed run can leave half a line
-      pass
+      line = data.decode()
+      values = json.loads(line)
+      if not isinstance(values['step'], int):
+        raise TypeError('a step is a whole number')
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+      damaged += 1
+      continue
+    if values['step'] <= last_step:
+      lines.append((line, values))
+  if damaged:  # a killed run can leave half a line
+    logging.warning(
+      '%s: %d damaged lines were left out of %d',
+      path,
+      damaged,
+      damaged + len(lines),
+    )
   return lines
+
+
+def _without_nan(value: Any) -> Any:
+  """The same JSON values, with null for the numbers that JSON lacks."""
+  if isinstance(value, Mapping):
+    return {key: _without_nan(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_without_nan(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def versions() -> dict[str, str]:

@@ -161,15 +161,18 @@ class Loader:
         grids = {'file_grid': fit.file_grid, 'grid': fit.grid}
         if fit.file_grid != fit.grid:
           action = 'resized'
-      value = rule.to_flax(released, shape)
+      value = np.asarray(rule.to_flax(released, shape), np.float32)
     except ShapeMismatch as e:
       self.problems.append(
         f'{name} is {tuple(self._arrays[name].shape)}, expected '
         f'{self._released(path)}{f" ({e})" if str(e) else ""}'
       )
       return None
+    if bad := value.size - np.count_nonzero(np.isfinite(value)):
+      self.problems.append(f'{name} has {bad} NaN or infinite values')
+      return None
     self._report.add(action, name, path, shape, note, **grids)
-    return np.asarray(value, np.float32)
+    return value
 
   def _record_left_over(
     self, used: set[str], lacking: dict[str, str], strict: bool

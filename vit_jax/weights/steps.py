@@ -1,16 +1,23 @@
 """Reads the checkpoint steps that training wrote."""
 
 import os
+import re
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from vit_jax.weights import checksums
 from vit_jax.weights.metadata import WeightsMetadata
 
 FOLDER = 'checkpoints'
+CHECKSUMS = checksums.ENTRY
+_RECORD = '_CHECKPOINT_METADATA'
+# Only canonical numbers in ASCII digits: int() would also take '²' or '007'.
+_STEP = re.compile('0|[1-9][0-9]*', re.ASCII)
 
 
 class CheckpointError(ValueError):
@@ -61,24 +68,132 @@ def describe_mismatch(path: str | os.PathLike, abstract: Any) -> str:
   )
 
 
+def check_path(path: str | os.PathLike) -> None:
+  """Raises CheckpointError for a directory in which no step can be saved.
+
+  Orbax takes paths for patterns of file names when it puts the files of a step
+  together.
+  """
+  special = sorted(set('*?[') & set(str(absolute(path))))
+  if special:
+    raise CheckpointError(
+      f'{absolute(path)} has {" and ".join(map(repr, special))} in its path, '
+      'with which checkpoints cannot be saved: take another workdir, or rename '
+      'the directory that has it'
+    )
+
+
 def find_step(path: str | os.PathLike) -> epath.Path | None:
   """The newest step in a workdir, `path` itself if it is a step, or None."""
   path = absolute(path)
   if not path.is_dir():
     return None
-  if path.name.isdigit() and (path / '_CHECKPOINT_METADATA').exists():
+  if _STEP.fullmatch(path.name) and (path / _RECORD).exists():
     return path
-  folder = path if path.name == FOLDER else path / FOLDER
+  steps = list_steps(path if path.name == FOLDER else path / FOLDER)
+  return steps[-1] if steps else None
+
+
+def list_steps(folder: epath.Path) -> list[epath.Path]:
+  """The steps in a directory of steps, oldest first.
+
+  Whatever else lies there, such as files, links to nothing and saves that were
+  not finished, does not count.
+  """
   if not folder.is_dir():
-    return None
-  steps = [p for p in folder.iterdir() if p.name.isdigit()]
-  return max(steps, key=lambda p: int(p.name)) if steps else None
+    return []
+  steps = [
+    path
+    for path in folder.iterdir()
+    if _STEP.fullmatch(path.name) and path.is_dir() and _is_complete(path)
+  ]
+  return sorted(steps, key=lambda path: int(path.name))
+
+
+def _is_complete(step: epath.Path) -> bool:
+  """Whether the writer of a step came to its end.
+
+  A local step gets its name at the end. Object stores cannot rename, and there
+  Orbax writes a file as the last one.
+  """
+  return '://' not in str(step) or (step / 'commit_success.txt').exists()
+
+
+def orbax_context() -> ocp.Context:
+  """How all steps are written and read.
+
+  Orbax's files of array metadata are left out: they matter only for arrays that
+  are cut into subchunks, and a damaged one would make a sound step unreadable.
+  """
+  context = ocp.Context()
+  context.array.saving.array_metadata_store = None
+  return context
+
+
+def read_record(step: epath.Path) -> dict[str, Any]:
+  """The JSON values that a step was saved with.
+
+  Raises:
+    CheckpointError: they are not those that were written.
+  """
+  # Orbax gives None for a file that it cannot read.
+  record: Any = ocp.metadata(step).custom_metadata
+  if not record or not checksums.is_sealed_correctly(record):
+    raise CheckpointError(
+      f'{step / _RECORD} is damaged: its values are not those that were written'
+    )
+  return record
 
 
 def read_metadata(step: epath.Path) -> WeightsMetadata:
   """The metadata that was saved with a step."""
-  stored: Any = ocp.metadata(step).custom_metadata
-  return WeightsMetadata.from_json(stored or {})
+  return WeightsMetadata.from_json(read_record(step))
+
+
+def read_step(
+  step: epath.Path, abstract: Any = None
+) -> tuple[Any, dict[str, Any]]:
+  """The arrays and the record of one step, held against its checksums.
+
+  Args:
+    step: directory.
+    abstract: tree of shapes (with shardings) to load into; without it, all
+      arrays are plain numpy, whatever devices wrote them.
+
+  Raises:
+    CheckpointError: an array or the record is not what was written.
+    Exception: Orbax raises many kinds for files that are damaged or missing.
+  """
+  with orbax_context():
+    if abstract is None:
+      stored = ocp.metadata(step).metadata
+      abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
+    record = read_record(step)
+    tree = ocp.load(step, abstract)
+  if CHECKSUMS not in record:
+    logging.warning(
+      '%s has no checksums, because version 0.1.0 wrote it: damage to its '
+      'arrays would not be noticed',
+      step,
+    )
+    return tree, record
+  damaged, unchecked = checksums.compare(tree, record[CHECKSUMS])
+  if damaged:
+    raise CheckpointError(
+      f'{step} is damaged: the checksums of {len(damaged)} of its '
+      f'{len(record[CHECKSUMS])} arrays are not those that were written: '
+      f'{", ".join(damaged[:3])}{", ..." if len(damaged) > 3 else ""}'
+    )
+  if unchecked:
+    logging.warning(
+      '%s: %d of %d arrays were not held against their checksums, because '
+      'they are sharded or typed in another way than when they were written; '
+      '`vit-jax verify` checks them',
+      step,
+      len(unchecked),
+      len(record[CHECKSUMS]),
+    )
+  return tree, record
 
 
 def load_tree(
@@ -88,8 +203,7 @@ def load_tree(
 
   Args:
     path: a workdir, its directory of steps, or a step.
-    abstract: the expected tree of shapes, with the shardings of the result.
-      None loads all arrays that the step has as numpy arrays.
+    abstract: see `read_step`.
 
   Returns:
     The tree, its metadata and the path of the step.
@@ -104,11 +218,8 @@ def load_tree(
       f'{path} has no checkpoint: give a workdir with {FOLDER}/STEP, or a step'
     )
   try:
-    if abstract is None:
-      stored = ocp.metadata(step).metadata
-      abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
-    tree = ocp.load(step, abstract)
-    metadata = read_metadata(step)
+    tree, record = read_step(step, abstract)
+    metadata = WeightsMetadata.from_json(record)
   except Exception as e:
     mismatch = describe_mismatch(step, abstract) if abstract else ''
     raise CheckpointError(f'{step} cannot be read: {mismatch or e}') from e

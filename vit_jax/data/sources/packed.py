@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import os
 from typing import Any
 
+import numpy as np
+
 from vit_jax.data import records
+from vit_jax.data.decode import BadImage
 from vit_jax.data.sources.source import Source, checked_index, data_directory
 from vit_jax.data.splits import pick_split
 
@@ -68,7 +72,9 @@ class Packed(Source):
       for s in meta['shards']
       if s['count']
     ]
-    self._records: Any = None
+    self._ends = np.cumsum([shard.take for shard in self._shards])
+    # Readers by shard; each is opened when its first record is read.
+    self._readers: dict[int, Any] = {}
     self._length = meta['num_examples']
     self.num_classes = meta['num_classes']
     self.class_names = meta['class_names']
@@ -83,22 +89,51 @@ class Packed(Source):
     return self._length
 
   def __getitem__(self, i):
-    if self._records is None:
-      # Not opened in __init__: a source is pickled for worker processes, and
-      # an open reader cannot be.
-      from array_record.python import array_record_data_source
+    """One example.
 
-      self._records = array_record_data_source.ArrayRecordDataSource(
-        self._shards  # pyright: ignore[reportArgumentType]
+    Raises:
+      BadImage: the record or its shard is damaged, or its label is no class.
+    """
+    shard, record = self._locate(i)
+    try:
+      data = self._reader(shard)[record]
+      image, labels, name = records.decode_record(data)
+    except Exception as e:  # the readers raise many kinds for damaged files
+      reason = str(e).split('\n')[0] or type(e).__name__
+      raise BadImage(f'damaged record: {reason}') from e
+    wrong = [label for label in labels if label >= self.num_classes]
+    if wrong or (not labels and not self.multi_label):
+      raise BadImage(
+        f'label {wrong[0] if wrong else None} is none of the '
+        f'{self.num_classes} classes 0..{self.num_classes - 1}'
       )
-    image, labels, name = records.decode_record(
-      self._records[checked_index(i, self._length)]
-    )
     return {
       'image': image,
       'id': name,
       'label': labels if self.multi_label else labels[0],
     }
 
+  def describe(self, i: int) -> str:
+    shard, record = self._locate(i)
+    return f'{self._shards[shard].filename} record {record}'
+
+  def _locate(self, i: int) -> tuple[int, int]:
+    """The shard of example i and the number of its record there."""
+    i = checked_index(i, self._length)
+    shard = int(np.searchsorted(self._ends, i, side='right'))
+    return shard, i - int(self._ends[shard] - self._shards[shard].take)
+
+  def _reader(self, shard: int) -> Any:
+    if shard not in self._readers:
+      from array_record.python import array_record_data_source
+
+      path = self._shards[shard].filename
+      if '://' not in path and not os.path.getsize(path):
+        raise ValueError('the shard is empty')
+      self._readers[shard] = array_record_data_source.ArrayRecordDataSource(
+        [self._shards[shard]]  # pyright: ignore[reportArgumentType]
+      )
+    return self._readers[shard]
+
   def __getstate__(self):
-    return {**self.__dict__, '_records': None}
+    return {**self.__dict__, '_readers': {}}  # readers do not pickle

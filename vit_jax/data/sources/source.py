@@ -72,12 +72,12 @@ class Source(Sequence):
     images: np.ndarray | None = None
     labels = label_array(self, len(self))
     for i in range(len(self)):
-      example = self[i]
       try:
+        example = self[i]
         image = decode(example['image'])
       except BadImage as e:
         raise ValueError(
-          f'{example["id"]}: {e}. All images of a data set that is held in '
+          f'{self.describe(i)}: {e}. All images of a data set that is held in '
           'memory must be readable: remove this one. A recipe can skip it '
           "instead, with data.device_cache='off'"
         ) from e

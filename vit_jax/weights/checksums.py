@@ -1,0 +1,169 @@
+"""Checksums of the arrays of a checkpoint step, and of its record.
+
+A step stores the CRC-32 of every shard that was written, computed on the host
+from the bytes that were handed to the writer. Reading computes them again, so
+that a bit that flipped in memory, on the way to the disk or on the disk is
+noticed. CRC-32 notices every error of up to 32 neighboring bits, and others
+with a probability of 1 - 2^-32. Of a sharded array each process computes the
+shards that it writes.
+"""
+
+from collections.abc import Iterator, Mapping
+import concurrent.futures
+import json
+import os
+from typing import Any
+import zlib
+
+import jax
+import numpy as np
+
+# {array: {'dtype', 'shape', 'shards': {'0:64,128:256': CRC-32}}}
+Checksums = dict[str, dict[str, Any]]
+ENTRY = 'checksums'  # the entry of a record that holds those of its arrays
+_SEAL = 'crc32'  # the entry of a record that holds its own checksum
+
+
+def of_tree(tree: Any) -> Checksums:
+  """The checksums of the shards of a tree that this process writes.
+
+  Args:
+    tree: nested dicts of JAX or numpy arrays.
+  """
+  result: Checksums = {}
+  work = []
+  for name, x in _named(tree):
+    shards = dict(_own_shards(x))
+    for data in shards.values():
+      if isinstance(data, jax.Array):
+        data.copy_to_host_async()
+    result[name] = {
+      'dtype': str(x.dtype),
+      'shape': list(x.shape),
+      'shards': {},
+    }
+    work += [(name, key, data) for key, data in shards.items()]
+  with _threads() as pool:
+    sums = pool.map(lambda item: _crc(item[2]), work)
+    for (name, key, _), value in zip(work, sums, strict=True):
+      result[name]['shards'][key] = value
+  return result
+
+
+def merge(of_processes: list[Checksums]) -> Checksums:
+  """The checksums of all shards, from those of every process."""
+  merged: Checksums = {}
+  for checksums in of_processes:
+    for name, entry in checksums.items():
+      known = merged.setdefault(name, {**entry, 'shards': {}})
+      known['shards'].update(entry['shards'])
+  return merged
+
+
+def compare(tree: Any, stored: Checksums) -> tuple[list[str], list[str]]:
+  """Holds arrays that were read against the checksums of their step.
+
+  Args:
+    tree: nested dicts of JAX or numpy arrays.
+    stored: what `of_tree` gave when the step was written.
+
+  Returns:
+    The arrays that differ, each with the number of damaged shards; and the
+    arrays that could not be compared, because this process holds other shards
+    of them than those that were written, or in another dtype.
+  """
+  work, unchecked = [], []
+  for name, x in _named(tree):
+    entry = stored.get(name)
+    shards = entry and str(x.dtype) == entry['dtype'] and _cut(x, entry)
+    if not shards:
+      unchecked.append(name)
+    else:
+      work += [(name, data, entry['shards'][key]) for key, data in shards]
+  damaged: dict[str, int] = {}
+  with _threads() as pool:
+    sums = pool.map(lambda item: _crc(item[1]), work)
+    for (name, _, expected), value in zip(work, sums, strict=True):
+      if value != expected:
+        damaged[name] = damaged.get(name, 0) + 1
+  described = [
+    f'{name} ({count} of {len(stored[name]["shards"])} shards)'
+    for name, count in damaged.items()
+  ]
+  return described, unchecked
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+  """A record of JSON values with its own checksum."""
+  record = json.loads(json.dumps(record))
+  return {**record, _SEAL: _text_crc(record)}
+
+
+def is_sealed_correctly(record: Mapping[str, Any]) -> bool:
+  """Whether a record has the values that it was sealed with.
+
+  True for the records of earlier versions, which have no checksums at all.
+  """
+  if _SEAL not in record:
+    return ENTRY not in record
+  rest = {k: v for k, v in record.items() if k != _SEAL}
+  return record[_SEAL] == _text_crc(rest)
+
+
+def _text_crc(record: Mapping[str, Any]) -> int:
+  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    yield jax.tree_util.keystr(path, simple=True, separator='/'), x
+
+
+def _own_shards(x: Any) -> Iterator[tuple[str, Any]]:
+  """(index, data) of the shards of which this process has the first copy."""
+  if not isinstance(x, jax.Array):
+    x = np.asarray(x)
+    yield _key([slice(None)] * x.ndim, x.shape), x
+    return
+  for shard in x.addressable_shards:
+    if shard.replica_id == 0:
+      yield _key(shard.index, x.shape), shard.data
+
+
+def _cut(x: Any, entry: dict[str, Any]) -> list[tuple[str, Any]]:
+  """(index, data) of an array as it was cut when it was written.
+
+  Empty if this process does not hold these shards.
+  """
+  if list(x.shape) != entry['shape']:
+    return []
+  own = {}
+  if isinstance(x, jax.Array):
+    own = {_key(s.index, x.shape): s.data for s in x.addressable_shards}
+    if not entry['shards'].keys() <= own.keys() and x.is_fully_addressable:
+      x, own = np.asarray(x), {}
+  if isinstance(x, np.ndarray) or not isinstance(x, jax.Array):
+    x = np.asarray(x)
+    return [(key, x[_slices(key)]) for key in entry['shards']]
+  shared = [(key, own[key]) for key in entry['shards'] if key in own]
+  # All that this process holds must be covered, or damage could be missed.
+  return shared if len(shared) == len(own) else []
+
+
+def _key(index: Any, shape: tuple[int, ...]) -> str:
+  bounds = (s.indices(n) for s, n in zip(index, shape, strict=True))
+  return ','.join(f'{start}:{stop}' for start, stop, _ in bounds)
+
+
+def _slices(key: str) -> tuple[slice, ...]:
+  bounds = (text.split(':') for text in key.split(',') if text)
+  return tuple(slice(int(start), int(stop)) for start, stop in bounds)
+
+
+def _crc(data: Any) -> int:
+  array = np.ascontiguousarray(np.asarray(data)).reshape(-1)
+  return zlib.crc32(array.view(np.uint8))
+
+
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+  return concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1))
