@@ -37,6 +37,8 @@ def finetune(
       `layer_decay`: factor of the learning rate from each block to the block
         before it.
       `holdout`: fraction of the images for testing, if the folder has no test/.
+      `max_bad_fraction`: fraction of the images that may be unreadable (0.01);
+        one always may.
       `seed`: seed of all random numbers.
       `module`: Python module that registers the model.
       `fields`: {name: value} of fields of the model.

@@ -90,28 +90,17 @@ def train_and_evaluate(
     WorkdirInUse: another run uses the workdir.
   """
   config, adopted = _checked(config, workdir)
-  mesh = make_mesh(
-    config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices
-  )
-  batch_slice(mesh)  # raises if the processes cannot feed this mesh
-  source = open_train_source(config)
-  num_classes = config.data.num_classes or source.num_classes
-  eval_sets = open_eval_sets(config, num_classes)
-  run = build(config, mesh, num_classes=num_classes, num_examples=len(source))
-  require_agreement(
-    facts_of_run(run, workdir, source, eval_sets), 'before the first step'
-  )
-  scan(config, source, eval_sets, _say)
+  run, source, eval_sets = _built(config, workdir, devices)
   inputs, teacher = train_input(run, source), None
   if config.loss.distill != 'none':
     teacher, inputs.extras['teacher'] = make_teacher(
-      config, mesh, num_classes, source.class_names, source.fingerprint
+      config, run.mesh, run.num_classes, source.class_names, source.fingerprint
     )
   macs = flops.forward_macs(run.model, *preprocessing(config).size)
   _announce(run, len(source), macs, adopted)
 
   with contextlib.ExitStack() as stack:
-    stack.enter_context(jax.set_mesh(mesh))
+    stack.enter_context(jax.set_mesh(run.mesh))
     stop = stack.enter_context(StopSignal())
     lock = stack.enter_context(WorkdirLock(workdir, _say))
     checkpoints = Checkpoints(
@@ -137,8 +126,8 @@ def train_and_evaluate(
       first_step,
       config.data.batch_size,
       flops_per_image=_FLOPS_PER_MAC * macs,
-      peak_flops=flops.peak_flops(mesh.devices.flat[0]),
-      devices=mesh.size,
+      peak_flops=flops.peak_flops(run.mesh.devices.flat[0]),
+      devices=run.mesh.size,
     )
     log, evaluate, save = _actions(
       run, source, eval_sets, writer, progress, checkpoints, lock, first_step
@@ -211,6 +200,28 @@ def _checked(
     adopted += adopt_earlier(config, config.run.resume)
   check_workdir(workdir, to_json(config))
   return config, adopted
+
+
+def _built(
+  config: Config, workdir: str | os.PathLike, devices: Sequence[Any] | None
+) -> tuple[Run, Source, dict[str, Source]]:
+  """The run of a recipe, its training data and its eval sets.
+
+  All processes have the same, and small data sets can be read.
+  """
+  mesh = make_mesh(
+    config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices
+  )
+  batch_slice(mesh)  # raises if the processes cannot feed this mesh
+  source = open_train_source(config)
+  num_classes = config.data.num_classes or source.num_classes
+  eval_sets = open_eval_sets(config, num_classes)
+  run = build(config, mesh, num_classes=num_classes, num_examples=len(source))
+  require_agreement(
+    facts_of_run(run, workdir, source, eval_sets), 'before the first step'
+  )
+  scan(config, source, eval_sets, _say)
+  return run, source, eval_sets
 
 
 def _announce(

@@ -111,6 +111,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'directory (0.1)',
   )
   parser.add_argument(
+    '--max-bad-fraction',
+    type=float,
+    default=0.01,
+    metavar='X',
+    help='fraction of the images that may be unreadable (0.01); one always may',
+  )
+  parser.add_argument(
     '--seed',
     type=int,
     default=0,
@@ -145,6 +152,7 @@ def run(args: argparse.Namespace) -> None:
     head_only=args.head_only,
     layer_decay=args.layer_decay,
     holdout=args.holdout,
+    max_bad_fraction=args.max_bad_fraction,
     seed=args.seed,
     module=args.module,
     fields=options.fields(args.set),

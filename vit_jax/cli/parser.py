@@ -26,6 +26,7 @@ COMMANDS = (
   'convert',
   'export',
   'pack',
+  'verify',
   'aot',
   'pseudo-label',
   'teacher-logits',

@@ -59,7 +59,7 @@ def _run(program: Program, overrides, usage: str, argv) -> None:
       raise ValueError(
         f'unexpected word {argv[1]!r}; all settings are flags: {usage}'
       )
-    if values.config is None or values.workdir is None:
+    if values.config is None or not (values.workdir or '').strip():
       raise ValueError('--config=configs/X.py and --workdir=DIR are required')
     if not values['verbosity'].present:
       logging.set_verbosity(logging.WARNING)

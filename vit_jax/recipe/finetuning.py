@@ -125,6 +125,7 @@ def folder_config(
   head_only: bool = False,
   layer_decay: float = 1.0,
   holdout: float = 0.1,
+  max_bad_fraction: float = 0.01,
   seed: int = 0,
   module: str = '',
   fields: dict[str, Any] | None = None,
@@ -163,7 +164,7 @@ def folder_config(
   c.run.seed = seed
   c.run.pretrained = str(weights)
   c.data.source, c.data.dir, c.data.holdout = source, str(data), holdout
-  c.data.batch_size = batch_size
+  c.data.batch_size, c.data.max_bad_fraction = batch_size, max_bad_fraction
   _set_sizes(c, info, image_size)
   if metadata.preprocessing is not None:
     c.data.normalize = metadata.preprocessing.normalize

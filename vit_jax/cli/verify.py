@@ -1,0 +1,31 @@
+"""Checks every checkpoint step of a workdir against its checksums.
+
+vit-jax verify runs/flowers
+
+Each array of each step is read and compared with the checksums that were
+computed when it was written. Nothing is changed. The exit code is 1 if a step
+is damaged.
+"""
+
+import argparse
+
+HELP = 'check the checkpoints of a workdir'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument('workdir', help='workdir of a run, or one of its steps')
+
+
+def run(args: argparse.Namespace) -> int:
+  from vit_jax.weights import verify
+
+  states = verify.verify(args.workdir)
+  for state in states:
+    print(f'{state.path}: {state.description}')
+  damaged = [state for state in states if not state.sound]
+  unchecked = [x for x in states if x.sound and not x.has_checksums]
+  print(
+    f'{len(states)} steps, {len(damaged)} damaged'
+    + (f', {len(unchecked)} without checksums' if unchecked else '')
+  )
+  return 1 if damaged else 0
