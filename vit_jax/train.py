@@ -85,8 +85,7 @@ def train_and_evaluate(
     CheckpointError: a checkpoint cannot be read or written.
     NonFinite: the loss or a gradient is not finite, with run.nan='stop'.
     Preempted: after SIGTERM or Ctrl-C, when the state has been saved.
-    ProcessesDiffer: processes of one job have different recipes, data or
-      versions.
+    ProcessesDiffer: the processes of a job differ in recipe, data or version.
     WorkdirInUse: another run uses the workdir.
   """
   config, adopted = _checked(config, workdir)

@@ -328,8 +328,8 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
   assert got['examples'] == 19 and got['top1'] == pytest.approx(10 / 19)
   assert '1 of 20 images are corrupt' in caplog.text
   assert str(broken) in caplog.text
-  config.data.max_bad_fraction = 0.01
-  with pytest.raises(ValueError, match='more than data.max_bad_fraction=0.01'):
+  config.data.max_bad_fraction = 0.0
+  with pytest.raises(ValueError, match='more than data.max_bad_fraction=0.0'):
     evaluator(config, devices=8, classes=2)(params)
 
 
