@@ -60,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='DIR',
     help='directory for checkpoints and metrics; default: runs/MODEL-DATA',
   )
+  _add_settings(parser)
+  options.add_module_argument(parser)
+  options.add_set_argument(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+  """Adds the settings of training."""
   length = parser.add_mutually_exclusive_group()
   length.add_argument(
     '--steps',
@@ -124,8 +131,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='N',
     help='seed of the initial head, the order of images and augmentation (0)',
   )
-  options.add_module_argument(parser)
-  options.add_set_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:

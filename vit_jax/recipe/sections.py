@@ -59,28 +59,24 @@ def data() -> Config:
   # Fraction of every class that is held out as the split 'test', for a folder
   # of classes without train/.
   c.holdout = 0.1
-  # Number of classes, for synthetic data and for packed data without class
-  # names. Other sources know theirs.
+  # Number of classes, for synthetic and packed data. Other sources know theirs.
   c.num_classes = placeholder(int)
   # Number of images, for synthetic data.
   c.num_examples = placeholder(int)
   # Images of one step, on all devices together.
   c.batch_size = 128
-  # Height of the images that the model gets, in pixels, and their width unless
+  # Size of the model's images in pixels: the height, and the width too unless
   # image_width is set.
   c.image_size = 224
-  # Width of images that are not square, in pixels.
   c.image_width = placeholder(int)
   # Crop of training images: 'inception' (a box of random area and aspect ratio,
   # resized to the image size), 'resize_crop' (shorter side to data.resize, then
-  # a random crop), 'squash_crop' (both sides to data.resize, then a random
-  # crop), 'pad_crop' (pad by data.pad, random crop of the old size, resize; for
-  # CIFAR), 'resize' (both sides to the image size), 'none' (images have the
-  # image size already).
+  # a random crop), 'squash_crop' (both sides to data.resize, then the same),
+  # 'pad_crop' (pad by data.pad, random crop of the old size, resize; for
+  # CIFAR), 'resize' (both sides to the image size), 'none'.
   c.crop = 'inception'
   # What an inception crop draws uniformly: the 'area' (torchvision, timm), or
-  # the 'height' (TensorFlow, and so Google's recipes), with which small crops
-  # are more frequent.
+  # the 'height' (TensorFlow), with which small crops are more frequent.
   c.crop_sampling = 'area'
   # Range of an inception crop's area, as fractions of the image's.
   c.area = (0.05, 1.0)
@@ -91,26 +87,23 @@ def data() -> Config:
   c.resize = placeholder(int)
   # Pixels that 'pad_crop' adds on each side.
   c.pad = 4
-  # How training images are resized: 'bilinear' (TensorFlow's, without
-  # antialiasing), 'bicubic' (Pillow's, with antialiasing), 'random' (Pillow's
-  # bilinear or bicubic, as in timm), or another of
-  # `preprocessing.INTERPOLATIONS`.
+  # How training images are resized: one of `preprocessing.INTERPOLATIONS`
+  # ('bilinear' is TensorFlow's, 'bicubic' Pillow's), or 'random' (Pillow's
+  # bilinear or bicubic for each image, as in timm).
   c.interpolation = 'bilinear'
   # How the pixels of TensorFlow's interpolations become integers: 'nearest',
   # 'truncate' (big_vision), or 'none', which keeps float32 (vision_transformer)
   # and sends four times the bytes to the device.
   c.rounding = 'nearest'
-  # Decoding of JPEGs: 'accurate' (OpenCV, Pillow), or 'fast', which is
-  # TensorFlow's default, was used by Google's recipes, and needs the package
-  # simplejpeg.
+  # Decoding of JPEGs: 'accurate' (OpenCV, Pillow), or 'fast' (TensorFlow's
+  # default, in Google's recipes), which needs the package simplejpeg.
   c.jpeg_dct = 'accurate'
   # Probability of a horizontal flip.
   c.flip = 0.5
   # RandAugment: '' for none, 'google(LAYERS,MAGNITUDE)' as in AugReg, such as
   # 'google(2,15)', or a policy of timm, such as 'rand-m9-mstd0.5-inc1'.
   c.randaugment = ''
-  # Strength of the jitter of brightness, contrast and saturation. With
-  # RandAugment it is not applied.
+  # Strength of brightness, contrast and saturation jitter, without RandAugment.
   c.color_jitter = 0.0
   # Repeated augmentation: how often an image occurs in the batch, and the
   # number of equal consecutive groups of the batch over which it is spread.
@@ -137,23 +130,20 @@ def _add_loading(c: Config) -> None:
   c.device_resize = placeholder(int)
   # Threads that decode images, in each process of the run.
   c.threads = 4
-  # Processes that decode images, for each process of the run; 0 for threads
-  # only.
+  # Processes that decode images, for each process of the run; 0 for none.
   c.workers = 0
   # Batches that are kept ready on the device.
   c.prefetch = 2
   # Directory of token labels (`vit-jax token-labels`), '' for none.
   c.labels = ''
-  # Exchange rows and columns of crops in token labels, as VOLO's released code
-  # does.
+  # Exchange rows and columns of crops in token labels, as VOLO's code does.
   c.labels_swap_axes = False
 
 
 def augmentation() -> Config:
   """Keys of section data that say what the device does to training images."""
   c: Config = ConfigDict()
-  # Alpha of the Beta distribution of the coefficients of mixup and of CutMix; 0
-  # switches it off.
+  # Alpha of the Beta distribution for mixup and for CutMix; 0 for none.
   c.mixup = 0.0
   c.cutmix = 0.0
   # Probability of CutMix instead of mixup, if both are on.
