@@ -87,7 +87,7 @@ def test_a_model_without_attention_maps_says_so(tmp_path):
     image_size=32,
     fields=dict(num_layers=(1,), width_factor=0.5),
   )
-  with pytest.raises(ValueError, match='bit_r50x1 forms no attention maps'):
+  with pytest.raises(ValueError, match='bit_r50x1 cannot return attention maps'):
     classifier.run(IMAGES, attention=True)
 
 
@@ -126,7 +126,7 @@ def test_a_file_without_a_head_gives_features_only(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(weights):
-  with pytest.raises(ValueError, match='2 class names for a model of 3'):
+  with pytest.raises(ValueError, match='2 class names do not fit a model of 3'):
     load_classifier(weights, classes=['a', 'b'])
   with pytest.raises(WeightsError):
     load_classifier(weights, model='mixer_s16', fields=dict(depth=1))

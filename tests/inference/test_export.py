@@ -107,9 +107,9 @@ def test_class_names_of_a_file_are_those_that_are_given(
   assert all(name in out for name in ('azure', 'emerald', 'ruby'))
   names.write_text('azure\nemerald')
   assert parser.main(['predict', path, image, '--classes', str(names)]) == 1
-  assert '2 class names for a model of 3' in capsys.readouterr().err
+  assert '2 class names do not fit a model of 3' in capsys.readouterr().err
   assert parser.main(['predict', path, image, '--image-size', '32']) == 1
-  assert 'image_size cannot be chosen' in capsys.readouterr().err
+  assert 'image_size is fixed' in capsys.readouterr().err
 
 
 def test_pixels_that_are_not_rounded(weights, tmp_path):

@@ -1,4 +1,4 @@
-"""Accuracy of weights on a directory of images: `evaluate`."""
+"""Measures the accuracy of weights on a directory of images: `evaluate`."""
 
 from collections.abc import Sequence
 import logging
@@ -26,33 +26,35 @@ def evaluate(
   max_bad_fraction: float = 0.01,
   **options: Any,
 ) -> dict[str, float]:
-  """Accuracy and loss of weights on labeled images, each counted once.
+  """Measures accuracy and loss on labeled images, each counted once.
 
   Args:
-    weights: what `load_classifier` takes.
+    weights: the first argument of `load_classifier`.
     data: a folder with one directory of images per class, a folder with train/
       and test/ (or val/, validation/) of that form, or a packed data set.
-    split: such as 'test' or 'train[:500]'. None takes all images of a folder
-      of classes, else the test split.
-    batch_size: images that go through the model together, on all devices.
-    threads: that read and decode.
-    max_bad_fraction: of the images that cannot be read. They are named in the
-      log and left out.
-    **options: of `load_classifier`: model, module, image_size, classes, fields.
+    split: a split such as 'test' or 'train[:500]'. None is the test split; if
+      there is none, as in a folder with only directories of classes, it is all
+      images.
+    batch_size: number of images in a batch, which all devices share.
+    threads: number of threads that read and decode images.
+    max_bad_fraction: largest share of images that cannot be read. Such images
+      are named in the log and left out.
+    **options: arguments of `load_classifier`: model, module, image_size,
+      classes, fields.
 
   Returns:
-    {'top1', 'top5', 'loss', 'examples'}: fractions of the images, the mean of
-    the loss that the weights were trained with, and the number of images.
+    'top1' and 'top5', as fractions of the images; 'loss', the mean of the loss
+    that the weights were trained with; and 'examples', the number of images.
 
   Raises:
-    WeightsError: unreadable weights, or weights of another model.
-    ValueError: no such data or split, other classes than the model has, or too
-      many images that cannot be read.
+    WeightsError: the weights cannot be read, or are of another model.
+    ValueError: there is no such data or split, the classes are not those of the
+      model, or too many images cannot be read.
   """
   classifier = load_classifier(weights, **options)
   if not classifier.num_classes:
     raise ValueError(
-      f'{weights} has no head: it gives features, not classes. Fine-tune it '
+      f'{weights} has no head, so it has features but no classes: fine-tune it '
       'first, or measure its features with vit-jax fewshot'
     )
   source = _with_classes(
@@ -74,7 +76,7 @@ def evaluate(
 
 
 def _open(data: str | os.PathLike, split: str | None) -> Source:
-  """A split of a directory of images; see `evaluate` for the default."""
+  """Opens a split of a directory of images; see `evaluate` for None."""
   data = os.fspath(data)
   kind = directory_source(data)
   open_split = lambda split: open_source(
@@ -83,10 +85,12 @@ def _open(data: str | os.PathLike, split: str | None) -> Source:
   if split is not None:
     return open_split(split)
   try:
-    return open_split('test')  # or the split validation, val under that name
+    return open_split(
+      'test'
+    )  # sources take their split 'validation' for it too
   except ValueError as no_test_split:
-    # Of a folder of classes nothing is held out, so that 'test' is empty and
-    # 'train' is every image. A packed data set may have a single split.
+    # In a folder of classes no images are held out for 'test', so 'train' is
+    # all images. A packed data set may have only one split.
     try:
       return open_split('train')
     except ValueError:
@@ -96,28 +100,38 @@ def _open(data: str | os.PathLike, split: str | None) -> Source:
 def _with_classes(
   source: Source, weights: str, num_classes: int, classes: list[str] | None
 ) -> Source:
-  """The source with its labels in the order of a model's classes.
+  """A source whose labels are the numbers of a model's classes.
 
-  Names decide where both have them; a class of the model may have no images.
+  Classes are matched by their names, if both have names; the source may lack
+  classes of the model. Otherwise the order of the classes is taken to be the
+  same, and a warning says so.
+
+  Args:
+    source: the images with their labels.
+    weights: name of the weights, for messages.
+    num_classes, classes: number of the model's classes, and their names or
+      None.
+
+  Raises:
+    ValueError: the source has classes that the model does not have.
   """
   if classes and source.class_names:
     unknown = sorted(set(source.class_names) - set(classes))
     if unknown:
       raise ValueError(
         f'{source.name} has {len(unknown)} classes that {weights} does not '
-        f'know: {", ".join(unknown[:5])}; it knows {", ".join(classes[:5])}'
+        f'have: {", ".join(unknown[:5])}; it has {", ".join(classes[:5])}'
         f'{", ..." if len(classes) > 5 else ""}. Rename the directories of '
         'classes, or give other weights'
       )
     return _Renumbered(source, classes)
   if source.num_classes != num_classes:
     raise ValueError(
-      f'{source.name} has {source.num_classes} classes, {weights} has '
-      f'{num_classes}: they must be the same classes'
+      f'{source.name} has {source.num_classes} classes and {weights} has '
+      f'{num_classes}: give images of the same classes, or other weights'
     )
   log.warning(
-    'the names of the classes of %s are not known: class i of it is taken for '
-    'class i of %s',
+    '%s has no class names, so its class i is taken to be class i of %s',
     weights if source.class_names else source.name,
     source.name if source.class_names else weights,
   )

@@ -1,4 +1,4 @@
-"""Classifiers: a model with its weights, and all that is needed to use it.
+"""Classifiers: a model with its weights, preprocessing and class names.
 
     classifier = load_classifier('runs/flowers')
     for result in classifier.classify(['a.jpg', 'b.jpg']):
@@ -8,7 +8,8 @@
 `vit_jax.inference.export` from an exported program.
 """
 
-from collections.abc import Iterator, Sequence
+import abc
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import functools
@@ -27,7 +28,7 @@ from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
 from vit_jax.weights import Report, WeightsMetadata
 
-# An image: a path, the bytes of a file, or uint8 (H, W, 3).
+# An image: a path, the bytes of a file, or a uint8 array (H, W, 3).
 Image = str | os.PathLike | bytes | np.ndarray
 _READING_THREADS = 8
 # How logits become probabilities: a softmax over all classes, or a sigmoid for
@@ -39,18 +40,20 @@ _PROBABILITIES = {
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class ImageClassifier:
-  """Classifies images; the base of `Classifier` and `ExportedClassifier`.
+class ImageClassifier(abc.ABC):
+  """Classifies images; the base class of `Classifier` and `ExportedClassifier`.
 
   Attributes:
     name: registered name of the model.
-    num_classes: outputs of the head; 0 for a model without one, whose logits
-      are features.
+    num_classes: number of outputs of the head; 0 for a model without a head,
+      whose logits are features.
     preprocessing: how an image becomes the model's input.
-    classes: names of the outputs, None if they are not known.
-    loss: 'softmax' or 'sigmoid', which the head was trained with.
-    variables: {'params': ..., 'batch_stats': ...} of numpy arrays.
-    source: what it was loaded from, for messages.
+    classes: class names in the order of the outputs; None if they are not
+      known.
+    loss: the loss that the head was trained with, 'softmax' or 'sigmoid'.
+    variables: {'params': ..., 'batch_stats': ...} of numpy arrays; empty for an
+      exported program, which has its weights inside.
+    source: what the classifier was loaded from, for messages.
   """
 
   name: str
@@ -58,46 +61,59 @@ class ImageClassifier:
   preprocessing: Preprocessing
   classes: list[str] | None = None
   loss: str = 'softmax'
-  variables: Any = dataclasses.field(default_factory=dict)
+  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   source: str = ''
 
+  @abc.abstractmethod
   def forward(
-    self, variables: Any, images: jax.Array
+    self, variables: Mapping[str, Any], images: jax.Array
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """Logits (B, num_classes) and intermediates; a pure function.
+    """Runs the model; a pure function, which can be jitted.
 
     Args:
-      variables: of this classifier, or of the same structure.
-      images: (B, height, width, 3) as `read_image` gives them.
-    """
-    raise NotImplementedError
+      variables: the attribute `variables`, or values of the same structure.
+      images: (B, height, width, 3), as `read_image` returns them.
 
-  def probabilities(self, variables: Any, images: jax.Array) -> jax.Array:
-    """(B, num_classes) of images as `forward` takes them; a pure function."""
+    Returns:
+      Logits (B, num_classes), and intermediates.
+    """
+
+  def probabilities(
+    self, variables: Mapping[str, Any], images: jax.Array
+  ) -> jax.Array:
+    """The probabilities of the classes; a pure function.
+
+    Args:
+      variables, images: as in `forward`.
+
+    Returns:
+      (B, num_classes). For the loss 'sigmoid' they need not sum to 1.
+    """
     logits, _ = self.forward(variables, images)
     return _PROBABILITIES[self.loss](logits)
 
   def class_name(self, index: int) -> str:
-    """The name of a class, 'class 17' if names are not known."""
+    """The name of a class, such as 'class 17' if names are not known."""
     return self.classes[index] if self.classes else f'class {index}'
 
   def set_classes(self, classes: Sequence[str]) -> None:
-    """Names the classes; ValueError unless there is a name for each."""
+    """Sets the class names; ValueError unless there is one for each class."""
     if len(classes) != self.num_classes:
       raise ValueError(
-        f'{len(classes)} class names for a model of {self.num_classes} classes'
+        f'{len(classes)} class names do not fit a model of {self.num_classes} '
+        'classes: give one name per class'
       )
     self.classes = list(classes)
 
   def read_image(self, image: Image) -> np.ndarray:
-    """An image as the model takes it, before normalization.
+    """Reads an image, and resizes and crops it for the model.
 
     Returns:
-      (height, width, 3), pixels in [0, 255].
+      (height, width, 3) with pixels in [0, 255], not yet normalized.
 
     Raises:
-      OSError: there is no such file.
-      BadImage: it is not an image, or cut short.
+      OSError: the file cannot be read.
+      BadImage: the data is not an image, or is truncated.
     """
     if isinstance(image, str | os.PathLike):
       image = pathlib.Path(image).read_bytes()
@@ -105,7 +121,7 @@ class ImageClassifier:
 
   @functools.cached_property
   def on_device(self) -> Any:
-    """The variables, on the device."""
+    """The variables as arrays on the device."""
     return jax.device_put(self.variables)
 
   def classify(
@@ -113,25 +129,25 @@ class ImageClassifier:
   ) -> Iterator[dict[str, Any]]:
     """Classifies images, one batch at a time.
 
-    The program is compiled once for each batch size, at its first use.
+    The program is compiled when a batch size is used for the first time.
 
     Args:
       images: paths, bytes of files, or uint8 arrays.
-      top_k: how many of the most probable classes to give.
-      batch_size: images that go through the model together.
+      top_k: how many of the most probable classes to return.
+      batch_size: number of images in a batch.
 
     Returns:
-      An iterator over results in the order of the images: {'image': path or
-      position, 'predictions': [{'class', 'index', 'probability'}, ...]}, or
-      {'image', 'error': why it cannot be read}.
+      An iterator over a result for each image, in order: {'image': its path or
+      its number, 'predictions': [{'class', 'index', 'probability'}, ...]}, or
+      for an image that cannot be read {'image', 'error': the reason}.
 
     Raises:
       ValueError: the model has no head, or an argument is below 1.
     """
     if not self.num_classes:
       raise ValueError(
-        f'{self.source} has no head: it gives features, not classes. '
-        'Fine-tune it first: vit-jax finetune'
+        f'{self.source} has no head, so it has features but no classes: '
+        'fine-tune it first (vit-jax finetune)'
       )
     if batch_size < 1 or top_k < 1:
       raise ValueError(
@@ -158,9 +174,11 @@ class ImageClassifier:
   def _read_ahead(
     self, images: Sequence[Image], batch_size: int
   ) -> Iterator[tuple[int, list[np.ndarray | Exception]]]:
-    """(position of the first, images or why they cannot be read) of batches.
+    """Reads the images of the next batch while one is classified.
 
-    A batch is read by threads while the one before it is classified.
+    Yields:
+      The number of the first image of a batch, and its images; the error takes
+      the position of an image that cannot be read.
     """
 
     def read(image: Image) -> np.ndarray | Exception:
@@ -182,7 +200,7 @@ class ImageClassifier:
   def _best_classes(
     self, images: list[np.ndarray], top_k: int, batch_size: int
   ) -> list[list[dict[str, Any]]]:
-    """The predictions for each of at most `batch_size` images."""
+    """The `top_k` predictions for each of at most `batch_size` images."""
     if not images:
       return []
     batch = np.zeros((batch_size, *images[0].shape), images[0].dtype)
@@ -204,7 +222,7 @@ class ImageClassifier:
 
   @functools.cached_property
   def _top_classes(self):
-    """The jitted program of `classify`, which keeps what it has compiled."""
+    """The jitted function of `classify`; cached, so that it compiles once."""
 
     def top_classes(variables, images, count):
       return jax.lax.top_k(self.probabilities(variables, images), count)
@@ -218,7 +236,7 @@ class Classifier(ImageClassifier):
 
   Attributes:
     model: Linen module.
-    fields: fields of the model that differ from those of its name.
+    fields: fields of the model that differ from those of its registered name.
     module: name of the Python module that registers the model, '' for a model
       of this package.
     report: what loading did with every tensor.
@@ -230,7 +248,7 @@ class Classifier(ImageClassifier):
   report: Report | None = None
 
   def metadata(self) -> WeightsMetadata:
-    """The record that is written beside these weights."""
+    """The metadata to write with the weights."""
     return WeightsMetadata(
       model=self.name,
       module=self.module,
@@ -242,14 +260,14 @@ class Classifier(ImageClassifier):
     )
 
   def normalize(self, images: jax.Array | np.ndarray) -> jax.Array:
-    """Pixels in [0, 255] as float32 in the range that the model takes."""
+    """Normalizes pixels in [0, 255] as the model needs them, to float32."""
     return augment.normalize(images, self.preprocessing.normalize, jnp.float32)
 
   def forward(
-    self, variables: Any, images: jax.Array
+    self, variables: Mapping[str, Any], images: jax.Array
   ) -> tuple[jax.Array, dict[str, Any]]:
     """See `ImageClassifier.forward`."""
-    # Flax does not know what the model returns.
+    # `apply` has no type for the results of the model.
     result: Any = self.model.apply(
       variables, self.normalize(images), train=False
     )
@@ -259,24 +277,24 @@ class Classifier(ImageClassifier):
   def run(
     self, images: Sequence[Image], *, attention: bool = False
   ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Logits and intermediates of some images, all in one batch.
+    """Runs the model on some images, in one batch.
 
     Args:
       images: paths, bytes of files, or uint8 arrays.
-      attention: also return the attention maps.
+      attention: whether to return the attention maps too.
 
     Returns:
-      (B, num_classes) and a dict with 'pre_logits' (B, D), the features before
-      the head, and the model's other intermediates; with `attention` also
-      'attention', a (B, heads, tokens, tokens) array for each layer.
+      Logits (B, num_classes), and a dict of the model's intermediates. It has
+      the features before the head, 'pre_logits' (B, D), and with `attention` a
+      list 'attention' with an array (B, heads, tokens, tokens) for each layer.
 
     Raises:
       OSError, BadImage: an image cannot be read.
-      ValueError: the model forms no attention maps.
+      ValueError: the model cannot return attention maps.
     """
     if attention and not hasattr(self.model, 'return_attention'):
       raise ValueError(
-        f'{self.name} forms no attention maps: its module '
+        f'{self.name} cannot return attention maps: its module '
         f'{type(self.model).__name__} has no field return_attention'
       )
     batch = np.stack([self.read_image(image) for image in images])
@@ -284,7 +302,7 @@ class Classifier(ImageClassifier):
 
   @functools.cached_property
   def _run(self):
-    """The jitted program of `run`, which keeps what it has compiled."""
+    """The jitted function of `run`; cached, so that it compiles once."""
 
     def run(variables, images, attention):
       model = self.model
@@ -296,6 +314,7 @@ class Classifier(ImageClassifier):
 
 
 def _reason(error: Exception) -> str:
+  """Why an image cannot be read, without its path."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror.lower()
   return str(error)

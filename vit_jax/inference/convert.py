@@ -1,4 +1,4 @@
-"""Weights from one format to another: .npz, .safetensors, workdir."""
+"""Converts weights from one format to another: `convert`."""
 
 import os
 import pathlib
@@ -21,35 +21,38 @@ def convert(
 ) -> Classifier:
   """Reads weights in any format and writes them in another.
 
-  The result also holds the model's name, its preprocessing and class names.
+  The target also gets the model's name, its preprocessing and class names.
 
   Args:
-    source: .npz, .pth, .safetensors, workdir, step or hub name.
-    target: .npz (published Google names), .safetensors (timm's names), or a
-      directory without suffix, which becomes a workdir to fine-tune or predict
-      from.
-    fmt: names of the tensors, a key of `weights.known_formats`; None chooses
-      by the suffix.
-    **options: of `load_classifier`: model, module, image_size, classes, fields.
+    source: .npz, .pth or .safetensors file, workdir, step or hub name.
+    target: file or directory to write. A .npz file has the names of the
+      published Google files, a .safetensors file timm's. A path without a
+      suffix becomes a workdir, to fine-tune or predict from.
+    fmt: format of the names of the tensors, a key of `weights.known_formats`;
+      None chooses it by the suffix.
+    **options: arguments of `load_classifier`: model, module, image_size,
+      classes, fields.
 
   Returns:
-    What was loaded and written.
+    The model with the weights.
 
   Raises:
-    WeightsError: unreadable weights, weights of another model, or a target
-      that exists or has another suffix.
+    WeightsError: the weights cannot be read or are of another model, or the
+      target is a directory that is not empty, or has another suffix.
   """
   path = pathlib.Path(target)
   is_workdir = path.suffix == ''
   if not is_workdir and path.suffix not in _SUFFIXES:
     raise WeightsError(
-      f'cannot write {target}: its suffix must be {" or ".join(_SUFFIXES)}, or '
-      'it is a directory without suffix'
+      f'cannot write {target}: give a file {" or ".join(_SUFFIXES)}, or a '
+      'directory, whose name has no suffix'
     )
   if (
     is_workdir and path.exists() and (not path.is_dir() or any(path.iterdir()))
   ):
-    raise WeightsError(f'{target} exists and is not empty: name another')
+    raise WeightsError(
+      f'{target} exists and is not empty: give another directory'
+    )
   classifier = load_classifier(source, **options)
   if is_workdir:
     _save_step(classifier, path)

@@ -1,6 +1,6 @@
 """Describes models and weight files: sizes, work, layers, tensors.
 
-Everything is counted on abstract shapes: nothing is allocated or computed.
+Models are traced with shapes instead of arrays, so nothing is computed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +30,12 @@ from vit_jax.weights import (
 def _trace(
   model: nn.Module, image_size: tuple[int, int]
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
-  """Abstract variables and intermediates, and multiply-accumulates."""
+  """Shapes of variables and intermediates, and multiply-accumulates."""
   image = jax.ShapeDtypeStruct((1, *image_size, 3), 'float32')
   shapes = {}
 
-  # The variables are made inside of the function, so that it is traced once.
-  # Their initializers multiply no matrices and add nothing to the count.
+  # Initializing and applying the model in one function needs one trace instead
+  # of two. The initializers have no matrix products, so they are not counted.
   def forward(image):
     (logits, out), variables = model.init_with_output(
       jax.random.key(0), image, train=False
@@ -56,14 +56,18 @@ def _count(variables: Mapping[str, Any], collection: str) -> int:
 
 
 def measure(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int]:
-  """Parameters of a model, and multiply-accumulates for one image.
+  """Counts the parameters and the work of a model.
 
   Args:
     model: a Linen module.
-    image_size: (height, width).
+    image_size: (height, width) in pixels.
+
+  Returns:
+    The number of parameters, and the multiply-accumulates of the forward pass
+    for one image.
   """
   if hasattr(model, 'scan'):
-    # A stack of equal blocks has one to trace: the same counts, in less time.
+    # A scan traces one of its equal blocks, so the same counts take less time.
     model = model.clone(scan=True)
   variables, _, macs = _trace(model, image_size)
   return _count(variables, 'params/'), macs
@@ -73,8 +77,10 @@ def describe_models(pattern: str = '*') -> Iterator[dict[str, Any]]:
   """Describes each registered model whose name matches a shell pattern.
 
   Yields:
-    {'name', 'parameters', 'gmacs' (what papers call GFLOPs), 'image_size'
-    [height, width], 'released', 'role'}.
+    {'name', 'parameters', 'gmacs', 'image_size', 'released', 'role'}: the
+    number of parameters; multiply-accumulates for one image in units of 1e9,
+    which papers call GFLOPs; [height, width] in pixels; and the attributes of
+    `ModelInfo`.
   """
   for name in list_models(pattern):
     info = model_info(name)
@@ -97,22 +103,25 @@ def describe_model(
   num_classes: int = 1000,
   fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """A model's layers and totals.
+  """Describes a model: its preprocessing, its size and its parameters.
 
   Args:
     name: registered name.
-    image_size: one number or (height, width); None is the model's own.
-    num_classes: 0 for no head.
-    fields: other fields of the module.
+    image_size: int or (height, width) in pixels; None is the size that the
+      model is registered with.
+    num_classes: number of classes; 0 for no head.
+    fields: fields of the module to change.
 
   Returns:
     {'name', 'module', 'image_size', 'num_classes', 'parameters', 'gmacs',
-    'statistics' (values of batch normalization that are not parameters),
-    'normalize', 'crop', 'interpolation', 'released', 'layers': [{'name',
-    'shape', 'size'}], 'areas': [number of areas of each area block]}.
+    'statistics', 'normalize', 'crop', 'interpolation', 'released', 'areas',
+    'layers'}. 'gmacs' is as in `describe_models`; 'statistics' is the number of
+    running statistics of BatchNorm; 'areas' has the number of areas of each
+    block with area attention; 'layers' has {'name', 'shape', 'size'} for each
+    parameter and statistic.
 
   Raises:
-    ValueError: no such model, or no such field.
+    ValueError: there is no such model or field.
   """
   info = model_info(name)
   model = create_model(name, num_classes, **(fields or {}))
@@ -144,12 +153,13 @@ def describe_model(
 
 
 def _areas(model: nn.Module, out: Mapping[str, Any]) -> list[int]:
-  """Number of areas in each area block."""
+  """The number of areas in each block with area attention."""
   counts = []
   for height, width in getattr(model, 'area_sizes', ()):
     tokens, grid = out['tokens'].shape[1], out['stem'].shape[1:3]
-    # Areas of one row lie on the sequence of all tokens. Higher areas lie on
-    # the grid of patches, and the class token is an area of its own.
+    # As in `EncoderBlock`: areas of one row are in the sequence of all tokens;
+    # higher areas are in the grid of patches, and the class token is an area by
+    # itself.
     is_grid = height > 1
     memory = grid if is_grid else (1, tokens)
     class_token = is_grid and tokens > math.prod(grid)
@@ -160,20 +170,21 @@ def _areas(model: nn.Module, out: Mapping[str, Any]) -> list[int]:
 def describe_file(
   source: str | os.PathLike, *, model: str | None = None
 ) -> dict[str, Any]:
-  """The tensors of a weight file or workdir, and which model it is for.
+  """Describes a weight file or workdir: its tensors, and its model.
 
   Args:
-    source: what `weights.read` takes.
-    model: registered name to check the tensors against.
+    source: the first argument of `weights.read`.
+    model: registered name of a model; the tensors must be its parameters.
 
   Returns:
-    {'source', 'kind', 'values', 'tensors': [{'name', 'shape', 'dtype',
-    'size'}], 'metadata' (of `WeightsMetadata.to_json`), 'model' (the name in
-    the metadata, or None), 'fits': [registered names whose parameters it
-    holds]}.
+    {'source', 'kind', 'values', 'tensors', 'metadata', 'model', 'fits'}.
+    'values' is the number of values in all tensors; 'tensors' has {'name',
+    'shape', 'dtype', 'size'} for each; 'metadata' is from
+    `WeightsMetadata.to_json`; 'model' is the name in the metadata, or None;
+    'fits' has the registered names of models with these parameters.
 
   Raises:
-    WeightsError: unreadable, or not of `model`.
+    WeightsError: the file cannot be read, or is not one of `model`.
   """
   arrays, metadata, kind = read(source)
   if model is not None:
@@ -203,7 +214,7 @@ def describe_file(
 def _check(
   name: str, source: str | os.PathLike, arrays: Mapping[str, np.ndarray]
 ) -> None:
-  """WeightsError unless the arrays are a model's parameters."""
+  """Raises WeightsError unless the arrays are the parameters of a model."""
   contents = inspect(create_model(name), arrays)
   fields = {}
   if contents.representation_size:
@@ -215,10 +226,13 @@ def _check(
 
 
 def matching_models(arrays: Mapping[str, np.ndarray]) -> list[str]:
-  """Registered names whose parameters are these arrays.
+  """The registered names of the models that have these parameters.
 
-  Several may fit: names that differ in how they compute (activation, epsilon of
-  a norm, normalization of images) have the same tensors.
+  Several may fit, because models that differ only in an activation, the epsilon
+  of a norm or the normalization of images have the same parameters.
+
+  Args:
+    arrays: {name in a file: array}.
   """
   sizes = {n for x in arrays.values() for n in x.shape}
   numbers = {int(n) for name in arrays for n in re.findall(r'\d+', name)}
@@ -236,14 +250,14 @@ def matching_models(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _may_match(model: nn.Module, sizes: set[int], numbers: set[int]) -> bool:
-  """Whether the main sizes of a model occur among those of a file.
+  """Whether the width, patch size and depth of a model occur in a file.
 
-  A quick test, which saves tracing most of the models.
+  This quick test makes it unnecessary to trace most of the models.
 
   Args:
-    model: of this package.
-    sizes: the lengths of all axes of all tensors.
-    numbers: the numbers that occur in names of tensors.
+    model: a registered model.
+    sizes: lengths of the axes of all tensors in the file.
+    numbers: numbers in the names of the tensors.
   """
   lengths = [getattr(model, name, None) for name in ('width', 'patch_size')]
   lengths.append(int(64 * getattr(model, 'width_factor', 0)))
@@ -252,5 +266,6 @@ def _may_match(model: nn.Module, sizes: set[int], numbers: set[int]) -> bool:
   depth = getattr(model, 'depth', None)
   if not isinstance(depth, int):
     return True
-  # Blocks are numbered from 0 in the names, or stacked along an axis.
+  # The names have the numbers of the blocks from 0, or blocks are stacked along
+  # an axis.
   return depth - 1 in numbers or depth in sizes

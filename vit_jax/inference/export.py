@@ -4,18 +4,18 @@
     classifier = load_exported('flowers.stablehlo')
     for result in classifier.classify(['a.jpg']): ...
 
-The file holds the program with its weights, for any batch size. It takes images
-(B, height, width, 3) of pixels in [0, 255], normalizes them, and returns logits
-(B, classes). It needs JAX alone:
-`jax.export.deserialize(file.read()).call(images)`. FILE.json beside it has the
-class names and says how an image on disk becomes the input.
+A StableHLO file has a program with its weights, for any batch size. The program
+takes images (B, height, width, 3) with pixels in [0, 255], normalizes them, and
+returns logits (B, classes). JAX is all that is needed to run it:
+`jax.export.deserialize(file.read()).call(images)`. FILE.json, in the same
+directory, has the class names and says how an image becomes the input.
 
-ONNX goes through jax2onnx, an extra (pip install 'vit_jax[onnx]'), and has the
-same input, output and FILE.json. jax2onnx does not convert every operation, so
-the result is compared with the model before it is written.
+An ONNX file has the same input and output, and a FILE.json. It is made by
+jax2onnx (pip install 'vit_jax[onnx]'), which cannot convert every operation, so
+its results are compared with the model's before the file is written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from importlib import metadata
 import importlib.util
@@ -37,7 +37,7 @@ from vit_jax.models.tpu_layout import portable
 from vit_jax.weights import WeightsMetadata
 
 FORMATS = ('stablehlo', 'onnx')
-PLATFORMS = ('cpu', 'cuda', 'tpu')  # of an export that names none
+PLATFORMS = ('cpu', 'cuda', 'tpu')  # the default of `export`
 ALL_PLATFORMS = (*PLATFORMS, 'rocm')
 
 
@@ -50,24 +50,26 @@ def export(
   platforms: Sequence[str] = PLATFORMS,
   **options: Any,
 ) -> dict[str, Any]:
-  """Writes `path` and `path`.json.
+  """Exports a model with its weights to the files `path` and `path`.json.
 
   Args:
-    weights: what `load_classifier` takes.
-    path: file to write; its directory is made.
+    weights: the first argument of `load_classifier`.
+    path: file to write; its directory is created.
     fmt: 'stablehlo' or 'onnx'; None is 'onnx' for a path that ends in .onnx,
       else 'stablehlo'.
     batch: a fixed batch size; None exports a program for every batch size.
-    platforms: that a StableHLO program is lowered for, of ALL_PLATFORMS.
-    **options: of `load_classifier`: model, module, image_size, classes, fields.
+    platforms: platforms that a StableHLO program can run on, of ALL_PLATFORMS.
+    **options: arguments of `load_classifier`: model, module, image_size,
+      classes, fields.
 
   Returns:
     The contents of the JSON file.
 
   Raises:
-    WeightsError: unreadable weights, or weights of another model.
-    ValueError: an unknown format or platform, or a model that ONNX cannot hold.
-    ImportError: ONNX without jax2onnx.
+    WeightsError: the weights cannot be read, or are of another model.
+    ValueError: the format or a platform is unknown, or the model cannot be
+      converted to ONNX.
+    ImportError: jax2onnx or onnxruntime is not installed.
   """
   if fmt is None:
     fmt = 'onnx' if str(path).endswith('.onnx') else 'stablehlo'
@@ -85,7 +87,8 @@ def export(
     data = serialize(classifier, platforms, batch)
   text = json.dumps(description, indent=2) + '\n'
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  # The program comes last, so that it never stands beside an older description.
+  # The program is written last, so that a new program never has the description
+  # of an older one.
   write_atomically(_description_path(path), text)
   write_atomically(path, data)
   return json.loads(text)
@@ -103,9 +106,9 @@ def _description_path(path: str | os.PathLike) -> pathlib.Path:
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:
-  """How to use an exported program: the contents of FILE.json.
+  """The contents of FILE.json, which say how to use an exported program.
 
-  The keys of `WeightsMetadata.to_json`, and a few lines for people.
+  They are the keys of `WeightsMetadata.to_json`, and a few texts for people.
   """
   height, width = classifier.preprocessing.size
   dtype = classifier.preprocessing.pixel_dtype
@@ -123,8 +126,10 @@ def describe(classifier: Classifier) -> dict[str, Any]:
   }
 
 
-def _program(classifier: Classifier, batch: int | None):
-  """The function images -> logits, and the shape of its images."""
+def _program(
+  classifier: Classifier, batch: int | None
+) -> tuple[Callable[[jax.Array], jax.Array], jax.ShapeDtypeStruct]:
+  """The function from images to logits, and the shape of its images."""
   images = jax.ShapeDtypeStruct(
     (
       batch or jax_export.symbolic_shape('batch')[0],
@@ -144,7 +149,7 @@ def serialize(
   platforms: Sequence[str] = PLATFORMS,
   batch: int | None = None,
 ) -> bytes:
-  """StableHLO with the weights inside; see `export` for the arguments."""
+  """A StableHLO program with the weights; see `export` for the arguments."""
   logits, images = _program(classifier, batch)
   with portable():
     program = jax_export.export(jax.jit(logits), platforms=platforms)(images)
@@ -152,28 +157,33 @@ def serialize(
 
 
 def _require_onnx() -> None:
+  """Raises ImportError if a package for ONNX is not installed."""
   for name in ('jax2onnx', 'onnxruntime'):
     if importlib.util.find_spec(name) is None:
       raise ImportError(
         f'ONNX needs {name}, which is not installed: pip install '
-        "'vit_jax[onnx]'. The default format, stablehlo, needs nothing more"
+        "'vit_jax[onnx]', or use the format stablehlo, which does not need it"
       )
 
 
 def serialize_onnx(classifier: Classifier, batch: int | None = None) -> bytes:
-  """An ONNX model with the weights inside.
+  """An ONNX model with the weights.
 
-  Its logits are compared with those of the model on random images.
+  Its logits on random images are compared with those of the model.
+
+  Args:
+    classifier: the model.
+    batch: a fixed batch size, or None for any.
 
   Raises:
-    ValueError: jax2onnx cannot convert the model, or gives other logits.
+    ValueError: jax2onnx cannot convert the model, or the logits differ.
   """
   logits, images = _program(classifier, batch)
   advice = (
     f'jax2onnx {metadata.version("jax2onnx")} cannot convert '
     f'{classifier.name}'
-    + ('' if batch else ' with a free batch size; --batch N may work')
-    + '. The format stablehlo holds every model'
+    + ('' if batch else ' for any batch size; a fixed one may work (--batch N)')
+    + '. The format stablehlo works for every model'
   )
   sample = np.random.default_rng(0).integers(
     0, 256, (batch or 2, *images.shape[1:])
@@ -188,17 +198,19 @@ def serialize_onnx(classifier: Classifier, batch: int | None = None) -> bytes:
     ) from e
   expected = np.asarray(jax.jit(logits)(sample))
   error = np.abs(converted - expected).max()
-  # Written so that NaN is an error.
+  # `not <=` instead of `>`, so that NaN is an error.
   if not error <= 1e-4 * max(1.0, np.abs(expected).max()):
     raise ValueError(f'{advice}: its logits differ by {error:.2g}')
   return data
 
 
-def _convert_to_onnx(logits, images: jax.ShapeDtypeStruct) -> bytes:
+def _convert_to_onnx(
+  logits: Callable[[jax.Array], jax.Array], images: jax.ShapeDtypeStruct
+) -> bytes:
   import jax2onnx  # pyright: ignore[reportMissingImports]
 
   # jax2onnx replaces functions of Flax while it traces, which breaks some
-  # models. It gets a program that was traced before, without Flax in it.
+  # models. So it gets a program that is traced already and does not call Flax.
   with portable():
     traced = jax_core.jaxpr_as_fun(jax.make_jaxpr(logits)(images))
   return jax2onnx.to_onnx(lambda x: traced(x)[0], [images]).SerializeToString()
@@ -216,43 +228,49 @@ def _run_onnx(data: bytes, images: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ExportedClassifier(ImageClassifier):
-  """An exported program, used like a `Classifier`.
+  """An exported program, which is used like a `Classifier`.
 
   Attributes:
-    program: images (B, height, width, 3) -> logits, with the weights inside.
+    program: the program, which has the weights and maps images
+      (B, height, width, 3) to logits.
   """
 
   program: jax_export.Exported
 
   def forward(
-    self, variables: Any, images: jax.Array
+    self, variables: Mapping[str, Any], images: jax.Array
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """Logits; the weights are in the program, which has no intermediates."""
+    """Logits (B, num_classes) and no intermediates; `variables` is not used."""
     return self.program.call(images), {}
 
 
 def load_exported(path: str | os.PathLike) -> ExportedClassifier:
   """Loads an exported StableHLO file and its description.
 
+  Args:
+    path: the file; `path`.json must be in the same directory.
+
   Raises:
-    ValueError: not an exported file, or FILE.json is missing or damaged.
+    ValueError: the file is not an exported program, or FILE.json is missing or
+      damaged.
   """
   description = _description_path(path)
   try:
     record = WeightsMetadata.from_json(json.loads(description.read_text()))
     if record.model is None or record.preprocessing is None:
-      raise ValueError('it names no model, or does not say how to feed it')
+      raise ValueError('it lacks the name or the preprocessing of the model')
   except (OSError, ValueError) as e:
     raise ValueError(
-      f'{description} is not readable ({e}). It holds the class names and the '
-      'preprocessing, and belongs beside the program'
+      f'{description} cannot be read ({e}): it has the class names and the '
+      'preprocessing, and must be in the directory of the program'
     ) from e
   data = pathlib.Path(path).read_bytes()
   try:
     program = jax_export.deserialize(bytearray(data))
   except Exception as e:  # the deserializer raises many types on foreign bytes
     raise ValueError(
-      f'{path} is not an exported program, or damaged ({type(e).__name__}: {e})'
+      f'{path} is not an exported program, or is damaged '
+      f'({type(e).__name__}: {e})'
     ) from e
   return ExportedClassifier(
     name=record.model,

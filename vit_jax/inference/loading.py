@@ -3,10 +3,10 @@
     classifier = load_classifier('runs/flowers')
     classifier = load_classifier('ViT-B_16.npz', model='vit_b16')
 
-Workdirs, and files that `vit-jax convert` wrote, say which model they are for,
-how it is fed and what its classes are called. A published file says it by its
-name, such as regnety_160-a5fe301d.pth. For other files the model has to be
-named.
+Workdirs, and files that `vit-jax convert` wrote, have the name, preprocessing
+and class names of their model. The name of a published file, such as
+regnety_160-a5fe301d.pth, tells the model too. For other files, `model` must be
+given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,22 +36,27 @@ def load_classifier(
   classes: Sequence[str] | None = None,
   fields: Mapping[str, Any] | None = None,
 ) -> Classifier:
-  """Loads weights, with all that is known about them.
+  """Loads weights, with the preprocessing and class names that belong to them.
 
   Args:
     source: workdir, step, .npz, .pth or .safetensors file, or hub name.
-    model: registered name; None is the one that the source says, or that was
-      published under the name of the source.
+    model: registered name of the model. None is the name in the source's
+      metadata, or the model that was published under the name of the source.
     module: Python module that registers the model, see
-      `models.registry.load_module`; '' is the module that the source says.
-    image_size: in pixels, one number or (height, width); None is the size that
-      the weights are for.
-    classes: class names, instead of those that the source has.
-    fields: fields of the model that differ from those of its name.
+      `models.registry.load_module`; '' is the module in the metadata.
+    image_size: int or (height, width) in pixels; None is the size that the
+      weights are for.
+    classes: class names, instead of those in the metadata.
+    fields: fields of the model that differ from those of its registered name.
+
+  Returns:
+    The model with its weights.
 
   Raises:
-    WeightsError: unreadable weights, or weights of another model.
-    ValueError: no such model or module, or the class names do not fit.
+    WeightsError: the weights cannot be read, are of another model, or do not
+      tell their model.
+    ValueError: there is no such model or module, or not one class name for each
+      class.
   """
   arrays, metadata, _ = read(source)
   if metadata.average:
@@ -101,7 +106,7 @@ def load_classifier(
 
 
 def _has_representation_size(name: str) -> bool:
-  """Whether a model has the field for a layer before its head."""
+  """Whether the class of a model has the field `representation_size`."""
   fields = dataclasses.fields(model_info(name).module)
   return any(field.name == 'representation_size' for field in fields)
 
@@ -109,12 +114,12 @@ def _has_representation_size(name: str) -> bool:
 def _which_model(
   source: str | os.PathLike, arrays: Mapping[str, np.ndarray]
 ) -> str:
-  """The message for weights that do not say which model they are for."""
+  """The error message for weights that do not tell their model."""
   from vit_jax.inference.describe import matching_models
 
   names = matching_models(arrays)
-  return f'{source} does not say which model it is for. ' + (
-    f'Its tensors fit {", ".join(names[:6])}: name it with --model.'
+  return f'{source} does not say which model it is for: ' + (
+    f'name it (--model NAME). Its tensors fit {", ".join(names[:6])}'
     if names
-    else 'Name it with --model (vit-jax models lists them).'
+    else 'name it (--model NAME; vit-jax models lists all names)'
   )

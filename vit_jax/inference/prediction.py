@@ -22,20 +22,22 @@ def predict(
   """Classifies images and directories of images.
 
   Args:
-    weights: what `load_classifier` takes, or an exported .stablehlo file.
-    images: a path of an image or of a directory, which is searched
-      recursively, or several.
-    top_k: how many of the most probable classes to give.
-    batch_size: images that go through the model together.
-    **options: of `load_classifier`: model, module, image_size, classes, fields.
+    weights: the first argument of `load_classifier`, or an exported .stablehlo
+      file.
+    images: one path or several, of images or of directories. Directories are
+      searched recursively.
+    top_k: how many of the most probable classes to return.
+    batch_size: number of images in a batch.
+    **options: arguments of `load_classifier`: model, module, image_size,
+      classes, fields.
 
   Returns:
-    A result for each image, see `ImageClassifier.classify`.
+    A result for each image, as from `ImageClassifier.classify`.
 
   Raises:
-    WeightsError: unreadable weights, or weights of another model.
-    ValueError: a directory without images, weights without a head, or options
-      that do not fit.
+    WeightsError: the weights cannot be read, or are of another model.
+    ValueError: a directory has no images, the weights have no head, or an
+      option does not fit them.
   """
   if isinstance(images, str | os.PathLike):
     images = [images]
@@ -50,18 +52,26 @@ def open_classifier(
   classes: Sequence[str] | None = None,
   **options: Any,
 ) -> ImageClassifier:
-  """An exported program or weights; see `load_classifier` for the arguments.
+  """Loads weights or an exported program.
 
-  Raises ValueError for an option that an exported program cannot follow,
-  because its model and its image size are fixed.
+  Args:
+    weights: the first argument of `load_classifier`, or an exported .stablehlo
+      file.
+    classes: class names, instead of those in the file.
+    **options: other arguments of `load_classifier`. An exported program has a
+      fixed model and image size, so it takes none of them.
+
+  Raises:
+    ValueError: an option was given for an exported program, or see
+      `load_classifier`.
   """
   if not str(weights).endswith('.stablehlo'):
     return load_classifier(weights, classes=classes, **options)
   given = [name for name, value in options.items() if value]
   if given:
     raise ValueError(
-      f'{weights} is an exported program, whose {given[0]} cannot be chosen: '
-      'export the weights again with it'
+      f'{weights} is an exported program, whose {given[0]} is fixed: export '
+      f'the weights again with another {given[0]}'
     )
   classifier = load_exported(weights)
   if classes:
@@ -70,9 +80,13 @@ def open_classifier(
 
 
 def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
-  """Files as they are, and the images in directories in the order of names.
+  """Replaces directories by the images in them, sorted by name.
 
-  Raises ValueError for a directory without images.
+  Args:
+    paths: files and directories. Files are kept, whatever their names are.
+
+  Raises:
+    ValueError: a directory has no images.
   """
   images = []
   for path in map(pathlib.Path, paths):
@@ -85,6 +99,9 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
       if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.')
     )
     if not inside:
-      raise ValueError(f'{path} has no images ({", ".join(IMAGE_SUFFIXES)})')
+      raise ValueError(
+        f'{path} has no images: give images or directories of images '
+        f'({", ".join(IMAGE_SUFFIXES)})'
+      )
     images += inside
   return images
