@@ -28,7 +28,7 @@ def test_fewshot_accuracy(run):
 
 
 def test_similar_attention(run):
-  """One of two blocks can resemble the block before it."""
+  """Of two blocks, only the second has a previous one to be similar to."""
   config, directory = run
   assert similar_attention(config, directory, threshold=-1.0) == 0.5
   assert similar_attention(config, directory, threshold=1.0) == 0.0

@@ -82,7 +82,9 @@ def test_only_some_variants(recipe, tmp_path):
     recipe, tmp_path / 'w', seeds=2, only=['large lr'], run_one=trainer
   )
   assert len(trainer.runs) == 2 and not results['base']['runs']
-  with pytest.raises(ConfigError, match="no variant 'larger'; there are base"):
+  with pytest.raises(
+    ConfigError, match="no variant 'larger'; the variants are base"
+  ):
     run_variants(recipe, tmp_path / 'w', only=['larger'], run_one=trainer)
 
 

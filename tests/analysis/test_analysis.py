@@ -165,7 +165,7 @@ def test_position_similarity():
   np.testing.assert_allclose(
     posemb.position_similarity(np.eye(6), (2, 3)).reshape(6, 6), np.eye(6)
   )
-  with pytest.raises(ValueError, match='7 rows after 0.*2x3'):
+  with pytest.raises(ValueError, match='7 rows after the first 0 .*2x3'):
     posemb.position_similarity(table, (2, 3))
 
 

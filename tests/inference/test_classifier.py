@@ -87,7 +87,7 @@ def test_a_model_without_attention_maps_says_so(tmp_path):
     image_size=32,
     fields=dict(num_layers=(1,), width_factor=0.5),
   )
-  with pytest.raises(ValueError, match='bit_r50x1 cannot return attention maps'):
+  with pytest.raises(ValueError, match='cannot return attention maps'):
     classifier.run(IMAGES, attention=True)
 
 

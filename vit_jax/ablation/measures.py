@@ -1,10 +1,11 @@
-"""What papers measure of a trained model besides its test accuracy.
+"""Measures of a trained model, besides its test accuracy, that papers report.
 
-A recipe's `measure(config, directory)` calls these functions, and
-`python -m vit_jax.ablate` calls it after each run.
+A recipe of an ablation calls these functions in its function
+`measure(config, directory)`, which `python -m vit_jax.ablate` calls after each
+run.
 """
 
-from typing import Any
+import os
 
 import jax
 import numpy as np
@@ -18,16 +19,18 @@ from vit_jax.recipe.keys import preprocessing
 from vit_jax.recipe.sections import Config
 
 
-def fewshot_accuracy(config: Config, directory: Any, shots: int) -> float:
-  """Few-shot accuracy of a run's features, in per cent.
+def fewshot_accuracy(
+  config: Config, directory: str | os.PathLike, shots: int
+) -> float:
+  """The few-shot accuracy of a run's features, in percent.
 
-  The mean of three draws of the support set (`vit_jax.evaluation.fewshot`), on
-  the data set that `eval.fewshot` names.
+  It is the mean over three random choices of the training images, see
+  `vit_jax.evaluation.fewshot`, on the data set in the recipe's `eval.fewshot`.
 
   Args:
     config: recipe of the run.
-    directory: its workdir.
-    shots: training images per class.
+    directory: workdir of the run.
+    shots: number of training images per class.
 
   Raises:
     ValueError: the data cannot be opened, or a class has fewer images.
@@ -57,18 +60,23 @@ def fewshot_accuracy(config: Config, directory: Any, shots: int) -> float:
 
 
 def similar_attention(
-  config: Config, directory: Any, *, images: int = 16, threshold: float = 0.9
+  config: Config,
+  directory: str | os.PathLike,
+  *,
+  images: int = 16,
+  threshold: float = 0.9,
 ) -> float:
-  """Share of blocks whose attention maps resemble the block before's.
+  """The share of blocks with attention maps similar to the previous block's.
 
-  DeepViT (arXiv:2103.11886), section 3.3: two blocks are similar if the mean
-  cosine of their attention maps, over heads and tokens, exceeds the threshold.
+  As in DeepViT (arXiv:2103.11886), section 3.3, two blocks are similar if the
+  cosine similarity of their maps, averaged over heads and tokens, exceeds a
+  threshold.
 
   Args:
     config: recipe of the run.
-    directory: its workdir.
-    images: number of images of the first eval set to average over.
-    threshold: of the cosine.
+    directory: workdir of the run.
+    images: number of images to average over, from the first eval set.
+    threshold: the threshold.
   """
   classifier = load_classifier(str(directory))
   source = next(

@@ -1,4 +1,4 @@
-"""The runs of an ablation: variants of a recipe times seeds."""
+"""The plan of an ablation: a run for each variant of a recipe and each seed."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -17,10 +17,11 @@ from vit_jax.recipe.overrides import (
 )
 from vit_jax.recipe.sections import Config
 
-# (config, directory of a finished run) -> {column of the table: value}.
+# A recipe's function `measure`: from the config and the directory of a finished
+# run to {column of the table: value}.
 Measure = Callable[[Config, epath.Path], Mapping[str, float]]
 
-# Keys of a variant itself; all others are keys of the recipe.
+# Keys that a variant may have in addition to the keys of a recipe.
 VARIANT_KEYS = ('arg', 'config', 'seeds', 'published')
 
 
@@ -29,11 +30,11 @@ class PlannedRun:
   """One run: a variant with one seed.
 
   Attributes:
-    variant: its name.
+    variant: name of the variant.
     seed: number of the seed, from 0.
     directory: workdir of the run.
-    config: its recipe, not yet checked.
-    measure: the recipe's `measure`, if it has one.
+    config: recipe of the run, not yet checked.
+    measure: the function `measure` of the recipe; None if it has none.
   """
 
   variant: str
@@ -44,14 +45,22 @@ class PlannedRun:
 
   @property
   def title(self) -> str:
+    """The name of the run in messages."""
     return f'{self.variant}, seed {self.seed}'
 
 
 def variants(recipe: str) -> dict[str, dict[str, Any]]:
-  """The variants of 'configs/X.py:ARG': {name: {key: value}}.
+  """The variants of a recipe, from its function `sweep`.
+
+  Args:
+    recipe: 'configs/X.py:ARG'.
+
+  Returns:
+    {name: {key: value}}.
 
   Raises:
-    ConfigError: the recipe has no `sweep`, or two names give one directory.
+    ConfigError: the recipe has no function `sweep`, or two variants would have
+      the same directory.
   """
   path, _, arg = recipe.partition(':')
   module = load_recipe(path)
@@ -66,14 +75,14 @@ def variants(recipe: str) -> dict[str, dict[str, Any]]:
   folders = [folder(name) for name in sweep]
   if len(set(folders)) < len(folders) or not folders:
     raise ConfigError(
-      f'{path}: sweep() must give variants of different names; '
-      f'got {", ".join(folders) or "none"}'
+      f'{path}: sweep() must return variants with different names; '
+      f'it returned {", ".join(folders) or "none"}'
     )
   return {name: dict(values) for name, values in sweep.items()}
 
 
 def folder(name: str) -> str:
-  """The directory of a variant: its name with '_' for what suits no path."""
+  """The directory of a variant: its name, with '_' for unusual characters."""
   return re.sub(r'[^\w.=+-]+', '_', name)
 
 
@@ -84,10 +93,26 @@ def variant_config(
   seed: int,
   overrides: Mapping[str, Any],
 ) -> Config:
-  """The config of one run: the recipe, then the variant, then the overrides."""
+  """The config of one run.
+
+  The keys of the variant replace those of the recipe, and the overrides replace
+  both.
+
+  Args:
+    recipe: 'configs/X.py:ARG'.
+    variant: {key: value}, from `variants`.
+    workdir: directory of the ablation.
+    seed: number of the seed; it is added to the recipe's run.seed.
+    overrides: {key: value} for all variants.
+
+  Raises:
+    ConfigError: a key or a value is not allowed.
+  """
   path, _, arg = str(variant.get('config', recipe)).partition(':')
   arg = variant.get('arg', arg)
-  if not pathlib.Path(path).exists():  # 'configs/Y.py' of another directory
+  # A variant names its recipe 'configs/Y.py', but the command may have been
+  # started in another directory. Then the recipe is looked for beside X.py.
+  if not pathlib.Path(path).exists():
     beside = pathlib.Path(recipe.partition(':')[0]).parent / path.split('/')[-1]
     path = str(beside) if beside.exists() else path
   config = load_config(f'{path}:{arg}')
@@ -112,7 +137,14 @@ def make_plan(
   seeds: int,
   overrides: Mapping[str, Any],
 ) -> list[PlannedRun]:
-  """All runs in order, variant by variant."""
+  """All runs of an ablation, variant by variant.
+
+  Args:
+    recipe: 'configs/X.py:ARG'.
+    workdir: directory of the ablation.
+    seeds: runs of each variant that has no key 'seeds'.
+    overrides: {key: value} for all variants.
+  """
   measure = getattr(load_recipe(recipe.partition(':')[0]), 'measure', None)
   return [
     PlannedRun(

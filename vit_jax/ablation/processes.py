@@ -1,4 +1,4 @@
-"""Runs of an ablation side by side on a CPU, each in a process of its own."""
+"""Runs several runs of an ablation at a time, each in a process, on a CPU."""
 
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
@@ -17,12 +17,14 @@ from vit_jax.ablation.plan import PlannedRun, folder
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.text import duration
 
-DIVERGED = 4  # exit code of a single run whose loss became NaN
-PREEMPTED = 3
-MEASURED = 'measured.json'  # in the directory of a run, if its recipe measures
+# Exit codes of the process of a run.
+DIVERGED = 4  # the loss became NaN
+PREEMPTED = 3  # it was told to stop, and saved its state
+# File in the directory of a run with the results of the recipe's `measure`.
+MEASURED = 'measured.json'
 
-# (number in the plan, CPU cores or None, log file) -> a started process that
-# does this one run.
+# A function that starts the process of one run, from the number of the run in
+# the plan, the CPU cores for it (None for all) and its log file.
 Start = Callable[[int, list[int] | None, IO[str]], subprocess.Popen]
 
 
@@ -33,28 +35,31 @@ def run_side_by_side(
   start: Start,
   jobs: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (number, summary) of runs as they end, `jobs` at a time.
+  """Does runs of a plan, `jobs` at a time.
 
-  A run waits for the runs of those variants whose directory its values name,
-  such as the student for its teacher.
+  If a value of a variant contains the directory of another variant, its runs
+  wait for those of the other, as a student waits for its teacher.
 
   Args:
     plan: all runs.
-    todo: numbers in the plan of those to do.
-    variants: values of the variants, by name.
-    start: starts one run.
-    jobs: how many run at a time; each gets an equal share of the CPU cores.
+    todo: numbers of the runs to do, in the plan.
+    variants: {name of a variant: its keys and values}.
+    start: starts the process of one run.
+    jobs: number of runs at a time, which share the CPU cores equally.
+
+  Yields:
+    (number in the plan, summary) of each run when it ends.
 
   Raises:
     ConfigError: the devices are not CPUs.
     RuntimeError: a run failed. The others are told to stop; they save their
       state, and continue when the ablation is started again.
-    Preempted: a run was asked to stop.
+    Preempted: a run was told to stop.
   """
   if jax.default_backend() != 'cpu':
     raise ConfigError(
-      f'jobs={jobs} works only on a CPU: every run takes all of the '
-      f'{jax.device_count()} {jax.default_backend()} devices. Take jobs=1'
+      f'jobs={jobs} works only on a CPU, because every run uses all of the '
+      f'{jax.device_count()} {jax.default_backend()} devices: use --jobs=1'
     )
   runs = _Runs(plan, start, _shares_of_cores(jobs))
   ended: dict[int, concurrent.futures.Future] = {}
@@ -78,7 +83,7 @@ def run_side_by_side(
 
 
 def _shares_of_cores(jobs: int) -> list[list[int] | None]:
-  """The CPU cores of each of the jobs; None where cores cannot be assigned."""
+  """The CPU cores of each job; None where the system cannot assign cores."""
   if not hasattr(os, 'sched_getaffinity'):
     return [None] * jobs
   cores = sorted(os.sched_getaffinity(0))
@@ -86,7 +91,7 @@ def _shares_of_cores(jobs: int) -> list[list[int] | None]:
 
 
 class _Runs:
-  """Starts processes, and stops all of them at once."""
+  """Does the runs of a plan in processes, and can stop all of them."""
 
   def __init__(
     self, plan: list[PlannedRun], start: Start, shares: list[list[int] | None]
@@ -96,21 +101,32 @@ class _Runs:
     for share in shares:
       self._shares.put(share)
     self._processes: list[subprocess.Popen] = []
-    # Held while a process starts, so that `stop` sees each one or prevents it.
+    # Held while a process is started, so that a process is either in the list
+    # when `stop` reads it, or is not started at all.
     self._starting = threading.Lock()
     self._stopped = False
 
   def stop(self) -> None:
-    """Asks all processes to save and end, and starts no others."""
+    """Tells all processes to save and end, and starts no more."""
     with self._starting:
       self._stopped = True
     for process in self._processes:
       process.terminate()
 
-  def run(self, number: int, before) -> tuple[int, dict[str, Any]]:
-    """Does one run after those it needs; (number, summary or error)."""
+  def run(
+    self, number: int, before: list[concurrent.futures.Future]
+  ) -> tuple[int, dict[str, Any]]:
+    """Does one run.
+
+    Args:
+      number: number of the run in the plan.
+      before: the runs that must end before this one starts.
+
+    Returns:
+      The number, and the summary of the run or its {'error': message}.
+    """
     for future in before:
-      future.result()  # raises the error of the run it needs
+      future.result()  # raises the error of that run if it failed
     run = self._plan[number]
     run.directory.mkdir(parents=True, exist_ok=True)
     log_path = run.directory / 'log.txt'
@@ -144,22 +160,27 @@ class _Runs:
 
 
 def _summary(run: PlannedRun, code: int) -> dict[str, Any]:
-  """What a run's process left: its summary, or the error of a diverged run."""
+  """The summary of a run whose process ended, or {'error': message}."""
   log = (run.directory / 'log.txt').read_text().strip().splitlines() or ['']
   if code == DIVERGED:
     return {'error': log[-1]}
   if code == PREEMPTED:
     raise train.Preempted(f'{run.title}: {log[-1]}')
   if code:
-    raise RuntimeError(f'{run.title}, ended with exit code {code}: {log[-1]}')
+    raise RuntimeError(
+      f'{run.title}: it ended with exit code {code}: {log[-1]}'
+    )
   summary = read_summary(run)
   if summary is None:
-    raise RuntimeError(f'{run.title}, ended without a summary: {log[-1]}')
+    raise RuntimeError(f'{run.title}: it ended without a summary: {log[-1]}')
   return summary
 
 
 def read_summary(run: PlannedRun) -> dict[str, Any] | None:
-  """The summary that a run left, with its measures; None if one is missing."""
+  """The summary of a run from its directory, with the results of `measure`.
+
+  None if these results are missing.
+  """
   summary = json.loads((run.directory / 'summary.json').read_text())
   if run.measure is not None:
     if not (run.directory / MEASURED).exists():

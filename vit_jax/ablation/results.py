@@ -1,4 +1,4 @@
-"""What the runs of an ablation gave, in memory and in its directory."""
+"""The results of an ablation, in memory and in the files of its directory."""
 
 from collections.abc import Mapping
 import json
@@ -12,6 +12,7 @@ from vit_jax.ablation.plan import PlannedRun
 from vit_jax.ablation.table import METRICS, table
 from vit_jax.files import write_atomically
 
+# Keys of a run's summary that are kept for each run.
 _KEPT = (
   'results',
   'measured',
@@ -21,16 +22,18 @@ _KEPT = (
   'gmacs',
   'img_per_sec',
 )
+# Keys of a run's summary whose mean is kept for each variant.
 _COSTS = ('parameters', 'gmacs', 'img_per_sec')
 
 
 class Results:
-  """The results by variant, with their means over the seeds.
+  """The results of each variant, with their means over the seeds.
 
   Attributes:
-    variants: {name: {'overrides', 'runs': [{'seed', 'workdir', 'results' or
-      'error', ...}], 'mean', 'std'}}; 'mean' and 'std' (sample standard
-      deviation) are by column, such as 'test top-1', as fractions.
+    variants: {name: {'overrides', 'runs', 'mean', 'std', ...}}. 'runs' is a
+      list of {'seed', 'workdir', 'results' or 'error', ...}. 'mean' and 'std'
+      are the mean and the sample standard deviation over the runs, {column:
+      value} with columns such as 'test top-1'; accuracies are fractions.
   """
 
   def __init__(
@@ -43,7 +46,7 @@ class Results:
     }
 
   def add(self, run: PlannedRun, summary: Mapping[str, Any]) -> None:
-    """Adds the summary of a run, or its {'error': message}."""
+    """Adds a run with its summary, or with its {'error': message}."""
     variant = self.variants[run.variant]
     kept = {key: summary[key] for key in _KEPT if summary.get(key)}
     variant['runs'].append(
@@ -53,7 +56,7 @@ class Results:
     _add_means(variant)
 
   def write(self) -> None:
-    """Writes ablation.json and ablation.md, on process 0."""
+    """Writes ablation.json and ablation.md; only process 0 does."""
     if jax.process_index() != 0:
       return
     self._workdir.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,7 @@ class Results:
 
 
 def _add_means(variant: dict[str, Any]) -> None:
-  """Sets mean and spread of the scores and measures, and the mean costs."""
+  """Sets the means and standard deviations of a variant, and its mean costs."""
   scores: dict[str, list[float]] = {}
   for run in variant['runs']:
     for name, values in run.get('results', {}).items():

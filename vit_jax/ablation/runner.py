@@ -1,4 +1,4 @@
-"""Runs the variants of a recipe that are not finished."""
+"""Runs an ablation: all runs of its plan that are not finished."""
 
 from collections.abc import Callable, Mapping
 import json
@@ -38,20 +38,21 @@ def run_variants(
   Args:
     recipe: 'configs/X.py:ARG'.
     workdir: directory of the ablation; each run gets a directory in it.
-    seeds: runs of each variant.
-    overrides: {key: value} for all variants; they win over a variant's own.
-    only: names of the variants to run; the table shows all.
-    run_one: (config, directory) -> summary.
-    start: starts a process that does one run; for jobs > 1.
-    jobs: runs at a time.
+    seeds: runs of each variant that has no key 'seeds'.
+    overrides: {key: value} for all variants, which replace a variant's values.
+    only: names of the variants to run, None for all. The table has all
+      variants.
+    run_one: does a run, from its config and directory, and returns its summary.
+    start: starts the process of one run; needed for jobs > 1.
+    jobs: number of runs at a time.
 
   Returns:
     `Results.variants`.
 
   Raises:
-    ConfigError: no such variant, or one that does not fit the recipe. All
+    ConfigError: there is no such variant, or one does not fit the recipe. All
       variants are checked before the first run.
-    Preempted: as `train_and_evaluate`.
+    Preempted: a run was told to stop, see `train_and_evaluate`.
   """
   plan = checked_plan(recipe, workdir, seeds, overrides, only)
   every = variants(recipe)
@@ -87,10 +88,16 @@ def checked_plan(
   overrides: Mapping[str, Any] | None = None,
   only: list[str] | None = None,
 ) -> list[PlannedRun]:
-  """The plan of an ablation, with every config that will run checked.
+  """The plan of an ablation, after checks of all configs that will run.
 
-  See `run_variants` for the arguments. Nothing is written. ConfigError names
-  the variant of a mistake.
+  Nothing is written.
+
+  Args:
+    recipe, workdir, seeds, overrides, only: as in `run_variants`.
+
+  Raises:
+    ConfigError: a config does not pass the checks; the message names its
+      variant.
   """
   if seeds < 1:
     raise ConfigError(f'seeds={seeds}: must be at least 1')
@@ -98,7 +105,7 @@ def checked_plan(
   unknown = sorted(set(only or ()) - set(every))
   if unknown:
     raise ConfigError(
-      f'no variant {unknown[0]!r}; there are {", ".join(every)}'
+      f'no variant {unknown[0]!r}; the variants are {", ".join(every)}'
     )
   plan = make_plan(recipe, workdir, seeds, overrides or {})
   for run in plan:
@@ -111,24 +118,29 @@ def checked_plan(
 
 
 def _run_here(run: PlannedRun, run_one: Callable) -> dict[str, Any]:
-  """The summary of a run in this process, or its {'error': message}."""
+  """Does a run in this process; returns its summary or {'error': message}."""
   try:
     return do_run(run, run_one)
   except train.NonFinite as e:
     say(f'{run.title}: {e}')
     return {'error': str(e)}
   finally:
-    jax.clear_caches()  # the next variant compiles its own programs
+    # The next variant compiles other programs, so these only take memory.
+    jax.clear_caches()
 
 
 def do_run(
   run: PlannedRun, run_one: Callable = train.train_and_evaluate
 ) -> dict[str, Any]:
-  """Trains and evaluates one run, and takes the measures of its recipe.
+  """Trains and evaluates one run, and calls the recipe's `measure`.
+
+  Args:
+    run: the run.
+    run_one: as in `run_variants`.
 
   Returns:
-    The summary of `train_and_evaluate`, with the measures as 'measured'. They
-    are also kept in measured.json in the run's directory.
+    The summary of `train_and_evaluate`. The results of `measure` are under
+    'measured', and in measured.json in the directory of the run.
   """
   summary = dict(run_one(run.config, run.directory))
   if run.measure is not None:
@@ -141,9 +153,13 @@ def do_run(
 
 
 def finished(run: PlannedRun) -> dict[str, Any] | None:
-  """The summary of a run that is done and measured, else None.
+  """The summary of a run that is finished, with the results of `measure`.
 
-  ConfigError if the directory holds a run of another recipe.
+  Returns:
+    The summary; None if the run or `measure` is not finished.
+
+  Raises:
+    ConfigError: the directory has a run of another recipe.
   """
   path = run.directory / 'summary.json'
   if not path.exists():
@@ -153,6 +169,6 @@ def finished(run: PlannedRun) -> dict[str, Any] | None:
 
 
 def say(text: str) -> None:
-  """Prints on process 0."""
+  """Prints a text; only process 0 does."""
   if jax.process_index() == 0:
     print(text, flush=True)

@@ -7,20 +7,27 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """A column of the table: key of the results, and how a value is shown."""
+  """How a metric is shown in the table.
+
+  Attributes:
+    key: key of the metric in the results.
+    scale: factor on its value.
+    digits: number of decimals.
+  """
 
   key: str
   scale: float
   digits: int
 
 
-# top-1 is always shown; the others where a variant has a published value.
+# {title: metric}. top-1 is always in the table, the others if a variant has a
+# published value of theirs.
 METRICS = {
   'top-1': Metric('top1', 100.0, 2),
   'top-5': Metric('top5', 100.0, 2),
   'loss': Metric('loss', 1.0, 3),
 }
-_COSTS = {  # title: key and format
+_COSTS = {  # {title: (key in the results, format)}
   'parameters': ('parameters', ',.0f'),
   'GFLOPs': ('gmacs', '.3g'),
   'img/s': ('img_per_sec', ',.0f'),
@@ -28,12 +35,12 @@ _COSTS = {  # title: key and format
 
 
 def table(variants: Mapping[str, Any]) -> str:
-  """Markdown with a row for each variant.
+  """The results as a Markdown table, with a row for each variant.
 
-  Columns: mean and spread over the seeds (accuracies in per cent), the
-  published values where the sweep gives them ('published'), the number of
-  runs, and the costs. GFLOPs are multiply-adds of a forward pass, as papers
-  count them; img/s are of training.
+  The columns are the mean and standard deviation over the seeds (accuracies in
+  percent), the published values that the variants have under 'published', the
+  number of runs, and the costs. GFLOPs are the multiply-accumulates of a
+  forward pass, as in papers; img/s is the speed of training.
 
   Args:
     variants: `Results.variants`.
@@ -43,16 +50,17 @@ def table(variants: Mapping[str, Any]) -> str:
     for name, variant in variants.items()
   }
   shown = [m for m in METRICS if m == 'top-1' or _any_has(published, m)]
-  # Columns that a recipe measures itself are always shown.
+  # Columns from the recipe's `measure` are always shown.
   columns = dict.fromkeys(
     column
     for variant in variants.values()
     for column in variant.get('mean', ())
     if (metric := column.rpartition(' ')[2]) in shown or metric not in METRICS
   )
-  measured = {m: None for values in published.values() for m in values}
-  beside = [m for m in (*shown, *measured) if _any_has(published, m)]
-  beside = list(dict.fromkeys(beside))
+  others = (m for values in published.values() for m in values)
+  beside = [
+    m for m in dict.fromkeys((*shown, *others)) if _any_has(published, m)
+  ]
   costs = {
     title: (key, form)
     for title, (key, form) in _COSTS.items()
@@ -73,9 +81,15 @@ def table(variants: Mapping[str, Any]) -> str:
 
 
 def published_values(variant: Mapping[str, Any]) -> dict[str, Any]:
-  """{metric or column: published value} of a variant; a single one is top-1.
+  """The published values of a variant.
 
-  Accuracies are in per cent; a text stands for a value with its error.
+  Args:
+    variant: keys and values of the variant. 'published' is a top-1 accuracy in
+      percent, or {metric or column: value}. A value may be a text, such as one
+      with its standard deviation.
+
+  Returns:
+    {metric or column: value}; {} without 'published'.
   """
   value = variant.get('published')
   if value is None:
@@ -83,11 +97,13 @@ def published_values(variant: Mapping[str, Any]) -> dict[str, Any]:
   return dict(value) if isinstance(value, Mapping) else {'top-1': value}
 
 
-def _any_has(published, metric: str) -> bool:
+def _any_has(published: Mapping[str, Any], metric: str) -> bool:
+  """Whether a variant has a published value of a metric."""
   return any(metric in values for values in published.values())
 
 
 def _score(variant: Mapping[str, Any], column: str) -> str:
+  """The mean and standard deviation of a column as text; '' if unknown."""
   mean = variant.get('mean', {}).get(column)
   std = variant.get('std', {}).get(column)
   if mean is None:
@@ -100,13 +116,18 @@ def _score(variant: Mapping[str, Any], column: str) -> str:
 
 
 def _runs(variant: Mapping[str, Any]) -> str:
+  """The number of successful runs, and of diverged ones if there are any."""
   failed = sum('error' in run for run in variant['runs'])
   text = str(len(variant['runs']) - failed)
   return f'{text} ({failed} diverged)' if failed else text
 
 
 def markdown(rows: list[list[str]]) -> str:
-  """A Markdown table of a header and rows, its columns aligned in the text."""
+  """A Markdown table whose columns are also aligned in plain text.
+
+  Args:
+    rows: the header and the rows; all have the same number of cells.
+  """
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
   def line(row):

@@ -1,6 +1,6 @@
 """Runs a model and collects its attention maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -12,14 +12,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Attention:
-  """Attention of one batch, and where its tokens are on the image.
+  """The attention maps of a batch, and the grid of its patch tokens.
 
   Attributes:
-    maps: one array (B, H, T, T) per layer: image, head, query, key.
+    maps: one array (B, H, T, T) per layer, with axes image, head, query, key.
     grid: (rows, columns) of the patch tokens.
-    num_prefix: tokens before the patches (class, distillation).
-    class_maps: one array (B, H, 1, 1 + N) per later layer in which the class
-      token is the only query (CaiT, VOLO), for `rollout.join_class_layers`.
+    num_prefix: number of tokens before the patches (class token, distillation
+      token).
+    class_maps: one array (B, H, 1, 1 + N) for each layer whose only query is
+      the class token (CaiT, VOLO). These layers come after those of `maps`;
+      `rollout.join_class_layers` joins them.
   """
 
   maps: list[np.ndarray]
@@ -29,18 +31,19 @@ class Attention:
 
 
 def find_grid(tokens: int, stem: Sequence[int]) -> tuple[tuple[int, int], int]:
-  """The grid of patches that a sequence of tokens holds.
+  """Finds the grid of the patches in a sequence of tokens.
 
   Args:
-    tokens: length of the sequence, with up to two tokens before the patches.
-    stem: (rows, columns) after the patch embedding. Models that pool between
-      their stages have a half or a quarter of it later.
+    tokens: length of the sequence, which may have up to two tokens before the
+      patches.
+    stem: (rows, columns) after the patch embedding. The later stages of some
+      models have half or a quarter of the rows and columns.
 
   Returns:
     (rows, columns) of the patches, and the number of tokens before them.
 
   Raises:
-    ValueError: no such grid has as many patches.
+    ValueError: none of these grids fits the length.
   """
   for stride in (1, 2, 4):
     rows, columns = (-(-n // stride) for n in stem)
@@ -48,33 +51,34 @@ def find_grid(tokens: int, stem: Sequence[int]) -> tuple[tuple[int, int], int]:
     if 0 <= prefix <= 2:
       return grid, prefix
   raise ValueError(
-    f'{tokens} tokens do not fit a grid of {stem[0]}x{stem[1]} '
-    'patches, nor its half or quarter'
+    f'{tokens} tokens do not fit a grid of {stem[0]}x{stem[1]} patches, nor a '
+    'grid with half or a quarter of its sides, with up to two tokens before it'
   )
 
 
 def collect(
   model: nn.Module,
-  variables: Any,
+  variables: Mapping[str, Any],
   images: jax.Array | np.ndarray,
   *,
   mixed: bool = False,
 ) -> Attention:
-  """Attention maps of a model for some images.
+  """Runs a model on some images and returns its attention maps.
 
   Args:
     model: a Linen module with the field `return_attention`.
-    variables: its variables.
+    variables: variables of the model.
     images: (B, H, W, 3), normalized.
-    mixed: CaiT and DeepViT mix the maps of their heads after the softmax. True
-      takes the mixed maps, whose rows need not sum to one; False the softmax.
+    mixed: which maps to return for CaiT and DeepViT, which mix their heads
+      after the softmax. False returns the softmax; True the mixed maps, whose
+      rows need not sum to one.
 
   Returns:
-    The float32 maps of all layers that attend to the same tokens. Of a model
-    with stages (VOLO) these are the layers of the last stage.
+    The float32 maps of all layers that have the tokens of the last one. For a
+    model with stages (VOLO), these are the layers of the last stage.
 
   Raises:
-    ValueError: the model forms no attention maps.
+    ValueError: the model cannot return attention maps.
   """
   if not hasattr(model, 'return_attention'):
     raise ValueError(

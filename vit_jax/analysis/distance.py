@@ -1,7 +1,7 @@
 """Mean attention distance (arXiv:2010.11929, figure 7), in pixels.
 
-It says over how large a part of the image each head gathers information, as
-the receptive field does for a convolution.
+It says from how far away a head collects information in an image, as the
+receptive field does for a convolution.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,15 @@ from vit_jax.analysis.plots import new_figure, save_figure
 def patch_distances(
   grid: tuple[int, int], patch_size: float | tuple[float, float]
 ) -> np.ndarray:
-  """Distances between the centers of patches in pixels, (N, N).
-
-  Patches are numbered row by row.
+  """Distances between the centers of all pairs of patches, in pixels.
 
   Args:
-    grid: (h, w), N = h * w.
-    patch_size: pixels between centers, one number or (vertical, horizontal).
+    grid: (h, w) of the patches.
+    patch_size: pixels between neighboring centers, one number or (vertical,
+      horizontal).
+
+  Returns:
+    (N, N) for the N = h * w patches, numbered row by row.
   """
   ph, pw = np.broadcast_to(patch_size, 2)
   y, x = np.meshgrid(
@@ -43,13 +45,13 @@ def mean_attention_distance(
   Args:
     attentions: one (B, H, T, T) per layer.
     grid: (h, w) of the patches.
-    patch_size: pixels, one number or (vertical, horizontal).
-    num_prefix: tokens before the patches. They have no position on the image,
-      so they are left out as queries and as keys, and the rest of each row is
-      scaled to sum to one.
+    patch_size: as in `patch_distances`.
+    num_prefix: number of tokens before the patches. They have no position in
+      the image, so they are left out as queries and as keys, and the remaining
+      probabilities of a query are scaled to sum to one.
 
   Returns:
-    (L, H), pixels: mean over images and query patches.
+    (L, H) in pixels, the mean over images and query patches.
 
   Raises:
     ValueError: the maps do not have as many patches as the grid.
@@ -60,7 +62,7 @@ def mean_attention_distance(
     a = np.asarray(a, np.float64)[:, :, num_prefix:, num_prefix:]
     if a.shape[-1] != len(pixels):
       raise ValueError(
-        f'{a.shape[-1]} patch tokens, but a grid of {grid[0]}x{grid[1]}; '
+        f'{a.shape[-1]} patch tokens do not fit a grid of {grid[0]}x{grid[1]}: '
         'check grid and num_prefix'
       )
     total = a.sum(axis=-1)
@@ -75,7 +77,14 @@ def mean_attention_distance(
 def uniform_distance(
   grid: tuple[int, int], patch_size: float | tuple[float, float]
 ) -> float:
-  """Mean attention distance of uniform attention, for comparison."""
+  """The mean attention distance of uniform attention, for comparison.
+
+  Args:
+    grid, patch_size: as in `patch_distances`.
+
+  Returns:
+    The distance in pixels.
+  """
   return float(patch_distances(grid, patch_size).mean())
 
 
@@ -89,10 +98,11 @@ def plot_distance(
   """Draws a point for each head of each layer, and the mean of each layer.
 
   Args:
-    distances: (L, H), of `mean_attention_distance`.
+    distances: (L, H), the result of `mean_attention_distance`.
     path: PNG file to write.
-    uniform: distance of uniform attention, drawn as a line.
-    title: of the plot, such as the model's name.
+    uniform: the result of `uniform_distance`, drawn as a line; None for no
+      line.
+    title: title of the plot, such as the model's name.
 
   Returns:
     The path.

@@ -12,9 +12,13 @@ from vit_jax.analysis.plots import new_figure, save_figure
 
 
 def find_kernel(variables: Mapping[str, Any]) -> np.ndarray:
-  """The convolution kernel (h, w, 3, D) that a model applies to the image.
+  """The kernel (h, w, 3, D) of the convolution that a model applies to images.
 
-  Raises ValueError if no kernel has three input channels.
+  Args:
+    variables: variables of the model.
+
+  Raises:
+    ValueError: no kernel has three input channels.
   """
   flat = flatten_dict(variables['params'], sep='/')
   for path in sorted(flat, key=lambda p: (p.count('/'), p)):
@@ -34,8 +38,8 @@ def filter_components(
     count: number of components, at most min(D, h * w * C).
 
   Returns:
-    components (count, h, w, C), orthonormal, the largest first; and their
-    shares of the filters' variance (count,).
+    The orthonormal components (count, h, w, C), and the share of the filters'
+    variance that each explains (count,), in descending order.
   """
   h, w, channels, _ = np.shape(kernel)
   filters = np.asarray(kernel, np.float64).reshape(h * w * channels, -1).T
@@ -47,7 +51,7 @@ def filter_components(
 
 
 def to_rgb(components: np.ndarray) -> np.ndarray:
-  """Scales each component (n, h, w, 3) to [0, 1], with 0 at 0.5 (gray)."""
+  """Scales each component (n, h, w, 3) to [0, 1]; 0 becomes 0.5, a gray."""
   components = np.asarray(components)
   largest = np.abs(components).max(axis=(1, 2, 3), keepdims=True)
   largest = np.where(largest > 0, largest, 1)
@@ -64,10 +68,10 @@ def plot_filters(
   """Draws components as RGB tiles with their shares of the variance.
 
   Args:
-    components: (n, h, w, 3), of `filter_components`.
+    components: (n, h, w, 3), from `filter_components`.
     path: PNG file to write.
-    shares: (n,), printed under the tiles in percent.
-    title: of the plot, such as the model's name.
+    shares: (n,), from `filter_components`; written above the tiles in percent.
+    title: title of the plot, such as the model's name.
 
   Returns:
     The path.

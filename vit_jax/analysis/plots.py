@@ -1,4 +1,4 @@
-"""Figures that need no display, and saving them as PNG."""
+"""Creates figures without a display, and saves them as PNG."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> 'Figure':
-  """A figure of the given size in inches, without pyplot's global state."""
+  """A figure of a size in inches, which pyplot does not keep in memory."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -19,7 +19,7 @@ def new_figure(width: float, height: float) -> 'Figure':
 
 
 def save_figure(figure: 'Figure', path: str | os.PathLike) -> pathlib.Path:
-  """Writes a PNG and returns its path; its directory is made."""
+  """Writes a figure as PNG, creates its directory, and returns the path."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=150, facecolor='white')

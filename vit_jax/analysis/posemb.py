@@ -12,10 +12,17 @@ from vit_jax.analysis.plots import new_figure, save_figure
 
 
 def find_table(variables: Mapping[str, Any]) -> np.ndarray:
-  """The first learned position table of a model, (T, D) in token order.
+  """The first learned position table of a model, with a row for each token.
 
-  Raises ValueError if it has none (sine-cosine, relative or no position
-  embedding).
+  Args:
+    variables: variables of the model.
+
+  Returns:
+    (T, D).
+
+  Raises:
+    ValueError: the model has no such table, because its position embedding is
+      sine-cosine, relative or none.
   """
   flat = flatten_dict(variables['params'], sep='/')
   for path in sorted(flat, key=lambda p: p.count('/')):
@@ -33,10 +40,10 @@ def position_similarity(
   Args:
     table: (T, D) or (1, T, D).
     grid: (h, w) of the patches.
-    num_prefix: rows before the patches, left out.
+    num_prefix: number of rows before those of the patches, which are left out.
 
   Returns:
-    (h, w, h, w): [i, j] is the map of similarities to patch (i, j).
+    (h, w, h, w), in which [i, j] is the map of similarities to patch (i, j).
 
   Raises:
     ValueError: the table does not have as many rows as the grid.
@@ -45,8 +52,8 @@ def position_similarity(
   patches = table[num_prefix:]
   if len(patches) != grid[0] * grid[1]:
     raise ValueError(
-      f'{len(patches)} rows after {num_prefix}, but a grid of '
-      f'{grid[0]}x{grid[1]}; check grid and num_prefix'
+      f'{len(patches)} rows after the first {num_prefix} do not fit a grid of '
+      f'{grid[0]}x{grid[1]} patches: check grid and num_prefix'
     )
   norm = np.linalg.norm(patches, axis=-1, keepdims=True)
   patches = np.divide(patches, norm, where=norm > 0, out=np.zeros_like(patches))
@@ -60,14 +67,14 @@ def plot_similarity(
   most: int = 16,
   title: str = '',
 ) -> pathlib.Path:
-  """Draws a map for each patch, in the arrangement of the patches.
+  """Draws a map for each patch, at the position of the patch in the grid.
 
   Args:
-    similarity: (h, w, h, w), of `position_similarity`.
+    similarity: (h, w, h, w), from `position_similarity`.
     path: PNG file to write.
-    most: largest number of rows and of columns of maps. Of a larger grid,
+    most: largest number of rows and of columns of maps. For a larger grid, only
       every second patch is drawn, or every third, and so on.
-    title: of the plot, such as the model's name.
+    title: title of the plot, such as the model's name.
 
   Returns:
     The path.
@@ -84,8 +91,8 @@ def plot_similarity(
       tiles[y : y + h, x : x + w] = similarity[i, j]
   figure = new_figure(7, 6.2 * len(rows) / len(columns))
   axis = figure.subplots()
-  # The similarity of a position to itself is 1 and says nothing, so the range
-  # of colors is chosen for the others.
+  # The similarity of a position to itself is always 1, so the range of colors
+  # is chosen for the others.
   others = similarity.reshape(h * w, h * w)[~np.eye(h * w, dtype=bool)]
   low, high = np.quantile(others, [0.001, 0.999]) if others.size else (-1, 1)
   shown = axis.imshow(

@@ -1,8 +1,8 @@
-"""Attention rollout (arXiv:2005.00928): how much patches add to a token.
+"""Attention rollout (arXiv:2005.00928): the share of a patch in a token.
 
-Each layer is described by a matrix, half attention and half identity, which
-stands for the residual branch. The product of the matrices of all layers gives
-the share of each input token in each output token.
+A layer is described by a matrix, the mean of its attention and of the identity,
+which stands for the residual connection. The product of the matrices of all
+layers has the share of each input token in each output token.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,18 @@ from vit_jax.analysis.plots import new_figure, save_figure
 def rollout(
   attentions: Sequence[np.ndarray], *, residual: float = 0.5
 ) -> np.ndarray:
-  """Product over the layers of (1 - r) A + r I, A the mean over the heads.
+  """The product over the layers of (1 - r) A + r I.
+
+  A is the attention of a layer, averaged over the heads, and I the identity.
 
   Args:
-    attentions: one (B, H, T, T) per layer, the first layer first. They are
-      probabilities: of CaiT and DeepViT the softmax, not the mixed maps, which
-      may be negative.
-    residual: r, the share of the residual branch.
+    attentions: one (B, H, T, T) per layer, from the first layer on. They must
+      be probabilities, so for CaiT and DeepViT the softmax and not the mixed
+      maps, which may be negative.
+    residual: r, the share of the residual connection.
 
   Returns:
-    (B, T, T): row i holds the shares of the input tokens in token i of the last
+    (B, T, T). Row i has the shares of the input tokens in token i of the last
     layer. Rows are renormalized in each layer and sum to one.
 
   Raises:
@@ -48,14 +50,16 @@ def join_class_layers(
 ) -> list[np.ndarray]:
   """Joins layers of patches with layers whose only query is the class token.
 
+  The result is for `rollout_maps` with num_prefix=1.
+
   Args:
-    attentions: (B, H, N, N) per layer of the first kind.
-    class_attentions: (B, H, 1, 1 + N) per layer of the second (CaiT, VOLO).
+    attentions: one (B, H, N, N) for each layer of patches.
+    class_attentions: one (B, H, 1, 1 + N) for each later layer whose only query
+      is the class token (CaiT, VOLO).
 
   Returns:
-    One (B, 1, 1 + N, 1 + N) per layer, the mean over heads. A token that a
-    layer does not update attends to itself. For `rollout_maps` with
-    num_prefix=1.
+    One (B, 1, 1 + N, 1 + N) per layer, the mean over the heads. A token that a
+    layer does not change attends only to itself.
   """
   layers = []
   for a in [*attentions, *class_attentions]:
@@ -82,12 +86,12 @@ def rollout_maps(
   Args:
     attentions: one (B, H, T, T) per layer.
     grid: (h, w) of the patches.
-    num_prefix: tokens before the patches; the first is the class token. With
-      0, the mean over all patches is used instead of the class token.
+    num_prefix: number of tokens before the patches, of which the first is the
+      class token. For 0, the mean over all patches replaces the class token.
     residual: as in `rollout`.
 
   Returns:
-    (B, h, w), which sums to one over the patches.
+    (B, h, w). The shares of the patches of an image sum to one.
   """
   shares = rollout(attentions, residual=residual)
   rows = shares[:, 0] if num_prefix else shares.mean(axis=1)
@@ -102,16 +106,17 @@ def plot_rollout(
   path: str | os.PathLike,
   titles: Sequence[str] | None = None,
 ) -> pathlib.Path:
-  """Draws images, their maps and both together, one row per image.
+  """Draws each image, its map, and the image shaded by the map, in one row.
 
-  The range of colors ends at the 98 % quantile of a map: in large models a few
-  patches without content get much attention, and the others would look equal.
+  The range of colors ends at the 98 % quantile of a map. In large models, a few
+  patches without content get much attention, and without this limit all other
+  patches would look equal.
 
   Args:
     images: (B, H, W, 3), values in [0, 1].
-    maps: (B, h, w), of `rollout_maps`.
+    maps: (B, h, w), from `rollout_maps`.
     path: PNG file to write.
-    titles: one for each image, such as the predicted class.
+    titles: a title for each image, such as the predicted class.
 
   Returns:
     The path.

@@ -1,9 +1,9 @@
-"""Similarity of the attention of layers (DeepViT, arXiv:2103.11886).
+"""Similarity of the attention maps of layers (DeepViT, arXiv:2103.11886).
 
-A column of an attention map holds the weights that all queries give to one
-token t. Equation 3 compares two layers p and q by the cosine of these columns,
-M[p, q][h, t] = cos(A_p[h, :, t], A_q[h, :, t]). In deep ViTs it approaches one,
-which the paper calls attention collapse.
+A column of an attention map has the probabilities that all queries give to one
+token t. Equation 3 compares layers p and q by the cosine similarity of their
+columns: M[p, q][h, t] = cos(A_p[h, :, t], A_q[h, :, t]) for head h. In deep
+ViTs it approaches one, which the paper calls attention collapse.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,24 @@ from vit_jax.analysis.plots import new_figure, save_figure
 
 
 def _columns(attention: np.ndarray) -> np.ndarray:
-  """(B, H, T, T) with every column (one key, all queries) of length one."""
+  """Scales every column (one key, all queries) of (B, H, T, T) to length 1."""
   a = np.asarray(attention, np.float64)
   norm = np.linalg.norm(a, axis=2, keepdims=True)
   return np.divide(a, norm, where=norm > 0, out=np.zeros_like(a))
 
 
 def token_similarity(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-  """M of equation 3 for two layers' maps (B, H, T, T): (B, H, T)."""
+  """M[p, q] of equation 3.
+
+  Args:
+    p, q: maps of two layers, (B, H, T, T).
+
+  Returns:
+    (B, H, T).
+
+  Raises:
+    ValueError: the maps have different shapes.
+  """
   if np.shape(p) != np.shape(q):
     raise ValueError(
       f'attention maps of different shapes {np.shape(p)} and '
@@ -33,10 +43,16 @@ def token_similarity(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def layer_similarity(attentions: Sequence[np.ndarray]) -> np.ndarray:
-  """Mean of M over images, heads and tokens for every pair of layers, (L, L).
+  """The mean of M over images, heads and tokens, for every pair of layers.
 
   Args:
     attentions: one (B, H, T, T) per layer, all of the same shape.
+
+  Returns:
+    (L, L).
+
+  Raises:
+    ValueError: the maps have different shapes.
   """
   return _pairs(attentions, lambda m: float(np.mean(m)))
 
@@ -44,7 +60,18 @@ def layer_similarity(attentions: Sequence[np.ndarray]) -> np.ndarray:
 def similar_ratio(
   attentions: Sequence[np.ndarray], threshold: float = 0.5
 ) -> np.ndarray:
-  """Share of (image, head, token) with M > threshold, (L, L)."""
+  """The share of entries of M above a threshold, for every pair of layers.
+
+  Args:
+    attentions: one (B, H, T, T) per layer, all of the same shape.
+    threshold: the threshold.
+
+  Returns:
+    (L, L).
+
+  Raises:
+    ValueError: the maps have different shapes.
+  """
   return _pairs(attentions, lambda m: float(np.mean(m > threshold)))
 
 
@@ -68,16 +95,16 @@ def _pairs(
 
 
 def adjacent_similarity(similarity: np.ndarray) -> np.ndarray:
-  """Similarity of each layer to the one before it, (L - 1,), of (L, L)."""
+  """The similarity of each layer to the previous one: (L, L) -> (L - 1,)."""
   return np.diagonal(np.asarray(similarity), offset=1).copy()
 
 
 def similar_blocks(similarity: np.ndarray, threshold: float = 0.9) -> float:
-  """Share of the blocks that are similar to the block before (figure 3b).
+  """The share of blocks that are similar to the previous one (figure 3b).
 
   Args:
-    similarity: (L, L), of `layer_similarity` or `similar_ratio`.
-    threshold: above it two blocks count as similar.
+    similarity: (L, L), from `layer_similarity` or `similar_ratio`.
+    threshold: blocks with a larger similarity are counted as similar.
   """
   similarity = np.asarray(similarity)
   return float(
@@ -86,9 +113,14 @@ def similar_blocks(similarity: np.ndarray, threshold: float = 0.9) -> float:
 
 
 def head_similarity(attentions: Sequence[np.ndarray]) -> np.ndarray:
-  """Mean cosine of different heads of a layer (figure 3c), (L,).
+  """The mean cosine similarity of the heads of a layer (figure 3c).
 
-  NaN for a layer with one head.
+  Args:
+    attentions: one (B, H, T, T) per layer.
+
+  Returns:
+    (L,), the mean over all pairs of different heads; NaN for a layer with one
+    head.
   """
   result = []
   for a in attentions:
@@ -131,17 +163,17 @@ def plot_curves(
   curves: Mapping[str, Sequence[float] | np.ndarray],
   path: str | os.PathLike,
   *,
-  ylabel: str = 'cosine similarity to the block before',
+  ylabel: str = 'cosine similarity to the previous block',
   title: str = 'Attention similarity of consecutive blocks',
 ) -> pathlib.Path:
-  """Draws several models' curves on one plot.
+  """Draws the similarity of consecutive blocks, with a curve for each model.
 
   Args:
-    curves: {name: (L - 1,)}, of `adjacent_similarity`; the first value
-      belongs to block 2. An (L, L) matrix stands for its
-      `adjacent_similarity`.
+    curves: {name: (L - 1,)}, from `adjacent_similarity`, whose first value is
+      for block 2; or {name: (L, L)}, of which `adjacent_similarity` is drawn.
     path: PNG file to write.
-    ylabel, title: of the plot.
+    ylabel: label of the vertical axis.
+    title: title of the plot.
 
   Returns:
     The path.
