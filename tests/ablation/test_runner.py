@@ -96,7 +96,7 @@ def test_only_some_variants(recipe, tmp_path):
       RECIPE.replace('optim.lr', 'optim.rate'),
       'optim.rate=0.5: there is no such',
     ),
-    (RECIPE.replace("'base'", "'large_lr'"), 'variants of different names'),
+    (RECIPE.replace("'base'", "'large_lr'"), 'variants with different names'),
     (RECIPE.replace("'arg': 'large'", "'config': 'no.py:a'"), 'no such recipe'),
   ],
   ids=['sweep', 'key', 'names', 'recipe'],
