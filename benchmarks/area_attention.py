@@ -1,25 +1,26 @@
-"""What area attention costs: our forms, ordinary attention, and a peer.
+"""Measures area attention: its forms, ordinary attention, and a peer.
 
   python benchmarks/area_attention.py --quick      T = 197, areas of 2 and 4
   python benchmarks/area_attention.py              all T and areas (an hour)
-  python benchmarks/area_attention.py --tpu        the TPU compiler's estimates
+  python benchmarks/area_attention.py --tpu        estimates of the TPU compiler
 
-Forms: `ordinary` attention (attention.attend), `factored` and `explicit` area
-attention, and `peer`, the PyTorch package `area-attention` (PyPI) where it and
-torch are installed. Each as the attention alone and as a whole S/16 block,
-forward and forward + backward, float32 on a CPU, bfloat16 on accelerators.
+The forms are `ordinary` attention (attention.attend), `factored` and `explicit`
+area attention, and `peer`, the PyTorch package `area-attention`, if it and
+torch are installed. Each is measured as the attention alone and as a whole S/16
+block, forward and forward + backward, in float32 on a CPU and bfloat16 on
+accelerators.
 
-Repetitions of the forms are interleaved, because a shared machine is not
-equally fast from one second to the next: `ratio` is the median over repetitions
-of a form's time over that of ordinary attention next to it, with its quartiles.
-On a CPU the time is process CPU time, all threads; else wall time. Memory is
-the compiler's figure for temporaries, results not included.
+The forms take turns, because the speed of a shared machine changes from one
+second to the next. `ratio` is the time of a form divided by that of ordinary
+attention in the same round: the median over the rounds, with its quartiles. On
+a CPU the time is the CPU time of all threads, else wall time. Memory is that of
+temporaries, without results, as the compiler reports it.
 
---tpu needs libtpu, and no TPU: compiled for a v3 core and a v5e chip, a whole
-block, forward + backward, bfloat16. XLA's fusions carry estimated cycles. A
-Pallas kernel does not, so its cycles are the bundles of its final schedule
-(it has no loops but its grid), which leaves out what a grid step costs to
-start and to fetch, about 0.35 us of DMA latency where it is not hidden.
+--tpu needs libtpu but no TPU. It compiles a whole block, forward + backward in
+bfloat16, for a v3 core and a v5e chip. XLA's fusions have estimated cycles. A
+Pallas kernel has none, so its cycles are the bundles of its final schedule,
+times the steps of its grid. That leaves out the start and the fetch of a grid
+step, about 0.35 us of DMA latency if it is not hidden.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import sys
 import tempfile
 import time
 
-CLOCK = {'v3': 0.94e9, 'v5e': 1.5e9}  # cycles a second of a core
+CLOCK = {'v3': 0.94e9, 'v5e': 1.5e9}  # cycles per second
 ONE_TOPOLOGY = '--topology' in sys.argv
 if ONE_TOPOLOGY:  # before JAX starts
   DUMP = tempfile.mkdtemp()
@@ -57,12 +58,12 @@ from vit_jax.models.area.areas import num_areas  # noqa: E402
 from vit_jax.models.area.attention import area_attend  # noqa: E402
 from vit_jax.parallel.mesh import make_mesh, replicated  # noqa: E402
 
-GRIDS = {65: 8, 197: 14, 577: 24}  # tokens: patches a side
+GRIDS = {65: 8, 197: 14, 577: 24}  # {tokens: patches on a side}
 MAXIMA = {'2': (1, 2), '3': (1, 3), '4': (1, 4), '2x2': (2, 2), '3x3': (3, 3)}
 
 
 def attend_fn(form: str, maximum: str, tokens: int):
-  """The function that takes the place of `attention.attend`."""
+  """The function that is called instead of `attention.attend`."""
   if form == 'ordinary':
     return attention.attend
   height, width = MAXIMA[maximum]
@@ -79,12 +80,12 @@ def areas_of(maximum: str, tokens: int) -> int:
 
 
 def program(
-  attend, part: str, backward: bool, batch: int, tokens: int, size: str, dtype
+  attend, scope: str, backward: bool, batch: int, tokens: int, size: str, dtype
 ):
-  """A function and the shapes of its arguments."""
+  """A function and its arguments' shapes; scope 'attention' or 'block'."""
   width, _, mlp_dim, heads = vit.SIZES[size]
   shape = jax.ShapeDtypeStruct
-  if part == 'attention':
+  if scope == 'attention':
     qkv = (shape((batch, tokens, heads, width // heads), dtype),) * 3
     forward = lambda p, x: attend(*x)[0]
     args = ({}, qkv, qkv[0])
@@ -123,7 +124,8 @@ def peer(maximum: str, tokens: int, batch: int, heads: int, backward: bool):
   import torch
 
   height, width = MAXIMA[maximum]
-  # It has no class token beside a grid: the grid alone, a little less work.
+  # The package has no class token beside a grid, so it gets the grid alone,
+  # which is a little less work.
   side = GRIDS[tokens]
   memory = (side, side) if height > 1 else (1, tokens)
   module = area_attention.AreaAttention(
@@ -148,7 +150,7 @@ def peer(maximum: str, tokens: int, batch: int, heads: int, backward: bool):
 
 
 def measure(runs: dict, repeats: int, clock) -> dict[str, list[float]]:
-  """Seconds of each repetition; the runs take turns."""
+  """Seconds of each repetition of each run; the runs take turns."""
   times = {name: [] for name in runs}
   for run in runs.values():
     run()
@@ -160,7 +162,7 @@ def measure(runs: dict, repeats: int, clock) -> dict[str, list[float]]:
   return times
 
 
-def compare(tokens: int, maximum: str, part: str, backward: bool, args):
+def compare(tokens: int, maximum: str, scope: str, backward: bool, args):
   """Prints one line for each form."""
   device = jax.devices()[0]
   on_cpu = device.platform == 'cpu'
@@ -169,7 +171,7 @@ def compare(tokens: int, maximum: str, part: str, backward: bool, args):
   for form in ('ordinary', 'factored', 'explicit'):
     fn, shapes = program(
       attend_fn(form, maximum, tokens),
-      part,
+      scope,
       backward,
       args.batch,
       tokens,
@@ -183,7 +185,7 @@ def compare(tokens: int, maximum: str, part: str, backward: bool, args):
     )
     runs[form] = lambda c=compiled, v=values: jax.block_until_ready(c(*v))
     memory[form] = compiled.memory_analysis().temp_size_in_bytes / 2**20
-  if part == 'attention' and on_cpu and not args.no_peer:
+  if scope == 'attention' and on_cpu and not args.no_peer:
     run = peer(maximum, tokens, args.batch, vit.SIZES[args.size][3], backward)
     if run is not None:
       runs['peer'] = run
@@ -198,7 +200,7 @@ def compare(tokens: int, maximum: str, part: str, backward: bool, args):
     mib = f'{memory[form]:8.1f}' if form in memory else '       -'
     print(
       f'{tokens:5d} {maximum:>4s} {areas_of(maximum, tokens):6d} '
-      f'{part:9s} {"fwd+bwd" if backward else "fwd":7s} {form:9s}'
+      f'{scope:9s} {"fwd+bwd" if backward else "fwd":7s} {form:9s}'
       f'{1e3 * np.median(seconds):9.1f} {ratio:7.2f} ({low:.2f}-{high:.2f})'
       f' {mib}',
       flush=True,
@@ -233,7 +235,7 @@ def estimate(topology: str, args):
   device = topologies.get_topology_desc(
     platform='tpu', topology_name=topology
   ).devices[0]
-  # A mesh as in training, under which activations have fixed layouts.
+  # Under a mesh, as in training, activations have fixed layouts.
   mesh = make_mesh(devices=[device])
   hertz = CLOCK[topology.split(':')[0]]
   heads = vit.SIZES[args.size][3]
@@ -284,7 +286,7 @@ def main():
   parser.add_argument('--tokens', type=int, nargs='+', choices=list(GRIDS))
   parser.add_argument('--areas', nargs='+', choices=list(MAXIMA))
   parser.add_argument(
-    '--parts',
+    '--scopes',
     nargs='+',
     default=['attention', 'block'],
     choices=('attention', 'block'),
@@ -318,16 +320,16 @@ def main():
     f'{args.batch}, {args.repeats} repetitions'
   )
   print(
-    '    T  max  areas part      pass    form            ms   ratio '
+    '    T  max  areas scope     pass    form            ms   ratio '
     '(quartiles)  temp MiB'
   )
   quick = ([197], ['2', '4'])
   tokens = args.tokens or (quick[0] if args.quick else list(GRIDS))
   for t in tokens:
     for maximum in args.areas or (quick[1] if args.quick else list(MAXIMA)):
-      for part in args.parts:
+      for scope in args.scopes:
         for backward in (True,) if args.quick else (False, True):
-          compare(t, maximum, part, backward, args)
+          compare(t, maximum, scope, backward, args)
 
 
 if __name__ == '__main__':

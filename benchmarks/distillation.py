@@ -1,11 +1,12 @@
-"""What a teacher costs: a distilled train step against a plain one.
+"""Measures the cost of a teacher: distilled training steps and a plain one.
 
   python benchmarks/distillation.py --student deit_ti16 --teacher bit_r50x1 \
       --batch 8 --image 224
 
-For the student alone, the student with a distillation token and its teacher in
-the step, and the same with stored logits: temporary and argument memory (the
-compiler's own figures) and seconds a step, uint8 images in, new state out.
+It compares three steps: the student alone, the student with a distillation
+token and its teacher in the step, and the same with stored logits. For each it
+prints the time, and the memory of temporaries and arguments as the compiler
+reports them. A step goes from uint8 images to the new state.
 """
 
 import argparse
@@ -21,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from configs import deit_i1k
 from vit_jax.parallel.mesh import make_mesh, put_batch
 from vit_jax.recipe.build import build, compile_step
-from vit_jax.teachers import live
+from vit_jax.teachers import live, stored_logits
 from vit_jax.teachers.teacher import make_teacher
 
 CLASSES, EXAMPLES = 1000, 10_000
@@ -47,7 +48,7 @@ def recipe(args, distilled: bool, weights: str):
 
 
 def measure(c, repeats: int):
-  """Best seconds of a step, temporary MiB, MiB of state and teacher."""
+  """Best seconds of a step, MiB of temporaries, MiB of state and teacher."""
   mesh = make_mesh(c.mesh.preset)
   run = build(c, mesh, num_classes=CLASSES, num_examples=EXAMPLES)
   teacher, extras = None, {}
@@ -84,12 +85,15 @@ def measure(c, repeats: int):
   )
 
 
-def stored_logits(folder: str) -> str:
-  """A table of logits, as `vit-jax teacher-logits` writes it."""
+def write_logits(folder: str) -> str:
+  """Writes logits as `vit-jax teacher-logits` does, and returns `folder`."""
   import json
 
-  np.save(f'{folder}/{live.LOGITS}', np.zeros((EXAMPLES, CLASSES), np.float16))
-  pathlib.Path(folder, live.META).write_text(
+  np.save(
+    f'{folder}/{stored_logits.LOGITS}',
+    np.zeros((EXAMPLES, CLASSES), np.float16),
+  )
+  pathlib.Path(folder, stored_logits.META).write_text(
     json.dumps({'num_classes': CLASSES, 'classes': None})
   )
   return folder
@@ -120,7 +124,7 @@ def main():
     for name, distilled, weights in (
       ('plain', False, ''),
       (f'distilled, {args.teacher}', True, live.RANDOM),
-      ('distilled, stored logits', True, stored_logits(folder)),
+      ('distilled, stored logits', True, write_logits(folder)),
     ):
       seconds, temp, arguments = measure(
         recipe(args, distilled, weights), args.repeats

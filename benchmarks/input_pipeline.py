@@ -1,12 +1,12 @@
-"""Training images per CPU-second: our pipeline beside Pillow and torch.
+"""Measures training images per CPU-second, beside Pillow and torch.
 
     python -m benchmarks.input_pipeline [--images=512] [--size=224]
 
-Makes its own JPEGs (about 110 KB at 401x468, like ImageNet's average), then
-feeds each candidate the same work: read, decode, random crop of 8-100 % to
-224x224, flip, batch as uint8. CPU time is of the process and its workers (from
-/proc: Linux), so that a busy machine distorts it little. Each run is measured
-after its first batches, the rounds are interleaved, and the median is printed.
+It writes JPEGs (about 110 KB at 401x468, the average of ImageNet), and gives
+each candidate the same work: read, decode, random crop of 8-100 % to 224x224,
+flip, batch as uint8. CPU time is that of the process and its workers, read from
+/proc (Linux), which a busy machine changes little. Each run is measured after
+its first batches, the candidates take turns, and the median is printed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from vit_jax.recipe.keys import default_config
 
 
 def write_jpegs(root: pathlib.Path, count: int) -> float:
-  """Noise at several scales, in two classes; returns the mean size in KB."""
+  """Writes images of noise in two classes; returns their mean size in KB."""
   rng = np.random.default_rng(0)
   total = 0
   for i in range(count):
@@ -66,7 +66,7 @@ def cpu_seconds() -> float:
 
 
 def pillow_example(path: str, size: int):
-  """What a plain PyTorch data set does: Pillow all the way, bicubic."""
+  """One example as a plain PyTorch data set makes it, with Pillow, bicubic."""
   with Image.open(path) as picture:
     picture = picture.convert('RGB')
   width, height = picture.size
@@ -83,7 +83,7 @@ def pillow_example(path: str, size: int):
 
 
 class PillowDataset:
-  """For torch's DataLoader, which pickles it to its workers."""
+  """A data set for torch's DataLoader, which pickles it for its workers."""
 
   def __init__(self, paths, size):
     self.paths, self.size = paths, size
@@ -96,7 +96,7 @@ class PillowDataset:
 
 
 def candidates(root, packed, size, batch):
-  """{name: generator function of endless batches}."""
+  """{name: function that yields batches without end}."""
   folder = open_source('folder', split='train', data_dir=str(root), holdout=0.0)
   records = open_source('packed', split='train', data_dir=str(packed))
   paths = [folder.describe(i) for i in range(len(folder))]
@@ -124,8 +124,10 @@ def candidates(root, packed, size, batch):
     endless = itertools.cycle(paths)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
       while True:
-        part = list(itertools.islice(endless, batch))
-        images, labels = zip(*pool.map(lambda p: pillow_example(p, size), part))
+        chosen = list(itertools.islice(endless, batch))
+        images, labels = zip(
+          *pool.map(lambda p: pillow_example(p, size), chosen)
+        )
         yield np.stack(images), np.array(labels)
 
   try:
@@ -196,7 +198,9 @@ def main():
     for _ in range(args.rounds):
       for name, read in runs.items():
         batches = read()
-        for _ in range(4):  # threads and processes are up, buffers full
+        for _ in range(
+          4
+        ):  # until threads and processes run and buffers are full
           next(batches)
         start, used = time.perf_counter(), cpu_seconds()
         for _ in range(steps):

@@ -1,18 +1,20 @@
-"""Outlook attention: our shifted products against unfold, matmul and fold.
+"""Measures outlook attention: shifted products, and unfold, matmul and fold.
 
   python benchmarks/outlook_attention.py --batch 8 --image 224 --dtype float32
   python benchmarks/outlook_attention.py --batch 32 --dtype bfloat16 \
       --topology v5e:1x1        the TPU compiler's estimate; needs libtpu
 
-For VOLO-D1's first stage (28x28 map at 224, width 192, 6 heads): time and
-temporary memory (the compiler's own figure) of the mixing step alone, forward
-and forward + backward, in both forms, and the largest difference between them.
+It runs the mixing step of VOLO-D1's first stage (28x28 map at 224 px, width
+192, 6 heads) in both forms, forward and forward + backward. It prints the time,
+the memory of temporaries as the compiler reports it, and the largest difference
+of the results.
 
-Measured so (ms, MiB): a CPU with 2 cores, batch 8, float32: ours 1.9 ms, 11 MiB
-forward and 69 ms, 38 MiB with backward; unfold and fold 253, 21 and 467, 42.
-Estimates for TPUs, batch 32, bfloat16: v5e 3.2 and 8.5 ms against 5.6 and 12.8,
-v3 5.8 and 14.8 against 9.9 and 21.5, with 0 (v5e) and 101 MiB (v3) of
-temporaries forward against 294 and 404.
+Measured on 2 CPU cores, batch 8, float32: the shifted form takes 1.9 ms and 11
+MiB forward, 69 ms and 38 MiB with backward; unfold and fold take 253 ms and 21
+MiB, 467 ms and 42 MiB. Estimates for TPUs, batch 32, bfloat16, forward and with
+backward: on a v5e 3.2 and 8.5 ms, unfold and fold 5.6 and 12.8; on a v3 5.8 and
+14.8 ms, unfold and fold 9.9 and 21.5. Temporaries forward: 0 MiB (v5e) and 101
+MiB (v3), unfold and fold 294 and 404.
 """
 
 import argparse
@@ -37,11 +39,11 @@ import jax.numpy as jnp
 
 from vit_jax.models.outlook import outlook
 
-CLOCK = {'v3': 0.94e9, 'v5e': 1.5e9}  # cycles a second
+CLOCK = {'v3': 0.94e9, 'v5e': 1.5e9}  # cycles per second
 
 
 def unfold_fold(weights, v):
-  """The published form: 3x3 patches at stride 2, matmul, summed back."""
+  """The published form: 3x3 patches at stride 2, a matmul, and a sum (fold)."""
   batch, height, width, heads, head_width = v.shape
   _, h, w = weights.shape[:3]
 
@@ -74,7 +76,7 @@ def measure(compiled, args, repeats: int) -> float:
 
 
 def estimate(compiled, chip: str) -> float:
-  """The TPU compiler's milliseconds."""
+  """Milliseconds by the TPU compiler's estimate."""
   from vit_jax.aot.hlo import Program
 
   cycles, _ = Program(compiled.as_text()).cycles()
@@ -106,8 +108,10 @@ def main():
       topology_name=args.topology,
       chips_per_host_bounds=[1, 1, 1],
     ).devices[0]
-    place = jax.sharding.SingleDeviceSharding(device)
-    make = lambda shape: jax.ShapeDtypeStruct(shape, args.dtype, sharding=place)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    make = lambda shape: jax.ShapeDtypeStruct(
+      shape, args.dtype, sharding=sharding
+    )
     weights, v, target = make(w_shape), make(v_shape), make(v_shape)
   else:
     keys = jax.random.split(jax.random.key(0), 3)

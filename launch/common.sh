@@ -1,18 +1,18 @@
-# Shared by the launch scripts; sourced, not run.
+# Shared functions and settings of the launch scripts, which source this file.
 # shellcheck shell=bash
 
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-DRY_RUN=${DRY_RUN:-0}  # 1: print the commands, run nothing
+DRY_RUN=${DRY_RUN:-0}  # 1: print the commands instead of running them
 
 # Settings of the tpu_*.sh scripts.
 TPU_NAME=${TPU_NAME:-}
 ZONE=${ZONE:-}
-PROJECT=${PROJECT:-}              # default: gcloud's own
+PROJECT=${PROJECT:-}              # default: gcloud's project
 ACCELERATOR=${ACCELERATOR:-v3-32} # v2-8 ... v3-2048, v4-32, v5litepod-64, ...
 QUEUED=${QUEUED:-0}               # 1: a queued resource instead of a tpu-vm
-INTERNAL_IP=${INTERNAL_IP:-0}     # 1: ssh to internal addresses
+INTERNAL_IP=${INTERNAL_IP:-0}     # 1: use ssh with internal addresses
 
 die() {
   printf 'error: %s\n' "$*" >&2
@@ -21,12 +21,12 @@ die() {
 
 say() { printf '%s\n' "$*" >&2; }
 
-# need NAME WHAT: stops if the variable NAME is empty.
+# need NAME WHAT EXAMPLE: stops if the variable NAME is empty.
 need() {
   [[ -n ${!1:-} ]] || die "$1 is not set: $2, e.g. $1=$3"
 }
 
-# quote ARG...: the arguments as one shell command line.
+# quote ARG...: prints the arguments as one shell command line.
 quote() {
   local arg line=
   for arg in "$@"; do
@@ -36,7 +36,7 @@ quote() {
   printf '%s\n' "$line"
 }
 
-# run COMMAND ARG...: runs it, or prints it under DRY_RUN=1.
+# run COMMAND ARG...: runs a command, or prints it with DRY_RUN=1.
 run() {
   if [[ $DRY_RUN == 1 ]]; then
     quote "$@"
@@ -45,7 +45,7 @@ run() {
   fi
 }
 
-# tpus VERB...: a `gcloud compute tpus` command with the project and the zone.
+# tpus VERB...: runs `gcloud compute tpus` with the project and the zone.
 tpus() {
   run gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+"--project=$PROJECT"}
 }
@@ -57,21 +57,22 @@ on_workers() {
   tpus tpu-vm ssh "$TPU_NAME" "${flags[@]}" --command="$2"
 }
 
-# worker WHICH VERB ARG...: launch/worker.sh on worker WHICH or 'all'.
+# worker WHICH VERB ARG...: runs launch/worker.sh on worker WHICH or 'all'.
 worker() {
   local which=$1
   shift
   on_workers "$which" "bash vit_jax/launch/worker.sh $(quote "$@")"
 }
 
-# A line for each worker: 'HOST running PID', 'HOST exited CODE', 'HOST idle'.
+# Prints a line for each worker: 'HOST running PID', 'HOST exited CODE' or
+# 'HOST idle'.
 worker_states() {
   # shellcheck disable=SC2016
   on_workers all 'if [ -e vit_jax/launch/worker.sh ]; then
 bash vit_jax/launch/worker.sh status; else echo "$(hostname) idle"; fi'
 }
 
-# The committed code, unpacked as ~/vit_jax on every worker.
+# Copies the committed code to ~/vit_jax on every worker.
 sync_code() {
   local archive=/tmp/vit_jax_$TPU_NAME.tar.gz flags=(--worker=all)
   if [[ -n $(git -C "$ROOT" status --porcelain --untracked-files=no) ]]; then
@@ -84,8 +85,9 @@ sync_code() {
   on_workers all 'rm -rf vit_jax && tar -xzf vit_jax.tar.gz'
 }
 
-# State of the TPU (READY, CREATING, PREEMPTED, ...) or ABSENT. A queued
-# resource's own state (WAITING_FOR_RESOURCES, SUSPENDED, ...) unless ACTIVE.
+# Prints the state of the TPU (READY, CREATING, PREEMPTED, ...), or ABSENT. For
+# a queued resource that is not ACTIVE, prints the state of the resource
+# (WAITING_FOR_RESOURCES, SUSPENDED, ...).
 tpu_state() {
   local list state
   if [[ $DRY_RUN == 1 ]]; then
@@ -105,7 +107,8 @@ tpu_state() {
 
 delete_tpu() {
   if [[ $QUEUED == 1 ]]; then
-    # A preempted one stays SUSPENDED, with its name and quota, until deleted.
+    # A preempted resource stays SUSPENDED and keeps its name and quota until it
+    # is deleted.
     tpus queued-resources delete "$TPU_NAME" --force --quiet
   else
     tpus tpu-vm delete "$TPU_NAME" --quiet

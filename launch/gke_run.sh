@@ -6,12 +6,13 @@
 #   GKE_ACCELERATOR=tpu-v5-lite-podslice launch/gke_run.sh \
 #     --config=configs/vit_l16_i21k.py --workdir=gs://BUCKET/vit_l16_i21k
 #
-# The image has this repository installed with `pip install '.[tpu]'`, configs
-# in its working directory. kubectl must point at the cluster, with JobSet
-# installed. Variables: TOPOLOGY (of one slice, in chips), SLICES (1),
-# CHIPS_PER_HOST (4), GKE_ACCELERATOR (tpu-v4-podslice, tpu-v5-lite-podslice,
-# tpu-v5p-slice, tpu-v6e-slice), SERVICE_ACCOUNT (default), RETRIES (20),
-# NAMESPACE (default), DRY_RUN=1 (prints the manifest and the command).
+# The image needs this repository, installed with `pip install '.[tpu]'`, and
+# configs/ in its working directory. kubectl must point at a cluster that has
+# JobSet. Variables, with their defaults: TOPOLOGY (of one slice, in chips),
+# SLICES (1), CHIPS_PER_HOST (4), GKE_ACCELERATOR (tpu-v4-podslice,
+# tpu-v5-lite-podslice, tpu-v5p-slice or tpu-v6e-slice), SERVICE_ACCOUNT
+# (default), RETRIES (20), NAMESPACE (default), DRY_RUN=1 (prints the manifest
+# and the command).
 #
 #   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=JOB_NAME --all-containers
 #   kubectl get jobset JOB_NAME

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Several processes on this machine, joined over the loopback: a pod in small.
+# Runs training in several processes on this machine, as on a pod.
 #
 #   PROCESSES=2 DEVICES=4 launch/local.sh \
 #     --config=configs/X.py:smoke --workdir=/tmp/x
 #
-# Variables: PROCESSES (2), DEVICES (virtual CPU devices per process, 1), PORT
-# (a free one), LOGS (process 1... write to LOGS/process_I.txt; default: all to
-# the terminal), PYTHON (python), GRACE (20 seconds), DRY_RUN=1. TERM and INT
-# are passed on; when one process fails, the others get TERM and, after GRACE
-# seconds, KILL. Exits with the code of the first process that failed.
+# Variables, with their defaults: PROCESSES (2), DEVICES (virtual CPU devices of
+# a process, 1), PORT (a free port), LOGS (directory; process I writes to
+# LOGS/process_I.txt instead of the terminal, except process 0), PYTHON
+# (python), GRACE (20 seconds), DRY_RUN=1. The script passes TERM and INT on.
+# When a process fails, the others get TERM and, after GRACE seconds, KILL, and
+# the script exits with the code of the first process that failed.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [[ $# -gt 0 ]] || die 'no flags for vit_jax.main: --config=... --workdir=...'
 processes=${PROCESSES:-2}
@@ -42,7 +43,7 @@ for ((i = 0; i < processes; i++)); do
       "XLA_FLAGS=${XLA_FLAGS# }" "$python" -m vit_jax.main "$@"
     continue
   fi
-  # Each in a process group of its own, so that its children end with it.
+  # Each process has its own process group, so that its children end with it.
   export JAX_PROCESS_ID=$i
   if [[ -n ${LOGS:-} && $i != 0 ]]; then
     mkdir -p "$LOGS"
@@ -63,10 +64,10 @@ while ((${#left[@]} > 0)); do
       alive+=("$pid")
       continue
     fi
-    this=0
-    wait "$pid" || this=$?
-    if ((this != 0 && code == 0)); then
-      code=$this
+    status=0
+    wait "$pid" || status=$?
+    if ((status != 0 && code == 0)); then
+      code=$status
       deadline=$((SECONDS + ${GRACE:-20}))
       say "a process ended with exit code $code; stopping the others"
       signal TERM

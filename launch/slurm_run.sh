@@ -4,9 +4,9 @@
 #   NODES=2 GPUS=8 launch/slurm_run.sh \
 #     --config=configs/deit_i1k.py:b16 --workdir=/shared/deit_b16
 #
-# Variables: NODES (1), GPUS per node (8), PYTHON (the virtual environment's,
-# default python), SBATCH_FLAGS (e.g. '--partition=gpu --account=x'),
-# RETRIES (20), DRY_RUN=1. The environment has vit_jax with the extra `cuda`.
+# Variables, with their defaults: NODES (1), GPUS (of a node, 8), PYTHON (of an
+# environment with `pip install 'vit_jax[cuda]'`, python), SBATCH_FLAGS (such as
+# '--partition=gpu --account=x'), RETRIES (20), DRY_RUN=1.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [[ $# -gt 0 ]] || die 'no flags for vit_jax.main: --config=... --workdir=...'
 nodes=${NODES:-1}

@@ -3,11 +3,11 @@
 #
 #   TPU_NAME=vit-jax ZONE=europe-west4-a ACCELERATOR=v3-32 launch/tpu_create.sh
 #
-# Variables (see also common.sh): SPOT=1 (preemptible, cheaper), QUEUED=1
-# (a queued resource: waits its turn for capacity), RUNTIME (software version;
-# default by accelerator), NETWORK, SUBNETWORK, SERVICE_ACCOUNT, LABELS
-# (k=v,...), DATA_DISK (source=...,mode=read-only), WAIT (7200 seconds),
-# POLL (20), DRY_RUN=1.
+# Variables, besides those of common.sh: SPOT=1 (preemptible and cheaper),
+# QUEUED=1 (a queued resource, which waits for capacity), RUNTIME (software
+# version; by default that of the accelerator), NETWORK, SUBNETWORK,
+# SERVICE_ACCOUNT, LABELS (k=v,...), DATA_DISK (source=...,mode=read-only), WAIT
+# (7200 seconds), POLL (20 seconds), DRY_RUN=1.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 
@@ -24,7 +24,7 @@ case $ACCELERATOR in
 esac
 runtime=${RUNTIME:-$runtime}
 
-# The same setting has different names for the two commands.
+# Both commands take these flags, but name the runtime version differently.
 flags=(--accelerator-type="$ACCELERATOR")
 if [[ ${SPOT:-0} == 1 ]]; then flags+=(--spot); fi
 if [[ -n ${NETWORK:-} ]]; then flags+=(--network="$NETWORK"); fi
@@ -54,8 +54,8 @@ while :; do
         'create it again, perhaps in another zone' ;;
   esac
   ((SECONDS < deadline)) ||
-    die "$TPU_NAME is still $state after ${WAIT:-7200} s: wait on with" \
-      'launch/tpu_status.sh, or delete it'
+    die "$TPU_NAME is still $state after ${WAIT:-7200} s: look again with" \
+      'launch/tpu_status.sh, or delete it (DELETE=1 launch/tpu_stop.sh)'
   say "$TPU_NAME is $state"
   sleep "${POLL:-20}"
 done

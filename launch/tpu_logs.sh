@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Shows the log of a worker, or of all.
+# Shows the log of one worker, or of all workers.
 #
 #   TPU_NAME=vit-jax ZONE=europe-west4-a launch/tpu_logs.sh
 #
-# Variables: see common.sh; WORKER (0; a number or 'all'), LINES_SHOWN (50),
-# FOLLOW=1 keeps following; DRY_RUN=1.
+# Variables, besides those of common.sh: WORKER (a number or 'all', default 0),
+# LINES_SHOWN (50), FOLLOW=1 (shows new lines as they come), DRY_RUN=1.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 

@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
-# Trains to the end on a slice that may be preempted: creates it, sets it up,
-# starts training, watches, and on a preemption deletes it, creates it again
-# and resumes from the workdir's newest checkpoint.
+# Trains to the end on a slice that may be preempted. It creates the slice, sets
+# it up, starts training and watches it. After a preemption it deletes the
+# slice, creates it again and resumes from the newest checkpoint in the workdir.
 #
 #   TPU_NAME=vit-jax ZONE=europe-west4-a ACCELERATOR=v3-32 SPOT=1 \
 #     launch/tpu_retry.sh --config=configs/X.py --workdir=gs://BUCKET/X
 #
-# Run it where it can stay (a small VM, tmux); it may be stopped and started
-# again at any time. Exits 0 when training is done, 1 when training failed (an
-# error that a restart would repeat) or after RETRIES (20) restarts. Variables:
-# those of tpu_create.sh, tpu_setup.sh and tpu_run.sh; POLL (60 seconds);
-# DRY_RUN=1 prints one round.
+# Run it on a machine that stays up, such as a small VM with tmux. It may be
+# stopped and started again at any time. It exits with code 0 when training is
+# done, and with 1 when training has failed with an error that a restart would
+# repeat, or after RETRIES (20) restarts. Variables, besides those of
+# tpu_create.sh, tpu_setup.sh and tpu_run.sh: POLL (60 seconds), LOST (5 failed
+# connections before the slice is deleted), DRY_RUN=1 (prints one round).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 [[ $# -gt 0 ]] || die 'no flags for vit_jax.main: --config=... --workdir=...'
 here=$ROOT/launch
 
-# One word for the job: running, done, failed, stopped (preempted, killed: may
-# be resumed), idle (never started), unreachable.
+# Prints the state of the job: running, done, failed, stopped (preempted or
+# killed, so that it can be resumed), idle (never started) or unreachable.
 job() {
   local lines
   lines=$(worker_states) || { echo unreachable; return; }
@@ -26,7 +27,7 @@ job() {
   elif ! grep -qv ' exited 0$' <<<"$lines"; then
     echo 'done'
   elif grep -qE ' (killed|exited (3|13[0-9]|14[0-9]))$' <<<"$lines"; then
-    echo stopped # the others' errors follow from that one
+    echo stopped # errors of other workers follow from it
   elif grep -q ' exited ' <<<"$lines"; then
     echo failed
   else

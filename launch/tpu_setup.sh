@@ -3,12 +3,13 @@
 #
 #   TPU_NAME=vit-jax ZONE=europe-west4-a launch/tpu_setup.sh
 #
-# Python >= 3.11 comes from uv, or else from the deadsnakes archive. Variables:
-# see common.sh; PYTHON_VERSION (3.11); DRY_RUN=1.
+# Python 3.11 or newer is installed with uv, or else from the deadsnakes
+# archive. Variables, besides those of common.sh: PYTHON_VERSION (3.11),
+# DRY_RUN=1.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 
-# The first connection spreads the ssh key to each worker, one at a time.
+# The first connection copies the ssh key to the workers, one after another.
 on_workers all true
 sync_code
 on_workers all "PYTHON_VERSION=${PYTHON_VERSION:-3.11} \

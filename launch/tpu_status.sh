@@ -3,7 +3,7 @@
 #
 #   TPU_NAME=vit-jax ZONE=europe-west4-a launch/tpu_status.sh
 #
-# Variables: see common.sh; DRY_RUN=1.
+# Variables: those of common.sh, DRY_RUN=1.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 

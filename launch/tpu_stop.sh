@@ -3,9 +3,9 @@
 #
 #   TPU_NAME=vit-jax ZONE=europe-west4-a DELETE=1 launch/tpu_stop.sh
 #
-# Training gets TERM, saves a checkpoint and exits 3; after GRACE (120) seconds
-# it is killed. A slice costs money until it is deleted. Variables: see
-# common.sh; DRY_RUN=1.
+# Training gets TERM, saves a checkpoint and exits with code 3; after GRACE
+# (120) seconds it is killed. A slice costs money until it is deleted.
+# Variables, besides those of common.sh: DELETE=1, GRACE, DRY_RUN=1.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# What runs on one worker of a TPU VM; the tpu_*.sh scripts call it over ssh.
+# Sets up and runs training on one worker of a TPU VM; the tpu_*.sh scripts call
+# it over ssh.
 #
-#   worker.sh setup             Python, a virtual environment, vit_jax
-#   worker.sh check             the versions, and that JAX sees the whole slice
-#   worker.sh start FLAG...     python -m vit_jax.main FLAG..., detached
-#   worker.sh status            'HOST running PID', 'HOST exited CODE', ...
-#   worker.sh logs LINES        the end of the log
-#   worker.sh stop SECONDS      TERM (training saves a checkpoint), then KILL
+#   worker.sh setup             installs Python, an environment and vit_jax
+#   worker.sh check             prints versions, checks that JAX sees the slice
+#   worker.sh start FLAG...     starts python -m vit_jax.main FLAG..., detached
+#   worker.sh status            prints 'HOST running PID', 'HOST exited CODE'...
+#   worker.sh logs LINES        prints the last lines of the log
+#   worker.sh stop SECONDS      sends TERM (training saves a checkpoint), then
+#                               KILL after SECONDS
 #
-# Variables: VENV (~/vit_jax_venv), RUN (~/vit_jax_run: pid, log, exit),
-# PYTHON_VERSION (3.11), EXTRA (tpu), PLATFORMS (tpu,cpu).
+# Variables, with their defaults: VENV (~/vit_jax_venv), RUN (~/vit_jax_run; it
+# has the files pid, log and exit), PYTHON_VERSION (3.11), EXTRA (tpu),
+# PLATFORMS (tpu,cpu).
 set -euo pipefail
 
 VENV=${VENV:-$HOME/vit_jax_venv}
@@ -18,7 +21,8 @@ PYTHON_VERSION=${PYTHON_VERSION:-3.11}
 EXTRA=${EXTRA:-tpu}
 CODE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# The TPU images carry Python 3.10, on which pip would find an old JAX.
+# Makes the virtual environment. The TPU images have Python 3.10, for which pip
+# would install an old JAX.
 find_python() {
   if command -v "python$PYTHON_VERSION" >/dev/null &&
     "python$PYTHON_VERSION" -c 'import ensurepip' 2>/dev/null; then
@@ -39,21 +43,23 @@ if sys.version_info < (3, 11):
   sys.exit(f"error: Python {sys.version} in the virtual environment; "
            "3.11 or newer is needed: remove the environment and set it up "
            "again with PYTHON_VERSION=3.11")'
-  local pins=()
+  local versions=()
   if [[ -f $CODE/requirements.txt ]]; then
-    pins=(-c "$CODE/requirements.txt")
+    versions=(-c "$CODE/requirements.txt")
   fi
   "$VENV/bin/python" -m pip install --quiet --upgrade pip
-  "$VENV/bin/python" -m pip install --quiet -e "${CODE}[$EXTRA]" "${pins[@]}"
+  "$VENV/bin/python" -m pip install --quiet -e "${CODE}[$EXTRA]" \
+    "${versions[@]}"
 }
 
-# Every worker at once: a slice is only visible as a whole.
+# Runs on all workers at the same time, because JAX sees a slice only as a
+# whole.
 check() {
   JAX_PLATFORMS=${PLATFORMS:-tpu,cpu} timeout 300 "$VENV/bin/python" -c '
 import sys
 import jax, jaxlib, flax
-from vit_jax import distributed
-distributed.initialize(timeout=240)
+from vit_jax.parallel import processes
+processes.initialize(timeout=240)
 backend = jax.default_backend()
 print(f"process {jax.process_index()}/{jax.process_count()}: Python "
       f"{sys.version.split()[0]}, jax {jax.__version__}, jaxlib "
@@ -65,7 +71,7 @@ if backend != sys.argv[1]:
 ' "${BACKEND:-tpu}"
 }
 
-# The process group of the running job, or nothing.
+# Prints the process group of the running job, or nothing.
 running() {
   local pid
   pid=$(cat "$RUN/pid" 2>/dev/null) || return 0
@@ -80,10 +86,10 @@ start() {
     echo "error: already running as $pid: stop it first (tpu_stop.sh)" >&2
     exit 1
   fi
-  rm -f /tmp/libtpu_lockfile "$RUN/exit" # left behind by a crash
+  rm -f /tmp/libtpu_lockfile "$RUN/exit" # a crashed job leaves them
   mkdir -p "$RUN"
   cd "$CODE"
-  # A platform that is named must start: no silent fall-back to the CPU.
+  # JAX fails if a named platform does not start, instead of using the CPU.
   export JAX_PLATFORMS=${PLATFORMS:-tpu,cpu}
   # shellcheck disable=SC2016
   setsid nohup bash -c '
@@ -115,7 +121,8 @@ stop() {
   local pid seconds=${1:-120}
   pid=$(running)
   if [[ -n $pid ]]; then
-    # To the training process only, so that its shell can note the exit code.
+    # Only the training process gets TERM, so that its shell writes the exit
+    # code.
     pkill -TERM -P "$pid" || true
     while ((seconds-- > 0)) && [[ -n $(running) ]]; do sleep 1; done
     if [[ -n $(running) ]]; then kill -KILL -- "-$pid"; fi

@@ -5,6 +5,7 @@ which `ssh --command` really runs the command, with a `python` that plays the
 training: so worker.sh (start, status, stop) is exercised, not only printed.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -156,6 +157,14 @@ def test_shellcheck():
   if shellcheck is None:
     pytest.skip('shellcheck is not installed (extra dev)')
   subprocess.run([shellcheck, *map(str, SCRIPTS)], check=True)
+
+
+def test_the_python_of_the_worker_imports_what_exists():
+  text = (LAUNCH / 'worker.sh').read_text()
+  imports = re.findall(r'(?m)^from (vit_jax\S*) import (\w+)$', text)
+  assert imports
+  for package, module in imports:
+    assert importlib.util.find_spec(f'{package}.{module}')
 
 
 @pytest.mark.parametrize('script', [s.name for s in SCRIPTS])
