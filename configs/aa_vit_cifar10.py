@@ -7,31 +7,34 @@
     ... :s16,2x2  :s16,3x3    areas of the grid of patches
     ... :s16,2,distill --config.loss.teacher_weights=TEACHER
                               with a distillation token and a teacher's hard
-                              labels, which the project names as a next step
+                              labels, which the project plans as a next step
 
     python -m vit_jax.ablate --config=configs/aa_vit_cifar10.py:s16 \
         --config.data.dir=TFDS_DIR --workdir=runs/aa_table
-        the project's table (top-1, top-5, loss), with its numbers beside the
-        results; ':ti16' for the other size, ':small' for a CPU
-    ... :small,distill        a teacher (configs/deit_cifar10.py:teacher), then
-                              plain and area models without and with it
+        runs the project's table (top-1, top-5, loss) and shows its numbers
+        beside the results; ':ti16' is the other size, ':small' is for a CPU
+    ... :small,distill        trains a teacher
+    (configs/deit_cifar10.py:teacher),
+                              then plain and area models without and with it
 
-Areas of at most 2 (3, 4) neighbors of the token sequence, class token included,
-in the first two blocks. The number of parameters is that of the plain ViT.
+"The project" is oshertidhar/ViT-AA, which published the models and numbers. The
+first two blocks attend to areas of at most 2 (3, 4) neighbors in the sequence
+of tokens, with the class token. The model has as many parameters as the plain
+ViT.
 
-The published form is the default: CIFAR-10 up-sampled bicubically from 32 to
-224 px before RandAugment, DeiT's augmentation and its schedule as executed, 300
-epochs, AdamW 5e-4 x batch / 512, weight decay 0.05; evaluation resizes to 256
-bicubically and crops 224. The plain rows are timm's DeiT (initialization 0.02,
-epsilon 1e-6, drop path 0.1); the area models have PyTorch's initialization,
-epsilon 1e-5, no drop path, and decay the class token and the position table
-too, because the class of the project exempts nothing. The batch size is not
-recorded: 64 is the default of the project's code. The project normalizes its
-test images with CIFAR-10's mean and deviation, its training images with
-ImageNet's; here both have ImageNet's.
+The default has the project's settings: CIFAR-10 up-sampled bicubically from 32
+to 224 px before RandAugment, DeiT's augmentation, the schedule as DeiT's code
+runs it, 300 epochs, AdamW 5e-4 x batch / 512, weight decay 0.05. Evaluation
+resizes to 256 bicubically and crops 224. The plain models are timm's DeiT
+(initialization 0.02, epsilon 1e-6, drop path 0.1). The area models have
+PyTorch's initialization, epsilon 1e-5 and no drop path, and their class token
+and position table decay too, because the project's code exempts no parameter.
+The batch size is not recorded: 64 is the default of the project's code. The
+project normalizes test images with CIFAR-10's mean and deviation and training
+images with ImageNet's; this recipe uses ImageNet's for both.
 
-Top-1, top-5 and loss on the test set (the project's first table, 1 March 2021;
-and top-1 of its later one):
+Expected top-1, top-5 and loss on the test set (the project's first table, 1
+March 2021), and top-1 of its later table:
 
     s16     90.02  99.6   0.432   90.60     ti16     85.49  99.49  0.576
     s16,2   91.44  99.6   0.408   92.19     ti16,2   86.14  99.52  0.557
@@ -40,18 +43,17 @@ and top-1 of its later one):
 
 One epoch of S took the authors 4:30 min plain and 5:20 with areas of 2 on a T4.
 
-Deviations, each a switch:
+Switches that deviate from the project:
 
-    matched    the plain model is the area model without areas: initialization,
-               epsilon, decay and drop path are the same, so that only the
-               attention differs
+    matched    the plain model has the initialization, epsilon, decay and drop
+               path of the area models, so that only the attention differs
     droppath   drop path 0.1 in the area models too
-    fast       no RandAugment, and the data set on the device, cropped there at
-               224 px from bilinear samples: S/16 is then bounded by its 4.1e17
-               FLOP, 17 minutes at 400 TFLOP/s
-    small      (a size) 32 px, patch 4, width 64, 4 blocks, 2 epochs, crops of
-               the padded image and flips, both models matched: about 4 minutes
-               a run on one CPU core
+    fast       no RandAugment; the data set is held on the device, which crops
+               and resizes bilinearly to 224 px. The 4.1e17 FLOP of S/16 then
+               set the time: 17 minutes at 400 TFLOP/s
+    small      a size for a CPU: 32 px, patch 4, width 64, 4 blocks, 2 epochs,
+               crops of the padded image and flips, both models matched; about
+               4 minutes per run on one core
 """
 
 from vit_jax.recipe import shared
@@ -60,7 +62,8 @@ from vit_jax.recipe.keys import default_config
 SIZES = ('ti16', 's16', 'b16', 'small')
 AREAS = {'2': (1, 2), '3': (1, 3), '4': (1, 4), '2x2': (2, 2), '3x3': (3, 3)}
 OPTIONS = (*AREAS, 'matched', 'droppath', 'fast', 'distill')
-# Of the project's first table, by size and maximum area ('' is the plain ViT).
+# The project's first table: {(size, maximum area): results}; '' is the plain
+# ViT.
 _ROW = lambda top1, top5, loss: {'top-1': top1, 'top-5': top5, 'loss': loss}
 PUBLISHED = {
   ('s16', ''): _ROW(90.02, 99.6, 0.432),
@@ -110,7 +113,8 @@ def _published(c, size: str, plain: bool, distill: bool):
   c.data.interpolation = 'bicubic'
   shared.timm_augmentation(c)
   if distill:
-    # No project trained this: DeiT's distilled model, with or without areas.
+    # DeiT's distilled model, with or without areas; the project has no such
+    # run.
     c.model.name, c.model.drop_path = f'deit_{size}_distilled', 0.0
     c.optim.decay_mask = r'.*/kernel|dist_token'
   elif plain:
@@ -126,7 +130,7 @@ def _published(c, size: str, plain: bool, distill: bool):
 
 
 def _small(c, distill: bool):
-  """For a CPU: crops of the padded image and flips, on the device."""
+  """A model and settings for a CPU, with crops and flips on the device."""
   c.model.update(
     name='deit_ti16_distilled' if distill else 'aa_vit_ti16',
     patch_size=4,
@@ -167,7 +171,7 @@ def _with_teacher(size: str, switches):
   """Plain and area models, each without and with a teacher."""
   others = sorted(switches - {*AREAS, 'distill', 'matched'})
   variants, weights = {}, {}
-  if size == 'small':  # for the other sizes a teacher is given
+  if size == 'small':  # the other sizes need loss.teacher_weights
     arg = ','.join(['teacher', *(o for o in others if o == 'smoke')])
     variants['teacher'] = {
       'config': 'configs/deit_cifar10.py',

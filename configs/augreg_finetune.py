@@ -5,17 +5,17 @@
         --config.run.pretrained=Ti_16-i21k-300ep-...npz \
         --config.data.dir=TFDS_DIR --workdir=runs/ti16_imagenet
 
-The models, data sets and switches of configs/finetune.py, with AugReg's lengths
-and rates: batch 512, 384 px, dropout 0. Of its grid the paper reports the run
-that is best on the held-out part of the training split:
+It has the models, data sets and switches of configs/finetune.py, and AugReg's
+lengths and rates: batch 512, 384 px, dropout 0. The paper ran this grid, and
+reports the run that is best on held-out images of the training split:
 
     data set                                   steps           rates
     imagenet2012                               20,000          0.01, 0.03
     cifar10, cifar100                          2,500 | 10,000  0.001 ... 0.03
     oxford_iiit_pet, oxford_flowers102, folder   500 | 2,500   0.001 ... 0.03
 
-`long` takes the longer of the two lengths, `224` images of 224 px. The grid of
-a data set:
+`long` takes the longer of the two lengths, `224` takes images of 224 px. This
+runs the grid of a data set:
 
     python -m vit_jax.ablate \
         --config=configs/augreg_finetune.py:ti16,oxford_iiit_pet --seeds=1 \
@@ -24,8 +24,7 @@ a data set:
 Cost: that of configs/finetune.py at the same size and number of steps.
 
 Expected on ImageNet with the recommended files at 384 px and 20,000 steps
-(README of google-research/vision_transformer), at the rate that the default
-here takes:
+(README of google-research/vision_transformer), at this recipe's default rate:
 
     l16  85.59 (0.01)    r50_vit_l32  85.99 (0.01)    b32         83.59 (0.01)
     b16  85.49 (0.03)    r26_vit_s32  83.85 (0.01)    s32         79.58 (0.01)

@@ -8,11 +8,10 @@
 300 epochs, batch 4,096, Adam with a bfloat16 first moment, 1e-3 with a cosine
 to 0, 10,000 warm-up steps, clip 1, weight decay 1e-4 times the schedule
 ('wd_0.1' in the names of the files; `wd0.03` is 3e-5), sigmoid loss with head
-bias -10, class token. Level, dropout, drop path and weight decay are by default
-those of the recommended file of the model (README of
-google-research/vision_transformer); without switches this recipe makes that
-file. Expected on ImageNet after configs/augreg_finetune.py at 384 px, 20,000
-steps:
+bias -10, class token. The default level, dropout, drop path and weight decay
+are those of the recommended file of the model (README of
+google-research/vision_transformer). Expected on ImageNet after
+configs/augreg_finetune.py at 384 px, 20,000 steps:
 
     model        level    weight decay  dropout, drop path   top-1
     ti16         none     0.03          0                    78.22
@@ -86,12 +85,12 @@ def get_config(arg=None):
     shared.augreg(c, name, switches, BIG_VISION)
     c.model.pool = 'gap'
   else:
-    own = {
+    published = {
       s
       for s in REGULARIZATION.get(name, ())
       if not switches & {'wd0.1' if s == 'wd0.03' else s[:2] + '0'}
     }
-    shared.augreg(c, name, switches | own, LEVELS)
+    shared.augreg(c, name, switches | published, LEVELS)
   c.model.head_bias = -10.0
   c.mesh.preset = 'zero'
   c.eval.every_epochs = 10.0

@@ -4,11 +4,11 @@
         --config.data.dir=TFDS_DIR --workdir=DIR
     ... :r50x1,big_vision     big_vision's recipe, with its ResNet V1
 
-90 epochs, batch 4,096, SGD with momentum 0.9, softmax loss. The paper: rate
-0.03 x 4,096 / 256 = 0.48, divided by 10 after epochs 30, 60 and 80, 5,000
-warm-up steps, L2 1e-4 (see configs/bit_i21k.py). `big_vision`: rate 0.1 x 16
-with a cosine to 0, 1,000 warm-up steps, clip 1, bfloat16 momentum, weight decay
-1e-4 x 16 times the schedule.
+90 epochs, batch 4,096, SGD with momentum 0.9, softmax loss. The paper's rate is
+0.03 x 4,096 / 256 = 0.48, divided by 10 after epochs 30, 60 and 80, with 5,000
+warm-up steps and L2 1e-4 (see configs/bit_i21k.py). `big_vision` has the rate
+0.1 x 16 with a cosine to 0, 1,000 warm-up steps, clip 1, bfloat16 momentum,
+weight decay 1e-4 x 16 times the schedule.
 
 Cost: big_vision's R50x1 takes about 32 minutes on a v3-128; 4.1 G
 multiply-accumulates an image. Expected for r50x1,big_vision: about 76

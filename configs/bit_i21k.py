@@ -6,11 +6,11 @@
     ... :r101x3, :r152x2, :r152x4     the other sizes
 
 90 epochs, batch 4,096, SGD with momentum 0.9, rate 0.03 x 4,096 / 256 = 0.48,
-5,000 warm-up steps, sigmoid loss. The paper: the rate divided by 10 after
-epochs 30, 60 and 80, and an L2 penalty of 1e-4, which passes through the
-momentum. `big_vision`: cosine to 0, clip 1, bfloat16 momentum, weight decay
-3e-5 x 16 times the schedule, head bias -10, and a root pool that never sees the
-zeros of its padding.
+5,000 warm-up steps, sigmoid loss. The paper divides the rate by 10 after epochs
+30, 60 and 80, and has an L2 penalty of 1e-4, which goes through the momentum.
+`big_vision` has a cosine to 0, clip 1, bfloat16 momentum, weight decay
+3e-5 x 16 times the schedule, head bias -10, and a root pooling that pads with
+-inf instead of zeros.
 
 Cost in multiply-accumulates an image: R50x1 4.1 G, R152x2 45.8 G, R152x4 183 G.
 Expected on ImageNet after configs/bit_hyperrule.py:MODEL,imagenet2012,whole
@@ -54,7 +54,7 @@ def get_config(arg=None):
 
 
 def set_paper_decay(c):
-  """The paper's steps of the rate, and its L2 penalty."""
+  """Sets the paper's steps of the learning rate and its L2 penalty."""
   c.schedule.name, c.schedule.factor = 'step', 0.1
   c.schedule.boundaries = (30 / 90, 60 / 90, 80 / 90)
   c.optim.decay_style, c.optim.weight_decay = 'coupled', 1e-4

@@ -10,12 +10,13 @@
 
     python -m vit_jax.ablate --config=configs/cait_i1k.py:s24 \
         --config.data.dir=TFDS_DIR --config.loss.teacher_weights=TEACHER \
-        --workdir=runs/cait_table3    a row of table 3: its four columns, with
-                                      the published numbers beside the results
+        --workdir=runs/cait_table3    runs a row of table 3 (four columns), and
+                                      shows the published numbers beside it
 
 Batch 1,024; every patch block has the same drop path. No training time was
-published; G multiply-accumulates an image at 224 and 384 px, and expected top-1
-at 224, at 384, and distilled at 224 and 384 (the paper, table 3):
+published. The table has G multiply-accumulates per image at 224 and 384 px, and
+the expected top-1 at 224, at 384, and distilled at 224 and 384 (the paper,
+table 3):
 
               G at 224, 384    224   384   224 dist  384 dist
     xxs24       2.5     9.6    77.6  80.4  78.4      80.9

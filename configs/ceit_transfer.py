@@ -3,7 +3,7 @@
     python -m vit_jax.ablate --config=configs/ceit_transfer.py:t --seeds=1 \
         --config.run.pretrained=runs/ceit_t --config.data.dir=TFDS_DIR \
         --workdir=runs/ceit_t_transfer
-        all data sets at 224 px, with the published numbers beside the results
+        runs all data sets at 224 px, with published numbers beside the results
     ... :t,384 --config.run.pretrained=runs/ceit_t_384        at 384 px
     ... :t,smoke                                              a few minutes
 
@@ -11,10 +11,10 @@
 
 Sizes t and s. The settings are those of DeiT's transfer
 (configs/deit_finetune.py), because the paper follows it and the released code
-has no command for these tasks; BatchNorm normalizes each of 4 devices' images
-by itself, as in pre-training. The data sets are TFDS's; for inat19, which TFDS
-does not have, give a packed data set (`vit-jax pack`) with splits train and
-validation as --config.data.dir.
+has no command for these tasks. BatchNorm normalizes 4 groups of the batch, as
+in pre-training. The data sets are TFDS's; for inat19, which TFDS does not have,
+give a packed data set (`vit-jax pack`) with splits train and validation as
+--config.data.dir.
 
 Cost in multiply-accumulates an image: t 1.4 G, s 4.8 G; at 384 px 5.1 and 16.0
 G. Expected top-1:

@@ -10,10 +10,10 @@ The default is for a CPU: 0.4 M parameters, patches of 4, 9 epochs. Measured:
     python -m vit_jax.ablate --config=configs/cifar10.py:vit --jobs=2 \
         --seeds=1 --config.data.dir=TFDS_DIR --workdir=runs/families
 
-compares the families with the same size and budget, a few minutes each on a
-core: :vit, :deepvit, :cait, :ceit and :volo of width 64 on the 16 patches of 8
-x 8, about 0.2 M parameters, 3 epochs, the same optimizer and augmentation. The
-README has the results.
+This compares the families, a few minutes each on a core: :vit, :deepvit, :cait,
+:ceit and :volo, all with width 64 on 16 patches of 8 x 8 pixels, about 0.2 M
+parameters, 3 epochs, and the same optimizer and augmentation. The README has
+the results.
 
 Data: TFDS cifar10 prepared as array_record. The data set is held on the device,
 and cropped and flipped there.
@@ -22,7 +22,7 @@ and cropped and flipped there.
 from vit_jax.recipe import shared
 from vit_jax.recipe.keys import default_config
 
-# Every family with blocks of width 64 on a grid of 4 x 4 patches.
+# Models of every family, with blocks of width 64 on a grid of 4 x 4 patches.
 SMALL = dict(patch_size=8, width=64, num_heads=4, mlp_dim=192)
 FAMILIES = {
   'vit': dict(SMALL, name='vit_ti16', depth=5, pool='gap', posemb='learn1d'),

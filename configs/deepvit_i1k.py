@@ -7,13 +7,16 @@
 
     python -m vit_jax.ablate --config=configs/deepvit_i1k.py \
         --config.data.dir=TFDS_DIR --workdir=runs/deepvit_table
-        ViT and DeepViT with 16, 24 and 32 blocks, with the published numbers
-    ... :widths     plain ViTs of 32 blocks, 8 heads and width 256, 384, 512 or
-                    768: the share of blocks with attention maps like those of
-                    the block before (figure 5, which has no numbers in print)
+        runs ViT and DeepViT with 16, 24 and 32 blocks, and shows the published
+        numbers beside the results
+    ... :widths     measures plain ViTs of 32 blocks, 8 heads and width 256,
+    384,
+                    512 or 768: the fraction of blocks whose attention maps are
+                    similar to those of the block before (figure 5, for which no
+                    numbers are printed)
 
-No training time was published; G multiply-accumulates an image, parameters in
-millions, and expected top-1 (README of zhoudaquan/dvit_repo):
+No training time was published. The table has G multiply-accumulates per image,
+parameters in millions, and the expected top-1 (README of zhoudaquan/dvit_repo):
 
     16      5.3 G   24.4 M   79.10   (plain 78.88)
     24      7.9     36.3     79.99   (plain 79.35)
@@ -23,13 +26,13 @@ millions, and expected top-1 (README of zhoudaquan/dvit_repo):
     l408   12.5     55.6             the size that the paper gives for L
     l,ft384  44.8   59.0     84.25
 
-The rate of 5e-4 is the published one and does not follow the batch size. 32
-images a process were published, but not the number of processes: 256 here is 8
-of them, each of which mixes and normalizes its images by itself
-(data.mix_groups, model.bn_groups). The step with the best accuracy of the
-averaged parameters is kept beside the last one. Settings of 16, 24 and the
-plain models are those of s. Those of the fine-tuning were not published: they
-are DeiT's.
+The published rate, 5e-4, does not depend on the batch size. 32 images per
+process were published, but not the number of processes. The batch of 256 here
+is that of 8 processes, and images are mixed and normalized in 8 groups, as in
+as many processes (data.mix_groups, model.bn_groups). The step with the best
+accuracy of the averaged parameters is kept beside the last one. 16, 24 and the
+plain models have the settings of s. The settings of the fine-tuning were not
+published, so they are DeiT's.
 """
 
 from vit_jax.recipe import shared
@@ -56,7 +59,7 @@ def get_config(arg=None):
   c.data.batch_size = 256
   c.data.interpolation = 'random'
   shared.timm_augmentation(c)
-  c.data.erase_mixed = True  # its loader mixes first and erases then
+  c.data.erase_mixed = True  # DeepViT's loader mixes before it erases
   c.data.mix_groups = 8
 
   c.model.name = f'deepvit_{size}'
@@ -122,8 +125,7 @@ def sweep(arg=None):
 
 
 def measure(config, directory):
-  """The share of blocks whose attention maps are like those of the one
-  before."""
+  """The fraction of blocks with attention similar to the block before."""
   from vit_jax.ablation.measures import similar_attention
 
   return {'similar blocks': similar_attention(config, directory)}

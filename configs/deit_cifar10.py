@@ -1,4 +1,4 @@
-"""What a teacher brings, on CIFAR-10 and a CPU: DeiT's table 3 in small.
+"""Distillation on CIFAR-10 and a CPU: DeiT's table 3 with small models.
 
     python -m vit_jax.ablate --config=configs/deit_cifar10.py --seeds=3 \
         --jobs=2 --config.data.dir=TFDS_DIR --workdir=runs/deit_cifar10
@@ -6,8 +6,8 @@
 First two teachers: a small BiT (convolutions, GroupNorm) and a small RegNetY
 (grouped convolutions, BatchNorm; DeiT's own teacher is a RegNetY). Then a small
 ViT without a teacher, and distilled from the hard and soft labels of each
-(DeiT's distillation token), three seeds each; then what each of the two tokens
-of the students of BiT says. One of them alone:
+(DeiT's distillation token), three seeds each. At last the accuracy of each of
+the two tokens of BiT's students alone. To run one of the models:
 
     python -m vit_jax.main --config=configs/deit_cifar10.py:teacher ...
     ... :regnet    the other teacher
@@ -27,7 +27,7 @@ KINDS = ('plain', 'hard', 'soft', 'teacher', 'regnet')
 STUDENT = dict(patch_size=8, width=96, depth=4, num_heads=4, mlp_dim=192)
 TEACHERS = {
   'teacher': dict(name='bit_r50x1', num_layers=(2, 2, 2), width_factor=0.5),
-  # Three stages, of 1, 2 and 2 blocks that are 48, 96 and 192 wide.
+  # Three stages of 1, 2 and 2 blocks, with the widths 48, 96 and 192.
   'regnet': dict(
     name='regnety_040',
     w0=48,
@@ -70,7 +70,8 @@ def get_config(arg=None):
   if kind in ('hard', 'soft'):
     c.loss.distill = kind
   if kind == 'soft':
-    # The loss divides by the 10 classes, so that tau^2 / 10 is about one here.
+    # The loss has the factor tau^2 / C, which is 0.9 with tau = 3 and 10
+    # classes.
     c.loss.distill_tau = 3.0
   if 'smoke' in switches:
     shared.smoke(c)
@@ -78,7 +79,7 @@ def get_config(arg=None):
 
 
 def sweep(arg=None):
-  """Teachers, students without and with them, and the tokens of some."""
+  """Teachers, students without and with them, and single tokens of students."""
   _, switches = shared.parse_arg(arg)
   with_switches = lambda kind: ','.join([kind, *switches])
   variants = {

@@ -7,13 +7,13 @@
     ... :b16,384,hard  and  :b16,384,soft     the other rows of table 3
     ... :b16,cifar100    at 224 px; with 384 at 384 px
 
-Sizes ti16, s16, b16. `distill` is the model with the distillation token; it has
-the teacher here too, which is given the student's images at their size (other
-data needs a teacher of its classes: loss.teacher_weights). Without a data set:
-ImageNet at 384 px, 30 epochs of batch 512 at a constant 5e-6 after the warm-up,
-no drop path (the released code fine-tunes in evaluation mode), position tables
-resized bicubically. Data sets (the authors in issues 45 and 105 of
-facebookresearch/deit):
+Sizes ti16, s16, b16. `distill` is the model with the distillation token. It
+learns from the teacher here too, which gets the student's images at their size;
+other data needs a teacher of its classes (loss.teacher_weights). Without a data
+set the recipe fine-tunes on ImageNet at 384 px, 30 epochs of batch 512 at a
+constant 5e-6 after the warm-up, no drop path (the released code fine-tunes in
+evaluation mode), position tables resized bicubically. Data sets (the authors in
+issues 45 and 105 of facebookresearch/deit):
 
     cifar10, cifar100, cars    1,000 epochs, SGD 0.01, decay 1e-4, batch 768,
                                no erasing, no drop path
@@ -45,7 +45,7 @@ DATASETS = {
   'flowers': ('tfds:oxford_flowers102', 'train+validation', 'test'),
   'pets': ('tfds:oxford_iiit_pet', 'train', 'test'),
   'inat18': ('tfds:i_naturalist2018', 'train', 'validation'),
-  # Not in TFDS: packed by `vit-jax pack` into data.dir.
+  # TFDS does not have it: pack it with `vit-jax pack` into data.dir.
   'inat19': ('packed', 'train', 'validation'),
 }
 
@@ -74,7 +74,7 @@ def get_config(arg=None):
 
 
 def set_data(c, dataset: str):
-  """Data set, length and optimizer of a transfer task."""
+  """Sets data set, length and optimizer of a transfer task."""
   c.data.source, c.data.split, test = DATASETS[dataset]
   c.eval.sets = {'test': {'split': test}}
   c.data.batch_size, c.optim.lr_batch = 768, None

@@ -9,8 +9,8 @@
 
     python -m vit_jax.ablate --config=configs/deit_i1k.py:b16 \
         --config.data.dir=TFDS_DIR --workdir=runs/table3
-                                      the rows of the paper's table 3, with the
-                                      published numbers beside the results
+                                      runs the rows of table 3, with published
+                                      numbers beside the results
 
 Sizes ti16, s16, b16: 1.25, 4.60 and 17.6 G multiply-accumulates an image. The
 authors took 53 hours for B on 8 V100 (37 on 16), three days for S on 4.
@@ -32,23 +32,24 @@ of regnety_160-a5fe301d.pth as TEACHER. It sees the student's augmented images,
 at its own 224 px. TEACHER can also be a workdir, another file with
 --config.loss.teacher=NAME, or stored logits of images that are not mixed.
 
-As executed officially the rate is constant within an epoch, the warm-up is not
-taken off the cosine's time, and the first two epochs run at 1e-6. `plaincosine`
-is the formula: a linear warm-up of 5 epochs by the step, then a cosine over the
-rest. With repeated augmentation an epoch has as many steps as without: it sees
-a third of the images three times. The average of the parameters is tracked, but
-not evaluated, as in the paper. `soft` has the paper's temperature 3 and weight
-0.1; the loss divides by the number of classes, as the released code does.
+In the released code the rate is constant within an epoch, the cosine begins at
+epoch 0 and not after the warm-up, and the first two epochs run at 1e-6.
+`plaincosine` follows the formula instead: a linear warm-up of 5 epochs, step by
+step, then a cosine over the rest. With repeated augmentation an epoch has as
+many steps as without: it has a third of the images, each of them three times.
+The average of the parameters is computed but not evaluated, as in the paper.
+`soft` has the paper's temperature 3 and weight 0.1; the loss divides by the
+number of classes, as the released code does.
 """
 
 from vit_jax.recipe import shared
 from vit_jax.recipe.keys import default_config
 
 SIZES = ('ti16', 's16', 'b16')
-KINDS = ('distill', 'hard', 'soft')  # what is learned from a teacher
+KINDS = ('distill', 'hard', 'soft')  # ways to learn from a teacher
 OPTIONS = (*KINDS, 'bce', 'plaincosine')
 TEACHER = 'hf:timm/regnety_160.deit_in1k'
-# Table 3: top-1 at 224 for each size, and of b16 at 384.
+# Table 3: top-1 at 224 px for each of SIZES, and of b16 at 384 px.
 PUBLISHED = {
   'plain': (72.2, 79.8, 81.8, 83.1),
   'soft': (72.2, 79.8, 81.8, 83.2),
@@ -60,7 +61,7 @@ PUBLISHED = {
 
 
 def base():
-  """Table 9, for any model of the family."""
+  """The settings of table 9, for any model of the family."""
   c = default_config()
   c.run.epochs = 300.0
   shared.imagenet_full(c)
@@ -82,7 +83,7 @@ def base():
 
 
 def set_model(c, size: str, switches):
-  """DeiT of a size, with the teacher that the switches name."""
+  """Sets DeiT of a size, and the teacher that the switches name."""
   shared.check_size(size, SIZES)
   kind = shared.one_of(switches, KINDS)
   c.model.name = f'deit_{size}' + '_distilled' * (kind == 'distill')
@@ -113,7 +114,7 @@ def get_config(arg=None):
 
 
 def sweep(arg=None):
-  """Table 3: what distillation brings, which embedding to read, and 384 px."""
+  """The rows of table 3: kinds of distillation, single tokens, and 384 px."""
   size, switches = shared.parse_arg(arg, model='s16', options=OPTIONS)
   shared.check_size(size, SIZES)
   others = sorted(switches - set(KINDS))
@@ -153,7 +154,7 @@ def sweep(arg=None):
 
 
 def _read_tokens(both, suffix: str, published):
-  """What the class and the distillation token of a trained model say alone."""
+  """Variants that evaluate one token of the distilled model `both` alone."""
   read = {
     **both,
     'run.eval_only': True,

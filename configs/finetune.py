@@ -1,5 +1,4 @@
-"""Fine-tuning as published for the Vision Transformer (arXiv:2010.11929, table
-4).
+"""Fine-tuning as in the ViT paper (arXiv:2010.11929, table 4).
 
     python -m vit_jax.main --config=configs/finetune.py:b16,cifar10 \
         --config.run.pretrained=ViT-B_16.npz --config.data.dir=TFDS_DIR \
@@ -7,19 +6,20 @@
 
 The model is any registered name (`vit-jax models`; 'b16' is short for vit_b16).
 The data set is cifar10, cifar100, imagenet2012, oxford_iiit_pet,
-oxford_flowers102 (TFDS, array_record) or `folder`, an image folder. SGD with a
-bfloat16 momentum, batch 512 in 8 micro-batches, cosine, clip 1, no weight
-decay, a head that starts at zero, 384 px. Switches, after a comma:
+oxford_flowers102 (TFDS, array_record) or `folder`, an image folder. The
+settings are SGD with a bfloat16 momentum, batch 512 in 8 micro-batches, a
+cosine, clip 1, no weight decay, a head that starts at zero, and 384 px.
+Switches, after a comma:
 
     short        500 steps with 50 of warm-up (CIFAR) instead of 10,000 with 500
-    res512       512 px and averaged parameters (decay 0.9999), as the paper
-                 fine-tuned on ImageNet: 512 for L/16, and res518 for H/14
+    res512       512 px and averaged parameters (decay 0.9999), as in the
+                 paper's fine-tuning of L/16 on ImageNet; res518 for H/14
     head         a linear probe: only the head is trained
-    layerdecay   the rate falls by 0.75 from block to block towards the input
+    layerdecay   the rate of each block is 0.75 times that of the next block
     smoke        a few seconds on synthetic data
 
-The rate was chosen on the held-out part of the training split. This runs the
-published grid and tabulates it:
+The authors chose the rate on held-out images of the training split. This runs
+their grid and writes a table:
 
     python -m vit_jax.ablate --config=configs/finetune.py:b16,cifar10 \
         --seeds=1 --config.run.pretrained=ViT-B_16.npz \
@@ -55,13 +55,13 @@ class Dataset:
   """A data set of the papers.
 
   Attributes:
-    source: its name for `data.source`.
+    source: value of `data.source`.
     examples: number of training images.
-    side: a typical shorter side in pixels.
-    percent: of the training split that is trained on; the rest is held out.
+    side: typical length of the shorter side in pixels.
+    percent: percentage of the training split to train on; the rest is held out.
     test: name of the test split.
-    rate: learning rate of the released code's configuration.
-    rates: the grid.
+    rate: learning rate in the configuration of the released code.
+    rates: learning rates of the published grid.
   """
 
   source: str
@@ -107,7 +107,7 @@ def parse(arg, default: str = 'b16,cifar10', switches=SWITCHES):
 
 
 def set_data(c, dataset: str):
-  """Most of the training split to train on, the rest to choose settings."""
+  """Sets the data; 'minival' is held out for the choice of settings."""
   data = DATASETS[dataset]
   c.data.source = data.source
   c.data.split = f'train[:{data.percent}%]'
@@ -125,7 +125,7 @@ def base(model: str, dataset: str):
   set_data(c, dataset)
   c.data.batch_size = finetuning.BATCH_SIZE
   finetuning.set_length(c, DATASETS[dataset].examples)
-  # The released code has another rate for this one pair.
+  # The released code has another rate for this model and data set.
   b16_cifar10 = (model, dataset) == ('vit_b16', 'cifar10')
   finetuning.set_optimizer(c, 0.01 if b16_cifar10 else DATASETS[dataset].rate)
   c.optim.accumulate = 8
@@ -141,10 +141,10 @@ def base(model: str, dataset: str):
 
 
 def set_image_size(c, size: int):
-  """`size`, rounded down to whole patches: 378 for patches of 14.
+  """Sets the image size, rounded down to whole patches: 378 for patches of 14.
 
-  A Mixer keeps its own size, because its token MLPs have the number of patches
-  that it was trained with.
+  A Mixer keeps its own size, because its token MLPs have a fixed number of
+  tokens.
   """
   info = model_info(c.model.name)
   if c.model.name.startswith('mixer'):
@@ -154,7 +154,7 @@ def set_image_size(c, size: int):
 
 
 def set_switches(c, switches):
-  """The switches that all fine-tuning recipes have."""
+  """Applies the switches that all fine-tuning recipes have."""
   if 'head' in switches:
     c.optim.groups = finetuning.HEAD_ONLY
   if 'layerdecay' in switches:

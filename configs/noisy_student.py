@@ -6,16 +6,17 @@
     vit-jax pseudo-label TEACHER UNLABELED DATA --threshold 0.3 --per-class N
     python -m vit_jax.main --config=configs/noisy_student.py:b16 \
         --config.data.dir=DATA --workdir=runs/student
-    ... and once more with the student as TEACHER
+    ... and again, with the student as TEACHER
 
-The model is any registered name, or a DeiT size (ti16, s16, b16); it should be
-as large as the teacher or larger. As in the paper, labels are soft, images
-above a confidence of 0.3 are kept and balanced by copies (130,000 a class of
-JFT's 300 million), and only the student is noised. The paper's nets are
-EfficientNets, noised by RandAugment (2 x 27), dropout 0.5 and stochastic depth
-0.2. Here a ViT gets DeiT's noise with dropout added: RandAugment (2 x 9),
-dropout 0.1, drop path 0.2. How often labeled images are seen follows from the
-number of pseudo-labeled ones: choose N with this in mind.
+The model is any registered name, or a DeiT size (ti16, s16, b16). It should be
+at least as large as the teacher. As in the paper, labels are soft, images above
+a confidence of 0.3 are kept, classes are balanced by copies of images (the
+paper has 130,000 images per class, of JFT's 300 million), and only the student
+is noised. The paper's nets are EfficientNets, noised by RandAugment (2 x 27),
+dropout 0.5 and stochastic depth 0.2. Here a ViT gets DeiT's noise with dropout
+added: RandAugment (2 x 9), dropout 0.1, drop path 0.2. The more pseudo-labeled
+images there are, the less often the labeled ones are seen: choose N
+accordingly.
 
 Cost: that of configs/deit_i1k.py, where an epoch is one pass over both kinds of
 images. Expected: no number is published for a ViT; the paper's student

@@ -1,4 +1,4 @@
-"""Position embeddings of ViT-B/16, scheme by place (arXiv:2010.11929, table 8).
+"""Position embeddings of ViT-B/16 (arXiv:2010.11929, table 8).
 
     python -m vit_jax.ablate --config=configs/posemb_d3.py --seeds=1 \
         --config.data.dir=gs://BUCKET/jft --config.eval.fewshot.dir=TFDS_DIR \
@@ -7,12 +7,13 @@
 
     python -m vit_jax.main --config=configs/posemb_d3.py:2d,layers ...  one cell
 
-Every cell is a pre-training of B/16 with the settings of configs/vit_jft.py and
-then a 5-shot linear probe on ImageNet (the first 65,000 training images, three
-draws). Schemes: `none`, `1d`, `2d` (a table for rows and one for columns, each
-of half the width), `relative` (one-dimensional offsets in every attention).
-Places: at the input, `layers` (a table of its own for every layer) or `shared`
-(one table, added in every layer).
+Every cell of the table is a pre-training of B/16 with the settings of
+configs/vit_jft.py, then a 5-shot linear probe on ImageNet (the first 65,000
+training images, three draws). The schemes are `none`, `1d`, `2d` (a table for
+rows and one for columns, each of half the width) and `relative`
+(one-dimensional offsets in every attention). Positions are added at the input,
+or with `layers` in every layer from its own table, or with `shared` in every
+layer from one table.
 
 Cost: eight runs of B/16, 17.6 G multiply-accumulates an image, 7 epochs each.
 Expected 5-shot accuracy with JFT (appendix D.4):
@@ -33,7 +34,7 @@ SCHEMES = {
   '2d': 'learn2d',
   'relative': 'relative',
 }
-PLACES = {'layers': 'every_layer', 'shared': 'every_layer_shared'}
+LAYERS = {'layers': 'every_layer', 'shared': 'every_layer_shared'}
 PUBLISHED = {
   ('none', ''): 61.382,
   ('1d', ''): 64.206,
@@ -48,15 +49,15 @@ COLUMN = '5-shot'
 
 
 def get_config(arg=None):
-  _, switches = shared.parse_arg(arg, options=(*SCHEMES, *PLACES))
+  _, switches = shared.parse_arg(arg, options=(*SCHEMES, *LAYERS))
   scheme = shared.one_of(switches, SCHEMES, '1d')
-  place = shared.one_of(switches, PLACES)
-  if (scheme, place) not in PUBLISHED:
+  layers = shared.one_of(switches, LAYERS)
+  if (scheme, layers) not in PUBLISHED:
     raise ValueError(f'{scheme} position embeddings are only at the input')
   c = vit_jft.get_config('b16')
-  c.run.name = f'position embeddings: {scheme} {place}'.strip()
+  c.run.name = f'position embeddings: {scheme} {layers}'.strip()
   c.model.posemb = SCHEMES[scheme]
-  c.model.posemb_at = PLACES.get(place, 'stem')
+  c.model.posemb_at = LAYERS.get(layers, 'stem')
   if scheme == 'relative':
     c.model.class_token_only = False  # relative attention computes all tokens
   shared.fewshot_on_imagenet(c)
@@ -66,14 +67,14 @@ def get_config(arg=None):
 
 
 def sweep(arg=None):
-  """Every scheme at every place."""
+  """Every cell of the table."""
   _, switches = shared.parse_arg(arg)
   return {
-    f'{scheme} {place}'.strip(): {
-      'arg': ','.join(filter(None, [scheme, place, *switches])),
+    f'{scheme} {layers}'.strip(): {
+      'arg': ','.join(filter(None, [scheme, layers, *switches])),
       'published': {COLUMN: value},
     }
-    for (scheme, place), value in PUBLISHED.items()
+    for (scheme, layers), value in PUBLISHED.items()
   }
 
 

@@ -5,9 +5,9 @@
     ... :b32, :l16, :l32     the other sizes      ... :l16,warm3.4
 
 300 epochs, batch 4,096, Adam, 3e-3 with a cosine to 0, weight decay 0.3,
-dropout 0.1, clip 1, 10,000 warm-up steps (`warm3.4`: 3.4 epochs, as table 9 of
-the DeiT paper, arXiv:2012.12877, lists it for this recipe; 10,000 steps are 32
-epochs). The loss is the sigmoid cross-entropy with head bias -10 and targets
+dropout 0.1, clip 1, 10,000 warm-up steps, which are 32 epochs. (`warm3.4` has
+3.4 epochs, which table 9 of the DeiT paper, arXiv:2012.12877, lists for this
+recipe.) The loss is the sigmoid cross-entropy with head bias -10 and targets
 0.9999 and 0.0001, and before the head there is a tanh layer as wide as the
 model ('pre_logits'), which fine-tuning drops (the authors in issues 2, 89 and
 124 of google-research/vision_transformer). Evaluation resizes to 256 and crops
@@ -17,11 +17,11 @@ Cost in multiply-accumulates an image: B/16 17.6 G, L/16 61.6 G. Expected on the
 validation set at the end of this run at 224 px (the authors, issue 62), and
 after fine-tuning at 384 px with configs/finetune.py:b16,imagenet2012 (table 5):
 
-           here, 224 px    fine-tuned, 384 px
-    b32    69.19           73.38
-    b16    74.79           77.91
-    l32    66.90           71.16
-    l16    72.59           76.53
+           224 px    fine-tuned, 384 px
+    b32    69.19     73.38
+    b16    74.79     77.91
+    l32    66.90     71.16
+    l16    72.59     76.53
 
 A plain ViT needs more regularization with this amount of data:
 configs/augreg_i1k.py and configs/vit_s16_i1k.py are better recipes.

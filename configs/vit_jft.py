@@ -28,10 +28,10 @@ JFT-3B, batch 16,384, 1 M steps, Adafactor with a bfloat16 first moment, rate
 50,000 steps of cooldown, weight decay 0.03 times the rate on kernels, 100 times
 that on the head, clip 1, pooling by attention (MAP).
 
-Variants of ours:
+Variants that were not published:
 
-    gap      256 tokens of patches without the class token fill the tiles of a
-             TPU exactly; the paper's table pools by the class token
+    gap      mean pooling, as the 256 patches without a class token fill the
+             tiles of a TPU exactly; the paper's table has the class token
     adamw    g14 and G14 with the optimizer, schedule and batch of H/14, for
              clusters that do not hold a batch of 16,384
 
@@ -56,7 +56,7 @@ SETTINGS = {
   'r50_vit_b16': (7, 8e-4),
   'r50_vit_l32': (7, 2e-4),
   'r50_vit_l16': (14, 4e-4),
-  # Of the variant `adamw`.
+  # For the variant `adamw`.
   'vit_g14': (14, 3e-4),
   'vit_G14': (14, 3e-4),
 }
@@ -87,7 +87,7 @@ def get_config(arg=None):
     c.mesh.preset, c.mesh.fsdp = 'fsdp', 32
   if name in GIANT:
     c.model.remat, c.model.scan = 'full', True
-    c.model.class_token_only = False  # scanned blocks are all alike
+    c.model.class_token_only = False  # all scanned blocks must be the same
   c.log.every_steps = 100
   c.log.checkpoint_minutes = 20.0
   c.log.keep_latest = 2

@@ -11,15 +11,15 @@
 The default is figure 4: b/32, B/32 and L/32, L/16 pre-trained on 9 M, 30 M, 90
 M and 303 M random images of JFT with the same settings (those of
 configs/vit_jft.py, without further regularization), then a 5-shot linear probe
-on ImageNet. 'b' is B with all hidden dimensions halved: the size of ViT-S.
-Smaller sets are the first images of the packed split, which is shuffled when it
-is packed; lengths stay those of the whole set, in steps.
+on ImageNet. 'b' is B with all hidden dimensions halved, which is the size of
+ViT-S. The smaller sets are the first images of the packed split, which `vit-jax
+pack` has shuffled. All runs have as many steps as those on the whole set.
 
-`hybrids` is figure 5: pure models beside hybrids, 7 epochs each (14 for the
-second L/16, hybrid L/16 and H/14).
+`hybrids` is figure 5: ViTs beside hybrids, 7 epochs each, and 14 epochs for a
+second L/16, a second hybrid L/16 and H/14.
 
-Cost: see configs/vit_jft.py. Expected: the figures have no numbers in print; at
-9 M images the smaller models are better, at 90 M and 303 M the larger ones.
+Cost: see configs/vit_jft.py. Expected: no numbers are printed in the figures.
+At 9 M images the smaller models are better, at 90 M and 303 M the larger ones.
 """
 
 from configs import vit_jft
@@ -27,7 +27,7 @@ from vit_jax.recipe import shared
 
 MODELS = ('vit_s32', 'vit_b32', 'vit_l32', 'vit_l16')
 HYBRIDS = ('r50_vit_b32', 'r50_vit_b16', 'r50_vit_l32', 'r50_vit_l16')
-# Fraction of the training split.
+# {name: fraction of the training split}.
 SUBSETS = {'9M': 0.03, '30M': 0.1, '90M': 0.3, '300M': 1.0}
 JFT = 303_000_000
 COLUMN = '5-shot'

@@ -10,11 +10,11 @@
     python -m vit_jax.ablate --config=configs/volo_i1k.py \
         --config.data.dir=TFDS_DIR --config.data.labels=LABELS \
         --workdir=runs/volo_comparison
-        D1 to D5 at 224 px and at the larger sizes, with the published numbers
+        runs D1 to D5 at 224 px and at the larger sizes, with published numbers
 
-Batch 1,024. No training time was published; G multiply-accumulates an image,
-parameters in millions at 224 px, expected top-1 at 224 and after fine-tuning
-(README of sail-sg/volo):
+Batch 1,024. No training time was published. The table has G
+multiply-accumulates per image and parameters in millions at 224 px, and the
+expected top-1 at 224 px and after fine-tuning (README of sail-sg/volo):
 
     d1    6.92 G    26.6 M   84.2   85.2 at 384 (22.7 G)
     d2   14.3       58.7     85.2   86.0 at 384 (46.1)
@@ -22,18 +22,18 @@ parameters in millions at 224 px, expected top-1 at 224 and after fine-tuning
     d4   44.3      193       85.7   86.8 at 448 (197)
     d5   72.3      295       86.1   87.0 at 448 (315), 87.1 at 512 (425)
 
-The authors' label maps are of NFNet-F6, which is not in this project: TEACHER
-is a VOLO, or a ViT with a head. Without label maps the class label stands for
-every token: about 83.8 for d1 by the authors, 81.7 by a user (issue 43). The
-rates of d4 and d5 were not published, and those of d3 are taken; their drop
-path and the batch of their fine-tuning are not certain. Each of 8 devices'
-images were normalized by themselves: model.bn_groups=8.
+The authors' label maps come from NFNet-F6, which this package does not have:
+TEACHER is a VOLO, or a ViT with a head. Without label maps every token has the
+label of its image; the authors then report about 83.8 for d1, and a user 81.7
+(issue 43). The rates of d4 and d5 were not published, so d3's is used; their
+drop path and the batch of their fine-tuning are not certain. BatchNorm
+normalized the images of each of 8 devices, hence model.bn_groups=8.
 """
 
 from vit_jax.recipe import shared
 from vit_jax.recipe.keys import default_config
 
-# size: peak rate, drop path, image sizes and batch of fine-tuning.
+# {size: (peak rate, drop path, image sizes and batch of fine-tuning)}.
 SIZES = {
   'd1': (1.6e-3, 0.1, (384,), 512),
   'd2': (1e-3, 0.2, (384,), 384),
@@ -41,7 +41,7 @@ SIZES = {
   'd4': (1e-3, 0.5, (448,), 240),
   'd5': (1e-3, 0.75, (448, 512), 240),
 }
-# size: top-1 at 224, and by image size after fine-tuning.
+# {size: (top-1 at 224 px, {image size: top-1 after fine-tuning})}.
 PUBLISHED = {
   'd1': (84.2, {384: 85.2}),
   'd2': (85.2, {384: 86.0}),
