@@ -19,6 +19,10 @@ after each run with the run's config and directory, and returns {column: value}
 of what the paper measures, such as a few-shot accuracy. The table has these
 columns too, and 'published' may name them.
 
+A function `prepare(config)` of the recipe is called before each run. It makes
+data that the run needs and that depends on an earlier run, such as the labels
+of a teacher. It has to return at once if the data exists.
+
 In values that are texts, '{workdir}' is replaced by --workdir and '{seed}' by
 the number of the seed, so that a variant can use the files of an earlier one.
 The run of seed k has the recipe's run.seed + k and is in WORKDIR/NAME/seedK.

@@ -29,6 +29,7 @@ from vit_jax.recipe.build import (
   run_metadata,
 )
 from vit_jax.recipe.checks import check
+from vit_jax.recipe.data import epoch_examples
 from vit_jax.recipe.inputs import (
   make_evaluator,
   open_eval_sets,
@@ -215,7 +216,8 @@ def _built(
   source = open_train_source(config)
   num_classes = config.data.num_classes or source.num_classes
   eval_sets = open_eval_sets(config, num_classes)
-  run = build(config, mesh, num_classes=num_classes, num_examples=len(source))
+  examples = epoch_examples(config, source)
+  run = build(config, mesh, num_classes=num_classes, num_examples=examples)
   require_agreement(
     facts_of_run(run, workdir, source, eval_sets), 'before the first step'
   )

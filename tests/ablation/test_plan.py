@@ -29,6 +29,7 @@ SWEEPS = [
   'deit_i1k:ti16',
   'deit_i1k:b16',
   'finetune:b16,imagenet2012',
+  'noisy_student_cifar10',
   'posemb_d3',
   'vit_scaling',
   'vit_scaling:hybrids',

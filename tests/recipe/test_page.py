@@ -32,7 +32,7 @@ def test_every_published_recipe_is_on_the_page():
     'deit_cifar10',
     'digits',
     'imagefolder',
-    'noisy_student',
+    'noisy_student_cifar10',
     'ceit_transfer',
     'posemb_d3',
     'vit_scaling',

@@ -1,16 +1,19 @@
 """Pseudo-labels: filtering, balancing, packing, and training on both."""
 
+import shutil
+
 import jax
 import numpy as np
 from PIL import Image
 import pytest
 
-from configs import noisy_student
+from configs import noisy_student, noisy_student_cifar10
 from tests.helpers import tiny_config
 from vit_jax import train
 from vit_jax.cli import parser
 from vit_jax.data import pack, records
 from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.source import Subset
 from vit_jax.inference.loading import load_classifier
 from vit_jax.recipe import data as recipe_data
 from vit_jax.recipe.checks import check
@@ -186,6 +189,118 @@ def test_a_student_learns_from_both(teacher, images, tmp_path):
   assert summary['results']['labelled']['examples'] == 20
 
 
+def mixed_config(pseudo_dir, **data):
+  """Synthetic labeled images, and three pseudo-labeled ones beside each."""
+  return tiny_config(
+    run=dict(steps=2),
+    data=dict(
+      num_examples=24, pseudo_dir=str(pseudo_dir), pseudo_ratio=3, **data
+    ),
+    loss=dict(smooth_soft=False, label_smoothing=0.1, weight=4.0),
+  )
+
+
+@pytest.fixture(scope='module')
+def pseudo_dir(teacher, tmp_path_factory):
+  """Images of a source, whose labels are not read, with soft pseudo-labels."""
+  out = tmp_path_factory.mktemp('pseudo')
+  wild = open_source(
+    'synthetic',
+    split='test',
+    num_examples=40,
+    num_classes=5,
+    image_size=(16, 16),
+  )
+  meta = pseudo_labels.pseudo_label(teacher, wild, out, threshold=0.0)
+  assert meta['labelled'] == meta['images'] == len(wild) == 40
+  return out
+
+
+def test_batches_have_the_ratio_of_pseudo_labels(pseudo_dir):
+  config = mixed_config(pseudo_dir)
+  check(config)
+  source = open_train_source(config)
+  assert source.lengths == (24, 40)
+  assert recipe_data.epoch_examples(config, source) == 4 * 24
+  with recipe_data.train_batches(config, source) as batches:
+    seen = [next(batches) for _ in range(12)]
+  index = np.concatenate([batch['index'] for batch in seen])
+  assert np.array_equal(index >= 24, np.arange(len(index)) % 4 > 0)
+  labeled, pseudo = index[index < 24], index[index >= 24]
+  assert set(labeled[:24]) == set(range(24))  # each once an epoch
+  assert set(pseudo[:40]) == set(range(24, 64))
+  labels = np.concatenate([batch['label'] for batch in seen])
+  is_hard = labels.max(axis=1) == 1
+  assert is_hard[index < 24].all() and not is_hard[index >= 24].any()
+  np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-5)
+
+  parts = [
+    recipe_data.train_batches(config, source, process_index=p, process_count=2)
+    for p in range(2)
+  ]
+  both = np.concatenate([next(part)['index'] for part in parts])
+  np.testing.assert_array_equal(both, index[:16])
+  for part in parts:
+    part.close()
+
+
+def test_a_cached_data_set_has_the_ratio_too(pseudo_dir):
+  config = mixed_config(pseudo_dir)
+  source = open_train_source(config)
+  cache, _ = recipe_data.make_device_cache(config, source, put=np.asarray)
+  index = np.concatenate([cache.indices(step) for step in range(12)])
+  assert np.array_equal(index >= 24, np.arange(len(index)) % 4 > 0)
+  assert set(index[index < 24][:24]) == set(range(24))
+  assert set(index[index >= 24][:40]) == set(range(24, 64))
+
+
+def test_a_student_of_a_ratio_trains(pseudo_dir, tmp_path):
+  summary = train.train_and_evaluate(mixed_config(pseudo_dir), tmp_path, ONE)
+  assert summary['step'] == 2 and summary['epochs'] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize(
+  'data, message',
+  [
+    (dict(repeats=3), 'data.repeats=3 is not possible: set data.repeats=1'),
+    (dict(mixup=0.2), 'mixed labels are soft and would not be smoothed'),
+    (dict(num_classes=6), 'has 5 classes, and synthetic.* has 6'),
+    (dict(pseudo_dir=''), 'needs pseudo-labeled images besides synthetic'),
+    (dict(pseudo_dir='no'), "data.dir='no' does not exist"),
+  ],
+)
+def test_pseudo_labels_that_do_not_fit(data, message, pseudo_dir):
+  config = mixed_config(pseudo_dir)
+  config.data.update(data)
+  with pytest.raises(ValueError, match=message):
+    check(config)
+    recipe_data.epoch_examples(config, open_train_source(config))
+
+
+def test_prepare_labels_once(teacher, monkeypatch, tmp_path):
+  """The CIFAR-10 study: the student's labels are those of its teacher."""
+  workdir = tmp_path / 'seed0'
+  shutil.copytree(teacher, workdir)
+  config = mixed_config(workdir / 'pseudo')
+  calls = []
+  label = pseudo_labels.pseudo_label
+
+  def once(weights, images, out, per_class):
+    calls.append((len(images), per_class))
+    few = Subset(images, 0, 16, 'few')
+    return label(weights, few, out, threshold=0.0, per_class=2)
+
+  monkeypatch.setattr(pseudo_labels, 'pseudo_label', once)
+  for _ in range(2):
+    noisy_student_cifar10.prepare(config)
+  source = open_train_source(config)
+  count = len(open_source('synthetic', split='train[10%:]'))
+  assert calls == [(count, count // 10)]  # once, balanced
+  assert source.lengths[1] > 0
+  variant = noisy_student_cifar10.sweep()['noisy student']
+  assert '{workdir}/teacher/' in variant['data.pseudo_dir']
+
+
 def test_errors(teacher, images, tmp_path):
   label = lambda **kw: pseudo_labels.pseudo_label(
     teacher, images / 'wild', tmp_path, **kw
@@ -207,3 +322,24 @@ def test_recipe():
   check(c)
   assert c.data.split == 'train+pseudo' and c.data.randaugment
   assert c.model.dropout and c.model.drop_path
+
+
+def test_published_recipe():
+  """arXiv:1911.04252; google-research/noisystudent."""
+  for arg, batch, ratio, epochs, magnitude in (
+    ('b0', 4096, 1, 700, ''),
+    ('b7', 8192, 3, 350, 'google(2,27)'),
+    ('l2', 30_720, 14, 350, 'google(2,27)'),
+    ('l2,last', 59_392, 28, 350, 'google(2,27)'),
+  ):
+    c = noisy_student.get_config(arg)
+    check(c)
+    assert (c.data.batch_size, c.data.pseudo_ratio) == (batch, ratio)
+    assert (c.run.epochs, c.data.randaugment) == (epochs, magnitude)
+    assert (c.model.dropout, c.model.drop_path) == (0.5, 0.2)
+    rate = c.optim.lr * c.data.batch_size / c.optim.lr_batch
+    assert rate == pytest.approx(0.016 * 2048 / 256)
+  c = noisy_student.get_config('l2,resolution')
+  check(c)
+  assert (c.run.epochs, c.data.image_size) == (1.5, 800)
+  assert not c.data.randaugment and not c.data.pseudo_ratio

@@ -170,6 +170,20 @@ def test_total_loss_plain(name):
   assert set(parts) == {'base'}
 
 
+def test_soft_labels_are_left_alone_and_the_loss_is_weighted():
+  """Noisy Student: mean of the labeled plus ratio times that of the others."""
+  logits = jax.random.normal(jax.random.key(0), (4, 3))
+  soft = jnp.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+  label = jnp.concatenate([jnp.eye(3)[:1], soft])
+  c = config(label_smoothing=0.1, smooth_soft=False, weight=4.0)
+  got, _ = losses.total_loss(c, logits, {}, {'label': label})
+  labeled = losses.softmax_xent(logits[:1], losses.smooth(label[:1], 0.1))
+  others = losses.softmax_xent(logits[1:], soft)
+  np.testing.assert_allclose(
+    got, jnp.mean(labeled) + 3 * jnp.mean(others), rtol=1e-6
+  )
+
+
 def test_total_loss_distils_the_distillation_branch():
   cls, dist, teacher = (normal(i, B, C) for i in range(3))
   target = {'label': soft(3, B, C)}

@@ -137,6 +137,44 @@ def test_decay_styles_agree_at_constant_lr(name):
     assert changed == path.endswith('/kernel')
 
 
+def test_rmsprop_is_tensorflows():
+  """Mean square from 1, epsilon in the root, the rate inside the momentum."""
+  fields = dict(name='rmsprop', b2=0.9, eps=1e-3, momentum=0.9)
+  decay = dict(decay_style='coupled', weight_decay=0.1, decay_mask='head/.*')
+  schedule = lambda step: 0.1 / (1 + step)
+  params = tree()
+  got, _ = run({**fields, **decay}, params, lr=schedule)
+  for keys, factor in ((('head', 'bias'), 0.1), (('embedding', 'bias'), 0.0)):
+    leaf = lambda x, keys=keys: np.asarray(x[keys[0]][keys[1]], np.float64)
+    p, square, momentum = leaf(params), 1.0, 0.0
+    for i in range(5):
+      g = leaf(tree(i + 1)) + factor * p
+      square = 0.9 * square + 0.1 * g**2
+      momentum = 0.9 * momentum + schedule(i) * g / np.sqrt(square + 1e-3)
+      p = p - momentum
+    np.testing.assert_allclose(leaf(got), p, rtol=1e-5, atol=1e-6)
+
+
+def test_lamb_is_timms():
+  """Decay is part of the direction, which gets the length of the parameter."""
+  fields = dict(name='lamb', eps=1e-6, weight_decay=0.02)
+  params = tree()
+  got, _ = run(fields, params)
+  for key, decay in (('kernel', 0.02), ('bias', 0.0)):
+    leaf = lambda x, key=key: np.asarray(x['head'][key], np.float64)
+    p, m, v = leaf(params), 0.0, 0.0
+    for i in range(5):
+      g = leaf(tree(i + 1))
+      m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+      direction = m / (1 - 0.9 ** (i + 1))
+      direction /= np.sqrt(v / (1 - 0.999 ** (i + 1))) + 1e-6
+      direction = direction + decay * p
+      if decay:
+        direction *= np.linalg.norm(p) / np.linalg.norm(direction)
+      p = p - 0.1 * direction
+    np.testing.assert_allclose(leaf(got), p, rtol=1e-4, atol=1e-6)
+
+
 def test_decay_styles_along_a_schedule():
   """Without gradients only the decay moves: a product of (1 - factor)."""
   c = default_config()
@@ -359,6 +397,8 @@ def test_group_factors_of_the_first_match():
     ({'groups': ((r'.*', {'lr': 0.0}),)}, 'freezes every'),
     ({'weight_decay': 0.1, 'decay_mask': r'kernel'}, 'decay_mask.*kernel'),
     ({'name': 'lion'}, 'lion.*adamw, adam, sgd, adafactor'),
+    ({'name': 'lamb', 'weight_decay': 0.1, 'decay_style': 'coupled'}, "'lr'"),
+    ({'name': 'rmsprop', 'weight_decay': 0.1}, "decay_style='coupled'"),
     ({'decay_style': 'l2'}, 'l2.*lr, schedule, coupled'),
     ({'state_dtype': 'float16'}, 'float16.*float32, bfloat16'),
     ({'clip': -1.0}, 'clip'),

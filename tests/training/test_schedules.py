@@ -200,8 +200,8 @@ def test_schedule_errors(fields, message):
 
 def test_every_schedule_keeps_the_shape_and_works_traced():
   for name in SCHEDULES:
-    fields = {'boundaries': (0.5,)} if name == 'step' else {}
-    fn = schedule(name=name, warmup_epochs=0.35, **fields)
+    fields = {'step': {'boundaries': (0.5,)}, 'exponential': {'decay_steps': 5}}
+    fn = schedule(name=name, warmup_epochs=0.35, **fields.get(name, {}))
     steps = jnp.arange(12).reshape(3, 4)
     lr = jax.jit(fn.fn)(steps)
     assert lr.shape == (3, 4) and lr.dtype == jnp.float32
@@ -225,6 +225,24 @@ def test_step_schedule_with_given_factors():
   np.testing.assert_allclose(
     fn(jnp.array([29, 30, 60])), [0.5, 0.25, 0.1], rtol=1e-6
   )
+
+
+def test_exponential_as_in_the_code_of_efficientnet():
+  """Constant between reductions, which are counted from step 0."""
+  c = default_config()
+  c.schedule.update(
+    name='exponential', factor=0.97, decay_epochs=2.4, warmup_epochs=5.0
+  )
+  c.optim.update(lr=0.016, lr_batch=256)
+  rate = make_schedule(
+    c.schedule, c.optim, total_steps=350_000, steps_per_epoch=1000,
+    batch_size=2048,
+  )  # fmt: skip
+  assert rate(0) == 0 and rate(2500) == pytest.approx(0.064)
+  assert rate(5000) == pytest.approx(0.128 * 0.97**2)
+  assert rate(7199) == rate(5000)
+  assert rate(7200) == pytest.approx(0.128 * 0.97**3)
+  assert rate(349_999) == pytest.approx(0.128 * 0.97**145, rel=1e-4)
 
 
 def test_cosine_with_restarts():

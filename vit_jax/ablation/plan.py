@@ -35,6 +35,7 @@ class PlannedRun:
     directory: workdir of the run.
     config: recipe of the run, not yet checked.
     measure: the function `measure` of the recipe; None if it has none.
+    prepare: the function `prepare` of the recipe; None if it has none.
   """
 
   variant: str
@@ -42,6 +43,7 @@ class PlannedRun:
   directory: epath.Path
   config: Config
   measure: Measure | None = None
+  prepare: Callable[[Config], None] | None = None
 
   @property
   def title(self) -> str:
@@ -145,14 +147,15 @@ def make_plan(
     seeds: runs of each variant that has no key 'seeds'.
     overrides: {key: value} for all variants.
   """
-  measure = getattr(load_recipe(recipe.partition(':')[0]), 'measure', None)
+  module = load_recipe(recipe.partition(':')[0])
   return [
     PlannedRun(
       name,
       seed,
       epath.Path(workdir) / folder(name) / f'seed{seed}',
       variant_config(recipe, variant, workdir, seed, overrides),
-      measure,
+      getattr(module, 'measure', None),
+      getattr(module, 'prepare', None),
     )
     for name, variant in variants(recipe).items()
     for seed in range(variant.get('seeds', seeds))

@@ -132,7 +132,7 @@ def _run_here(run: PlannedRun, run_one: Callable) -> dict[str, Any]:
 def do_run(
   run: PlannedRun, run_one: Callable = train.train_and_evaluate
 ) -> dict[str, Any]:
-  """Trains and evaluates one run, and calls the recipe's `measure`.
+  """Runs `prepare` of the recipe, the training, and `measure` of the recipe.
 
   Args:
     run: the run.
@@ -142,6 +142,8 @@ def do_run(
     The summary of `train_and_evaluate`. The results of `measure` are under
     'measured', and in measured.json in the directory of the run.
   """
+  if run.prepare is not None and jax.process_index() == 0:
+    run.prepare(run.config)
   summary = dict(run_one(run.config, run.directory))
   if run.measure is not None:
     measured = dict(run.measure(run.config, run.directory))

@@ -3,6 +3,7 @@
 import dataclasses
 
 from vit_jax.aot.chips import EXAMPLES
+from vit_jax.recipe.data import epoch_examples
 from vit_jax.recipe.sections import Config
 
 
@@ -32,7 +33,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-  """What the training step depends on in its data."""
+  """What the training step depends on in its data.
+
+  Attributes:
+    num_classes: number of classes.
+    num_examples: number of examples in an epoch.
+    multi_label: whether labels are vectors (C,) instead of numbers.
+  """
 
   num_classes: int
   num_examples: int
@@ -46,26 +53,30 @@ def data_facts(
 
   Args:
     config: the recipe.
-    num_classes, num_examples: numbers that the user gives. None takes those of
-      the recipe, or else those of the published data set with so many classes,
-      or else opens the data set.
+    num_classes, num_examples: numbers that the user gives, pseudo-labeled
+      examples not counted. None takes those of the recipe, or else those of
+      the published data set with so many classes, or else opens the data set.
   """
   num_classes = num_classes or config.data.num_classes
   num_examples = num_examples or config.data.num_examples
+  ratio = config.data.pseudo_ratio
+  if not num_classes and config.data.source == 'tfds:imagenet2012':
+    num_classes = 1_000
   if num_classes and (num_examples or num_classes in EXAMPLES):
     packed = config.data.source == 'packed'
     return DataFacts(
       num_classes,
-      num_examples or EXAMPLES[num_classes],
-      packed and config.loss.name == 'sigmoid',
+      (1 + ratio) * (num_examples or EXAMPLES[num_classes]),
+      bool(ratio or config.data.pseudo_dir)
+      or (packed and config.loss.name == 'sigmoid'),
     )
-  if not num_classes and config.data.source == 'tfds:imagenet2012':
-    return DataFacts(1_000, num_examples or EXAMPLES[1_000], False)
   from vit_jax.recipe.inputs import open_train_source
 
   source = open_train_source(config)
   return DataFacts(
     num_classes or source.num_classes,
-    num_examples or len(source),
+    (1 + ratio) * num_examples
+    if num_examples
+    else epoch_examples(config, source),
     source.multi_label,
   )

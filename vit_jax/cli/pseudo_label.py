@@ -1,9 +1,9 @@
 """Labels images with a teacher, for self-training (Noisy Student).
 
-  vit-jax pseudo-label runs/teacher photos/ packed/
+  vit-jax pseudo-label runs/teacher photos/ pseudo/
 
 Images for which the teacher is confident enough become a packed split, on which
-a recipe trains with data.split='train+pseudo'.
+a recipe trains with data.pseudo_dir, besides its labeled images.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
   parser.add_argument('weights', help='the teacher: a workdir or file')
   parser.add_argument(
-    'images', nargs='+', help='folders or tar files of images without labels'
+    'images', nargs='*', help='folders or tar files of images without labels'
   )
   parser.add_argument('out', help='directory to write the packed split to')
   parser.add_argument(
@@ -66,16 +66,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--overwrite', action='store_true', help='replace a split that exists'
   )
+  parser.add_argument(
+    '--source',
+    default='',
+    help='label the images of a source (tfds:NAME, packed, ...) instead',
+  )
+  parser.add_argument(
+    '--data-dir', default='', metavar='DIR', help='directory of --source'
+  )
+  parser.add_argument(
+    '--data-split',
+    default='train',
+    metavar='SPLIT',
+    help="split of --source, such as 'train[10%%:]' (train)",
+  )
   options.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
   from vit_jax.cli import options
+  from vit_jax.data.sources.opening import open_source
   from vit_jax.teachers.pseudo_labels import pseudo_label
 
+  if bool(args.images) == bool(args.source):
+    raise ValueError(
+      'give the unlabeled images either as folders and tar files, or as '
+      '--source with --data-dir and --data-split'
+    )
+  images = args.images or open_source(
+    args.source, split=args.data_split, data_dir=args.data_dir
+  )
   meta = pseudo_label(
     args.weights,
-    args.images,
+    images,
     args.out,
     threshold=args.threshold,
     per_class=args.per_class,
@@ -98,6 +121,8 @@ def run(args: argparse.Namespace) -> None:
     f'{meta["num_classes"] - len(counts)} classes have none)'
   )
   print(
-    f"wrote {args.out}: train with data.source='packed', "
+    f'wrote {args.out}: train with data.pseudo_dir={args.out!r}'
+    if args.split == 'pseudo'
+    else f"wrote {args.out}: train with data.source='packed', "
     f"data.split='train+{args.split}'"
   )

@@ -13,6 +13,7 @@ the arrays would be compiled with the data inside the program.
 """
 
 from collections.abc import Callable
+import itertools
 import math
 
 import jax
@@ -20,7 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data import device_crops
-from vit_jax.data.loader import sequence_position
+from vit_jax.data.loader import (
+  interleaved,
+  labeled_length,
+  sequence_position,
+)
 from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import TrainTransform
 
@@ -104,6 +109,7 @@ class DeviceCache:
     seed: int,
     repeats: int = 1,
     repeat_groups: int = 1,
+    ratio: int = 0,
     put: Callable = jnp.asarray,
   ):
     """Reads the whole source.
@@ -114,6 +120,7 @@ class DeviceCache:
       batch_size: number of examples in a global batch.
       seed: determines the order of the examples.
       repeats, repeat_groups: see `loader.sequence_position`.
+      ratio: see `loader.train_batches`.
       put: copies a numpy array to the device, or to all devices.
 
     Raises:
@@ -124,31 +131,42 @@ class DeviceCache:
       raise ValueError(f'this data cannot be held on the device: {reason}')
     images, labels = source.arrays()
     self.arrays = {'image': put(images), 'label': put(labels)}
-    self._n, self._batch = len(source), batch_size
+    self._batch, self._ratio = batch_size, ratio
+    # The examples [start, stop) of each sequence that batches are made of.
+    middle = [labeled_length(source)] if ratio else []
+    self._ranges = list(itertools.pairwise([0, *middle, len(source)]))
     self._repeats = repeats, batch_size, repeat_groups
     self._seed = seed
-    self._orders: dict[int, np.ndarray] = {}
+    self._orders: dict[tuple[int, int], np.ndarray] = {}
 
   def indices(self, step: int) -> np.ndarray:
     """The numbers of the examples in a step's global batch: int32 (batch,)."""
     position = step * self._batch + np.arange(self._batch)
     position = sequence_position(position, *self._repeats)
-    epochs, ranks = np.divmod(position, self._n)
+    sequence = np.zeros_like(position)
+    if self._ratio:
+      sequence, position = interleaved(position, self._ratio)
     out = np.empty(self._batch, np.int32)
-    for epoch in np.unique(epochs):
-      in_epoch = epochs == epoch
-      out[in_epoch] = self._order(int(epoch))[ranks[in_epoch]]
+    for k, (start, stop) in enumerate(self._ranges):
+      epochs, ranks = np.divmod(position, stop - start)
+      for epoch in np.unique(epochs[sequence == k]):
+        chosen = (sequence == k) & (epochs == epoch)
+        out[chosen] = start + self._order(k, int(epoch))[ranks[chosen]]
     return out
 
-  def _order(self, epoch: int) -> np.ndarray:
+  def _order(self, sequence: int, epoch: int) -> np.ndarray:
     """The permutation of an epoch, a pure function of (seed, epoch)."""
-    if epoch not in self._orders:
-      for old in [e for e in self._orders if e < epoch - 1]:
-        del self._orders[old]
-      self._orders[epoch] = np.random.Generator(
-        np.random.Philox(key=[self._seed, epoch])
-      ).permutation(self._n)
-    return self._orders[epoch]
+    if (sequence, epoch) not in self._orders:
+      for k, old in list(self._orders):
+        if k == sequence and old < epoch - 1:
+          del self._orders[k, old]
+      start, stop = self._ranges[sequence]
+      # The upper half of the second number differs for the two sequences.
+      key = [self._seed, epoch + (sequence << 32)]
+      self._orders[sequence, epoch] = np.random.Generator(
+        np.random.Philox(key=key)
+      ).permutation(stop - start)
+    return self._orders[sequence, epoch]
 
 
 def cached_batch(

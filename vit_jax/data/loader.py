@@ -46,6 +46,7 @@ def train_batches(
   process_count: int = 1,
   repeats: int = 1,
   repeat_groups: int = 1,
+  ratio: int = 0,
   jpeg_dct: str = 'accurate',
   threads: int = 4,
   workers: int = 0,
@@ -66,6 +67,8 @@ def train_batches(
     repeats: how often each image occurs in the sequence, see `Repeat`.
     repeat_groups: number of groups of the batch over which the repeats of an
       image are spread.
+    ratio: number of examples of the last split of the source that follow each
+      example of the other splits, see `interleaved`; 0 shuffles all together.
     jpeg_dct: see `decode.decode`.
     threads: number of threads that decode and augment, in each process.
     workers: number of processes that decode and augment; 0 uses threads only.
@@ -99,7 +102,7 @@ def train_batches(
     )
   check_jpeg_dct(jpeg_dct)
   load = _LoadTrain(source, transform, jpeg_dct, token_labels, geometry)
-  dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+  dataset = _shuffled(source, seed, ratio)
   if repeats > 1:
     dataset = Repeat(dataset, repeats, batch_size, repeat_groups)
   dataset = dataset.random_map(load).batch(local_batch, drop_remainder=True)
@@ -238,6 +241,72 @@ def sequence_position(
   group_size = batch_size // groups
   dealt = (inside % group_size) * groups + inside // group_size
   return (step * batch_size + dealt) // repeats
+
+
+def labeled_length(source: Source) -> int:
+  """Number of examples in all splits of a source but the last one.
+
+  Raises:
+    ValueError: the source has a single split.
+  """
+  if len(source.lengths) < 2:
+    raise ValueError(
+      f'data.pseudo_ratio needs pseudo-labeled images besides {source.name}: '
+      "give their directory as data.pseudo_dir, or set data.split='train+"
+      "pseudo' if both are packed in one directory"
+    )
+  return len(source) - source.lengths[-1]
+
+
+def interleaved(position: Any, ratio: int) -> tuple[Any, Any]:
+  """Finds an element of the mixture of two sequences.
+
+  Each element of the first sequence is followed by `ratio` elements of the
+  second, so that every batch, and the share of every device, has this ratio.
+
+  Args:
+    position: position in the mixture, from 0; an int or an array of ints.
+    ratio: number of elements of the second sequence for each of the first.
+
+  Returns:
+    Whether the element is one of the second sequence, and its position in its
+    sequence.
+  """
+  block, inside = position // (1 + ratio), position % (1 + ratio)
+  second = inside > 0
+  return second, block + second * (block * (ratio - 1) + inside - 1)
+
+
+class Interleave(grain.MapDataset):
+  """Two endless data sets, mixed as `interleaved` says."""
+
+  _MUTATES_ELEMENT_SPEC = False
+
+  def __init__(
+    self, first: grain.MapDataset, second: grain.MapDataset, ratio: int
+  ):
+    super().__init__((first, second))
+    self._ratio = ratio
+
+  def __len__(self):
+    return len(self._parents[0])  # the data sets and their mixture are endless
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    second, position = interleaved(index, self._ratio)
+    return self._parents[int(second)][position]
+
+
+def _shuffled(source: Source, seed: int, ratio: int) -> grain.MapDataset:
+  """The endless sequence of the numbers of a source's examples."""
+  order = lambda start, stop: (
+    grain.MapDataset.range(start, stop).seed(seed).shuffle().repeat()
+  )
+  if not ratio:
+    return order(0, len(source))
+  first = labeled_length(source)
+  return Interleave(order(0, first), order(first, len(source)), ratio)
 
 
 class Repeat(grain.MapDataset):

@@ -20,6 +20,8 @@ import struct
 VERSION = 1
 SOFT_VERSION = 2
 META_SUFFIX = '.packed.json'
+# The split that `vit-jax pseudo-label` writes.
+PSEUDO_SPLIT = 'pseudo'
 _HEAD = struct.Struct('<BHH')
 
 

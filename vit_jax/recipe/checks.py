@@ -11,9 +11,6 @@ The allowed values of a key stand beside the code that reads the key.
 from collections.abc import Callable
 import math
 import re
-import types
-import typing
-from typing import Any
 
 from vit_jax.data import crops, decode, device_cache, transforms
 from vit_jax.models.registry import create_model
@@ -25,7 +22,7 @@ from vit_jax.preprocessing import (
   as_size,
   normalization,
 )
-from vit_jax.recipe.data import train_transform
+from vit_jax.recipe.data import check_pseudo_labels, train_transform
 from vit_jax.recipe.keys import (
   DTYPES,
   DURATIONS,
@@ -41,7 +38,12 @@ from vit_jax.recipe.keys import (
 )
 from vit_jax.recipe.overrides import model_field_types
 from vit_jax.recipe.sections import Config
-from vit_jax.recipe.values import describe_default, nearest_word, type_name
+from vit_jax.recipe.values import (
+  describe_default,
+  fits_annotation,
+  nearest_word,
+  type_name,
+)
 from vit_jax.training import losses, mixing, optimizers, schedules
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -93,6 +95,7 @@ _LIMITS: tuple[_Limit, ...] = (
       'optim.accumulate',
       'optim.lr_batch',
       'schedule.cycle_limit',
+      'schedule.decay_steps',
       'eval.batch_size',
       'eval.every_steps',
       'log.every_steps',
@@ -127,10 +130,12 @@ _LIMITS: tuple[_Limit, ...] = (
     (
       'run.epochs',
       'loss.distill_tau',
+      'loss.weight',
       'optim.eps',
       'schedule.power',
       'schedule.timescale',
       'schedule.factor',
+      'schedule.decay_epochs',
       'schedule.cycle_mul',
       'schedule.cycle_decay',
       'schedule.k_decay',
@@ -142,6 +147,7 @@ _LIMITS: tuple[_Limit, ...] = (
     lambda x: 0 <= x < math.inf,
     (
       'data.pad',
+      'data.pseudo_ratio',
       'data.color_jitter',
       'data.workers',
       'data.mixup',
@@ -269,6 +275,7 @@ def _check_data(config: Config) -> None:
     normalization(teacher, 'loss.teacher_normalize')
     train_transform(config, host_shape(config))
     preprocessing(config)
+    check_pseudo_labels(config)
   except ValueError as e:
     raise ConfigError(str(e)) from e
   for key in ('data.repeat_groups', 'data.mix_groups', 'optim.accumulate'):
@@ -359,7 +366,7 @@ def _check_model(config: Config) -> None:
     fields = model_fields(config)
     known = model_field_types(config.model.name)
     for name, value in fields.items():
-      if name in known and not _fits(value, known[name][0]):
+      if name in known and not fits_annotation(value, known[name][0]):
         annotation, default = known[name]
         raise ConfigError(
           f'model.{name}={value!r}; must be {type_name(annotation)}; the '
@@ -379,21 +386,3 @@ def _check_model(config: Config) -> None:
         f'model.patch_size={patch} is larger than the image {height}x{width}: '
         'raise data.image_size or take a smaller patch'
       )
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-  """Whether a value has an annotated type; True if that cannot be checked."""
-  origin = typing.get_origin(annotation)
-  if origin in (types.UnionType, typing.Union):
-    return any(_fits(value, a) for a in typing.get_args(annotation))
-  if annotation in (None, types.NoneType):
-    return value is None
-  if annotation is bool or annotation is str:
-    return isinstance(value, annotation)
-  if annotation is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  if annotation is float:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-  if annotation is tuple or origin is tuple:
-    return isinstance(value, tuple | list)
-  return True

@@ -11,6 +11,32 @@ from vit_jax.recipe.keys import host_shape, preprocessing
 from vit_jax.recipe.sections import Config
 
 
+def epoch_examples(config: Config, source: Source) -> int:
+  """Number of examples in an epoch.
+
+  With `data.pseudo_ratio` r, an epoch has every labeled image once and r
+  pseudo-labeled images for each of them, whatever the number of these.
+  """
+  ratio = config.data.pseudo_ratio
+  return (1 + ratio) * loader.labeled_length(source) if ratio else len(source)
+
+
+def check_pseudo_labels(config: Config) -> None:
+  """ValueError for pseudo-labels that a recipe cannot train on as it says."""
+  data = config.data
+  if data.pseudo_ratio and data.repeats > 1:
+    raise ValueError(
+      f'data.pseudo_ratio={data.pseudo_ratio} with data.repeats={data.repeats} '
+      'is not possible: set data.repeats=1'
+    )
+  if not config.loss.smooth_soft and (data.mixup or data.cutmix):
+    raise ValueError(
+      f'loss.smooth_soft=False with data.mixup={data.mixup} and data.cutmix='
+      f'{data.cutmix}: mixed labels are soft and would not be smoothed. Set '
+      'both to 0, or loss.smooth_soft=True'
+    )
+
+
 def train_transform(config: Config, size: tuple[int, int]) -> TrainTransform:
   """The host's augmentation of a recipe, for results of (height, width) `size`.
 
@@ -64,6 +90,7 @@ def train_batches(
     seed=config.run.seed,
     repeats=data.repeats,
     repeat_groups=data.repeat_groups,
+    ratio=data.pseudo_ratio,
     jpeg_dct=data.jpeg_dct,
     threads=data.threads,
     workers=data.workers,
@@ -99,6 +126,7 @@ def make_device_cache(
     seed=config.run.seed,
     repeats=config.data.repeats,
     repeat_groups=config.data.repeat_groups,
+    ratio=config.data.pseudo_ratio,
     put=put,
   )
   return cache, lambda arrays, indices, key: device_cache.cached_batch(

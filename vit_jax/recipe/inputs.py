@@ -6,8 +6,9 @@ from typing import Any
 
 from vit_jax.data import token_labels
 from vit_jax.data.prefetch import prefetch
+from vit_jax.data.records import PSEUDO_SPLIT
 from vit_jax.data.sources.opening import open_source
-from vit_jax.data.sources.source import Source
+from vit_jax.data.sources.source import Concat, Source
 from vit_jax.evaluation.exact import Evaluator
 from vit_jax.parallel.mesh import batch_slice, put_batch, put_replicated
 from vit_jax.recipe.build import Run
@@ -24,12 +25,27 @@ TEST_SPLITS = ('test', 'validation', 'val')
 
 
 def open_train_source(config: Config) -> Source:
-  """The training split of a recipe.
+  """Opens the training images of a recipe, the pseudo-labeled ones last.
 
   Raises:
+    ConfigError: the pseudo-labels have other classes.
     ValueError: there is no such source or split.
   """
-  return _open(config, config.data.source, config.data.split, config.data.dir)
+  data = config.data
+  source = _open(config, data.source, data.split, data.dir)
+  if not data.pseudo_dir:
+    return source
+  pseudo = _open(config, 'packed', PSEUDO_SPLIT, data.pseudo_dir)
+  names = [s.class_names for s in (source, pseudo)]
+  differ = None not in names and names[0] != names[1]
+  if source.num_classes != pseudo.num_classes or differ:
+    raise ConfigError(
+      f'data.pseudo_dir={data.pseudo_dir!r} has {pseudo.num_classes} classes, '
+      f'and {source.name} has {source.num_classes}'
+      + (' with other names' if differ else '')
+      + ': label the images with a teacher that was trained on this data'
+    )
+  return Concat([source, pseudo], f'{source.name} + {pseudo.name}')
 
 
 def open_eval_sets(config: Config, num_classes: int) -> dict[str, Source]:

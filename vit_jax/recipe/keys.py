@@ -33,6 +33,7 @@ DURATIONS = (
     'schedule.warmup_examples',
   ),
   ('schedule.cooldown_steps', 'schedule.cooldown_epochs'),
+  ('schedule.decay_steps', 'schedule.decay_epochs'),
   ('eval.every_steps', 'eval.every_epochs'),
   ('log.checkpoint_steps', 'log.checkpoint_minutes'),
 )

@@ -56,6 +56,12 @@ def data() -> Config:
   c.dir = ''
   # Training split; sub-splits as in TFDS: 'train[:98%]'.
   c.split = 'train'
+  # Directory of pseudo-labeled images (`vit-jax pseudo-label`) to train on
+  # besides those of `split`; '' for none.
+  c.pseudo_dir = ''
+  # Number of images of the last split, the pseudo-labeled ones, in a batch for
+  # each image of the other splits; 0 shuffles all images together.
+  c.pseudo_ratio = 0
   # Fraction of every class that is held out as the split 'test', for a folder
   # of classes without train/.
   c.holdout = 0.1
@@ -182,6 +188,11 @@ def loss() -> Config:
   # 'bce' (DeiT's: averaged over the classes).
   c.name = 'softmax'
   c.label_smoothing = 0.0
+  # False smooths only labels of a single class, not soft ones (pseudo-labels).
+  c.smooth_soft = True
+  # Factor of the loss. The loss is a mean over the batch; Noisy Student adds
+  # the means over the labeled and over the pseudo-labeled images.
+  c.weight = 1.0
   # (off, on): the targets of wrong and right classes, before label smoothing.
   c.label_range = (0.0, 1.0)
   # Distillation: 'none', 'soft' (the teacher's probabilities) or 'hard' (the
@@ -214,7 +225,8 @@ def loss() -> Config:
 def optim() -> Config:
   """Optimizer, weight decay and moving average."""
   c: Config = ConfigDict()
-  # 'adamw', 'adam' (the same with big_vision's name), 'sgd' or 'adafactor'.
+  # 'adamw', 'adam' (the same with big_vision's name), 'sgd', 'adafactor',
+  # 'lamb' (as in timm) or 'rmsprop' (TensorFlow's; its decay rate is b2).
   c.name = 'adamw'
   # Peak learning rate. If lr_batch is set, the rate is multiplied by
   # data.batch_size / lr_batch.
@@ -277,8 +289,8 @@ def optim() -> Config:
 def schedule() -> Config:
   """Learning-rate schedule."""
   c: Config = ConfigDict()
-  # 'constant', 'cosine', 'linear', 'rsqrt', 'polynomial', 'step' or
-  # 'timm_cosine'.
+  # 'constant', 'cosine', 'linear', 'rsqrt', 'polynomial', 'step',
+  # 'exponential' or 'timm_cosine'.
   c.name = 'cosine'
   # Length of the linear warm-up: set at most one of the three.
   c.warmup_steps = placeholder(int)
@@ -302,6 +314,10 @@ def schedule() -> Config:
   # multiplied by `factor`. `factors`, if set, has a factor of the peak for each
   # boundary instead.
   c.boundaries = ()
+  # For 'exponential': the rate is multiplied by `factor` after each of these
+  # intervals, which begin at step 0.
+  c.decay_steps = placeholder(int)
+  c.decay_epochs = placeholder(float)
   c.factor = 0.1
   c.factors = ()
   # Keep the rate constant within an epoch, as the released code of timm's

@@ -336,7 +336,13 @@ def smoke(config: Config, **model_fields: Any) -> Config:
   config.data.image_width = config.data.device_resize = None
   if config.data.resize is not None:
     config.data.resize = 36
-  config.data.labels = ''
+  config.data.labels = config.data.pseudo_dir = ''
+  if config.data.pseudo_ratio:
+    # The synthetic test images stand for the pseudo-labeled ones.
+    config.data.split = 'train+test'
+    config.data.pseudo_ratio = min(config.data.pseudo_ratio, 3)
+  if 'bn_groups' in config.model:
+    config.model.bn_groups = 1
   config.data.repeat_groups = min(config.data.repeat_groups, 2)
   config.data.mix_groups = min(config.data.mix_groups, 2)
   if config.loss.distill != 'none':
@@ -346,6 +352,8 @@ def smoke(config: Config, **model_fields: Any) -> Config:
   config.schedule.warmup_epochs = config.schedule.warmup_examples = None
   config.schedule.warmup_steps = 1
   config.schedule.cooldown_epochs = None
+  if config.schedule.decay_epochs:
+    config.schedule.decay_epochs, config.schedule.decay_steps = None, 1
   config.schedule.cooldown_steps = min(config.schedule.cooldown_steps, 1)
   if config.mesh.preset == 'fsdp_tensor':
     config.mesh.preset = 'fsdp'

@@ -3,6 +3,8 @@
 import ast
 from collections.abc import Iterable
 import difflib
+import types
+import typing
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -160,3 +162,21 @@ def type_name(annotation: Any) -> str:
   if isinstance(annotation, type) and not hasattr(annotation, '__args__'):
     return annotation.__name__
   return str(annotation).replace('typing.', '')
+
+
+def fits_annotation(value: Any, annotation: Any) -> bool:
+  """Whether a value has an annotated type; True if that cannot be checked."""
+  origin = typing.get_origin(annotation)
+  if origin in (types.UnionType, typing.Union):
+    return any(fits_annotation(value, a) for a in typing.get_args(annotation))
+  if annotation in (None, types.NoneType):
+    return value is None
+  if annotation is bool or annotation is str:
+    return isinstance(value, annotation)
+  if annotation is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  if annotation is float:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  if annotation is tuple or origin is tuple:
+    return isinstance(value, tuple | list)
+  return True

@@ -2,29 +2,32 @@
 
 A teacher labels images without labels. The confident ones are kept and
 balanced over the classes. A student of the same size or larger learns from the
-labelled and the pseudo-labelled images with strong augmentation
+labeled and the pseudo-labeled images with strong augmentation
 (configs/noisy_student.py), and can be the next teacher:
 
-    vit-jax pack LABELLED DATA --split train
-    vit-jax pseudo-label TEACHER UNLABELLED DATA --threshold 0.3 --per-class N
-    python -m vit_jax.main --config=configs/noisy_student.py:s16 \
-        --config.data.dir=DATA --workdir=DIR
+    vit-jax pseudo-label TEACHER UNLABELED PSEUDO --threshold 0.3 --per-class N
+    python -m vit_jax.main --config=configs/noisy_student.py:l2 \
+        --config.data.dir=TFDS_DIR --config.data.pseudo_dir=PSEUDO --workdir=DIR
 
-The pseudo-labelled images become the packed split 'pseudo' beside 'train', and
-data.split='train+pseudo' reads both. Soft labels, the default as in the paper,
-are the teacher's probabilities of its most probable classes.
+The pseudo-labeled images become the packed split 'pseudo' of PSEUDO. If PSEUDO
+also has the labeled images as its split 'train', data.split='train+pseudo'
+reads both. Soft labels, the default as in the paper, are the teacher's
+probabilities of its most probable classes.
 """
 
 from collections.abc import Sequence
 import dataclasses
+import io
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vit_jax.data import pack
 from vit_jax.data.pack_inputs import list_items
+from vit_jax.data.records import PSEUDO_SPLIT
 from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.sources.source import Source
 from vit_jax.inference.classifier import Classifier
@@ -33,23 +36,14 @@ from vit_jax.teachers.classes import check_classes
 from vit_jax.teachers.stored_logits import forward
 
 
-class Unlabelled(Source):
-  """Images of folders and tar files, without labels (all 0)."""
+class Unlabeled(Source):
+  """Images without labels (all 0), of files or of another source."""
 
   num_classes = 1
 
-  def __init__(self, inputs: Sequence[str | os.PathLike]):
-    paths = [pathlib.Path(p).expanduser() for p in inputs]
-    missing = [str(p) for p in paths if not p.exists()]
-    if missing:
-      raise ValueError(
-        f'{", ".join(missing)} does not exist: give folders or '
-        'tar files of images'
-      )
-    self.items = sorted(
-      (i for p in paths for i in list_items(p, True)), key=lambda i: i.name
-    )
-    self.name = ', '.join(map(str, paths))
+  def __init__(self, items: Sequence[Any], name: str):
+    """Args: objects with `name` and `read()`; name of the source."""
+    self.items, self.name = list(items), name
     if not self.items:
       raise ValueError(
         f'{self.name} has no images ({", ".join(IMAGE_SUFFIXES)}, in any case)'
@@ -63,6 +57,53 @@ class Unlabelled(Source):
 
   def describe(self, i: int) -> str:
     return self.items[i].name
+
+
+@dataclasses.dataclass(frozen=True)
+class _Example:
+  """An image of a source, whose label is not read."""
+
+  source: Source
+  index: int
+
+  @property
+  def name(self) -> str:
+    return self.source.describe(self.index)
+
+  def read(self) -> bytes:
+    """The encoded image; arrays of pixels become PNG files."""
+    image = self.source[self.index]['image']
+    if isinstance(image, bytes):
+      return image
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, 'PNG')
+    return file.getvalue()
+
+
+def unlabeled(
+  images: Source | str | os.PathLike | Sequence[str | os.PathLike],
+) -> Unlabeled:
+  """The images of a source, or of folders (at any depth) and tar files.
+
+  Raises:
+    ValueError: a path does not exist, or there are no images.
+  """
+  if isinstance(images, Source):
+    return Unlabeled(
+      [_Example(images, i) for i in range(len(images))], images.name
+    )
+  inputs = [images] if isinstance(images, (str, os.PathLike)) else images
+  paths = [pathlib.Path(p).expanduser() for p in inputs]
+  missing = [str(p) for p in paths if not p.exists()]
+  if missing:
+    raise ValueError(
+      f'{", ".join(missing)} does not exist: give folders or '
+      'tar files of images'
+    )
+  items = [i for p in paths for i in list_items(p, True)]
+  return Unlabeled(
+    sorted(items, key=lambda i: i.name), ', '.join(map(str, paths))
+  )
 
 
 def balance(
@@ -157,14 +198,14 @@ def predict_all(
 
 def pseudo_label(
   weights: str | os.PathLike,
-  data_dir: str | os.PathLike | Sequence[str | os.PathLike],
+  images: Source | str | os.PathLike | Sequence[str | os.PathLike],
   out: str | os.PathLike,
   *,
   threshold: float = 0.3,
   per_class: int | None = None,
   soft: bool = True,
   max_labels: int = 100,
-  split: str = 'pseudo',
+  split: str = PSEUDO_SPLIT,
   seed: int = 0,
   batch_size: int = 64,
   threads: int = 4,
@@ -175,7 +216,8 @@ def pseudo_label(
 
   Args:
     weights: of the teacher, see `load_classifier`.
-    data_dir: folder (searched to any depth) or tar file of images, or several.
+    images: folder (searched to any depth) or tar file of images, or several,
+      or an opened source, whose labels are not read.
     out: directory of the packed split. If it has a packed 'train', the teacher
       must know the same classes.
     threshold, per_class, seed: see `balance`.
@@ -186,7 +228,7 @@ def pseudo_label(
     **options: of `load_classifier`.
 
   Returns:
-    The split's metadata with 'images' (all of data_dir), 'unreadable',
+    The split's metadata with 'images' (all of images), 'unreadable',
     'confident', 'distinct' (images taken) and 'labelled' (records).
 
   Raises:
@@ -194,8 +236,7 @@ def pseudo_label(
       'train', or a split that is there.
   """
   _check_arguments(threshold, per_class, max_labels)
-  inputs = [data_dir] if isinstance(data_dir, (str, os.PathLike)) else data_dir
-  source, out = Unlabelled(inputs), pathlib.Path(out).expanduser()
+  source, out = unlabeled(images), pathlib.Path(out).expanduser()
   classifier = load_classifier(weights, **options)
   if not classifier.num_classes:
     raise ValueError(f'{weights} has no head: a teacher must name classes')

@@ -238,6 +238,16 @@ def _token_base(cfg, logits, out, targets, label):
   )
 
 
+def _class_target(cfg, label: jax.Array) -> jax.Array:
+  """The target (B, C) of the class branch, of labels that are not smoothed."""
+  target = to_range(label, cfg.label_range)
+  smoothed = smooth(target, cfg.label_smoothing)
+  if cfg.smooth_soft:
+    return smoothed
+  is_hard = jnp.max(label, axis=-1, keepdims=True) == 1
+  return jnp.where(is_hard, smoothed, target)
+
+
 def _distillation(cfg, student, teacher_logits) -> jax.Array:
   """The mean distillation term."""
   if teacher_logits is None:
@@ -259,9 +269,9 @@ def total_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The training loss of a recipe.
 
-  It is (1 - alpha) * base + alpha * distillation + cosine_reg * similarity. The
-  base is the loss `cfg.name` of the class branch; a model that returns token
-  logits adds its token loss.
+  It is weight * ((1 - alpha) * base + alpha * distillation + cosine_reg *
+  similarity). The base is the loss `cfg.name` of the class branch; a model that
+  returns token logits adds its token loss.
 
   Args:
     cfg: the recipe's `loss` section.
@@ -282,9 +292,7 @@ def total_loss(
   """
   _check(cfg)
   class_logits = out.get('logits_class', logits)
-  label = smooth(
-    to_range(targets['label'], cfg.label_range), cfg.label_smoothing
-  )
+  label = _class_target(cfg, targets['label'])
   terms = {}
   if 'logits_aux' in out:
     base, tokens = _token_base(cfg, class_logits, out, targets, label)
@@ -308,4 +316,4 @@ def total_loss(
     similarity = attention_similarity(out['attention'], cfg.cosine_reg_blocks)
     terms['cosine'] = jnp.mean(similarity)
     loss = loss + cfg.cosine_reg * terms['cosine']
-  return loss, terms
+  return cfg.weight * loss, terms

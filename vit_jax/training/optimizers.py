@@ -16,7 +16,7 @@ from vit_jax.training.rates import Rate, parameter_rates, path_name
 from vit_jax.training.schedules import Schedule
 
 
-def _adafactor(cfg):
+def _adafactor(cfg, rates: dict[str, Rate]):
   """big_vision's Adafactor (arXiv:2106.04560, sec. 3.4).
 
   The decay of the second moment is at most `b2`. The step size does not depend
@@ -50,7 +50,20 @@ def _adafactor(cfg):
   return optax.chain(*transformations)
 
 
-def _adam(cfg):
+def _rmsprop(cfg, rates: dict[str, Rate]):
+  """TensorFlow's RMSProp without its momentum, which `make_optimizer` adds.
+
+  The mean square, with decay `b2`, starts at 1, and `eps` is inside of the
+  square root, unlike in PyTorch.
+  """
+  del rates
+  return optax.scale_by_rms(
+    cfg.b2, cfg.eps, initial_scale=1.0, eps_in_sqrt=True
+  )
+
+
+def _adam(cfg, rates: dict[str, Rate]):
+  del rates
   return optax.scale_by_adam(
     cfg.b1,
     cfg.b2,
@@ -60,16 +73,6 @@ def _adam(cfg):
   )
 
 
-# Values of optim.name. 'adam' and 'adamw' are the same optimizer, because the
-# way in which weights decay is another key, optim.decay_style.
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-  'adamw': _adam,
-  'adam': _adam,
-  'sgd': lambda cfg: optax.trace(
-    cfg.momentum, cfg.nesterov, jnp.dtype(cfg.state_dtype)
-  ),
-  'adafactor': _adafactor,
-}
 DECAY_STYLES = ('lr', 'schedule', 'coupled')
 STATE_DTYPES = ('float32', 'bfloat16')
 
@@ -93,6 +96,38 @@ def _add_coupled_decay(weight_decay: float, rates: dict[str, Rate]):
   return optax.GradientTransformation(init, update)  # pyright: ignore
 
 
+def _lamb(cfg, rates: dict[str, Rate]):
+  """Adam's directions with decay, at the length of each parameter.
+
+  LAMB (arXiv:1904.00962, algorithm 2) as in timm: the direction, to which the
+  decay is added, is multiplied by |p| / |direction|; that factor is 1 for
+  parameters without decay. Blocks that are stacked for a scan count as one
+  parameter.
+  """
+  decayed = lambda tree: jax.tree_util.tree_map_with_path(
+    lambda path, _: bool(rates[path_name(path)].decay), tree
+  )
+  return optax.chain(
+    _adam(cfg, rates),
+    _add_coupled_decay(cfg.weight_decay, rates),
+    optax.masked(optax.scale_by_trust_ratio(), decayed),
+  )
+
+
+# Values of optim.name. 'adam' and 'adamw' are the same optimizer, because the
+# way in which weights decay is another key, optim.decay_style.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  'adamw': _adam,
+  'adam': _adam,
+  'sgd': lambda cfg, rates: optax.trace(
+    cfg.momentum, cfg.nesterov, jnp.dtype(cfg.state_dtype)
+  ),
+  'adafactor': _adafactor,
+  'lamb': _lamb,
+  'rmsprop': _rmsprop,
+}
+
+
 def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
   """Multiplies the optimizer's directions by the rate, and adds the decay.
 
@@ -100,8 +135,10 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
   'lr':       update = -lr_t f (direction + weight_decay g p)
   'schedule': update = -lr_t f direction - (lr_t / peak) weight_decay g p
   'coupled':  update = -lr_t f direction (the decay is in the gradient already)
+  The direction of LAMB includes the decay.
   """
   peak = schedule.peak or 1.0  # avoids 0 / 0 for a learning rate of 0
+  decays_here = cfg.decay_style != 'coupled' and cfg.name != 'lamb'
 
   def init(params):
     del params
@@ -113,7 +150,7 @@ def _apply_rates(cfg, schedule: Schedule, rates: dict[str, Rate]):
     def one(path, direction, p):
       rate = rates[path_name(path)]
       change = lr * rate.lr * direction
-      decays = rate.decay and cfg.weight_decay and cfg.decay_style != 'coupled'
+      decays = rate.decay and cfg.weight_decay and decays_here
       if decays:
         factor = lr * rate.lr if cfg.decay_style == 'lr' else lr / peak
         change += factor * (cfg.weight_decay * rate.decay) * p
@@ -160,15 +197,27 @@ def make_optimizer(
   if not isinstance(schedule, Schedule):
     schedule = Schedule(schedule, float(cfg.lr))
   rates = parameter_rates(cfg, params)
-  scale = OPTIMIZERS[cfg.name](cfg)
+  needed = {'lamb': 'lr', 'rmsprop': 'coupled'}.get(cfg.name)
+  if cfg.weight_decay and needed and cfg.decay_style != needed:
+    raise ValueError(
+      f'optim.decay_style={cfg.decay_style!r} is not possible with optim.name='
+      f'{cfg.name!r}, whose decay is part of its direction: set '
+      f'optim.decay_style={needed!r}'
+    )
+  scale = OPTIMIZERS[cfg.name](cfg, rates)
   if cfg.decay_style == 'coupled':
     decay = _add_coupled_decay(cfg.weight_decay, rates)
     scale = optax.chain(decay, scale)
-  tx = optax.chain(
+  steps = [
     optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity(),
     scale,
     _apply_rates(cfg, schedule, rates),
-  )
+  ]
+  if cfg.name == 'rmsprop':  # the momentum is that of steps, not of directions
+    steps.append(
+      optax.trace(cfg.momentum, cfg.nesterov, jnp.dtype(cfg.state_dtype))
+    )
+  tx = optax.chain(*steps)
   if not any(r.frozen for r in rates.values()):
     return tx
   labels = jax.tree_util.tree_map_with_path(

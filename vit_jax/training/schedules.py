@@ -32,11 +32,18 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """Lengths of a run, its warm-up and its cooldown in steps."""
+  """Lengths of a run in steps; all but `total` may be fractional.
+
+  Attributes:
+    total: length of the run.
+    warmup, cooldown: lengths of the warm-up and of the cooldown.
+    decay: steps between two reductions of an exponential decay; 0 for none.
+  """
 
   total: int
   warmup: float
   cooldown: float
+  decay: float = 0.0
 
   def progress(self, step: jax.Array) -> jax.Array:
     """The fraction of the run after the warm-up that has passed, in [0, 1]."""
@@ -95,6 +102,22 @@ def _step(cfg, peak: float, span: Span):
   )
 
 
+def _exponential(cfg, peak: float, span: Span):
+  """The peak times `factor` after each `decay` steps, counted from step 0.
+
+  The rate is constant in the steps between, and during the warm-up, as in the
+  code of EfficientNet (tensorflow/tpu, efficientnet/utils.py).
+  """
+
+  def rate(step):
+    # +0.5 so that float32 rounding cannot move a reduction by one step.
+    reductions = jnp.floor((step + 0.5) / span.decay)
+    reductions = jnp.where(step < span.warmup, 0, reductions)
+    return peak * cfg.factor**reductions
+
+  return rate
+
+
 def _timm_cosine(cfg, peak: float, span: Span):
   """timm's CosineLRScheduler, which DeiT's family was trained with.
 
@@ -135,6 +158,7 @@ CURVES = {
   'rsqrt': _rsqrt,
   'polynomial': _polynomial,
   'step': _step,
+  'exponential': _exponential,
   'timm_cosine': _timm_cosine,
 }
 SCHEDULES = tuple(CURVES)
@@ -173,6 +197,12 @@ def _check(cfg, span: Span) -> None:
       "schedule.boundaries go with schedule.name='step', and "
       f'only with it: name={cfg.name!r}, '
       f'boundaries={tuple(cfg.boundaries)}'
+    )
+  if (cfg.name == 'exponential') != bool(span.decay):
+    raise ValueError(
+      "schedule.decay_epochs (or decay_steps) goes with schedule.name='"
+      f"exponential', and only with it: name={cfg.name!r}, decay_epochs="
+      f'{cfg.decay_epochs}, decay_steps={cfg.decay_steps}'
     )
   if cfg.cycle_limit < 1:
     raise ValueError(
@@ -244,7 +274,12 @@ def make_schedule(
   length = functools.partial(
     in_steps, cfg, steps_per_epoch=steps_per_epoch, batch_size=batch_size
   )
-  span = Span(total_steps, length('warmup_') or 0, length('cooldown_') or 0)
+  span = Span(
+    total_steps,
+    length('warmup_') or 0,
+    length('cooldown_') or 0,
+    length('decay_') or 0,
+  )
   _check(cfg, span)
   rate = CURVES[cfg.name](cfg, peak, span)
   if cfg.name != 'timm_cosine':  # which has its own warm-up and end

@@ -42,6 +42,7 @@ class Source(Sequence):
     image_shape: (height, width) if all images have the same size, else None.
     fingerprint: a string that changes if the examples or their order change.
     in_memory: whether examples are arrays that need no reading or decoding.
+    lengths: number of examples of each split that the source consists of.
   """
 
   name: str = ''
@@ -51,6 +52,10 @@ class Source(Sequence):
   image_shape: tuple[int, int] | None = None
   fingerprint: str = ''
   in_memory: bool = False
+
+  @property
+  def lengths(self) -> tuple[int, ...]:
+    return (len(self),)
 
   def describe(self, i: int) -> str:
     """The id or path of example i, even if the example cannot be read."""
@@ -166,6 +171,10 @@ class Concat(Source):
 
   def __len__(self):
     return int(self._ends[-1])
+
+  @property
+  def lengths(self) -> tuple[int, ...]:
+    return tuple(len(s) for s in self._sources)
 
   def _locate(self, i: int) -> tuple[Source, int]:
     """The source of example i and the example's number in it."""
