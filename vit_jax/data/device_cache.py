@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data import device_crops
-from vit_jax.data.loader import (
+from vit_jax.data.order import (
   interleaved,
   labeled_length,
   sequence_position,
@@ -119,7 +119,7 @@ class DeviceCache:
       transform: the transform that `cached_batch` will be given.
       batch_size: number of examples in a global batch.
       seed: determines the order of the examples.
-      repeats, repeat_groups: see `loader.sequence_position`.
+      repeats, repeat_groups: see `order.sequence_position`.
       ratio: see `loader.train_batches`.
       put: copies a numpy array to the device, or to all devices.
 

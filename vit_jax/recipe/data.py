@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax.data import device_cache, loader
+from vit_jax.data import device_cache, loader, order
 from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import TrainTransform
 from vit_jax.preprocessing import normalization
@@ -18,7 +18,7 @@ def epoch_examples(config: Config, source: Source) -> int:
   pseudo-labeled images for each of them, whatever the number of these.
   """
   ratio = config.data.pseudo_ratio
-  return (1 + ratio) * loader.labeled_length(source) if ratio else len(source)
+  return (1 + ratio) * order.labeled_length(source) if ratio else len(source)
 
 
 def check_pseudo_labels(config: Config) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.preprocessing import Preprocessing
-from vit_jax.recipe import sections
+from vit_jax.recipe import data_sections, sections
 from vit_jax.recipe.sections import Config
 from vit_jax.training import durations
 
@@ -50,8 +50,8 @@ def default_config() -> Config:
   """
   c = ConfigDict()
   c.run = sections.run()
-  c.data = sections.data()
-  c.data.update(sections.augmentation())
+  c.data = data_sections.data()
+  c.data.update(data_sections.augmentation())
   c.model = sections.model()
   c.loss = sections.loss()
   c.optim = sections.optim()
