@@ -313,7 +313,7 @@ def test_errors(teacher, images, tmp_path):
     pseudo_labels.pseudo_label(teacher, tmp_path / 'no', tmp_path)
   write_images(tmp_path / 'other', 0, 4, lambda c: f'x{c}')
   pack.pack(tmp_path / 'other', tmp_path, split='train')
-  with pytest.raises(ValueError, match='5 classes, the data 4'):
+  with pytest.raises(ValueError, match='5 classes and the data 4'):
     label()
 
 

@@ -23,6 +23,7 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -193,22 +194,39 @@ def student_grid(
   model: nn.Module, image_size: tuple[int, int]
 ) -> tuple[int, int]:
   """(rows, columns) of a model's token logits; (1, 1) if it has none."""
-  out = _outputs(model, image_size)[1]
+  out = model_outputs(model, image_size)[1]
   if 'logits_aux' not in out:
     return 1, 1
-  return _grid(out['logits_aux'].shape[1], image_size)
+  return token_grid(out['logits_aux'].shape[1], image_size)
 
 
-def _outputs(model, image_size):
+def model_outputs(
+  model: nn.Module, image_size: tuple[int, int]
+) -> tuple[jax.ShapeDtypeStruct, dict[str, Any]]:
+  """Shapes of the logits and intermediates of a model, for one image.
+
+  Args:
+    model: a Linen module.
+    image_size: (height, width) in pixels.
+  """
   init = lambda key, x: model.init_with_output(key, x, train=False)[0]
-  return jax.eval_shape(
+  return jax.eval_shape(  # pyright: ignore[reportReturnType]
     init,
     jax.random.key(0),
     jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32),
   )
 
 
-def _grid(tokens: int, image_size) -> tuple[int, int]:
+def token_grid(tokens: int, image_size: tuple[int, int]) -> tuple[int, int]:
+  """The grid (rows, columns) of the patch tokens of an image.
+
+  Args:
+    tokens: number of the tokens.
+    image_size: (height, width) in pixels.
+
+  Raises:
+    ValueError: the tokens do not form a grid.
+  """
   rows = max(1, round(math.sqrt(tokens * image_size[0] / image_size[1])))
   if tokens % rows:
     raise ValueError(

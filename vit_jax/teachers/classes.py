@@ -1,4 +1,4 @@
-"""Whether a teacher and a student have the same classes."""
+"""Checks that a teacher has the classes of its student."""
 
 from collections.abc import Sequence
 import os
@@ -15,24 +15,24 @@ def check_classes(
   num_classes: int,
   class_names: Sequence[str] | None,
 ) -> None:
-  """Checks that a teacher's classes are the data's, in the same order.
+  """Checks that a teacher's classes are those of the data, in the same order.
 
-  Names are compared where both have them. A name that both know must have the
-  same number; names that only one knows are reported in the log, because the
-  same class may go by several (n01440764, tench).
+  If both have names, a name that is in both lists must have the same number.
+  Names in only one list are reported in the log and allowed, because a class
+  may have several names (n01440764, tench).
 
   Args:
-    what: the teacher, for messages.
+    what: name of the teacher, for messages.
     count, names: number and names of the teacher's classes.
-    num_classes, class_names: those of the data.
+    num_classes, class_names: number and names of the classes of the data.
 
   Raises:
-    ConfigError: another number of classes, or another order.
+    ConfigError: the number of classes or their order differs.
   """
   if count != num_classes:
     raise ConfigError(
-      f'the teacher {what} has {count} classes, the data {num_classes}: '
-      'teacher and student must tell the same classes apart'
+      f'the teacher {what} has {count} classes and the data {num_classes}: '
+      'train the teacher on the classes of the data, or take another teacher'
     )
   if not names or not class_names:
     return
@@ -41,16 +41,16 @@ def check_classes(
     if a != b and (a in theirs or b in own):
       raise ConfigError(
         f'the teacher {what} has its classes in another order: class {i} is '
-        f'{a!r} in the data, {b!r} for the teacher. Train the teacher on '
-        'this data, or order the data as the teacher was trained'
+        f'{a!r} in the data and {b!r} for the teacher. Train the teacher on '
+        'this data, or use data with the order of the teacher'
       )
   other = [
     f'{a!r} / {b!r}' for a, b in zip(own, theirs, strict=False) if a != b
   ]
   if other:
     logging.warning(
-      '%d classes have other names for the teacher than in the data; their '
-      'order is taken to be the same: %s',
+      'the teacher has other names for %d classes than the data (%s); the '
+      'order of the classes is taken to be the same',
       len(other),
       ', '.join(other[:3]),
     )

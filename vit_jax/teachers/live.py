@@ -1,20 +1,21 @@
 """A teacher that runs inside the train step (arXiv:2012.12877).
 
-It sees the very images of the student: augmented, mixed and erased. Any
+Its input is the images of the student, augmented, mixed and erased. Any
 registered model with weights can be a teacher:
 
-    config.loss.teacher_weights = 'runs/teacher'           # knows its model
+    config.loss.teacher_weights = 'runs/teacher'  # a workdir has its model
     config.loss.teacher, config.loss.teacher_weights = 'bit_r50x1', 'BiT.npz'
 
-`teacher_weights = 'random'` takes fresh parameters, for smoke runs and
-benchmarks.
+`teacher_weights = 'random'` makes a teacher with random parameters, for smoke
+runs and benchmarks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
 from absl import logging
+from flax import linen as nn
 import flax.core
 import jax
 import jax.numpy as jnp
@@ -36,22 +37,26 @@ from vit_jax.weights import WeightsError
 
 RANDOM = 'random'
 
+# From (variables, the student's images (B, H, W, 3), batch) to the teacher's
+# float32 logits (B, C).
+TeacherFunction = Callable[[Any, jax.Array, dict[str, jax.Array]], jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class LiveTeacher:
-  """A model with its variables, and how it is fed.
+  """A teacher: its model, variables, preprocessing and class names.
 
   Attributes:
     model: Linen module.
-    variables: {'params': ..., 'batch_stats': ...} of numpy arrays, or of
-      shapes (`jax.ShapeDtypeStruct`) where no values are needed.
-    size: (height, width) of the images that it is given.
-    normalize: see `preprocessing.normalization`.
-    classes: class names, None if unknown.
+    variables: {'params': ..., 'batch_stats': ...} of numpy arrays, or of shapes
+      (`jax.ShapeDtypeStruct`) where values are not needed.
+    size: (height, width) of its input.
+    normalize: normalization of its input, see `preprocessing.normalization`.
+    classes: class names, None if they are not known.
   """
 
-  model: Any
-  variables: Any
+  model: nn.Module
+  variables: Mapping[str, Any]
   size: tuple[int, int]
   normalize: str
   classes: Sequence[str] | None
@@ -63,14 +68,14 @@ def load_live(
   """Loads a teacher with its weights.
 
   Args:
-    weights: see `load_classifier`, or 'random' for fresh parameters.
-    name: registered model; '' for weights that know their model.
-    size: (height, width) of the images that it is given.
-    num_classes: of a teacher with fresh parameters.
+    weights: as in `load_classifier`, or 'random' for random parameters.
+    name: registered name of the model; '' for weights that tell their model.
+    size: (height, width) of the teacher's input.
+    num_classes: number of classes of a teacher with random parameters.
 
   Raises:
-    ConfigError: 'random' without a name.
-    WeightsError: weights that cannot be read, or of another model.
+    ConfigError: the weights are 'random', and there is no name.
+    WeightsError: the weights cannot be read, or are of another model.
   """
   if weights == RANDOM:
     model, init = _fresh(name, num_classes, size)
@@ -91,11 +96,17 @@ def load_live(
 def describe_live(
   weights: str, name: str, size: tuple[int, int], num_classes: int
 ) -> LiveTeacher:
-  """The same teacher as `load_live`, with shapes in the place of values.
+  """The teacher of `load_live` with shapes instead of values.
 
-  Weights that are not on this machine are taken to be those of the named
-  model, so that a recipe can be compiled where its files are not. A hub name
-  is not fetched if it tells the model.
+  If the weights are not on this machine, they are taken to be those of the
+  model `name`, so that a recipe can be compiled on a machine without its files.
+  Weights on the hub are not downloaded if their name tells the model.
+
+  Args:
+    weights, name, size, num_classes: as in `load_live`.
+
+  Raises:
+    OSError, WeightsError: the weights cannot be read, and there is no name.
   """
   hub = weights.startswith('hf:')
   if hub:
@@ -117,11 +128,12 @@ def describe_live(
 
 def _fresh(
   name: str, num_classes: int, size: tuple[int, int]
-) -> tuple[Any, Callable]:
-  """A model whose blocks are scanned where they can be, and its `init`."""
+) -> tuple[nn.Module, Callable[[], Any]]:
+  """A model, scanned if it can be, and a function that makes its variables."""
   if not name:
     raise ConfigError(
-      f'loss.teacher_weights={RANDOM!r} needs loss.teacher, the name of a model'
+      f'loss.teacher_weights={RANDOM!r} needs the name of a model: set '
+      'loss.teacher'
     )
   fields = {f.name for f in dataclasses.fields(model_info(name).module)}
   model = create_model(
@@ -132,15 +144,15 @@ def _fresh(
 
 
 def live_function(
-  model: Any, size: tuple[int, int], student: str, own: str
-) -> Callable:
-  """`teacher(variables, images, batch) -> logits` of a model in eval mode.
+  model: nn.Module, size: tuple[int, int], student: str, own: str
+) -> TeacherFunction:
+  """The function that runs a model as a teacher, in evaluation mode.
 
   Args:
     model: Linen module.
-    size: (height, width) of the images that it is given.
+    size: (height, width) of the teacher's input.
     student: normalization of the student's images.
-    own: normalization that the teacher was trained with.
+    own: normalization of the teacher's input.
 
   Returns:
     A pure function whose logits are (B, C) float32 and have no gradient.
@@ -149,22 +161,28 @@ def live_function(
   def teacher(variables, images, batch):
     del batch
     images = renormalize(images, size, student, own).astype(images.dtype)
-    logits, _ = model.apply(variables, images, train=False)
+    result: Any = model.apply(variables, images, train=False)
+    logits, _ = result
     return jax.lax.stop_gradient(logits.astype(jnp.float32))
 
   return teacher
 
 
-def teacher_shardings(variables: Any, mesh: Mesh, preset: str) -> Any:
-  """Shardings of a teacher: its parameters are split as a student's are.
+def teacher_shardings(
+  variables: Mapping[str, Any], mesh: Mesh, preset: str
+) -> dict[str, Any]:
+  """The shardings of a teacher's variables.
+
+  Its parameters are split as those of a student are; running statistics are
+  replicated.
 
   Args:
-    variables: tree of arrays or shapes.
-    mesh: of the run.
+    variables: variables of the teacher, or their shapes.
+    mesh: mesh of the run.
     preset: key of `mesh.PRESETS`.
 
   Returns:
-    A tree of NamedSharding. What is no parameter is replicated.
+    A tree of NamedSharding with the structure of `variables`.
   """
   return {
     collection: jax.tree.map(
@@ -178,8 +196,17 @@ def teacher_shardings(variables: Any, mesh: Mesh, preset: str) -> Any:
   }
 
 
-def put_teacher(variables: Any, mesh: Mesh, preset: str) -> Any:
-  """A teacher's numpy variables as arrays on the mesh."""
+def put_teacher(
+  variables: Mapping[str, Any], mesh: Mesh, preset: str
+) -> dict[str, Any]:
+  """Moves the numpy variables of a teacher to the devices of a mesh.
+
+  Args:
+    variables, mesh, preset: as in `teacher_shardings`.
+
+  Returns:
+    A tree of `jax.Array` with the structure of `variables`.
+  """
   put = lambda x, sharding: jax.make_array_from_callback(
     np.shape(x), sharding, lambda index: np.asarray(x)[index]
   )
@@ -193,13 +220,13 @@ def put_teacher(variables: Any, mesh: Mesh, preset: str) -> Any:
 def renormalize(
   images: jax.Array, size: tuple[int, int], old: str, new: str
 ) -> jax.Array:
-  """Converts images that were normalized for one model to another's.
+  """Converts images that were normalized for one model to those for another.
 
   Args:
-    images: (B, H, W, 3), normalized in the style `old`.
-    size: (height, width) of the result; bilinear, half-pixel centers, no
-      antialiasing.
-    old, new: see `preprocessing.normalization`.
+    images: (B, H, W, 3), with the normalization `old`.
+    size: (height, width) of the result. Images are resized by bilinear
+      interpolation with half-pixel centers, without antialiasing.
+    old, new: normalizations, see `preprocessing.normalization`.
 
   Returns:
     (B, height, width, 3) float32.
@@ -209,8 +236,9 @@ def renormalize(
   images = images.astype(jnp.float32)
   if old == new:
     return images
-  # pixel = x * old_std + old_mean, then (pixel - new_mean) / new_std. Resizing
-  # first gives the same, because the weights of a resize add up to 1.
+  # The pixels are x * old_std + old_mean, and the result is
+  # (pixels - new_mean) / new_std. Resizing before this gives the same result,
+  # because the weights of a resize sum to 1.
   (old_mean, old_std), (new_mean, new_std) = (
     np.asarray(normalization(style), np.float32).reshape(2, 1, 1, 1, 3)
     for style in (old, new)

@@ -1,18 +1,18 @@
 """Self-training (Noisy Student, arXiv:1911.04252): pseudo-labels.
 
-A teacher labels images without labels. The confident ones are kept and
-balanced over the classes. A student of the same size or larger learns from the
-labeled and the pseudo-labeled images with strong augmentation
-(configs/noisy_student.py), and can be the next teacher:
+A teacher predicts labels for images without labels. The images with confident
+predictions are kept, and balanced over the classes. A student of the same size
+or larger learns from the labeled and the pseudo-labeled images with strong
+augmentation (configs/noisy_student.py), and can be the next teacher:
 
     vit-jax pseudo-label TEACHER UNLABELED PSEUDO --threshold 0.3 --per-class N
     python -m vit_jax.main --config=configs/noisy_student.py:l2 \
         --config.data.dir=TFDS_DIR --config.data.pseudo_dir=PSEUDO --workdir=DIR
 
-The pseudo-labeled images become the packed split 'pseudo' of PSEUDO. If PSEUDO
-also has the labeled images as its split 'train', data.split='train+pseudo'
-reads both. Soft labels, the default as in the paper, are the teacher's
-probabilities of its most probable classes.
+The pseudo-labeled images become the packed split 'pseudo' in the directory
+PSEUDO. If it also has the labeled images as its split 'train',
+data.split='train+pseudo' reads both. By default labels are soft, as in the
+paper: the teacher's probabilities of the most probable classes.
 """
 
 from collections.abc import Sequence
@@ -37,16 +37,25 @@ from vit_jax.teachers.stored_logits import forward
 
 
 class Unlabeled(Source):
-  """Images without labels (all 0), of files or of another source."""
+  """Images without labels, from files or another source; all labels are 0."""
 
   num_classes = 1
 
   def __init__(self, items: Sequence[Any], name: str):
-    """Args: objects with `name` and `read()`; name of the source."""
+    """Makes a source of images.
+
+    Args:
+      items: the images.
+      name: name of the source, for messages.
+
+    Raises:
+      ValueError: there are no images.
+    """
     self.items, self.name = list(items), name
     if not self.items:
       raise ValueError(
-        f'{self.name} has no images ({", ".join(IMAGE_SUFFIXES)}, in any case)'
+        f'{self.name} has no images: give folders or tar files with '
+        f'{", ".join(IMAGE_SUFFIXES)} (in any case)'
       )
 
   def __len__(self):
@@ -61,17 +70,18 @@ class Unlabeled(Source):
 
 @dataclasses.dataclass(frozen=True)
 class _Example:
-  """An image of a source, whose label is not read."""
+  """Image number `index` of a source, without its label."""
 
   source: Source
   index: int
 
   @property
   def name(self) -> str:
+    """The name of the image."""
     return self.source.describe(self.index)
 
   def read(self) -> bytes:
-    """The encoded image; arrays of pixels become PNG files."""
+    """The bytes of an image file; an array of pixels is encoded as PNG."""
     image = self.source[self.index]['image']
     if isinstance(image, bytes):
       return image
@@ -83,7 +93,11 @@ class _Example:
 def unlabeled(
   images: Source | str | os.PathLike | Sequence[str | os.PathLike],
 ) -> Unlabeled:
-  """The images of a source, or of folders (at any depth) and tar files.
+  """Opens images whose labels are not needed.
+
+  Args:
+    images: a source; or folders, which are searched to any depth, and tar
+      files.
 
   Raises:
     ValueError: a path does not exist, or there are no images.
@@ -97,8 +111,7 @@ def unlabeled(
   missing = [str(p) for p in paths if not p.exists()]
   if missing:
     raise ValueError(
-      f'{", ".join(missing)} does not exist: give folders or '
-      'tar files of images'
+      f'{", ".join(missing)} does not exist: give folders or tar files of images'
     )
   items = [i for p in paths for i in list_items(p, True)]
   return Unlabeled(
@@ -114,20 +127,20 @@ def balance(
   per_class: int | None = None,
   seed: int = 0,
 ) -> np.ndarray:
-  """Which images to take, and how often (arXiv:1911.04252, section 3.1).
+  """Chooses confident images and balances classes (arXiv:1911.04252, 3.1).
 
   Args:
     classes: int (N,), the most probable class of each image.
-    confidence: (N,), its probability.
-    threshold: images below it are left out.
-    per_class: images of every class in the result. A class with more images
-      gives its most confident ones. A class with fewer gives all of them, as
-      often as they fit, and a random choice of them for the rest. Classes
-      without images stay empty. None takes every image once.
-    seed: of the random choice.
+    confidence: (N,), the probability of this class.
+    threshold: images with a lower confidence are left out.
+    per_class: number of images of every class in the result. Of a class with
+      more images, the most confident ones are taken. A class with fewer images
+      is repeated as often as it fits, and filled up with a random choice of its
+      images. A class without images stays empty. None takes every image once.
+    seed: seed of the random choice.
 
   Returns:
-    int64 (M,), numbers of images; an image that is taken twice is there twice.
+    int64 (M,), the numbers of the images, with repetitions.
   """
   kept = np.flatnonzero(confidence >= threshold)
   if per_class is None:
@@ -135,20 +148,20 @@ def balance(
   rng = np.random.Generator(np.random.Philox(seed))
   chosen = []
   for c in np.unique(classes[kept]):
-    mine = kept[classes[kept] == c]
-    mine = mine[np.argsort(-confidence[mine], kind='stable')][:per_class]
-    rounds, rest = divmod(per_class, len(mine))
-    chosen += [np.tile(mine, rounds), rng.permutation(mine)[:rest]]
+    images = kept[classes[kept] == c]
+    images = images[np.argsort(-confidence[images], kind='stable')][:per_class]
+    repeats, rest = divmod(per_class, len(images))
+    chosen += [np.tile(images, repeats), rng.permutation(images)[:rest]]
   return np.concatenate(chosen) if chosen else kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-  """What a teacher says of N images.
+  """The predictions of a teacher for N images.
 
   Attributes:
-    classes: int32 (N, k), the most probable classes, best first.
-    probabilities: float32 (N, k) of these classes.
+    classes: int32 (N, k), the most probable classes, the best one first.
+    probabilities: float32 (N, k), the probabilities of these classes.
     readable: bool (N,), False for images that could not be decoded.
   """
 
@@ -158,11 +171,11 @@ class Predictions:
 
   @property
   def confidence(self) -> np.ndarray:
-    """(N,) probability of the best class, -1 for unreadable images."""
+    """The probability of the best class, (N,); -1 for unreadable images."""
     return np.where(self.readable, self.probabilities[:, 0], -1.0)
 
   def soft_label(self, i: int) -> dict[int, float]:
-    """Class to probability, scaled to a sum of 1."""
+    """{class: probability} of image i, scaled to a sum of 1."""
     total = float(self.probabilities[i].sum())
     return {
       int(c): float(p) / total
@@ -178,7 +191,14 @@ def predict_all(
   batch_size: int = 64,
   threads: int = 4,
 ) -> Predictions:
-  """The k most probable classes of every image of a source."""
+  """Predicts the k most probable classes of every image of a source.
+
+  Args:
+    classifier: the teacher.
+    source: the images.
+    k: number of classes to keep for each image.
+    batch_size, threads: as in `stored_logits.forward`.
+  """
   classes = np.zeros((len(source), k), np.int32)
   probabilities = np.zeros((len(source), k), np.float32)
   readable = np.zeros(len(source), bool)
@@ -212,34 +232,40 @@ def pseudo_label(
   overwrite: bool = False,
   **options: Any,
 ) -> dict[str, Any]:
-  """Labels images with a teacher, filters, balances and packs them.
+  """Labels images with a teacher, and packs the confident ones.
 
   Args:
-    weights: of the teacher, see `load_classifier`.
-    images: folder (searched to any depth) or tar file of images, or several,
-      or an opened source, whose labels are not read.
+    weights: weights of the teacher, the first argument of `load_classifier`.
+    images: a folder, which is searched to any depth, or a tar file of images,
+      or several of these; or a source, whose labels are not read.
     out: directory of the packed split. If it has a packed 'train', the teacher
-      must know the same classes.
-    threshold, per_class, seed: see `balance`.
-    soft: keep probabilities, of the `max_labels` most probable classes, scaled
-      to a sum of 1; False keeps the most probable class.
-    split, overwrite: name of the split; whether to replace one that is there.
-    batch_size, threads: see `stored_logits.forward`.
-    **options: of `load_classifier`.
+      must have the same classes.
+    threshold, per_class, seed: as in `balance`.
+    soft: whether the labels are probabilities of the `max_labels` most probable
+      classes, scaled to a sum of 1. False keeps only the most probable class.
+    max_labels: see `soft`.
+    split: name of the split.
+    overwrite: whether to replace a split of this name.
+    batch_size, threads: as in `stored_logits.forward`.
+    **options: other arguments of `load_classifier`.
 
   Returns:
-    The split's metadata with 'images' (all of images), 'unreadable',
-    'confident', 'distinct' (images taken) and 'labelled' (records).
+    The metadata of the split, and numbers of images: all 'images', those that
+    are 'unreadable' or 'confident', those in the split ('distinct'), and those
+    in the split with repetitions ('labelled').
 
   Raises:
-    ValueError: nothing to label, nothing confident, other classes than those of
-      'train', or a split that is there.
+    ValueError: there are no images, no prediction is confident, the classes are
+      not those of 'train', or there is such a split already.
   """
   _check_arguments(threshold, per_class, max_labels)
   source, out = unlabeled(images), pathlib.Path(out).expanduser()
   classifier = load_classifier(weights, **options)
   if not classifier.num_classes:
-    raise ValueError(f'{weights} has no head: a teacher must name classes')
+    raise ValueError(
+      f'{weights} has no head, so it cannot be a teacher: give weights that '
+      'have one'
+    )
   classes = _classes(classifier, weights, split, out, soft)
   _check_free(out, split, overwrite)
   predictions = predict_all(
@@ -256,7 +282,7 @@ def pseudo_label(
   if not len(chosen):
     raise ValueError(
       f'none of the {predictions.readable.sum()} readable images reaches '
-      f'threshold={threshold}; the highest is {confidence.max():.3f}'
+      f'threshold={threshold}; the highest confidence is {confidence.max():.3f}'
     )
   out.mkdir(parents=True, exist_ok=True)
   meta = pack.write_split(
@@ -279,10 +305,11 @@ def pseudo_label(
 
 
 def _check_free(out: pathlib.Path, split: str, overwrite: bool) -> None:
+  """Raises ValueError if there is such a split and it must be kept."""
   if not overwrite and pack.has_split(out, split):
     raise ValueError(
-      f'{out} already has the split {split!r}: give another '
-      'split or directory, or overwrite'
+      f'{out} already has the split {split!r}: give another split or '
+      'directory, or overwrite it'
     )
 
 
@@ -297,7 +324,12 @@ def _check_arguments(
 
 
 def _probabilities(logits: np.ndarray, loss: str) -> np.ndarray:
-  """(n, C) probabilities; of a sigmoid model each class has its own."""
+  """The probabilities (n, C) for logits (n, C), in float64.
+
+  Args:
+    logits: the logits.
+    loss: 'softmax', or 'sigmoid' for a probability of each class by itself.
+  """
   x = logits.astype(np.float64)
   if loss == 'sigmoid':
     return 1 / (1 + np.exp(-x))
@@ -305,8 +337,18 @@ def _probabilities(logits: np.ndarray, loss: str) -> np.ndarray:
   return x / x.sum(axis=1, keepdims=True)
 
 
-def _classes(classifier, weights, split, out, soft) -> dict[str, Any]:
-  """What the metadata says of the classes: those of 'train' if it is there."""
+def _classes(
+  classifier: Classifier,
+  weights: str | os.PathLike,
+  split: str,
+  out: pathlib.Path,
+  soft: bool,
+) -> dict[str, Any]:
+  """The entries of the metadata about classes.
+
+  The names are those of the packed split 'train' if there is one, after a check
+  that the teacher has the same classes.
+  """
   train = pack.classes_of_train(split, out)
   if train:
     check_classes(

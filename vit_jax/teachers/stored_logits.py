@@ -1,11 +1,11 @@
-"""A teacher's logits, computed once and read in training.
+"""A teacher's logits that are computed once and read in training.
 
     vit-jax teacher-logits WEIGHTS --source SOURCE --data-dir DIR -o LOGITS
 
-The directory LOGITS is then given as `loss.teacher_weights`. The logits are
-those of whole images without augmentation, so the teacher does not see the
-crops and flips of the student (the "fixed teacher" of arXiv:2106.05237, which
-finds that consistent views are better), and mixup and CutMix are not possible.
+The directory LOGITS is then the value of `loss.teacher_weights`. The logits are
+for whole images without augmentation, and not for the crops and flips that the
+student gets. arXiv:2106.05237 calls this a fixed teacher, and finds that a
+teacher with the student's images is better. Mixup and CutMix are not possible.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def is_stored(path: str | os.PathLike) -> bool:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-  """What `write_logits` wrote beside the logits."""
+  """The metadata that `write_logits` returned and wrote."""
   return json.loads((pathlib.Path(path) / META).read_text())
 
 
@@ -57,25 +57,29 @@ def check_data(
   fingerprint: str | None,
   data: str,
 ) -> None:
-  """ConfigError if the logits are those of other examples.
+  """Checks that stored logits are those of the training examples.
 
   Args:
-    path, meta: the stored logits.
-    fingerprint: of the training source; None if it is not known.
-    data: the training source in words.
+    path: directory of the stored logits.
+    meta: their metadata.
+    fingerprint: fingerprint of the training source; None if it is not known.
+    data: name of the training source, for the message.
+
+  Raises:
+    ConfigError: the logits are of other examples.
   """
   if fingerprint is not None and fingerprint != meta['fingerprint']:
     raise ConfigError(
       f'{path} has the logits of {meta["data"]} ({meta["examples"]} examples), '
-      f'which are not the training examples ({data}): make them again with '
-      '`vit-jax teacher-logits`'
+      f'which are not the training examples ({data}): compute the logits again '
+      'with `vit-jax teacher-logits`'
     )
 
 
 def check_not_mixed(
   path: str | os.PathLike, mixup: float, cutmix: float
 ) -> None:
-  """ConfigError if the recipe mixes images, which stored logits do not know."""
+  """Raises ConfigError if mixup or CutMix is on, as logits are of one image."""
   if mixup or cutmix:
     raise ConfigError(
       f'{path} has logits of single images, but data.mixup={mixup} and '
@@ -87,20 +91,37 @@ def check_not_mixed(
 def stored_function(
   variables: Any, images: jax.Array, batch: dict[str, jax.Array]
 ) -> jax.Array:
-  """Logits (B, C) float32 of the examples `batch['index']` (B,)."""
+  """The stored logits of a batch, as a `live.TeacherFunction`.
+
+  Args:
+    variables: {'logits': the table}, see `put_logits`.
+    images: not used.
+    batch: 'index' (B,) has the numbers of the examples.
+
+  Returns:
+    float32 (B, C), without a gradient.
+  """
   del images
   logits = jnp.take(variables['logits'], batch['index'], axis=0)
   return jax.lax.stop_gradient(logits.astype(jnp.float32))
 
 
 def _rows(examples: int, mesh: Mesh) -> int:
-  """Rows of the table on the mesh: a multiple of the devices that share it."""
+  """Number of rows of the table on a mesh: a multiple of its devices."""
   shards = batch_shards(mesh)
   return -(-examples // shards) * shards
 
 
 def put_logits(path: str | os.PathLike, mesh: Mesh) -> jax.Array:
-  """The table of logits on the mesh, split by rows, padded with zeros."""
+  """Loads the table of logits (examples, C) onto a mesh, split by rows.
+
+  It is padded with rows of zeros, so that the devices divide the number of
+  rows.
+
+  Args:
+    path: directory of the stored logits.
+    mesh: mesh of the run.
+  """
   table = np.load(pathlib.Path(path) / LOGITS, mmap_mode='r')
   rows = _rows(len(table), mesh)
 
@@ -134,17 +155,20 @@ def forward(
   threads: int = 4,
   max_bad_fraction: float = 0.001,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Runs a model over all examples of a source, as the model is tested.
+  """Runs a model over all examples of a source, with evaluation preprocessing.
 
   Args:
-    classifier: see `load_classifier`; runs on all local devices.
-    source: examples, in their order.
-    batch_size: of all devices together; rounded to a multiple of their number.
-    threads: threads that read and decode.
-    max_bad_fraction: of images that cannot be decoded; they are left out.
+    classifier: the model, which runs on all local devices.
+    source: the examples.
+    batch_size: number of images in a batch, which all devices share; it is
+      rounded to a multiple of their number.
+    threads: number of threads that read and decode images.
+    max_bad_fraction: largest share of images that cannot be decoded. Such
+      images are left out.
 
   Yields:
-    (indices (n,), logits (n, C) float32) of up to batch_size images.
+    (numbers of the examples (n,), logits (n, C) float32), in order, with n up
+    to batch_size.
   """
   mesh = make_mesh('data', devices=jax.local_devices())
   batch_size = max(1, round(batch_size / mesh.size)) * mesh.size
@@ -180,28 +204,32 @@ def write_logits(
   dtype: str = 'float32',
   **options: Any,
 ) -> dict[str, Any]:
-  """Writes the logits of a teacher for every training example.
+  """Computes and writes the logits of a teacher for every training example.
 
   Args:
-    weights: what `load_classifier` takes.
+    weights: the first argument of `load_classifier`.
     out: directory for `logits.npy` (examples, classes) and `logits.json`.
-    source, data_dir, split, holdout: the recipe's data.source, data.dir,
-      data.split and data.holdout.
-    batch_size, threads: see `forward`.
-    dtype: of the file, one of DTYPES.
-    **options: of `load_classifier`.
+    source, data_dir, split, holdout: the values of data.source, data.dir,
+      data.split and data.holdout in the student's recipe.
+    batch_size, threads: as in `forward`.
+    dtype: dtype of the file, one of DTYPES.
+    **options: other arguments of `load_classifier`.
 
   Returns:
     The metadata in `logits.json`.
 
   Raises:
-    ValueError: another dtype, a teacher without a head or with other classes.
+    ValueError: the dtype is not allowed, or the teacher has no head.
+    ConfigError: the teacher has other classes than the data.
   """
   if dtype not in DTYPES:
     raise ValueError(f'dtype={dtype!r}; allowed: {", ".join(DTYPES)}')
   classifier = load_classifier(weights, **options)
   if not classifier.num_classes:
-    raise ValueError(f'{weights} has no head: a teacher must name classes')
+    raise ValueError(
+      f'{weights} has no head, so it cannot be a teacher: give weights that '
+      'have one'
+    )
   data = open_source(source, split=split, data_dir=data_dir, holdout=holdout)
   check_classes(
     weights,
@@ -212,7 +240,7 @@ def write_logits(
   )
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)
-  # The metadata is written last, so that its presence means a whole table.
+  # The metadata is written last, so that a table with metadata is complete.
   (out / META).unlink(missing_ok=True)
   table = np.lib.format.open_memmap(
     out / LOGITS, 'w+', dtype, (len(data), classifier.num_classes)

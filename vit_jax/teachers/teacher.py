@@ -1,6 +1,6 @@
-"""The teacher of a recipe: a live model or stored logits."""
+"""The teacher of a recipe: a model that runs in training, or stored logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,36 +8,39 @@ from jax.sharding import Mesh
 
 from vit_jax.recipe.build import resolve_dtype
 from vit_jax.recipe.keys import preprocessing
+from vit_jax.recipe.sections import Config
 from vit_jax.teachers import live, stored_logits
 from vit_jax.teachers.classes import check_classes
 
 
 def make_teacher(
-  config: Any,
+  config: Config,
   mesh: Mesh,
   num_classes: int,
   class_names: Sequence[str] | None = None,
   fingerprint: str | None = None,
-) -> tuple[Callable, Any]:
-  """The teacher of a recipe, with its variables on the mesh.
+) -> tuple[live.TeacherFunction, dict[str, Any]]:
+  """Loads the teacher of a recipe onto a mesh.
 
   Args:
-    config: the recipe; see its section `loss`. The teacher computes in the
-      dtype that `run.dtype` gives the student.
-    mesh: of the run. The teacher's parameters are split as `mesh.preset` splits
-      the student's, stored logits by rows.
-    num_classes, class_names: of the training data; names may be None.
-    fingerprint: of the training source, for stored logits.
+    config: the recipe, of which the section `loss` names the teacher. The
+      teacher computes in the dtype of the student, `run.dtype`.
+    mesh: mesh of the run. The teacher's parameters are split by `mesh.preset`
+      like the student's, and stored logits are split by rows.
+    num_classes, class_names: number and names of the classes of the training
+      data; the names may be None.
+    fingerprint: fingerprint of the training source, which stored logits must
+      have too; None if it is not known.
 
   Returns:
-    `teacher(variables, images, batch) -> logits` (B, C) float32, and its
-    variables on the mesh. `images` (B, H, W, 3) are the student's. The function
-    is pure, has no gradient, and changes no BatchNorm statistics.
+    The function of the teacher and its variables on the mesh. The function is
+    pure; its logits have no gradient, and it does not change the teacher's
+    BatchNorm statistics.
 
   Raises:
-    ConfigError: other classes than the data's, or in another order; logits of
-      other data; stored logits with mixing.
-    WeightsError: weights that cannot be read, or of another model.
+    ConfigError: the teacher's classes are not those of the data or in another
+      order; stored logits are of other data, or the recipe mixes images.
+    WeightsError: the weights cannot be read, or are of another model.
   """
   weights, data = config.loss.teacher_weights, config.data
   if stored_logits.is_stored(weights):
@@ -66,19 +69,20 @@ def make_teacher(
 
 
 def abstract_teacher(
-  config: Any, mesh: Mesh, num_classes: int
-) -> tuple[Callable, Any]:
-  """The teacher of a recipe with shapes in the place of its variables.
+  config: Config, mesh: Mesh, num_classes: int
+) -> tuple[live.TeacherFunction, dict[str, Any]]:
+  """The teacher of `make_teacher` with shapes instead of variables.
 
-  It is the function of `make_teacher`, for compiling a step on devices that are
-  not there. Weights that are not on this machine are taken to be those of the
-  model `loss.teacher`.
+  It serves to compile a train step for devices that this machine does not have.
+  Weights that are not on this machine are taken to be those of the model
+  `loss.teacher`.
 
   Args:
-    config, mesh, num_classes: see `make_teacher`.
+    config, mesh, num_classes: as in `make_teacher`.
 
   Returns:
-    The function, and a tree of `jax.ShapeDtypeStruct` with shardings.
+    The function, and its variables as a tree of `jax.ShapeDtypeStruct` with
+    shardings.
   """
   weights = config.loss.teacher_weights
   if stored_logits.is_stored(weights):
@@ -99,12 +103,16 @@ def abstract_teacher(
   return _function(config, mesh, teacher), variables
 
 
-def _teacher_size(config: Any) -> tuple[int, int]:
+def _teacher_size(config: Config) -> tuple[int, int]:
+  """(height, width) of the teacher's input; by default that of the student."""
   size = config.loss.teacher_image_size
   return (size, size) if size else preprocessing(config).size
 
 
-def _function(config: Any, mesh: Mesh, teacher: live.LiveTeacher) -> Callable:
+def _function(
+  config: Config, mesh: Mesh, teacher: live.LiveTeacher
+) -> live.TeacherFunction:
+  """The function of a live teacher, in the dtype of the student."""
   dtype = resolve_dtype(config, mesh.devices.flat[0].platform)
   return live.live_function(
     teacher.model.clone(dtype=dtype),

@@ -1,13 +1,13 @@
 """Makes per-token labels with a teacher (arXiv:2104.10858), for VOLO."""
 
-from collections.abc import Callable, Iterable
-import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 import json
 import math
 import os
 import pathlib
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,42 +17,47 @@ from vit_jax.data.sources.source import Source, Subset, fingerprint
 from vit_jax.data.token_labels import (
   META,
   VERSION,
-  _grid,
-  _outputs,
   encode_record,
+  model_outputs,
+  token_grid,
 )
 from vit_jax.files import write_atomically
 from vit_jax.parallel.mesh import make_mesh, put_batch, put_replicated
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
 
-# Models whose head reads something else than the normalized tokens.
+# Classes of models whose head does not take the normalized tokens.
 OTHER_HEADS = ('CeiT', 'BiT', 'BiTV1')
 
 
 def token_logits(
-  model: Any, image_size: tuple[int, int]
+  model: nn.Module, image_size: tuple[int, int]
 ) -> tuple[Callable, tuple[int, int]]:
-  """A teacher's logits for each cell of its token grid.
+  """A function that computes a teacher's logits for each of its patch tokens.
 
-  A model with a token head (VOLO) gives them itself. Any other model whose head
-  reads its normalized tokens, one of them or their mean (ViT, DeiT, DeepViT,
-  CaiT, Mixer), has its head applied to every patch token; for a model that
-  averages its tokens the result is the class activation map
-  (arXiv:1512.04150).
+  A model with a head on every token (VOLO) has such logits. For other models
+  whose head takes a normalized token or the mean of the tokens (ViT, DeiT,
+  DeepViT, CaiT, Mixer), the head is applied to every patch token. If the head
+  takes the mean, the result is the class activation map of arXiv:1512.04150.
+
+  Args:
+    model: the teacher.
+    image_size: (height, width) of its input.
 
   Returns:
-    `(variables, images (B, H, W, 3), normalized) -> (B, h, w, C)` and (h, w).
+    The function, from variables and normalized images (B, H, W, 3) to logits
+    (B, h, w, C); and the grid (h, w) of the tokens.
 
   Raises:
-    ValueError: the model's head does not read its tokens.
+    ValueError: the model's head does not take its tokens.
   """
-  _, out = _outputs(model, image_size)
+  _, out = model_outputs(model, image_size)
   if 'logits_aux' in out:
-    grid = _grid(out['logits_aux'].shape[1], image_size)
+    grid = token_grid(out['logits_aux'].shape[1], image_size)
 
     def from_token_head(variables, images):
-      aux = model.apply(variables, images, train=False)[1]['logits_aux']
+      result: Any = model.apply(variables, images, train=False)
+      aux = result[1]['logits_aux']
       return aux.reshape(aux.shape[0], *grid, aux.shape[-1])
 
     return from_token_head, grid
@@ -66,19 +71,20 @@ def token_logits(
     or getattr(model, 'pool', 'token') not in ('token', 'gap', 'none')
   ):
     raise ValueError(
-      f'the head of this {type(model).__name__} does not read its tokens; a '
-      'teacher of token labels is a VOLO, or a ViT, DeiT, DeepViT, CaiT or '
-      'Mixer with a head (no representation layer, no MAP pooling)'
+      f'the head of this {type(model).__name__} does not read its tokens: take '
+      'a VOLO, or a ViT, DeiT, DeepViT, CaiT or Mixer that has a head and '
+      'neither a representation layer nor MAP pooling'
     )
   grid = (
     tuple(out['stem'].shape[1:3])
     if out['stem'].ndim == 4
-    else _grid(out['stem'].shape[1], image_size)
+    else token_grid(out['stem'].shape[1], image_size)
   )
   leading = out['tokens'].shape[1] - math.prod(grid)
 
   def from_head(variables, images):
-    _, out = model.apply(variables, images, train=False)
+    result: Any = model.apply(variables, images, train=False)
+    _, out = result
     tokens = out['tokens'][:, leading:].astype(jnp.float32)
     head = variables['params']['head']
     logits = tokens @ head['kernel'] + head['bias'].reshape(1, 1, -1)
@@ -88,8 +94,8 @@ def token_logits(
 
 
 def make_token_labels(
-  model: Any,
-  variables: Any,
+  model: nn.Module,
+  variables: Mapping[str, Any],
   source: Source,
   out_dir: str | os.PathLike,
   *,
@@ -101,25 +107,29 @@ def make_token_labels(
   teacher: str = '',
   progress: Callable[[int], Any] = lambda done: None,
 ) -> dict[str, Any]:
-  """Runs a teacher over a source and writes its label maps.
+  """Labels the tokens of all images of a source with a teacher.
+
+  A run that was stopped continues with the first incomplete shard. The labels
+  of an image that cannot be read are zeros; training skips the image.
 
   Args:
-    model, variables: the teacher, see `token_logits`; runs on all local
+    model, variables: the teacher, see `token_logits`. It runs on all local
       devices.
-    source: images; the teacher sees each of them whole.
+    source: the images.
     out_dir: directory to write.
-    preprocessing: how the teacher is fed; its crop must be None.
-    top_k: classes stored for each token.
-    batch_size: of all devices; rounded to a multiple of their number.
-    shard_size: examples in a shard. A run that was stopped goes on with the
-      first shard that is not complete.
-    threads: threads that read and decode.
-    teacher: what the metadata calls the teacher.
-    progress: called with the number of finished examples after each shard.
+    preprocessing: preprocessing of the teacher. Its crop must be None, because
+      labels are for whole images.
+    top_k: number of classes to keep for each token.
+    batch_size: number of images in a batch, which all devices share; it is
+      rounded to a multiple of their number.
+    shard_size: number of examples in a shard.
+    threads: number of threads that read and decode images.
+    teacher: name of the teacher in the metadata.
+    progress: function that is called after each shard with the number of
+      finished examples.
 
   Returns:
-    The metadata in `token_labels.json`. An image that cannot be read has
-    logits of zero; training skips it.
+    The metadata in `token_labels.json`.
 
   Raises:
     ValueError: the teacher cannot label tokens, its images are cropped, or the
@@ -127,8 +137,8 @@ def make_token_labels(
   """
   if preprocessing.crop is not None:
     raise ValueError(
-      f'crop={preprocessing.crop}: label maps cover whole images, so the '
-      'teacher must see them without a crop (None)'
+      f'crop={preprocessing.crop}: token labels are for whole images, so the '
+      "teacher's crop must be None"
     )
   forward, grid = token_logits(model, preprocessing.size)
   out = pathlib.Path(out_dir)
@@ -155,7 +165,7 @@ def make_token_labels(
     if not (out / name).exists():
       with loader.eval_batches(
         Subset(source, start, stop, source.name),
-        dataclasses.replace(preprocessing, crop=None),  # the whole image
+        preprocessing,
         batch_size=batch_size,
         threads=threads,
       ) as batches:
@@ -166,13 +176,13 @@ def make_token_labels(
 
 
 def _describe_labels(
-  model: Any,
-  variables: Any,
+  model: nn.Module,
+  variables: Mapping[str, Any],
   source: Source,
   preprocessing: Preprocessing,
   teacher: str,
 ) -> dict[str, Any]:
-  """What identifies label maps: the teacher, its weights, the data."""
+  """The metadata that identifies labels: the teacher, its weights, the data."""
   return {
     'version': VERSION,
     'teacher': teacher or type(model).__name__,
@@ -187,7 +197,17 @@ def _describe_labels(
 
 
 def _best_classes(forward: Callable, normalize: str, k: int) -> Callable:
-  """A function (variables, uint8 images) -> logits, classes (B, h, w, k)."""
+  """The function that finds the best classes of each token.
+
+  Args:
+    forward: the function of `token_logits`.
+    normalize: normalization of the teacher's input.
+    k: number of classes.
+
+  Returns:
+    A function from variables and uint8 images (B, H, W, 3) to the k largest
+    logits and their classes, both (B, h, w, k).
+  """
 
   @jax.jit
   def best(variables, images):
@@ -197,8 +217,8 @@ def _best_classes(forward: Callable, normalize: str, k: int) -> Callable:
   return best
 
 
-def _weights_fingerprint(variables: Any) -> str:
-  """Identifies weights by the names, shapes and sums of their arrays."""
+def _weights_fingerprint(variables: Mapping[str, Any]) -> str:
+  """A fingerprint of weights: of the names, shapes and sums of all arrays."""
   return fingerprint(
     [
       (jax.tree_util.keystr(path), np.shape(x), float(np.sum(x)))
@@ -210,13 +230,15 @@ def _weights_fingerprint(variables: Any) -> str:
 def _write_shard(
   path: pathlib.Path, examples: int, batches: Iterable[dict], best: Callable
 ) -> None:
-  """Writes the records of one shard, which appears when it is complete.
+  """Writes a shard, which appears under its name when it is complete.
 
   Args:
-    path: of the shard.
-    examples: of the shard; padding has larger indices.
-    batches: 'image', 'index' and 'mask', 0 for images that cannot be read.
-    best: images (B, H, W, 3) -> logits and classes (B, h, w, k).
+    path: file to write.
+    examples: number of examples in the shard.
+    batches: batches of its images. 'index' has their numbers in the shard,
+      which are not below `examples` for padding; 'mask' is 0 for images that
+      cannot be read.
+    best: function from images (B, H, W, 3) to logits and classes (B, h, w, k).
   """
   from array_record.python import array_record_module  # pyright: ignore
 
@@ -227,7 +249,7 @@ def _write_shard(
   try:
     for batch in batches:
       logits, classes = best(batch['image'])
-      # Zero for an image that cannot be read; padding is not written at all.
+      # Zeros for images that cannot be read; padding is not written.
       logits = logits * batch['mask'].reshape(-1, 1, 1, 1)
       for j in np.flatnonzero(batch['index'] < examples):
         writer.write(encode_record(logits[j], classes[j]))
@@ -237,14 +259,18 @@ def _write_shard(
 
 
 def _claim(out: pathlib.Path, meta: dict[str, Any]) -> None:
-  """Writes whose labels a directory holds; ValueError if they are others."""
+  """Writes into a directory which labels it will get.
+
+  Raises:
+    ValueError: the directory has other labels.
+  """
   plan = out / 'plan.json'
   text = json.dumps(meta, sort_keys=True)
   if plan.exists() and plan.read_text() != text:
     old = json.loads(plan.read_text())
     different = [k for k in meta if old.get(k) != meta[k]]
     raise ValueError(
-      f'{out} has labels that were made with another '
-      f'{", ".join(different)}: take an empty directory'
+      f'{out} has labels with another {", ".join(different)}: give an empty '
+      'directory'
     )
   write_atomically(plan, text)
