@@ -111,7 +111,8 @@ def unlabeled(
   missing = [str(p) for p in paths if not p.exists()]
   if missing:
     raise ValueError(
-      f'{", ".join(missing)} does not exist: give folders or tar files of images'
+      f'{", ".join(missing)} does not exist: give folders or tar files of '
+      'images'
     )
   items = [i for p in paths for i in list_items(p, True)]
   return Unlabeled(
