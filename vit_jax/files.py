@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import os
+import stat
 from typing import IO
 import uuid
 
@@ -54,3 +55,33 @@ def write_atomically(path: str | os.PathLike, data: str | bytes) -> None:
   """Writes text or bytes to a file, as `open_atomically` does."""
   with open_atomically(path, 'wb' if isinstance(data, bytes) else 'w') as file:
     file.write(data)
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+  """The bytes of a local or remote file.
+
+  Raises:
+    OSError: there is no such file, or it is a pipe, a socket or a device.
+      Those are not opened, because opening or reading one may never return.
+  """
+  if '://' in str(path):
+    return epath.Path(path).read_bytes()
+  kind = special_kind(os.stat(path).st_mode)
+  if kind:
+    raise OSError(f'{kind}, not a regular file')
+  with open(path, 'rb') as file:
+    return file.read()
+
+
+def special_kind(mode: int) -> str:
+  """What a file of `os.stat(...).st_mode` is; '' for a regular file."""
+  if stat.S_ISREG(mode):
+    return ''
+  for is_kind, name in (
+    (stat.S_ISDIR, 'a directory'),
+    (stat.S_ISFIFO, 'a named pipe'),
+    (stat.S_ISSOCK, 'a socket'),
+  ):
+    if is_kind(mode):
+      return name
+  return 'a device'

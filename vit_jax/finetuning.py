@@ -36,12 +36,16 @@ def finetune(
       `head_only`: train only the head, a linear probe.
       `layer_decay`: factor of the learning rate from each block to the block
         before it.
-      `holdout`: fraction of the images for testing, if the folder has no test/.
+      `holdout`: fraction of the images for testing, if the folder has no test/;
+        0 trains on all images and evaluates nothing.
+      `flat`: every folder is a class, also one named 'train' or 'test'.
+      `match_classes`: the key data.match_classes: 'names', 'numbers' or 'new'.
       `max_bad_fraction`: fraction of the images that may be unreadable (0.01);
         one always may.
       `seed`: seed of all random numbers.
       `module`: Python module that registers the model.
       `fields`: {name: value} of fields of the model.
+      `keys`: {'section.key': value} of other keys of the recipe.
 
   Returns:
     The summary of `train_and_evaluate`; the accuracy is

@@ -67,6 +67,8 @@ class Preprocessing:
     rounding: how the pixels of TensorFlow's interpolations become integers:
       'nearest', 'truncate' to the integer below (big_vision), or 'none' to keep
       floating point (vision_transformer).
+    upright: turn an image as its EXIF orientation says. The published pipelines
+      do not; without it photos of phones lie on their side.
 
   Raises:
     ValueError: a field has a value that is not allowed.
@@ -78,6 +80,7 @@ class Preprocessing:
   normalize: str = 'half'
   crop_resize: str = 'timm'
   rounding: str = 'nearest'
+  upright: bool = True
 
   def __post_init__(self):
     object.__setattr__(self, 'size', as_size(self.size))
@@ -113,6 +116,7 @@ class Preprocessing:
     return (
       f'{text.shape(self.size)}, {crop}, {self.interpolation}, '
       f'{self.normalize} normalization'
+      + ('' if self.upright else ', EXIF orientation ignored')
     )
 
   def to_json(self) -> dict[str, Any]:
@@ -121,14 +125,17 @@ class Preprocessing:
 
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> 'Preprocessing':
-    """Reads what `to_json` wrote; ValueError names an unknown key."""
+    """Reads what `to_json` wrote; ValueError names an unknown key.
+
+    Version 0.1.0 wrote no 'upright', because it ignored the orientation.
+    """
     names = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - names)
     if unknown:
       raise ValueError(
         f'unknown key {unknown[0]!r}; allowed: {", ".join(sorted(names))}'
       )
-    return cls(**values)
+    return cls(**{'upright': False, **values})
 
 
 def normalization(

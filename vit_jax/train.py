@@ -30,10 +30,9 @@ from vit_jax.recipe.build import (
 )
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.data import epoch_examples
+from vit_jax.recipe.identity import open_data
 from vit_jax.recipe.inputs import (
   make_evaluator,
-  open_eval_sets,
-  open_train_source,
   train_input,
 )
 from vit_jax.recipe.keys import in_steps, preprocessing, to_json
@@ -90,11 +89,11 @@ def train_and_evaluate(
     WorkdirInUse: another run uses the workdir.
   """
   config, adopted = _checked(config, workdir)
-  run, source, eval_sets = _built(config, workdir, devices)
+  run, source, eval_sets, new_head = _built(config, workdir, devices)
   inputs, teacher = train_input(run, source), None
   if config.loss.distill != 'none':
     teacher, inputs.extras['teacher'] = make_teacher(
-      config, run.mesh, run.num_classes, source.class_names, source.fingerprint
+      config, run.mesh, run.num_classes, source
     )
   macs = flops.forward_macs(run.model, *preprocessing(config).size)
   _announce(run, len(source), macs, adopted)
@@ -108,10 +107,10 @@ def train_and_evaluate(
       keep_latest=config.log.keep_latest,
       keep_best=config.log.keep_best,
       keep_every=config.log.keep_every_steps,
-      metric=f'{next(iter(eval_sets))}_top1',
+      metric=f'{next(iter(eval_sets), "")}_top1',
     )
     stack.callback(checkpoints.close)
-    state, first_step = initial_state(run, checkpoints, _say)
+    state, first_step = initial_state(run, checkpoints, _say, new_head)
     require_agreement({'step': first_step}, 'after the restore')
     writer = Writer(
       workdir,
@@ -204,8 +203,8 @@ def _checked(
 
 def _built(
   config: Config, workdir: str | os.PathLike, devices: Sequence[Any] | None
-) -> tuple[Run, Source, dict[str, Source]]:
-  """The run of a recipe, its training data and its eval sets.
+) -> tuple[Run, Source, dict[str, Source], bool]:
+  """The run of a recipe, its data, its eval sets, whether it has a new head.
 
   All processes have the same, and small data sets can be read.
   """
@@ -213,16 +212,19 @@ def _built(
     config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices
   )
   batch_slice(mesh)  # raises if the processes cannot feed this mesh
-  source = open_train_source(config)
-  num_classes = config.data.num_classes or source.num_classes
-  eval_sets = open_eval_sets(config, num_classes)
-  examples = epoch_examples(config, source)
-  run = build(config, mesh, num_classes=num_classes, num_examples=examples)
-  require_agreement(
-    facts_of_run(run, workdir, source, eval_sets), 'before the first step'
+  data = open_data(config, workdir, _say)
+  run = build(
+    config,
+    mesh,
+    num_classes=data.num_classes,
+    num_examples=epoch_examples(config, data.source),
   )
-  scan(config, source, eval_sets, _say)
-  return run, source, eval_sets
+  require_agreement(
+    facts_of_run(run, workdir, data.source, data.eval_sets),
+    'before the first step',
+  )
+  scan(config, data.source, data.eval_sets, _say)
+  return run, data.source, data.eval_sets, data.new_head
 
 
 def _announce(

@@ -1,19 +1,23 @@
-"""Decoding: both decoders, broken images, the fast cosine transform."""
+"""Decoding: all formats, orientation, broken and hostile images."""
 
 import io
+import struct
+import subprocess
 import sys
+import tracemalloc
+import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 import pytest
 
 from tests.data.helpers import encode, make_image
 from vit_jax.data import decode as decode_lib
 from vit_jax.data.decode import (
   BadImage,
+  Decoding,
   check_jpeg_dct,
   decode,
-  decode_pillow,
 )
 
 
@@ -32,7 +36,7 @@ from vit_jax.data.decode import (
     ('I;16', 'PNG', {}),
   ],
 )
-def test_both_decoders_give_the_same_pixels(mode, kind, options):
+def test_both_decoders_give_the_same_pixels(mode, kind, options, monkeypatch):
   array = make_image(5, 37, 51)
   image = (
     Image.fromarray(array[..., 0].astype(np.uint16) * 257)
@@ -41,18 +45,109 @@ def test_both_decoders_give_the_same_pixels(mode, kind, options):
   )
   buffer = io.BytesIO()
   image.save(buffer, kind, **options)
-  np.testing.assert_array_equal(
-    decode(buffer.getvalue()),
-    decode_pillow(buffer.getvalue()),
-  )
+  pixels = decode(buffer.getvalue())
+  monkeypatch.setattr(decode_lib, '_OPENCV', ())
+  np.testing.assert_array_equal(decode(buffer.getvalue()), pixels)
 
 
-def test_orientation_is_ignored():
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'AVIF'])
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_are_upright_unless_the_pipeline_ignores_it(kind, orientation):
   exif = Image.Exif()
-  exif[0x112] = 6  # rotated by 90 degrees
-  data = encode(make_image(0), exif=exif)
+  exif[0x112] = orientation
+  data = encode(make_image(0), kind, exif=exif, quality=95)
+  with Image.open(io.BytesIO(data)) as image:
+    stored = np.array(image.convert('RGB'))
+    upright = np.array(ImageOps.exif_transpose(image).convert('RGB'))
+  np.testing.assert_array_equal(decode(data), upright)
+  np.testing.assert_array_equal(decode(data, Decoding(upright=False)), stored)
+  assert decode_lib.orientation(data) == orientation
+
+
+@pytest.mark.parametrize('exif', [b'', b'\xff' * 12, b'II*\0\xff\xff\xff\x7f'])
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
+def test_damaged_exif_data_is_no_orientation(exif):
+  data = encode(make_image(0), exif=b'Exif\0\0' + exif)
   assert decode(data).shape == (20, 24, 3)
-  assert decode_pillow(data).shape == (20, 24, 3)
+
+
+@pytest.mark.parametrize('kind', ['BMP', 'GIF', 'TIFF', 'PPM', 'JPEG2000'])
+def test_other_raster_formats_are_read(kind):
+  image = make_image(3)
+  got = decode(encode(image, kind))
+  assert got.shape == image.shape and got.dtype == np.uint8
+  if kind in ('BMP', 'TIFF', 'PPM'):
+    np.testing.assert_array_equal(got, image)
+
+
+def claim(kind, width, height):
+  """A small file whose header claims another size."""
+  data = bytearray(encode(make_image(0), kind))
+  if kind == 'PNG':
+    data[16:24] = struct.pack('>II', width, height)
+    data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
+  else:
+    start = data.index(b'\xff\xc0')
+    data[start + 5 : start + 9] = struct.pack('>HH', height, width)
+  return bytes(data)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG'])
+@pytest.mark.parametrize('side', [12_000, 40_000])
+def test_a_huge_size_in_a_header_is_a_bad_image(kind, side):
+  tracemalloc.start()
+  with pytest.raises(BadImage, match=f'{side} x {side} pixels are more than'):
+    decode(claim(kind, side, side))
+  assert tracemalloc.get_traced_memory()[1] < 10e6
+  tracemalloc.stop()
+
+
+def test_the_limit_on_pixels_can_be_raised_and_lowered():
+  data = encode(make_image(0))
+  with pytest.raises(BadImage, match='24 x 20 pixels .* limit of 479'):
+    decode(data, Decoding(max_pixels=479))
+  assert decode(data, Decoding(max_pixels=480)).shape == (20, 24, 3)
+
+
+def test_any_error_of_a_library_is_a_bad_image(monkeypatch):
+  def fail(*unused):
+    raise decode_lib.cv2.error('OpenCV(5.0.0) an assertion failed')
+
+  monkeypatch.setattr(decode_lib.cv2, 'imdecode', fail)
+  image = make_image(3)
+  np.testing.assert_array_equal(decode(encode(image, 'PNG')), image)  # Pillow
+  with pytest.raises(BadImage):
+    decode(encode(image, 'PNG')[:-60])
+
+  def no_memory(*unused):
+    raise MemoryError('cannot allocate')
+
+  monkeypatch.setattr(decode_lib, '_pixels', no_memory)
+  with pytest.raises(BadImage, match='cannot allocate'):
+    decode(encode(image, 'BMP'))
+
+
+def test_postscript_is_never_run(monkeypatch):
+  """Pillow alone would start Ghostscript for it, under any name."""
+
+  def run(*unused, **options):
+    raise AssertionError('a program was started')
+
+  monkeypatch.setattr(subprocess, 'Popen', run)
+  eps = io.BytesIO()
+  Image.fromarray(make_image(0)).save(eps, 'EPS')
+  for data in (eps.getvalue(), b'%PDF-1.4', b'<svg></svg>'):
+    with pytest.raises(BadImage, match='not an image in a format that is read'):
+      decode(data)
+
+
+def test_heic_names_its_plugin():
+  if 'HEIF' in decode_lib._formats():
+    pytest.skip('the plugin is installed')
+  with pytest.raises(BadImage, match='pip install pillow-heif'):
+    decode(b'\0\0\0\x18ftypheic' + bytes(100))
+  assert decode_lib.missing_plugin('.HEIC') == 'pillow-heif'
+  assert decode_lib.missing_plugin('.jpg') == ''
 
 
 @pytest.mark.parametrize(
@@ -66,9 +161,8 @@ def test_orientation_is_ignored():
   ],
 )
 def test_broken_images(data):
-  for function in (decode, decode_pillow):
-    with pytest.raises(BadImage):
-      function(data)
+  with pytest.raises(BadImage):
+    decode(data)
 
 
 def test_fast_cosine_transform():
@@ -78,7 +172,7 @@ def test_fast_cosine_transform():
     for name in ('a', 'b'):
       data = z[f'in/{name}.jpeg'].tobytes()
       np.testing.assert_array_equal(
-        decode(data, 'fast'), z[f'out/decode.{name}']
+        decode(data, Decoding('fast')), z[f'out/decode.{name}']
       )
       np.testing.assert_array_equal(
         decode(data), z[f'out/decode_precise.{name}']
@@ -87,13 +181,13 @@ def test_fast_cosine_transform():
 
 def test_fast_cosine_transform_leaves_other_files_alone(monkeypatch):
   png = encode(make_image(3), 'PNG')
-  np.testing.assert_array_equal(decode(png, 'fast'), make_image(3))
+  np.testing.assert_array_equal(decode(png, Decoding('fast')), make_image(3))
   # simplejpeg refuses CMYK and broken files: the other decoders decide.
   monkeypatch.setattr(decode_lib, '_decode_fast_dct', lambda data: None)
   jpeg = encode(make_image(3))
-  np.testing.assert_array_equal(decode(jpeg, 'fast'), decode(jpeg))
+  np.testing.assert_array_equal(decode(jpeg, Decoding('fast')), decode(jpeg))
   with pytest.raises(BadImage):
-    decode(jpeg[:-40], 'fast')
+    decode(jpeg[:-40], Decoding('fast'))
 
 
 def test_check_jpeg_dct(monkeypatch):

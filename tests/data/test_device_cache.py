@@ -207,8 +207,8 @@ def test_multi_label(digits):
       example = super().__getitem__(i)
       return {**example, 'label': [example['label'], 3]}
 
-    def arrays(self):
-      return Source.arrays(self)
+    def arrays(self, decoding):
+      return Source.arrays(self, decoding)
 
   out, (_, labels), index = batch(Multi(), transform(crop='none'))
   assert out['label'].shape == (100, 10)

@@ -292,7 +292,7 @@ def test_without_a_test_split_the_error_says_so(tmp_path):
   config = recipe(data=dict(source='folder', dir=str(data)))
   with pytest.raises(
     ConfigError,
-    match='none of the splits test, validation, val; name eval.sets',
+    match='none of the splits test, validation, val; .*data.holdout=0',
   ):
     open_eval_sets(config, 2)
 
@@ -301,7 +301,7 @@ def test_other_classes_are_refused(tmp_path):
   data = folder(tmp_path, {'train': 2, 'test': 1})
   config = recipe()
   config.eval.sets = {'insects': {'source': 'folder', 'dir': str(data)}}
-  with pytest.raises(ConfigError, match="'insects' has 2 classes, the model 7"):
+  with pytest.raises(ConfigError, match="'insects': .* has 2 classes"):
     open_eval_sets(config, CLASSES)
   config.eval.sets = {'x': {'splits': 'test'}}
   with pytest.raises(

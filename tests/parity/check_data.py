@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.parity.harness import Case, kind
 from vit_jax.data import transforms
-from vit_jax.data.decode import check_jpeg_dct, decode
+from vit_jax.data.decode import Decoding, check_jpeg_dct, decode
 from vit_jax.data.randaugment import google, timm
 from vit_jax.data.resize import resize
 from vit_jax.preprocessing import Preprocessing, normalization
@@ -298,14 +298,14 @@ def check_decode(case: Case, key: str, name: str, image: str) -> None:
   """Decoded JPEGs: exactly as TensorFlow where simplejpeg is installed."""
   data = case.inputs[f'{image}.jpeg'].tobytes()
   if name == 'decode_precise':
-    case.compare(key, decode(data), 0.0)
+    case.compare(key, decode(data, Decoding(upright=False)), 0.0)
     return
   jpeg_dct, atol = 'fast', 0.0
   try:
     check_jpeg_dct('fast')
   except ValueError:
     jpeg_dct, atol = 'accurate', 8.0  # that of meta.tolerance.decode
-  decoded = decode(data, jpeg_dct)
+  decoded = decode(data, Decoding(jpeg_dct, upright=False))
   if name == 'decode':
     case.compare(key, decoded, atol)
     return
@@ -369,7 +369,7 @@ def check_timm_preprocess(case: Case) -> None:
   for key in list(case.outputs):
     if key.startswith('decoded_pillow.'):
       data = case.inputs[f'{key.split(".")[1]}.jpeg'].tobytes()
-      case.compare(key, decode(data), 0.0)
+      case.compare(key, decode(data, Decoding(upright=False)), 0.0)
       continue
     name, image, is_uint8 = re.fullmatch(
       r'(.+)\.([a-z])(\.uint8)?', key

@@ -109,7 +109,7 @@ def test_models_of_an_earlier_version_keep_their_batch_norm(tmp_path):
   """Version 0.1.0 recorded the variances of batches; PyTorch n / (n - 1)."""
   config = tiny_config(optim=dict(ema=0.9))
   config.model.name = 'ceit_t'
-  earlier = without(to_json(config), 'optim.ema_ramp', 'optim.ema_stats')
+  earlier = without(to_json(config), *stored.EARLIER)
   workdir = workdir_of(tmp_path, earlier)
   changed = adopt_earlier(config, workdir)
   assert 'model.bn_unbiased=False' in changed

@@ -1,6 +1,7 @@
 """Distillation: live teachers, stored logits, what the student sees."""
 
 import json
+import shutil
 
 import chex
 import flax
@@ -263,9 +264,7 @@ def test_stored_logits_equal_the_live_teacher(stored, teacher_dir):
   config = folder_config(root, out)
   source = open_train_source(config)
   mesh = make_mesh()
-  fixed, table = make(
-    config, mesh, class_names=source.class_names, fingerprint=source.fingerprint
-  )
+  fixed, table = make(config, mesh, source=source)
   live, variables = make(folder_config(root, teacher_dir), mesh)
   live = jax.jit(live)
   assert table['logits'].shape[0] == 32  # padded to the 8 devices
@@ -282,7 +281,10 @@ def test_stored_logits_equal_the_live_teacher(stored, teacher_dir):
 def test_stored_logits_are_refused_where_they_do_not_fit(stored):
   root, out = stored
   with pytest.raises(ConfigError, match='not the training examples'):
-    make(folder_config(root, out), fingerprint='other')
+    make(
+      folder_config(root, out),
+      source=open_source('synthetic', split='train', num_classes=5),
+    )
   config = folder_config(root, out)
   config.data.mixup = 0.8
   with pytest.raises(ConfigError, match='set both to 0'):
@@ -299,16 +301,36 @@ def test_an_unfinished_table_is_no_teacher(stored, tmp_path):
 # --- Refusals ---------------------------------------------------------------
 
 
+def test_a_teacher_in_another_order_gives_logits_by_name(stored, tmp_path):
+  root, out = stored
+  shutil.copytree(out, tmp_path / 'logits')
+  meta = json.loads((out / stored_logits.META).read_text())
+  meta['classes'] = ['c4', 'c3', 'c2', 'c1', 'c0']
+  (tmp_path / 'logits' / stored_logits.META).write_text(json.dumps(meta))
+  source = open_train_source(folder_config(root, out))
+  batch = {'index': np.arange(8)}
+  plain, table = make(folder_config(root, out), source=source)
+  ordered, _ = make(folder_config(root, tmp_path / 'logits'), source=source)
+  np.testing.assert_array_equal(
+    ordered(table, None, batch), plain(table, None, batch)[:, ::-1]
+  )
+
+
 def test_class_order_is_checked(caplog):
   same = ['ant', 'bee', 'cat']
   check_classes('t', 3, same, 3, same)
   check_classes('t', 3, None, 3, same)
-  with pytest.raises(ConfigError, match="'bee' in the data and 'cat' for"):
-    check_classes('t', 3, ['ant', 'cat', 'bee'], 3, same)
+  assert check_classes('t', 3, ['ant', 'cat', 'bee'], 3, same) == [0, 2, 1]
+  assert 'the same classes in another order' in caplog.text
+  assert check_classes('t', 4, ['owl', *same], 3, same) == [1, 2, 3]
+  with pytest.raises(ConfigError, match="class 1 is 'bee' in the data, 'owl'"):
+    check_classes('t', 3, ['ant', 'owl', 'cat'], 3, same)
   with pytest.raises(ConfigError, match='4 classes and the data 3'):
     check_classes('t', 4, None, 3, same)
-  check_classes('t', 3, ['n1', 'n2', 'n3'], 3, same)
-  assert 'other names for 3 classes' in caplog.text
+  other = ['n1', 'n2', 'n3']  # the same classes by other names
+  with pytest.raises(ConfigError, match="data.match_classes='numbers'"):
+    check_classes('t', 3, other, 3, same)
+  assert check_classes('t', 3, other, 3, same, 'numbers') is None
 
 
 def test_a_teacher_of_other_classes_stops_the_run(teacher_dir, tmp_path):

@@ -13,6 +13,8 @@ import json
 import sys
 from typing import Any
 
+from vit_jax.cli import options
+
 HELP = "compile a recipe's training step for a TPU, on any machine"
 
 
@@ -27,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'several with commas',
   )
   parser.add_argument('--preset', help='sets mesh.preset; several with commas')
-  parser.add_argument('--batch', type=int, help='sets data.batch_size')
+  parser.add_argument(
+    '--batch', type=options.positive, help='sets data.batch_size'
+  )
   parser.add_argument('--remat', help='sets model.remat; several with commas')
   parser.add_argument(
     '--scan', action=argparse.BooleanOptionalAction, help='sets model.scan'

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--batch',
-    type=int,
+    type=options.positive,
     metavar='N',
     help='a fixed batch size; default: any batch size',
   )

@@ -16,6 +16,7 @@ from vit_jax.cli import options
 
 HELP = 'fit a linear probe to frozen features of 1 to 25 images per class'
 OPTIONS = {
+  'data.flat=True': '--flat',
   'data.dir': '--data',
   'data.holdout': '--holdout',
   'eval.batch_size': '--batch',
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--shots',
-    type=int,
+    type=options.positive,
     nargs='+',
     default=[1, 5, 10, 25],
     metavar='N',
@@ -42,22 +43,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--seeds',
-    type=int,
+    type=options.positive,
     default=3,
     metavar='N',
     help='number of random choices of the training images (3)',
   )
   parser.add_argument(
     '--holdout',
-    type=float,
+    type=options.fraction,
     default=0.5,
     metavar='X',
     help='fraction of the images for testing, if the folder has no test '
     'directory (0.5)',
   )
   parser.add_argument(
-    '--batch', type=int, default=32, metavar='N', help='batch size (32)'
+    '--batch',
+    type=options.positive,
+    default=32,
+    metavar='N',
+    help='batch size (32)',
   )
+  options.add_flat_argument(parser)
   options.add_model_arguments(parser)
   parser.add_argument('--json', action='store_true', help='as JSON')
 
@@ -72,7 +78,13 @@ def run(args: argparse.Namespace) -> None:
   classifier = load_classifier(args.weights, **options.loading(args))
   kind = directory_source(args.data)
   train, test = (
-    open_source(kind, split=split, data_dir=args.data, holdout=args.holdout)
+    open_source(
+      kind,
+      split=split,
+      data_dir=args.data,
+      holdout=args.holdout,
+      flat=args.flat,
+    )
     for split in ('train', 'test')
   )
 

@@ -5,9 +5,7 @@
 The folder has one directory of images per class, or train/ and test/ with such
 directories. Without test/, some of the images are held out for testing. The
 settings are the published ones. A stopped run continues when the same command
-is started again. To change other settings, use a recipe:
-
-  python -m vit_jax.main --config=configs/finetune.py:MODEL,folder
+is started again. Any other key of a recipe is set by --config.KEY=VALUE.
 """
 
 import argparse
@@ -21,7 +19,6 @@ OPTIONS = {
   'model.module': '--module',
   'model.': '--set ',
   'run.pretrained': '--weights',
-  'run.resume': '--weights',
   'run.steps': '--steps',
   'run.epochs': '--epochs',
   'run.seed': '--seed',
@@ -29,7 +26,9 @@ OPTIONS = {
   'data.batch_size': '--batch',
   'data.image_size': '--image-size',
   'data.holdout': '--holdout',
-  'data.max_bad_fraction=': 'the fraction ',
+  'data.max_bad_fraction': '--max-bad-fraction',
+  'data.flat=True': '--flat',
+  'data.match_classes': '--match-classes',
   'optim.lr': '--lr',
   'optim.layer_decay': '--layer-decay',
 }
@@ -70,23 +69,26 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
   length = parser.add_mutually_exclusive_group()
   length.add_argument(
     '--steps',
-    type=int,
+    type=options.positive,
     metavar='N',
     help='length of training; default: 500 steps below 20,000 images, 10,000 '
     'below 500,000, else 20,000',
   )
   length.add_argument(
-    '--epochs', type=float, metavar='N', help='length of training in epochs'
+    '--epochs',
+    type=options.above_zero,
+    metavar='N',
+    help='length of training in epochs',
   )
   parser.add_argument(
     '--lr',
-    type=float,
+    type=options.above_zero,
     metavar='RATE',
     help='peak learning rate; default: 0.03 x batch size / 512',
   )
   parser.add_argument(
     '--batch',
-    type=int,
+    type=options.positive,
     metavar='N',
     help='batch size of all devices together; default 512, on a CPU 32',
   )
@@ -111,12 +113,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--holdout',
-    type=float,
+    type=options.fraction,
     default=0.1,
     metavar='X',
     help='fraction of the images for testing, if the folder has no test '
-    'directory (0.1)',
+    'directory (0.1); 0 trains on all of them and evaluates nothing',
   )
+  options.add_flat_argument(parser)
+  options.add_match_argument(parser, ('names', 'numbers', 'new'))
   parser.add_argument(
     '--max-bad-fraction',
     type=float,
@@ -158,12 +162,19 @@ def run(args: argparse.Namespace) -> None:
     layer_decay=args.layer_decay,
     holdout=args.holdout,
     max_bad_fraction=args.max_bad_fraction,
+    flat=args.flat,
+    match_classes=args.match_classes,
+    keys=args.keys,
     seed=args.seed,
     module=args.module,
     fields=options.fields(args.set),
   )
-  result = summary['results']['test']
-  print(
-    f'\naccuracy: {result["top1"]:.2%} of {result["examples"]:.0f} test '
-    f'images\nuse it:   vit-jax predict {workdir} IMAGE...'
-  )
+  print()
+  for name, result in summary['results'].items():
+    print(
+      f'accuracy: {result["top1"]:.2%} of {result["examples"]:.0f} {name} '
+      'images'
+    )
+  if not summary['results']:
+    print('accuracy: not known, because no images are held out')
+  print(f'use it:   vit-jax predict {workdir} IMAGE...')

@@ -1,7 +1,8 @@
 """Arguments that several commands share, and functions that read them."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+import math
 import re
 from typing import Any
 
@@ -46,6 +47,76 @@ def add_set_argument(parser: argparse.ArgumentParser) -> None:
     help='set a field of the model, such as --set pool=gap or --set '
     "'area_sizes=((1, 2), (1, 2))'; may be repeated",
   )
+
+
+def add_flat_argument(parser: argparse.ArgumentParser) -> None:
+  """--flat, of commands that read folders of classes."""
+  parser.add_argument(
+    '--flat',
+    action='store_true',
+    help="take every folder for a class, also one named 'train' or 'test'",
+  )
+
+
+def add_match_argument(
+  parser: argparse.ArgumentParser,
+  choices: tuple[str, ...] = ('names', 'numbers'),
+) -> None:
+  """--match-classes, of commands that compare classes with those of weights."""
+  new = ", or 'new' to start a new head" if 'new' in choices else ''
+  parser.add_argument(
+    '--match-classes',
+    choices=choices,
+    default='names',
+    help="compare class names ('names', the default), take class i of the data "
+    f"for output i ('numbers'){new}",
+  )
+
+
+def add_max_pixels_argument(parser: argparse.ArgumentParser) -> None:
+  """--max-pixels, of commands that decode images."""
+  parser.add_argument(
+    '--max-pixels',
+    type=positive,
+    default=2**27,
+    metavar='N',
+    help='larger images count as unreadable (134 million)',
+  )
+
+
+def positive(text: str) -> int:
+  """A whole number of at least 1, for `type=` of an argument."""
+  try:
+    value = int(text.replace('_', ''))
+  except ValueError:
+    value = 0
+  if value < 1:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} must be a whole number of at least 1'
+    )
+  return value
+
+
+def above_zero(text: str) -> float:
+  """A finite number above 0, for `type=` of an argument."""
+  return _number(text, 'a number above 0', lambda x: 0 < x < math.inf)
+
+
+def fraction(text: str) -> float:
+  """A number in [0, 1), for `type=` of an argument."""
+  return _number(
+    text, 'a fraction of at least 0 and below 1', lambda x: 0 <= x < 1
+  )
+
+
+def _number(text: str, words: str, fits: Callable[[float], bool]) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not fits(value):
+    raise argparse.ArgumentTypeError(f'{text!r} must be {words}')
+  return value
 
 
 def size(text: str) -> tuple[int, int]:
@@ -107,7 +178,7 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
   if not patterns:
     return message
   return re.sub(
-    rf'(?<![\w.-])(?:--config\.)?({"|".join(patterns)})',
+    rf'(?<![\w./-])(?:--config\.)?({"|".join(patterns)})',
     lambda match: options[match[1]],
     message,
   )

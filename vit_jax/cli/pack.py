@@ -4,18 +4,22 @@
   vit-jax pack photos/ packed/ --short-side 256
 
 The inputs are a folder with one directory per class, a folder with train/ and
-test/, or tar files of classes. With --labels, a file gives the labels instead.
-To train on the result, use data.source='packed' in a recipe, or give its
-directory to vit-jax finetune --data.
+test/, or tar files of such folders. With --labels, a file gives the labels
+instead. To train on the result, use data.source='packed' in a recipe, or give
+its directory to vit-jax finetune --data.
 """
 
 import argparse
+
+from vit_jax.cli import options
 
 HELP = 'pack images into a few large files for fast reading'
 OPTIONS = {
   'labels_file': '--labels',
   'shards=': '--shards=',
   'quality=': '--quality=',
+  'data.flat=True': '--flat',
+  'data.max_pixels': '--max-pixels',
   'overwrite=True': '--overwrite',
 }
 
@@ -32,21 +36,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='FILE',
     help='JSON {file name: label or [labels]}, or CSV lines FILE,LABEL,...',
   )
+  for option, words in (
+    ('--file-column', 'title or number of its column of file names'),
+    ('--label-column', 'the same of its column of labels, or several: 2,3'),
+  ):
+    parser.add_argument(option, metavar='COLUMN', help=f'of --labels: {words}')
+  parser.add_argument(
+    '--label-kind',
+    choices=('names', 'numbers', 'one-hot'),
+    help='of --labels: what the labels are; default: by the whole column',
+  )
+  options.add_flat_argument(parser)
+  options.add_max_pixels_argument(parser)
   parser.add_argument(
     '--shards',
-    type=int,
+    type=options.positive,
     metavar='N',
     help='number of files per split; default: one per 10,000 images',
   )
   parser.add_argument(
     '--short-side',
-    type=int,
+    type=options.positive,
     metavar='N',
     help='shrink larger images until their shorter side has N pixels',
   )
   parser.add_argument(
     '--quality',
-    type=int,
+    type=options.positive,
     default=95,
     metavar='Q',
     help='JPEG quality of the images that are shrunk (95)',
@@ -81,6 +97,13 @@ def run(args: argparse.Namespace) -> None:
     short_side=args.short_side,
     quality=args.quality,
     labels_file=args.labels,
+    label_columns={
+      'file_column': args.file_column,
+      'label_column': args.label_column,
+      'kind': args.label_kind,
+    },
+    flat=args.flat,
+    max_pixels=args.max_pixels,
     overwrite=args.overwrite,
     progress=progress,
   )

@@ -32,7 +32,7 @@ COMMANDS = (
   'teacher-logits',
   'token-labels',
 )
-TAKES_KEYS = ('aot',)  # commands that take --config.KEY=VALUE
+TAKES_KEYS = ('aot', 'finetune')  # commands that take --config.KEY=VALUE
 # Errors whose message is enough. Any other error is shown with its traceback.
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 
@@ -95,8 +95,22 @@ def _run(argv: Sequence[str]) -> int:
   try:
     return args.run(args) or 0
   except (ValueError, RuntimeError) as e:
-    e.args = (in_options(str(e), args.key_options),)
+    e.args = (in_options(str(e), _words(args)),)
     raise
+
+
+def _words(args: argparse.Namespace) -> dict[str, str]:
+  """{key of a recipe: option} of a command, for its error messages."""
+  if args.command not in TAKES_KEYS:
+    return args.key_options
+  from vit_jax.recipe.keys import default_config
+
+  keys = {
+    f'{section}.{key}': f'--config.{section}.{key}'
+    for section, values in default_config().items()
+    for key in values
+  }
+  return {**keys, **args.key_options}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,13 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '-k',
     '--top-k',
-    type=int,
+    type=options.positive,
     default=5,
     metavar='K',
     help='number of best classes to show (5)',
   )
   parser.add_argument(
-    '--batch', type=int, default=32, metavar='N', help='batch size (32)'
+    '--batch',
+    type=options.positive,
+    default=32,
+    metavar='N',
+    help='batch size (32)',
   )
   parser.add_argument(
     '--classes',
@@ -48,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'weights',
   )
   options.add_model_arguments(parser)
+  options.add_max_pixels_argument(parser)
   formats = parser.add_mutually_exclusive_group()
   formats.add_argument(
     '--json',
@@ -75,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     classes=read_classes(args.classes) if args.classes else None,
     **options.loading(args),
   )
+  classifier.max_pixels = args.max_pixels
   results = _Readable(
     progress_bar(
       classifier.classify(images, top_k=args.top_k, batch_size=args.batch),

@@ -8,8 +8,11 @@ a recipe trains with data.pseudo_dir, besides its labeled images.
 
 import argparse
 
+from vit_jax.cli import options
+
 HELP = 'label images with a teacher, for self-training'
 OPTIONS = {
+  'data.match_classes': '--match-classes',
   'threshold=': '--threshold=',
   'per_class=': '--per-class=',
   'max_labels=': '--max-labels=',
@@ -19,8 +22,6 @@ OPTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  from vit_jax.cli import options
-
   parser.add_argument('weights', help='the teacher: a workdir or file')
   parser.add_argument(
     'images', nargs='*', help='folders or tar files of images without labels'
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--per-class',
-    type=int,
+    type=options.positive,
     metavar='N',
     help='balance the classes: take N images of each',
   )
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--max-labels',
-    type=int,
+    type=options.positive,
     default=100,
     metavar='K',
     help='largest number of classes in a soft label (100)',
@@ -58,10 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--seed', type=int, default=0, help='seed of the order of images (0)'
   )
   parser.add_argument(
-    '--batch-size', type=int, default=64, help='batch size (64)'
+    '--batch-size', type=options.positive, default=64, help='batch size (64)'
   )
   parser.add_argument(
-    '--threads', type=int, default=4, help='threads that decode images (4)'
+    '--threads',
+    type=options.positive,
+    default=4,
+    help='threads that decode images (4)',
   )
   parser.add_argument(
     '--overwrite', action='store_true', help='replace a split that exists'
@@ -80,11 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='SPLIT',
     help="split of --source, such as 'train[10%%:]' (train)",
   )
+  options.add_match_argument(parser)
   options.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  from vit_jax.cli import options
   from vit_jax.data.sources.opening import open_source
   from vit_jax.teachers.pseudo_labels import pseudo_label
 
@@ -109,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
     batch_size=args.batch_size,
     threads=args.threads,
     overwrite=args.overwrite,
+    match_classes=args.match_classes,
     **options.loading(args),
   )
   counts = [n for n in meta['examples_per_class'] if n]

@@ -8,8 +8,12 @@ A recipe uses them with loss.teacher_weights=LOGITS.
 
 import argparse
 
+from vit_jax.cli import options
+
 HELP = 'store the logits of a teacher, for distillation'
 OPTIONS = {
+  'data.match_classes': '--match-classes',
+  'data.flat=True': '--flat',
   'data.source': '--source',
   'data.dir': '--data-dir',
   'data.split': '--split',
@@ -20,8 +24,6 @@ OPTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  from vit_jax.cli import options
-
   parser.add_argument('weights', help='the teacher: a workdir or file')
   parser.add_argument(
     '-o', '--output', required=True, metavar='DIR', help='directory to write'
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--holdout',
-    type=float,
+    type=options.fraction,
     default=0.1,
     help='data.holdout of the recipe (0.1)',
   )
@@ -50,16 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='type of the stored logits (float32)',
   )
   parser.add_argument(
-    '--batch-size', type=int, default=64, help='batch size (64)'
+    '--batch-size', type=options.positive, default=64, help='batch size (64)'
   )
   parser.add_argument(
-    '--threads', type=int, default=4, help='threads that decode images (4)'
+    '--threads',
+    type=options.positive,
+    default=4,
+    help='threads that decode images (4)',
   )
+  options.add_match_argument(parser)
+  options.add_flat_argument(parser)
   options.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  from vit_jax.cli import options
   from vit_jax.teachers.stored_logits import write_logits
 
   meta = write_logits(
@@ -72,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
     batch_size=args.batch_size,
     threads=args.threads,
     dtype=args.dtype,
+    match_classes=args.match_classes,
+    flat=args.flat,
     **options.loading(args),
   )
   print(

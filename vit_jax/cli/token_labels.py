@@ -8,8 +8,12 @@ A recipe uses them with data.labels=LABELS.
 import argparse
 import dataclasses
 
+from vit_jax.cli import options
+
 HELP = 'make labels for each patch of each image with a teacher'
 OPTIONS = {
+  'data.match_classes': '--match-classes',
+  'data.flat=True': '--flat',
   'data.source': '--source',
   'data.dir': '--data-dir',
   'data.split': '--split',
@@ -20,8 +24,6 @@ OPTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  from vit_jax.cli import options
-
   parser.add_argument('weights', help='the teacher: a workdir or file')
   parser.add_argument(
     '-o', '--output', required=True, metavar='DIR', help='directory to write'
@@ -39,24 +41,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--holdout',
-    type=float,
+    type=options.fraction,
     default=0.1,
     help='data.holdout of the recipe (0.1)',
   )
   parser.add_argument(
-    '--top-k', type=int, default=5, help='classes stored for each patch (5)'
+    '--top-k',
+    type=options.positive,
+    default=5,
+    help='classes stored for each patch (5)',
   )
   parser.add_argument(
-    '--batch-size', type=int, default=64, help='batch size (64)'
+    '--batch-size', type=options.positive, default=64, help='batch size (64)'
   )
   parser.add_argument(
-    '--threads', type=int, default=4, help='threads that decode images (4)'
+    '--threads',
+    type=options.positive,
+    default=4,
+    help='threads that decode images (4)',
   )
+  options.add_match_argument(parser)
+  options.add_flat_argument(parser)
   options.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  from vit_jax.cli import options
   from vit_jax.data.sources.opening import open_source
   from vit_jax.inference.loading import load_classifier
   from vit_jax.teachers.classes import check_classes
@@ -64,14 +73,19 @@ def run(args: argparse.Namespace) -> None:
 
   teacher = load_classifier(args.weights, **options.loading(args))
   source = open_source(
-    args.source, split=args.split, data_dir=args.data_dir, holdout=args.holdout
+    args.source,
+    split=args.split,
+    data_dir=args.data_dir,
+    holdout=args.holdout,
+    flat=args.flat,
   )
-  check_classes(
+  columns = check_classes(
     args.weights,
     teacher.num_classes,
     teacher.classes,
     source.num_classes,
     source.class_names,
+    args.match_classes,
   )
   meta = make_token_labels(
     teacher.model,
@@ -80,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
     args.output,
     # Labels are made of the whole image, not only of its center.
     preprocessing=dataclasses.replace(teacher.preprocessing, crop=None),
+    columns=columns,
     top_k=args.top_k,
     batch_size=args.batch_size,
     threads=args.threads,

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 
-from vit_jax.data.decode import decode
+from vit_jax.data.decode import DEFAULT_DECODING, Decoding, decode
 from vit_jax.data.sources.source import Source
 
 log = logging.getLogger(__name__)
@@ -15,10 +15,12 @@ class TooManyBadImages(ValueError):
   """More images than allowed cannot be read; the message lists them."""
 
 
-def why_bad(source: Source, i: int) -> str:
+def why_bad(
+  source: Source, i: int, decoding: Decoding = DEFAULT_DECODING
+) -> str:
   """Why example i cannot be read; '' if it can."""
   try:
-    decode(source[i]['image'])
+    decode(source[i]['image'], decoding)
   except Exception as e:  # every reason is reported
     return f'{type(e).__name__}: {e}'
   return ''
@@ -49,7 +51,7 @@ def too_many_bad(
   return TooManyBadImages(
     f'{count} of {len(source)} images of {source.name} cannot be read, more '
     f'than data.max_bad_fraction={fraction} allows. Remove or repair them, or '
-    'raise that fraction (vit-jax finetune: --max-bad-fraction):\n'
+    'raise that fraction:\n'
     + '\n'.join(shown)
     + (f'\n  and {more} more' if more else '')
   )
@@ -78,12 +80,13 @@ class Batches:
     source: Source,
     max_bad_fraction: float,
     length: int | None = None,
+    decoding: Decoding = DEFAULT_DECODING,
   ):
     self.bad: dict[str, str] = {}
     self._iterator, self._source = iterator, source
     self._allowed = allowed_bad(max_bad_fraction, len(source))
     self._fraction = max_bad_fraction
-    self._length = length
+    self._length, self._decoding = length, decoding
     self._seen: set[int] = set()
 
   def __iter__(self):
@@ -124,7 +127,8 @@ class Batches:
       return
     self._seen.add(index)
     path = self._source.describe(index)
-    self.bad[path] = why_bad(self._source, index) or 'it can be read now'
+    reason = why_bad(self._source, index, self._decoding)
+    self.bad[path] = reason or 'it can be read now'
     log.warning(
       'skipping a bad image: %s (%s); %d so far',
       path,

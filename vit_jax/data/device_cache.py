@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data import device_crops
+from vit_jax.data.decode import DEFAULT_DECODING, Decoding
 from vit_jax.data.order import (
   interleaved,
   labeled_length,
@@ -110,6 +111,7 @@ class DeviceCache:
     repeats: int = 1,
     repeat_groups: int = 1,
     ratio: int = 0,
+    decoding: Decoding = DEFAULT_DECODING,
     put: Callable = jnp.asarray,
   ):
     """Reads the whole source.
@@ -129,7 +131,7 @@ class DeviceCache:
     reason = why_not_cached(source, transform)
     if reason:
       raise ValueError(f'this data cannot be held on the device: {reason}')
-    images, labels = source.arrays()
+    images, labels = source.arrays(decoding)
     self.arrays = {'image': put(images), 'label': put(labels)}
     self._batch, self._ratio = batch_size, ratio
     # The examples [start, stop) of each sequence that batches are made of.

@@ -16,6 +16,7 @@ main module again, so a script needs `if __name__ == '__main__':`.
 """
 
 from collections.abc import Callable
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -26,7 +27,13 @@ import grain
 import numpy as np
 
 from vit_jax.data.batches import Batches, TooManyBadImages, why_bad
-from vit_jax.data.decode import BadImage, check_jpeg_dct, decode
+from vit_jax.data.decode import (
+  DEFAULT_DECODING,
+  BadImage,
+  Decoding,
+  check_jpeg_dct,
+  decode,
+)
 from vit_jax.data.order import Repeat, shuffled
 from vit_jax.data.sources.source import Source, label_array, set_label
 from vit_jax.data.transforms import TrainTransform, eval_image
@@ -47,7 +54,7 @@ def train_batches(
   repeats: int = 1,
   repeat_groups: int = 1,
   ratio: int = 0,
-  jpeg_dct: str = 'accurate',
+  decoding: Decoding = DEFAULT_DECODING,
   threads: int = 4,
   workers: int = 0,
   max_bad_fraction: float = 0.01,
@@ -70,7 +77,7 @@ def train_batches(
     ratio: number of examples of the last split of the source that follow each
       example of the other splits, see `order.interleaved`. 0 shuffles all
       examples together.
-    jpeg_dct: see `decode.decode`.
+    decoding: how images are decoded.
     threads: number of threads that decode and augment, in each process.
     workers: number of processes that decode and augment; 0 uses threads only.
     max_bad_fraction: fraction of the source's images that may be unreadable.
@@ -101,15 +108,18 @@ def train_batches(
       f'data.repeat_groups={repeat_groups}: must divide the batch of '
       f'{batch_size}'
     )
-  check_jpeg_dct(jpeg_dct)
-  load = _LoadTrain(source, transform, jpeg_dct, token_labels, geometry)
+  check_jpeg_dct(decoding.jpeg_dct)
+  load = _LoadTrain(source, transform, decoding, token_labels, geometry)
   dataset = shuffled(source, seed, ratio)
   if repeats > 1:
     dataset = Repeat(dataset, repeats, batch_size, repeat_groups)
   dataset = dataset.random_map(load).batch(local_batch, drop_remainder=True)
   dataset = dataset[process_index::process_count][start_step:]
   return Batches(
-    _start(dataset, source, threads, workers), source, max_bad_fraction
+    _start(dataset, source, threads, workers),
+    source,
+    max_bad_fraction,
+    decoding=decoding,
   )
 
 
@@ -118,7 +128,7 @@ def eval_batches(
   preprocessing: Preprocessing,
   *,
   batch_size: int,
-  jpeg_dct: str = 'accurate',
+  decoding: Decoding = DEFAULT_DECODING,
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 4,
@@ -136,7 +146,8 @@ def eval_batches(
     preprocessing: how each image is resized and cropped.
     batch_size: number of examples in a global batch; a process gets
       batch_size / process_count of them.
-    jpeg_dct, ..., max_bad_fraction: see `train_batches`.
+    decoding: how images are decoded; `preprocessing` says whether upright.
+    process_index, ..., max_bad_fraction: see `train_batches`.
 
   Returns:
     Iterator of dicts as in `train_batches`, with 'mask' float32 (b,), 1 for an
@@ -149,14 +160,19 @@ def eval_batches(
       of the images cannot be read.
   """
   local_batch = _local_batch(batch_size, process_count, 'eval.batch_size')
-  check_jpeg_dct(jpeg_dct)
+  check_jpeg_dct(decoding.jpeg_dct)
   steps = -(-len(source) // batch_size)
-  load = _LoadEval(source, preprocessing, jpeg_dct)
+  decoding = dataclasses.replace(decoding, upright=preprocessing.upright)
+  load = _LoadEval(source, preprocessing, decoding)
   dataset = grain.MapDataset.range(steps * batch_size).map(load)
   dataset = dataset.batch(local_batch, drop_remainder=True)
   dataset = dataset[process_index::process_count]
   return Batches(
-    _start(dataset, source, threads, workers), source, max_bad_fraction, steps
+    _start(dataset, source, threads, workers),
+    source,
+    max_bad_fraction,
+    steps,
+    decoding,
   )
 
 
@@ -219,8 +235,8 @@ def _begin_worker(worker: int, workers: int) -> None:
 class _LoadTrain:
   """Reads, decodes and augments one example: (index, generator) -> dict."""
 
-  def __init__(self, source, transform, jpeg_dct, token_labels, geometry):
-    self.source, self.transform, self.jpeg_dct = source, transform, jpeg_dct
+  def __init__(self, source, transform, decoding, token_labels, geometry):
+    self.source, self.transform, self.decoding = source, transform, decoding
     self.token_labels, self.geometry = token_labels, geometry
 
   def __call__(self, requested: int, rng: np.random.Generator) -> dict:
@@ -249,10 +265,12 @@ class _LoadTrain:
       index = (requested + offset) % len(self.source)
       try:
         example = self.source[index]
-        return index, decode(example['image'], self.jpeg_dct), example['label']
+        return index, decode(example['image'], self.decoding), example['label']
       except (OSError, BadImage):
         continue
-    reason = why_bad(self.source, requested) or 'it can be read now'
+    reason = (
+      why_bad(self.source, requested, self.decoding) or 'it can be read now'
+    )
     raise TooManyBadImages(
       f'{attempts} images in a row cannot be read, from '
       f'{self.source.describe(requested)} on ({reason}). The data seems '
@@ -267,9 +285,9 @@ class _LoadEval:
   cannot be read.
   """
 
-  def __init__(self, source, preprocessing, jpeg_dct):
+  def __init__(self, source, preprocessing, decoding):
     self.source, self.preprocessing = source, preprocessing
-    self.jpeg_dct = jpeg_dct
+    self.decoding = decoding
 
   def __call__(self, index: int) -> dict:
     index = int(index)
@@ -277,7 +295,7 @@ class _LoadEval:
     if index < len(self.source):
       try:
         example = self.source[index]
-        decoded = decode(example['image'], self.jpeg_dct)
+        decoded = decode(example['image'], self.decoding)
         label = example['label']
       except (OSError, BadImage):
         pass  # `Batches` counts it, because its mask is 0

@@ -5,12 +5,10 @@ source 'packed' reads. The inputs may be
 
   a folder   DIR/class/x.jpg, or DIR/{train,val,test}/class/x.jpg, of which
              every split is packed
-  tar files  a tar of class directories; one flat tar per class, named after
-             the class (ImageNet-21k); or a tar of such tars (ImageNet)
-  a folder or tar files with a labels file: JSON {"x.jpg": label or [labels],
-             ...}, or CSV lines `x.jpg,label[,label...]` (or `label;label`). A
-             label is a class name or a class number; lists of labels make the
-             data multi-label
+  tar files  of such a folder, which are read as the folder is (layout.py); one
+             flat tar per class, named after the class (ImageNet-21k); or a tar
+             of such tars (ImageNet)
+  a folder or tar files with a file of labels (labels.py)
 
 records.py describes the files that are written. They get their final names when
 all of them are complete, the metadata file last.
@@ -18,10 +16,8 @@ all of them are complete, the metadata file last.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-import dataclasses
 import functools
 import hashlib
-import io
 import json
 import logging
 import os
@@ -30,20 +26,19 @@ from typing import Any
 import zlib
 
 import numpy as np
-from PIL import Image
 
 from vit_jax import files
 from vit_jax.data import records
-from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.decode import (
+  MAX_PIXELS,
+)
+from vit_jax.data.labels import read_labels
+from vit_jax.data.pack_images import Prepared, prepare_image
 from vit_jax.data.pack_inputs import (
   Item,
-  list_items,
   number_labels,
-  read_labels,
+  read_inputs,
 )
-from vit_jax.data.resize import resize
-from vit_jax.data.sources.folder import IMAGE_SUFFIXES
-from vit_jax.data.transforms import short_side as short_side_size
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +57,9 @@ def pack(
   short_side: int | None = None,
   quality: int = 95,
   labels_file: str | os.PathLike | None = None,
+  label_columns: dict[str, str] | None = None,
+  flat: bool = False,
+  max_pixels: int = MAX_PIXELS,
   threads: int | None = None,
   overwrite: bool = False,
   progress: Callable[[int, int], None] | None = None,
@@ -81,6 +79,10 @@ def pack(
       and encode them again as JPEG.
     quality: quality of that JPEG, 1 to 100.
     labels_file: JSON or CSV with the labels, see the module docstring.
+    label_columns: what is declared of that file: 'file_column', 'label_column'
+      and 'kind' of `labels.read_labels`.
+    flat: take every folder for a class, also one named 'train' or 'test'.
+    max_pixels: larger images are left out as bad.
     threads: number of threads that read, check and encode; by default one for
       each core.
     overwrite: replace a split that `out_dir` already has.
@@ -95,6 +97,39 @@ def pack(
     ValueError: there is nothing to pack, a class or label does not fit, or a
       split exists already; the message says what to change.
   """
+  paths = _existing(inputs)
+  if shards is not None and shards < 1:
+    raise ValueError(f'shards={shards}: must be at least 1')
+  if not 1 <= quality <= 100:
+    raise ValueError(f'quality={quality}: must be in [1, 100]')
+  out = pathlib.Path(out_dir).expanduser()
+  out.mkdir(parents=True, exist_ok=True)
+  options = dict(
+    shards=shards,
+    shuffle_seed=shuffle_seed,
+    short_side=short_side,
+    quality=quality,
+    max_pixels=max_pixels,
+    threads=threads or os.cpu_count() or 1,
+    overwrite=overwrite,
+    progress=progress,
+  )
+  labels = labels_file and read_labels(labels_file, **(label_columns or {}))
+  splits = read_inputs(paths, labeled=bool(labels), split=split, flat=flat)
+  for name in splits:  # all splits are checked before the first is written
+    _refuse_existing(out, name, overwrite)
+  result = {}
+  for name, items in splits.items():
+    of_train = classes_of_train(name, out)
+    numbers, classes = number_labels(items, labels, of_train)
+    result[name] = write_split(name, out, items, numbers, classes, **options)
+  return result
+
+
+def _existing(
+  inputs: str | os.PathLike | Sequence[str | os.PathLike],
+) -> list[pathlib.Path]:
+  """The inputs as paths; ValueError if there are none or one is missing."""
   paths = [
     pathlib.Path(p).expanduser()
     for p in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)
@@ -108,63 +143,7 @@ def pack(
       )
       + '. Give image folders or tar files'
     )
-  if shards is not None and shards < 1:
-    raise ValueError(f'shards={shards}: must be at least 1')
-  if not 1 <= quality <= 100:
-    raise ValueError(f'quality={quality}: must be in [1, 100]')
-  out = pathlib.Path(out_dir).expanduser()
-  out.mkdir(parents=True, exist_ok=True)
-  options = dict(
-    shards=shards,
-    shuffle_seed=shuffle_seed,
-    short_side=short_side,
-    quality=quality,
-    threads=threads or os.cpu_count() or 1,
-    overwrite=overwrite,
-    progress=progress,
-  )
-  labels = read_labels(pathlib.Path(labels_file)) if labels_file else None
-  splits = _splits(paths, split)
-  for name in splits:  # all splits are checked before the first is written
-    _refuse_existing(out, name, overwrite)
-  return {
-    name: _pack_split(name, split_paths, out, labels, **options)
-    for name, split_paths in splits.items()
-  }
-
-
-def _splits(
-  paths: list[pathlib.Path], split: str | None
-) -> dict[str, list[pathlib.Path]]:
-  """The inputs of each split that is to be written."""
-  if split is None and len(paths) == 1 and (paths[0] / 'train').is_dir():
-    return {
-      name: [paths[0] / name]
-      for name in ('train', 'validation', 'val', 'test')
-      if (paths[0] / name).is_dir()
-    }
-  return {split or 'train': paths}
-
-
-def _pack_split(
-  split: str,
-  paths: list[pathlib.Path],
-  out: pathlib.Path,
-  labels: dict | None,
-  **options,
-) -> dict[str, Any]:
-  """Packs one split and returns its metadata."""
-  items = sorted(
-    (i for p in paths for i in list_items(p, labels is not None)),
-    key=lambda i: i.name,
-  )
-  if not items:
-    raise ValueError(
-      f'{", ".join(map(str, paths))}: no images '
-      f'({", ".join(IMAGE_SUFFIXES)}, in upper or lower case)'
-    )
-  numbers, classes = number_labels(items, labels, classes_of_train(split, out))
-  return write_split(split, out, items, numbers, classes, **options)
+  return paths
 
 
 def write_split(
@@ -178,6 +157,7 @@ def write_split(
   shuffle_seed: int | None = 0,
   short_side: int | None = None,
   quality: int = 95,
+  max_pixels: int = MAX_PIXELS,
   threads: int = 1,
   overwrite: bool = False,
   progress: Callable | None = None,
@@ -208,7 +188,9 @@ def write_split(
   names = [records.shard_name(split, i, shards) for i in range(shards)]
   bounds = [len(items) * i // shards for i in range(shards + 1)]
   summary = _Summary(classes, len(items), progress)
-  prepare = functools.partial(_prepare, short_side=short_side, quality=quality)
+  prepare = functools.partial(
+    prepare_image, short_side=short_side, quality=quality, max_pixels=max_pixels
+  )
   try:
     with futures.ThreadPoolExecutor(threads) as pool:
       for name, low, high in zip(names, bounds, bounds[1:], strict=False):
@@ -264,15 +246,6 @@ def _refuse_existing(out: pathlib.Path, split: str, overwrite: bool) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-  """An image that is ready to be stored, or the reason why it is not."""
-
-  image: bytes = b''
-  size: tuple[int, int] = (0, 0)
-  reason: str = ''
-
-
 class _Summary:
   """Counts the images of a split as they are written, for its metadata.
 
@@ -292,7 +265,7 @@ class _Summary:
   def start_shard(self):
     self._shard_counts.append(0)
 
-  def add(self, name: str, labels: list | dict, prepared: _Prepared):
+  def add(self, name: str, labels: list | dict, prepared: Prepared):
     self.num_examples += 1
     self._shard_counts[-1] += 1
     self._digest.update(
@@ -305,7 +278,7 @@ class _Summary:
       else labels
     )
     self._per_class[counted] += 1
-    self._sizes.add(prepared.size)
+    self._sizes |= prepared.sizes
     self._report()
 
   def leave_out(self, name: str, reason: str):
@@ -380,20 +353,3 @@ def _ordered_map(
   """Maps in a pool, in order; a limited number of results is kept waiting."""
   for start in range(0, len(items), _POOL_CHUNK):
     yield from pool.map(function, items[start : start + _POOL_CHUNK])
-
-
-def _prepare(item: Item, short_side: int | None, quality: int) -> _Prepared:
-  """Reads an image, checks that it can be decoded, and shrinks it if needed."""
-  try:
-    data = item.read()
-    image = decode(data)
-  except (OSError, BadImage) as e:
-    return _Prepared(reason=str(e) or type(e).__name__)
-  height, width = image.shape[:2]
-  if not short_side or min(height, width) <= short_side:
-    return _Prepared(data, (height, width))
-  size = short_side_size(height, width, short_side)
-  buffer = io.BytesIO()
-  small = Image.fromarray(resize(image, size, 'bicubic'))
-  small.save(buffer, 'JPEG', quality=quality)
-  return _Prepared(buffer.getvalue(), size)

@@ -1,199 +1,192 @@
 """Reads the inputs of `vit-jax pack`: folders, tar files and labels files."""
 
-import csv
+from collections.abc import Sequence
 import dataclasses
-import json
+import logging
 import pathlib
-import tarfile
 from typing import Any
 
-from etils import epath
+from vit_jax.data import layout as layouts
+from vit_jax.data.labels import Label, Labels
+from vit_jax.data.listing import File, Listing, list_images, report
+from vit_jax.data.names import normalized, printable
+from vit_jax.data.splits import SPLIT_FOLDERS, pick_split
 
-from vit_jax.data.sources.folder import IMAGE_SUFFIXES, scan_classes
-
-# A line of a CSV file with one of these words in its first cell is a header.
-_CSV_HEADERS = (
-  'file',
-  'filename',
-  'image',
-  'path',
-  'id',
-  'name',
-  'image_id',
-)
-Label = str | int
+log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-  """One image: a file, or `size` bytes at `offset` of a tar file.
+  """An image to pack.
 
   Attributes:
-    path: the image file or the tar file.
-    name: name of the image, unique in its input.
-    label: name of its class, from its directory or tar; '' if there is none.
-    offset: position of its first byte in the file.
-    size: number of its bytes; -1 for the whole file.
+    file: where it is read.
+    name: its id in the packed data set.
+    label: name of its class, from its folder; '' with a labels file.
   """
 
-  path: str
+  file: File
   name: str
-  label: str
-  offset: int = 0
-  size: int = -1
+  label: str = ''
 
   def read(self) -> bytes:
     """The encoded image."""
-    with open(self.path, 'rb') as f:
-      f.seek(self.offset)
-      return f.read(self.size)
+    return self.file.read()
 
 
-def list_items(path: pathlib.Path, labeled: bool) -> list[Item]:
-  """The images of a folder or tar file.
+def list_items(path: pathlib.Path) -> list[Item]:
+  """All images of a folder or tar file, at any depth, without labels.
+
+  Raises:
+    ValueError: `path` is neither, or a compressed tar, whose images cannot be
+      read in any order.
+  """
+  return [Item(file, file.name) for file in list_images(path).files]
+
+
+def read_inputs(
+  paths: Sequence[pathlib.Path],
+  *,
+  labeled: bool,
+  split: str | None = None,
+  flat: bool = False,
+) -> dict[str, list[Item]]:
+  """The images of each split, sorted by name.
 
   Args:
-    path: the folder or tar file.
-    labeled: whether a labels file gives the labels. If so, the directories of a
-      folder are not classes, and images are searched at any depth.
+    paths: folders and tar files, which are read alike (`vit_jax.data.layout`).
+    labeled: the classes come from elsewhere, so folders are no classes.
+    split: the split to take of inputs that have splits, and the name of the
+      others; None takes all splits, and calls the others 'train'.
+    flat: take every folder for a class.
 
   Raises:
-    ValueError: `path` is neither a folder nor a tar file, or it is a compressed
-      tar, whose images cannot be read in any order.
+    ValueError: an input has no images of such a form, or only some inputs have
+      splits.
   """
-  if path.is_dir():
-    if labeled:
-      return [
-        Item(str(p), p.relative_to(path).as_posix(), '')
-        for p in path.rglob('*')
-        if _is_image(p.name)
-      ]
-    return [
-      Item(str(path / c / f), f'{c}/{f}', c)
-      for c, files in scan_classes(epath.Path(path)).items()
-      for f in files
-    ]
-  if not tarfile.is_tarfile(path):
-    raise ValueError(f'{path} is neither a directory nor a tar file')
-  try:
-    with tarfile.open(path, 'r:') as tar:
-      return _list_tar(path, tar, 0, path.name.split('.')[0])
-  except tarfile.ReadError as e:
+  read = [_read_input(path, labeled, flat) for path in paths]
+  with_splits = [layouts.FLAT not in splits for splits in read]
+  if split is None and any(with_splits) and not all(with_splits):
     raise ValueError(
-      f'{path} is a compressed or broken tar ({e}). Images cannot be read in '
-      'any order from a compressed tar: decompress it first, for example with '
-      f'gunzip {path.name}'
-    ) from e
+      f'{paths[with_splits.index(True)]} has splits and '
+      f'{paths[with_splits.index(False)]} has none: pack them one after the '
+      'other, and name the split'
+    )
+  if not labeled:
+    _check_classes(paths, read)
+  merged: dict[str, list[Item]] = {}
+  for path, splits in zip(paths, read, strict=True):
+    if split is not None:
+      key = layouts.FLAT
+      if key not in splits:
+        key = pick_split(split, list(splits), str(path))
+      splits = {split: splits[key]}
+    for name, items in splits.items():
+      merged.setdefault(name or 'train', []).extend(items)
+  return {
+    name: sorted(merged[name], key=lambda item: (item.name, item.file.path))
+    for name in sorted(merged, key=lambda name: (name != 'train', name))
+  }
 
 
-def _list_tar(
-  path: pathlib.Path, tar: tarfile.TarFile, base: int, stem: str
-) -> list[Item]:
-  """The images of a tar that starts at byte `base` of the file `path`.
-
-  Images that are not in a directory have the class `stem`, the tar's name.
-  """
-  items = []
-  for member in tar:
-    if not member.isfile():
-      continue
-    name = pathlib.PurePosixPath(member.name.removeprefix('./'))
-    start = base + member.offset_data
-    if name.suffix.lower() == '.tar':
-      with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner:
-        items += _list_tar(path, inner, start, name.stem)
-    elif _is_image(name.name):
-      directory = name.parent.name
-      full_name = name.as_posix() if directory else f'{stem}/{name}'
-      label = directory or stem
-      items.append(Item(str(path), full_name, label, start, member.size))
-  return items
+def _read_input(
+  path: pathlib.Path, labeled: bool, flat: bool
+) -> dict[str, list[Item]]:
+  """{split: images} of one folder or tar file."""
+  listing = list_images(path)
+  if labeled:
+    return _unclassified(listing, flat)
+  layout = layouts.read_layout(listing, flat=flat)
+  report(layout.summary, layout.complete)
+  return {
+    name: [
+      Item(file, f'{c}/{split.below_class(file)}', c)
+      for c, files in split.classes.items()
+      for file in files
+    ]
+    for name, split in layout.splits.items()
+  }
 
 
-def _is_image(name: str) -> bool:
-  return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+def _check_classes(
+  paths: Sequence[pathlib.Path], read: list[dict[str, list[Item]]]
+) -> None:
+  """Refuses tars without folders whose only class is the name of the tar."""
+  classes = {
+    x.label for splits in read for items in splits.values() for x in items
+  }
+  stems = {normalized(printable(path.name.split('.')[0])) for path in paths}
+  files = [
+    x.file for splits in read for items in splits.values() for x in items
+  ]
+  if (
+    classes <= stems
+    and len(classes) == 1
+    and all(file.offset >= 0 for file in files)
+  ):
+    raise ValueError(
+      f'{paths[0]}: all images are of one class, {min(classes)!r}: a tar needs '
+      'class directories, or one tar a class, or give labels_file'
+    )
 
 
-def read_labels(path: pathlib.Path) -> dict[str, Label | list[Label]]:
-  """Reads a JSON or CSV file to {file name: label or list of labels}.
-
-  Raises:
-    ValueError: there is no such file, or it cannot be read.
-  """
-  if not path.exists():
-    raise ValueError(f'labels_file={path} does not exist')
-  if path.suffix.lower() == '.json':
-    try:
-      labels = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-      raise ValueError(f'labels_file={path} is not JSON: {e}') from e
-    if not isinstance(labels, dict):
-      raise ValueError(
-        f'labels_file={path}: must be an object {{"x.jpg": label or '
-        f'[labels]}}, not a {type(labels).__name__}'
-      )
-    return labels
-  labels = {}
-  with path.open(newline='') as f:
-    for row in csv.reader(f):
-      if row and row[0].lower() not in _CSV_HEADERS:
-        labels[row[0]] = _cells(row[1:])
-  if all(len(v) == 1 for v in labels.values()):
-    return {k: v[0] for k, v in labels.items()}
-  return labels
-
-
-def _cells(row: list[str]) -> list[Label]:
-  """The labels of one line; commas and semicolons separate them."""
-  texts = [text.strip() for cell in row for text in cell.split(';')]
-  return [int(t) if t.lstrip('-').isdigit() else t for t in texts if t]
+def _unclassified(listing: Listing, flat: bool) -> dict[str, list[Item]]:
+  """{split: images} where the labels come from a file."""
+  if not listing.files:
+    layouts.read_layout(listing)  # raises, and says what was left out
+  splits: dict[str, list[Item]] = {}
+  outside = 0
+  for file in listing.files:
+    folder, _, below = file.name.partition('/')
+    if below and folder.lower() in SPLIT_FOLDERS and not flat:
+      split = SPLIT_FOLDERS[folder.lower()]
+      splits.setdefault(split, []).append(Item(file, below))
+    else:
+      outside += 1
+  if 'train' not in splits or outside:
+    return {layouts.FLAT: [Item(file, file.name) for file in listing.files]}
+  return splits
 
 
 def number_labels(
   items: list[Item],
-  labels: dict[str, Label | list[Label]] | None,
+  labels: Labels | None,
   classes: dict[str, Any] | None,
 ) -> tuple[list[list[int]], dict[str, Any]]:
   """The class numbers of each image, and the classes.
 
   Args:
     items: the images.
-    labels: what `read_labels` returned; None if directories name the classes.
-    classes: 'num_classes', 'class_names' (or None) and 'multi_label' of the
-      packed training split, which the other splits must use. None takes the
-      classes that occur in the labels.
+    labels: of a file of labels; None to take the folders.
+    classes: of the packed training split, which others must follow:
+      'num_classes', 'class_names' (or None) and 'multi_label'. None to take
+      the classes that occur.
 
   Returns:
-    A list of class numbers for each image, and a dict like `classes`.
+    A list of class numbers for each image, and a dict as `classes`.
 
   Raises:
-    ValueError: an image has no label, or a label that is not a class.
+    ValueError: an image has no label, or one that is not a class.
   """
   multi_label = False
+  one_hot = None
   if labels is None:
-    _check_directories(items, classes)
     names: list[list[Label]] = [[i.label] for i in items]
   else:
-    entries = [_entry(labels, i.name) for i in items]
-    missing = [i.name for i, e in zip(items, entries, strict=True) if e is None]
-    if missing:
-      raise ValueError(
-        f'{len(missing)} of {len(items)} images have no entry in the labels '
-        f'file, such as {", ".join(missing[:3])}: add them to the file, or '
-        'remove the images'
-      )
-    multi_label = any(isinstance(e, list) for e in entries)
-    names = [
-      e if isinstance(e, list) else [e] for e in entries if e is not None
-    ]
+    names, multi_label = _entries(items, labels), labels.multi_label
+    one_hot = labels.class_names
+  if one_hot is not None:
+    names = [[one_hot[int(k)] for k in n] for n in names]
   if classes:
     multi_label = classes['multi_label']
     if not multi_label and any(len(n) != 1 for n in names):
       raise ValueError(
-        'some images have several labels, but those of the packed split '
-        "'train' have one each: pack 'train' again with lists of labels"
+        'some images have several labels, those of the packed '
+        "'train' have one each: pack 'train' again"
       )
-  number, class_names = _class_numbers({x for n in names for x in n}, classes)
+  number, class_names = _class_numbers(
+    {x for n in names for x in n}, classes, one_hot
+  )
   num_classes = (
     classes['num_classes']
     if classes
@@ -206,32 +199,23 @@ def number_labels(
   }
 
 
-def _check_directories(items: list[Item], classes: dict | None) -> None:
-  """ValueError if all images of tar files have one class, named by the tar.
-
-  The tar then most likely has its images without class directories.
-  """
-  in_tar = all(i.size >= 0 for i in items)
-  if in_tar and not classes and len({i.label for i in items}) == 1:
-    raise ValueError(
-      f'all images are of one class, {items[0].label!r}: pack a tar with '
-      'class directories, one tar for each class, or give labels_file'
-    )
-
-
 def _class_numbers(
-  labels: set[Label], classes: dict[str, Any] | None
+  labels: set[Label],
+  classes: dict[str, Any] | None,
+  one_hot: list[str] | None = None,
 ) -> tuple[dict[Label, int], list[str] | None]:
-  """{label: class number} and the class names; None if labels are numbers."""
+  """{label: class number}, and the class names, None if labels are numbers."""
   numbers: dict[Label, int] = {}
   if all(isinstance(x, int) for x in labels):
     limit = classes['num_classes'] if classes else float('inf')
     numbers.update((x, x) for x in labels if isinstance(x, int))
     wrong = sorted(x for x in numbers.values() if not 0 <= x < limit)
-    names = classes['class_names'] if classes else None
+    names = classes['class_names'] if classes else one_hot
   else:
-    names = classes['class_names'] if classes else sorted(map(str, labels))
-    table = {name: i for i, name in enumerate(names or ())}
+    names = classes['class_names'] if classes else None
+    if names is None:
+      names = one_hot or sorted(map(str, labels))
+    table = {normalized(name): i for i, name in enumerate(names)}
     wrong = sorted(str(x) for x in labels if str(x) not in table)
     numbers.update((x, table.get(str(x), -1)) for x in labels)
   if wrong:
@@ -243,10 +227,51 @@ def _class_numbers(
   return numbers, names
 
 
-def _entry(labels: dict, name: str) -> Label | list[Label] | None:
-  """The labels of an image, listed by its path, file name or stem."""
+def _entries(items: list[Item], labels: Labels) -> list[list[Label]]:
+  """The labels of each image, by its path, its file name, or its stem.
+
+  Raises:
+    ValueError: an image has no entry, or several images share one.
+  """
+  by_file_name: dict[str, str] = {}
+  for key in labels.entries:  # entries may name folders that are not there
+    short = key.rsplit('/', 1)[-1]
+    by_file_name[short] = '' if short in by_file_name else key
+  taken: dict[str, str] = {}
+  entries, lost = [], []
+  for item in items:
+    key = _key(normalized(item.name), labels.entries, by_file_name)
+    if key is None:
+      lost.append(item.name)
+      continue
+    if key in taken:
+      raise ValueError(
+        f'the labels file has one entry, {key!r}, for several images: '
+        f'{taken[key]} and {item.name}. Give their paths'
+      )
+    taken[key] = item.name
+    entries.append(labels.entries[key])
+  if lost:
+    raise ValueError(
+      f'{len(lost)} of {len(items)} images have no entry in the labels '
+      f'file, such as {", ".join(lost[:3])}'
+    )
+  unused = [key for key in labels.entries if key not in taken]
+  if unused:
+    log.warning(
+      '%d of %d entries of the labels file name no image, such as %s',
+      len(unused),
+      len(labels.entries),
+      ', '.join(unused[:3]),
+    )
+  return entries
+
+
+def _key(
+  name: str, entries: dict[str, list[Label]], by_file_name: dict[str, str]
+) -> str | None:
   path = pathlib.PurePosixPath(name)
   for key in (name, path.name, path.stem):
-    if key in labels:
-      return labels[key]
-  return None
+    if key in entries:
+      return key
+  return by_file_name.get(path.name) or None

@@ -6,17 +6,31 @@ import re
 
 log = logging.getLogger(__name__)
 
+# The folders that are splits, in lower case, and the names of the splits.
+SPLIT_FOLDERS = {
+  'train': 'train',
+  'training': 'train',
+  'val': 'val',
+  'valid': 'validation',
+  'validation': 'validation',
+  'test': 'test',
+  'testing': 'test',
+}
 # The names that a source may use for a split, the preferred one first: 'test',
 # 'validation' and 'val' stand for one another.
 SPLIT_ALIASES = {
-  'train': ('train',),
-  'test': ('test', 'validation', 'val'),
-  'validation': ('validation', 'val', 'test'),
-  'val': ('val', 'validation', 'test'),
+  'train': ('train', 'training'),
+  'test': ('test', 'testing', 'validation', 'val', 'valid'),
+  'validation': ('validation', 'val', 'valid', 'test', 'testing'),
+  'val': ('val', 'validation', 'valid', 'test', 'testing'),
 }
 
 
-def unknown_split(split: str, known: Sequence[str], what: str) -> ValueError:
+class NoSplit(ValueError):
+  """A source does not have a split, or has no examples of it."""
+
+
+def unknown_split(split: str, known: Sequence[str], what: str) -> NoSplit:
   """The error for a split that a source does not have.
 
   Args:
@@ -24,7 +38,7 @@ def unknown_split(split: str, known: Sequence[str], what: str) -> ValueError:
     known: names of the splits of the source.
     what: the source, for the message.
   """
-  return ValueError(
+  return NoSplit(
     f'{what} has no split {split!r}; it has {", ".join(known)}. To hold out '
     "some of its examples, use 'train[:90%]' and 'train[90%:]'"
   )
@@ -42,10 +56,14 @@ def pick_split(split: str, known: Sequence[str], what: str) -> str:
   Raises:
     ValueError: the source has none of the names.
   """
-  for name in SPLIT_ALIASES.get(split, (split,)):
-    if name in known:
-      if name != split:
-        log.info('%s has no split %r: using %r', what, split, name)
+  if split in known:
+    return split
+  wanted = SPLIT_FOLDERS.get(split.lower(), split)
+  by_lower_case = {name.lower(): name for name in known}
+  for alias in SPLIT_ALIASES.get(wanted, (wanted,)):
+    if alias in by_lower_case:
+      name = by_lower_case[alias]
+      log.info('%s has no split %r: using %r', what, split, name)
       return name
   raise unknown_split(split, known, what)
 

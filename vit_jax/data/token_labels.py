@@ -147,7 +147,7 @@ class TokenLabels:
         f'{self.meta["num_classes"]} classes, the data has {num_classes}: make '
         'them with a teacher of the same classes'
       )
-    if self.meta['fingerprint'] != source.fingerprint:
+    if not source.has_fingerprint(self.meta['fingerprint']):
       raise ValueError(
         f'the token labels in {self._path} are of {self.meta["data"]} '
         f'({len(self)} examples), not of {source.name} ({len(source)}): make '

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from vit_jax.data import loader
 from vit_jax.data.batches import allowed_bad, too_many_bad
+from vit_jax.data.decode import DEFAULT_DECODING, Decoding
 from vit_jax.data.sources.source import Source
 from vit_jax.parallel.mesh import (
   batch_shards,
@@ -104,7 +105,7 @@ class Evaluator:
     batch_size: number of images in a global batch. It is rounded down to a
       multiple of the devices that share a batch, so that all of them get the
       same number of images.
-    jpeg_dct: see `decode.decode`.
+    decoding: how images are decoded; `preprocessing` says whether upright.
     threads: number of threads that read and decode, in each process.
     max_bad_fraction: fraction of a set's images that may be unreadable. They
       are left out and named in the log.
@@ -121,7 +122,7 @@ class Evaluator:
     host_size: tuple[int, int] | None = None,
     loss: str = 'softmax',
     batch_size: int = 32,
-    jpeg_dct: str = 'accurate',
+    decoding: Decoding = DEFAULT_DECODING,
     threads: int = 4,
     max_bad_fraction: float = 0.01,
   ):
@@ -131,7 +132,7 @@ class Evaluator:
     )
     shards = batch_shards(mesh)
     self._batch_size = max(1, batch_size // shards) * shards
-    self._jpeg_dct = jpeg_dct
+    self._decoding = decoding
     self._threads, self._max_bad_fraction = threads, max_bad_fraction
     self._step = jax.jit(
       make_eval_step(
@@ -204,7 +205,7 @@ class Evaluator:
       source,
       self._host_preprocessing,
       batch_size=self._batch_size,
-      jpeg_dct=self._jpeg_dct,
+      decoding=self._decoding,
       threads=self._threads,
       process_index=index,
       process_count=count,

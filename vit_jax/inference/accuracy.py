@@ -1,19 +1,17 @@
 """Measures the accuracy of weights on a directory of images: `evaluate`."""
 
-from collections.abc import Sequence
-import logging
 import os
 from typing import Any
 
 import jax
 
 from vit_jax.data.sources.opening import directory_source, open_source
+from vit_jax.data.sources.renumbered import with_classes
 from vit_jax.data.sources.source import Source
+from vit_jax.data.splits import NoSplit
 from vit_jax.evaluation.exact import Evaluator
 from vit_jax.inference.loading import load_classifier
 from vit_jax.parallel.mesh import make_mesh, put_replicated
-
-log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -24,6 +22,8 @@ def evaluate(
   batch_size: int = 64,
   threads: int = 4,
   max_bad_fraction: float = 0.01,
+  match_classes: str = 'names',
+  flat: bool = False,
   **options: Any,
 ) -> dict[str, float]:
   """Measures accuracy and loss on labeled images, each counted once.
@@ -39,6 +39,9 @@ def evaluate(
     threads: number of threads that read and decode images.
     max_bad_fraction: largest share of images that cannot be read. Such images
       are named in the log and left out.
+    match_classes: 'names' numbers the classes of the data by their names, of
+      which the weights must know all; 'numbers' compares no names.
+    flat: take every folder for a class, also one named 'train' or 'test'.
     **options: arguments of `load_classifier`: model, module, image_size,
       classes, fields.
 
@@ -57,8 +60,14 @@ def evaluate(
       f'{weights} has no head, so it has features but no classes: fine-tune it '
       'first, or measure its features with vit-jax fewshot'
     )
-  source = _with_classes(
-    _open(data, split), str(weights), classifier.num_classes, classifier.classes
+  source = with_classes(
+    _open(data, split, flat),
+    classifier.num_classes,
+    classifier.classes,
+    str(weights),
+    how=match_classes,
+    fix='Rename the directories of classes; or take class i of the data for '
+    "output i of the weights, with match_classes='numbers'",
   )
   mesh = make_mesh(devices=jax.local_devices())
   evaluator = Evaluator(
@@ -75,94 +84,21 @@ def evaluate(
   return evaluator(put_replicated(classifier.variables, mesh))['data']
 
 
-def _open(data: str | os.PathLike, split: str | None) -> Source:
+def _open(data: str | os.PathLike, split: str | None, flat: bool) -> Source:
   """Opens a split of a directory of images; see `evaluate` for None."""
   data = os.fspath(data)
   kind = directory_source(data)
   open_split = lambda split: open_source(
-    kind, split=split, data_dir=data, holdout=0.0
+    kind, split=split, data_dir=data, holdout=0.0, flat=flat
   )
   if split is not None:
     return open_split(split)
   try:
-    return open_split(
-      'test'
-    )  # sources take their split 'validation' for it too
-  except ValueError as no_test_split:
+    return open_split('test')  # or 'validation', if the source has that one
+  except NoSplit as no_test_split:
     # In a folder of classes no images are held out for 'test', so 'train' is
     # all images. A packed data set may have only one split.
     try:
       return open_split('train')
-    except ValueError:
+    except NoSplit:
       raise no_test_split from None
-
-
-def _with_classes(
-  source: Source, weights: str, num_classes: int, classes: list[str] | None
-) -> Source:
-  """A source whose labels are the numbers of a model's classes.
-
-  Classes are matched by their names, if both have names; the source may lack
-  classes of the model. Otherwise the order of the classes is taken to be the
-  same, and a warning says so.
-
-  Args:
-    source: the images with their labels.
-    weights: name of the weights, for messages.
-    num_classes, classes: number of the model's classes, and their names or
-      None.
-
-  Raises:
-    ValueError: the source has classes that the model does not have.
-  """
-  if classes and source.class_names:
-    unknown = sorted(set(source.class_names) - set(classes))
-    if unknown:
-      raise ValueError(
-        f'{source.name} has {len(unknown)} classes that {weights} does not '
-        f'have: {", ".join(unknown[:5])}; it has {", ".join(classes[:5])}'
-        f'{", ..." if len(classes) > 5 else ""}. Rename the directories of '
-        'classes, or give other weights'
-      )
-    return _Renumbered(source, classes)
-  if source.num_classes != num_classes:
-    raise ValueError(
-      f'{source.name} has {source.num_classes} classes and {weights} has '
-      f'{num_classes}: give images of the same classes, or other weights'
-    )
-  log.warning(
-    '%s has no class names, so its class i is taken to be class i of %s',
-    weights if source.class_names else source.name,
-    source.name if source.class_names else weights,
-  )
-  return source
-
-
-class _Renumbered(Source):
-  """A source whose labels are numbered as in another list of classes."""
-
-  def __init__(self, parent: Source, classes: Sequence[str]):
-    self._parent = parent
-    number = {name: i for i, name in enumerate(classes)}
-    self._numbers = [number[name] for name in parent.class_names or ()]
-    self.name, self.class_names = parent.name, list(classes)
-    self.num_classes, self.multi_label = len(classes), parent.multi_label
-    self.image_shape, self.in_memory = parent.image_shape, parent.in_memory
-    self.fingerprint = parent.fingerprint
-
-  def __len__(self) -> int:
-    return len(self._parent)
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    example = self._parent[i]
-    label = example['label']
-    if isinstance(label, dict):  # a soft label, {class: probability}
-      label = {self._numbers[c]: p for c, p in label.items()}
-    elif self.multi_label:
-      label = [self._numbers[c] for c in label]
-    else:
-      label = self._numbers[label]
-    return {**example, 'label': label}
-
-  def describe(self, i: int) -> str:
-    return self._parent.describe(i)

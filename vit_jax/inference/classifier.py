@@ -14,7 +14,6 @@ from concurrent import futures
 import dataclasses
 import functools
 import os
-import pathlib
 from typing import Any
 
 from flax import linen as nn
@@ -22,8 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.decode import MAX_PIXELS, BadImage, Decoding, decode
+from vit_jax.data.names import printable
 from vit_jax.data.transforms import eval_image
+from vit_jax.files import read_regular
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
 from vit_jax.weights import Report, WeightsMetadata
@@ -63,6 +64,7 @@ class ImageClassifier(abc.ABC):
   loss: str = 'softmax'
   variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   source: str = ''
+  max_pixels: int = MAX_PIXELS
 
   @abc.abstractmethod
   def forward(
@@ -116,8 +118,11 @@ class ImageClassifier(abc.ABC):
       BadImage: the data is not an image, or is truncated.
     """
     if isinstance(image, str | os.PathLike):
-      image = pathlib.Path(image).read_bytes()
-    return eval_image(decode(image), self.preprocessing)
+      image = read_regular(os.fspath(image))
+    decoding = Decoding(
+      upright=self.preprocessing.upright, max_pixels=self.max_pixels
+    )
+    return eval_image(decode(image, decoding), self.preprocessing)
 
   @functools.cached_property
   def on_device(self) -> Any:
@@ -165,7 +170,7 @@ class ImageClassifier(abc.ABC):
       for position, x in enumerate(loaded, start):
         image = images[position]
         is_path = isinstance(image, str | os.PathLike)
-        result = {'image': str(image) if is_path else position}
+        result = {'image': printable(str(image)) if is_path else position}
         if isinstance(x, np.ndarray):
           yield {**result, 'predictions': next(best)}
         else:

@@ -5,7 +5,8 @@ import os
 import pathlib
 from typing import Any
 
-from vit_jax.data.sources.folder import IMAGE_SUFFIXES
+from vit_jax.data import listing
+from vit_jax.data.decode import image_suffixes
 from vit_jax.inference.classifier import ImageClassifier
 from vit_jax.inference.export import load_exported
 from vit_jax.inference.loading import load_classifier
@@ -93,15 +94,16 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
     if not path.is_dir():
       images.append(str(path))
       continue
-    inside = sorted(
-      str(p)
-      for p in path.rglob('*')
-      if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.')
-    )
-    if not inside:
+    read = listing.list_images(path, tars=False)
+    left_out = listing.in_words(read.skipped)
+    if not read.files:
       raise ValueError(
-        f'{path} has no images: give images or directories of images '
-        f'({", ".join(IMAGE_SUFFIXES)})'
+        f'{path} has no images ({", ".join(image_suffixes())})'
+        + (f'; skipped: {left_out}' if left_out else '')
       )
-    images += inside
+    summary = f'{path}: {len(read.files):,} images'
+    if left_out:
+      summary += f'; skipped: {left_out}'
+    listing.report(summary, not set(+read.skipped) - {'hidden'})
+    images += sorted(file.path for file in read.files)
   return images

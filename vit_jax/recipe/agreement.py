@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import os
 from typing import Any
 
+from vit_jax.data.identity import data_identity
 from vit_jax.data.sources.source import Source
 from vit_jax.parallel import agreement, processes
 from vit_jax.recipe.build import Run
@@ -50,15 +51,6 @@ def facts_of_run(
     },
     'parameters': run.parameters,
     'steps': run.total_steps,
-    'training data': _facts_of_data(source),
-    'eval sets': {name: _facts_of_data(s) for name, s in eval_sets.items()},
-  }
-
-
-def _facts_of_data(source: Source) -> dict[str, Any]:
-  return {
-    'examples': len(source),
-    'fingerprint': source.fingerprint,
-    'num_classes': source.num_classes,
-    'classes': source.class_names or [],
+    'training data': data_identity(source),
+    'eval sets': {name: data_identity(s) for name, s in eval_sets.items()},
   }

@@ -1,18 +1,17 @@
 """Checks a recipe before any work: keys, types, allowed values, combinations.
 
 All checks that need only the recipe are made here, before data is opened or a
-model is compiled. `vit_jax.recipe.build` makes the checks that also need the
-data or the devices (number of classes, length in steps, divisibility by the
-mesh), and compiles nothing either.
+model is compiled. `vit_jax.recipe.build` makes those that need the data or the
+devices too (number of classes, length in steps, divisibility by the mesh).
 
-The allowed values of a key stand beside the code that reads the key.
+The allowed values of a key stand beside the code that reads it.
 """
 
 from collections.abc import Callable
 import math
 import re
 
-from vit_jax.data import crops, decode, device_cache, transforms
+from vit_jax.data import classes, crops, decode, device_cache, transforms
 from vit_jax.models.registry import create_model
 from vit_jax.parallel import mesh, rules
 from vit_jax.preprocessing import (
@@ -49,6 +48,7 @@ from vit_jax.training import losses, mixing, optimizers, schedules
 _CHOICES: dict[str, tuple[str, ...]] = {
   'run.dtype': DTYPES,
   'run.nan': NAN_POLICIES,
+  'data.match_classes': classes.MATCHES,
   'data.crop': transforms.CROPS,
   'data.crop_sampling': tuple(crops.SAMPLERS),
   'data.interpolation': transforms.TRAIN_INTERPOLATIONS,
@@ -86,6 +86,7 @@ _LIMITS: tuple[_Limit, ...] = (
       'data.resize',
       'data.device_resize',
       'data.repeats',
+      'data.max_pixels',
       'data.repeat_groups',
       'data.threads',
       'data.prefetch',

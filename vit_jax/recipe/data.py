@@ -7,7 +7,7 @@ from vit_jax.data import device_cache, loader, order
 from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import TrainTransform
 from vit_jax.preprocessing import normalization
-from vit_jax.recipe.keys import host_shape, preprocessing
+from vit_jax.recipe.keys import decoding, host_shape, preprocessing
 from vit_jax.recipe.sections import Config
 
 
@@ -91,7 +91,7 @@ def train_batches(
     repeats=data.repeats,
     repeat_groups=data.repeat_groups,
     ratio=data.pseudo_ratio,
-    jpeg_dct=data.jpeg_dct,
+    decoding=decoding(config),
     threads=data.threads,
     workers=data.workers,
     max_bad_fraction=data.max_bad_fraction,
@@ -127,6 +127,7 @@ def make_device_cache(
     repeats=config.data.repeats,
     repeat_groups=config.data.repeat_groups,
     ratio=config.data.pseudo_ratio,
+    decoding=decoding(config),
     put=put,
   )
   return cache, lambda arrays, indices, key: device_cache.cached_batch(

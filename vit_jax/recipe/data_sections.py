@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from vit_jax.data.decode import MAX_PIXELS
+
 placeholder = config_dict.placeholder
 Config = Any  # as in `vit_jax.recipe.sections`
 
@@ -27,7 +29,8 @@ def data() -> Config:
   # each image of the other splits; 0 shuffles all images together.
   c.pseudo_ratio = 0
   # Fraction of every class that is held out as the split 'test', for a folder
-  # of classes without train/.
+  # of classes without train/. With 0 nothing is evaluated, unless eval.sets
+  # names other data.
   c.holdout = 0.1
   # Number of classes, for synthetic and packed data. Other sources know theirs.
   c.num_classes = placeholder(int)
@@ -90,6 +93,19 @@ def data() -> Config:
 
 def _add_loading(c: Config) -> None:
   """The keys of section `data` that say how images are read and kept."""
+  # Take every folder of data.dir for a class, also one named 'train' or 'test'.
+  c.flat = False
+  # If class names are known on both sides, whether the numbers of classes
+  # follow their 'names', or are taken as they are ('numbers'). 'new' starts
+  # with a new head for the classes of the data; only with run.pretrained.
+  c.match_classes = 'names'
+  # Go on in a workdir although the training examples have changed.
+  c.may_change = False
+  # Turn images upright by their EXIF orientation, which published pipelines
+  # ignore.
+  c.upright = True
+  # Larger images count as corrupt; they are not decoded.
+  c.max_pixels = MAX_PIXELS
   # The run stops if more than this fraction of the images cannot be read.
   c.max_bad_fraction = 0.01
   # Hold a small data set on the device: 'on', 'off', or 'auto' (if that is

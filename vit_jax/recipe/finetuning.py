@@ -7,6 +7,7 @@ section 3.3). `configs/finetune.py`, `configs/augreg_finetune.py` and
 `folder_config` applies them to a folder of images.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import pathlib
 from typing import Any
@@ -21,6 +22,7 @@ from vit_jax.recipe.keys import (
   default_config,
   load_model_module,
 )
+from vit_jax.recipe.overrides import override
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.shared import set_preprocessing
 from vit_jax.weights.metadata import WeightsMetadata
@@ -126,9 +128,12 @@ def folder_config(
   layer_decay: float = 1.0,
   holdout: float = 0.1,
   max_bad_fraction: float = 0.01,
+  flat: bool = False,
+  match_classes: str = 'names',
   seed: int = 0,
   module: str = '',
   fields: dict[str, Any] | None = None,
+  keys: Mapping[str, Any] | None = None,
 ) -> Config:
   """The recipe for fine-tuning on a folder of images.
 
@@ -156,18 +161,24 @@ def folder_config(
   load_model_module(c)
   info = model_info(model)
   source = directory_source(data)
-  train = open_source(source, split='train', data_dir=data, holdout=holdout)
-  if batch_size is None:
-    batch_size = _default_batch_size(len(train))
+  train = open_source(
+    source, split='train', data_dir=data, holdout=holdout, flat=flat
+  )
+  for name, value in (('batch_size', batch_size), ('steps', steps)):
+    if value is not None and value < 1:
+      raise ConfigError(f'{name}={value}: must be at least 1')
+  batch_size = batch_size or _default_batch_size(len(train))
 
   c.run.name = f'{model} on {pathlib.Path(data).name}'
   c.run.seed = seed
   c.run.pretrained = str(weights)
   c.data.source, c.data.dir, c.data.holdout = source, str(data), holdout
+  c.data.flat, c.data.match_classes = flat, match_classes
   c.data.batch_size, c.data.max_bad_fraction = batch_size, max_bad_fraction
   _set_sizes(c, info, image_size)
   if metadata.preprocessing is not None:
     c.data.normalize = metadata.preprocessing.normalize
+  c.data.upright = True  # photos of a folder, not a published data set
   set_optimizer(c, lr)
   c.optim.layer_decay = layer_decay
   if head_only:
@@ -181,6 +192,7 @@ def folder_config(
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, total // 5)
   c.eval.every_steps = c.log.checkpoint_steps = -(-total // 5)
   c.log.every_steps = max(1, total // 50)
+  override(c, keys or {})
   return c
 
 
@@ -192,7 +204,9 @@ def _set_sizes(
   """Sets the image size, and the preprocessing of the model's authors."""
   set_preprocessing(config)
   config.data.interpolation = info.preprocessing.interpolation
-  height, width = as_size(image_size or info.preprocessing.size)
+  height, width = as_size(
+    info.preprocessing.size if image_size is None else image_size
+  )
   config.data.image_size = height
   config.data.image_width = width if width != height else None
 

@@ -1,26 +1,32 @@
 """Opens the data of a run, for the training step and for evaluation."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import logging
 from typing import Any
 
 from vit_jax.data import token_labels
+from vit_jax.data.classes import ClassMismatch
 from vit_jax.data.prefetch import prefetch
 from vit_jax.data.records import PSEUDO_SPLIT
 from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.renumbered import with_classes
 from vit_jax.data.sources.source import Concat, Source
+from vit_jax.data.splits import NoSplit
 from vit_jax.evaluation.exact import Evaluator
 from vit_jax.parallel.mesh import batch_slice, put_batch, put_replicated
 from vit_jax.recipe.build import Run
 from vit_jax.recipe.data import make_device_cache, train_batches
 from vit_jax.recipe.keys import (
   ConfigError,
+  decoding,
   host_shape,
   preprocessing,
 )
 from vit_jax.recipe.sections import Config
 
 # If a recipe names no eval sets, the first of these splits that exists is used.
+log = logging.getLogger(__name__)
 TEST_SPLITS = ('test', 'validation', 'val')
 
 
@@ -48,18 +54,26 @@ def open_train_source(config: Config) -> Source:
   return Concat([source, pseudo], f'{source.name} + {pseudo.name}')
 
 
-def open_eval_sets(config: Config, num_classes: int) -> dict[str, Source]:
+def open_eval_sets(
+  config: Config,
+  num_classes: int,
+  classes: Sequence[str] | None = None,
+  say: Callable[[str], None] = log.warning,
+) -> dict[str, Source]:
   """Opens the eval sets of a recipe; by default the test split of its source.
 
   Args:
     config: the recipe.
     num_classes: number of classes of the model.
+    classes: names of the outputs of the model; None if they are not known.
+    say: prints or logs a line.
 
   Returns:
-    {name: source}.
+    {name: source}, with classes numbered as the outputs. It is empty where
+    nothing is held out because of data.holdout=0.
 
   Raises:
-    ConfigError: there is no eval set, or one has another number of classes.
+    ConfigError: there is no eval set, or one has other classes than the model.
     ValueError: there is no such source or split.
   """
   data = config.data
@@ -77,27 +91,48 @@ def open_eval_sets(config: Config, num_classes: int) -> dict[str, Source]:
       spec.get('split', 'test'),
       spec.get('dir', data.dir),
     )
-  sets = sets or {'test': _open_test_split(config)}
-  for name, source in sets.items():
-    if source.num_classes != num_classes:
-      raise ConfigError(
-        f'eval set {name!r} has {source.num_classes} classes, the model '
-        f'{num_classes}: they must be the same classes'
+  if not sets:
+    test = _open_test_split(config)
+    if test is None:
+      say(
+        'no images are held out (data.holdout=0) and '
+        f'{data.dir or data.source} has no test split: nothing is evaluated'
       )
+      return {}
+    sets['test'] = test
+  how = 'numbers' if data.match_classes == 'numbers' else 'names'
+  for name, source in sets.items():
+    try:
+      sets[name] = with_classes(
+        source,
+        num_classes,
+        classes,
+        'the model',
+        how=how,
+        fix='Rename the folders of classes, or compare no names, with '
+        "data.match_classes='numbers'",
+        say=say,
+      )
+    except ClassMismatch as e:
+      raise ConfigError(f'eval set {name!r}: {e}') from e
   return sets
 
 
-def _open_test_split(config: Config) -> Source:
+def _open_test_split(config: Config) -> Source | None:
+  """The test split; None if there is none and data.holdout is 0."""
   data, errors = config.data, []
   for split in TEST_SPLITS:
     try:
       return _open(config, data.source, split, data.dir)
-    except ValueError as e:
+    except NoSplit as e:
       errors.append(str(e))
+  if data.holdout == 0:
+    return None
   raise ConfigError(
     f'data.source={data.source!r} has none of the splits '
-    f'{", ".join(TEST_SPLITS)}; name eval.sets in the recipe, or add a test '
-    f'split to the data. ({errors[0]})'
+    f'{", ".join(TEST_SPLITS)}; add a test split to the data, name '
+    'eval.sets, or evaluate nothing with data.holdout=0. '
+    f'({errors[0]})'
   )
 
 
@@ -107,6 +142,7 @@ def _open(config: Config, name: str, split: str, directory: str) -> Source:
     split=split,
     data_dir=directory,
     holdout=config.data.holdout,
+    flat=config.data.flat,
     num_classes=config.data.num_classes,
     num_examples=config.data.num_examples,
     image_size=preprocessing(config).size,
@@ -205,7 +241,7 @@ def make_evaluator(run: Run, sets: Mapping[str, Source]) -> Evaluator:
     num_classes=run.num_classes,
     preprocessing=preprocessing(config),
     host_size=host_shape(config),
-    jpeg_dct=config.data.jpeg_dct,
+    decoding=decoding(config),
     loss=config.loss.name,
     batch_size=config.eval.batch_size or config.data.batch_size,
     threads=config.data.threads,

@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.data.decode import Decoding
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe import data_sections, sections
 from vit_jax.recipe.sections import Config
@@ -82,7 +83,14 @@ def preprocessing(config: Config) -> Preprocessing:
     crop_resize=config.eval.crop_resize,
     rounding=config.eval.rounding,
     normalize=config.data.normalize,
+    upright=config.data.upright,
   )
+
+
+def decoding(config: Config) -> Decoding:
+  """How the images of a recipe are decoded."""
+  data = config.data
+  return Decoding(data.jpeg_dct, data.upright, data.max_pixels)
 
 
 def host_shape(config: Config) -> tuple[int, int]:

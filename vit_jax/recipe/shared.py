@@ -143,6 +143,7 @@ def big_vision_images(config: Config) -> None:
   the package simplejpeg.
   """
   tensorflow_crops(config)
+  config.data.upright = False  # TensorFlow ignores EXIF
   config.data.rounding = config.eval.rounding = 'truncate'
   config.eval.crop, config.eval.crop_resize = 224 / 256, 'resize_small'
   config.eval.interpolation = 'area'
@@ -307,6 +308,7 @@ def set_preprocessing(config: Config) -> None:
   """Sets normalization and evaluation transform of the model's authors."""
   preprocessing = model_info(config.model.name).preprocessing
   config.data.normalize = preprocessing.normalize
+  config.data.upright = False  # as in the published pipelines
   config.eval.crop = preprocessing.crop or 0.0
   config.eval.interpolation = preprocessing.interpolation
   config.eval.crop_resize = preprocessing.crop_resize

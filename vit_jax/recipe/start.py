@@ -14,7 +14,10 @@ from vit_jax.weights.steps import load_tree
 
 
 def initial_state(
-  run: Run, checkpoints: Checkpoints, say: Callable[[str], None]
+  run: Run,
+  checkpoints: Checkpoints,
+  say: Callable[[str], None],
+  new_head: bool = False,
 ) -> tuple[TrainState, int]:
   """The state that a run begins with, and its number of finished steps.
 
@@ -26,6 +29,7 @@ def initial_state(
     run: what `build` returned.
     checkpoints: the saved steps in the run's workdir.
     say: prints a line.
+    new_head: start the head anew, whatever `run.pretrained` has.
 
   Raises:
     CheckpointError: a saved step does not fit the recipe.
@@ -45,7 +49,10 @@ def initial_state(
     return state, int(state.step)
   if config.run.pretrained:
     variables, report = load_pretrained(
-      run.model, config.run.pretrained, preprocessing(config).size
+      run.model,
+      config.run.pretrained,
+      preprocessing(config).size,
+      new_head=new_head,
     )
     say(f'loaded {config.run.pretrained}\n{report}')
     return run.init_from(variables), 0

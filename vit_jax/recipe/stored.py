@@ -32,6 +32,9 @@ _MAY_CHANGE = (
   'run.resume',
   'run.pretrained',
   'data.dir',
+  'data.match_classes',
+  'data.may_change',
+  'data.max_pixels',
   'data.threads',
   'data.workers',
   'data.prefetch',
@@ -43,6 +46,7 @@ _MAY_CHANGE = (
 # gets its default.
 EARLIER = {
   'optim.ema_ramp': True,  # 0.1.0 always began the average with a faster decay
+  'data.upright': False,  # 0.1.0 ignored the orientation of photos
   'optim.ema_stats': False,  # 0.1.0 did not average BatchNorm statistics
 }
 # The same for fields of the model, if its class has them.

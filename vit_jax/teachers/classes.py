@@ -5,6 +5,7 @@ import os
 
 from absl import logging
 
+from vit_jax.data.classes import ClassMismatch, match_classes
 from vit_jax.recipe.keys import ConfigError
 
 
@@ -14,43 +15,42 @@ def check_classes(
   names: Sequence[str] | None,
   num_classes: int,
   class_names: Sequence[str] | None,
-) -> None:
-  """Checks that a teacher's classes are those of the data, in the same order.
-
-  If both have names, a name that is in both lists must have the same number.
-  Names in only one list are reported in the log and allowed, because a class
-  may have several names (n01440764, tench).
+  how: str = 'names',
+) -> list[int] | None:
+  """Compares a teacher's classes with those of the data.
 
   Args:
     what: name of the teacher, for messages.
     count, names: number and names of the teacher's classes.
     num_classes, class_names: number and names of the classes of the data.
+    how: 'names' compares names if both have them; with 'numbers' class i of the
+      data is class i of the teacher. A class may have several names (n01440764,
+      tench).
+
+  Returns:
+    For each class of the data the teacher's number, if the order is another or
+    the teacher has more classes; else None.
 
   Raises:
-    ConfigError: the number of classes or their order differs.
+    ConfigError: the classes or their number differ.
   """
+  if how != 'numbers' and names and class_names:
+    fix = (
+      'Train the teacher on this data, or compare no names, with '
+      "data.match_classes='numbers'"
+    )
+    try:
+      match = match_classes(
+        class_names, names, 'the data', f'the teacher {what}', fix
+      )
+    except ClassMismatch as e:
+      raise ConfigError(str(e)) from e
+    if match.message:
+      logging.warning('%s', match.message)
+    return None if match.numbers is None else list(match.numbers)
   if count != num_classes:
     raise ConfigError(
       f'the teacher {what} has {count} classes and the data {num_classes}: '
       'train the teacher on the classes of the data, or take another teacher'
     )
-  if not names or not class_names:
-    return
-  own, theirs = list(class_names), list(names)
-  for i, (a, b) in enumerate(zip(own, theirs, strict=False)):
-    if a != b and (a in theirs or b in own):
-      raise ConfigError(
-        f'the teacher {what} has its classes in another order: class {i} is '
-        f'{a!r} in the data and {b!r} for the teacher. Train the teacher on '
-        'this data, or use data with the order of the teacher'
-      )
-  other = [
-    f'{a!r} / {b!r}' for a, b in zip(own, theirs, strict=False) if a != b
-  ]
-  if other:
-    logging.warning(
-      'the teacher has other names for %d classes than the data (%s); the '
-      'order of the classes is taken to be the same',
-      len(other),
-      ', '.join(other[:3]),
-    )
+  return None

@@ -26,9 +26,9 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.data import pack
+from vit_jax.data.decode import image_suffixes
 from vit_jax.data.pack_inputs import list_items
 from vit_jax.data.records import PSEUDO_SPLIT
-from vit_jax.data.sources.folder import IMAGE_SUFFIXES
 from vit_jax.data.sources.source import Source
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.loading import load_classifier
@@ -55,7 +55,7 @@ class Unlabeled(Source):
     if not self.items:
       raise ValueError(
         f'{self.name} has no images: give folders or tar files with '
-        f'{", ".join(IMAGE_SUFFIXES)} (in any case)'
+        f'{", ".join(image_suffixes())} (in any case)'
       )
 
   def __len__(self):
@@ -189,6 +189,7 @@ def predict_all(
   source: Source,
   k: int,
   *,
+  columns: Sequence[int] | None = None,
   batch_size: int = 64,
   threads: int = 4,
 ) -> Predictions:
@@ -210,6 +211,8 @@ def predict_all(
     threads=threads,
     max_bad_fraction=1.0,
   ):
+    if columns is not None:
+      logits = logits[:, np.asarray(columns)]
     p = _probabilities(logits, classifier.loss)
     best = np.argsort(-p, axis=1, kind='stable')[:, :k]
     classes[index], readable[index] = best, True
@@ -231,6 +234,7 @@ def pseudo_label(
   batch_size: int = 64,
   threads: int = 4,
   overwrite: bool = False,
+  match_classes: str = 'names',
   **options: Any,
 ) -> dict[str, Any]:
   """Labels images with a teacher, and packs the confident ones.
@@ -247,6 +251,7 @@ def pseudo_label(
     max_labels: see `soft`.
     split: name of the split.
     overwrite: whether to replace a split of this name.
+    match_classes: see `classes.check_classes`.
     batch_size, threads: as in `stored_logits.forward`.
     **options: other arguments of `load_classifier`.
 
@@ -262,17 +267,13 @@ def pseudo_label(
   _check_arguments(threshold, per_class, max_labels)
   source, out = unlabeled(images), pathlib.Path(out).expanduser()
   classifier = load_classifier(weights, **options)
-  if not classifier.num_classes:
-    raise ValueError(
-      f'{weights} has no head, so it cannot be a teacher: give weights that '
-      'have one'
-    )
-  classes = _classes(classifier, weights, split, out, soft)
+  classes, columns = _classes(classifier, split, out, soft, match_classes)
   _check_free(out, split, overwrite)
   predictions = predict_all(
     classifier,
     source,
-    min(max_labels if soft else 1, classifier.num_classes),
+    min(max_labels if soft else 1, classes['num_classes']),
+    columns=columns,
     batch_size=batch_size,
     threads=threads,
   )
@@ -340,28 +341,34 @@ def _probabilities(logits: np.ndarray, loss: str) -> np.ndarray:
 
 def _classes(
   classifier: Classifier,
-  weights: str | os.PathLike,
   split: str,
   out: pathlib.Path,
   soft: bool,
-) -> dict[str, Any]:
-  """The entries of the metadata about classes.
+  how: str,
+) -> tuple[dict[str, Any], list[int] | None]:
+  """The entries of the metadata about classes, and their teacher's numbers.
 
   The names are those of the packed split 'train' if there is one, after a check
-  that the teacher has the same classes.
+  that the teacher has these classes.
   """
-  train = pack.classes_of_train(split, out)
+  if not classifier.num_classes:
+    raise ValueError(
+      f'{classifier.source} has no head, so it cannot be a teacher: give '
+      'weights that have one'
+    )
+  train, columns = pack.classes_of_train(split, out), None
   if train:
-    check_classes(
-      weights,
+    columns = check_classes(
+      classifier.source,
       classifier.num_classes,
       classifier.classes,
       train['num_classes'],
       train['class_names'],
+      how,
     )
   names = train['class_names'] if train else classifier.classes
   return {
-    'num_classes': classifier.num_classes,
+    'num_classes': train['num_classes'] if train else classifier.num_classes,
     'class_names': names,
     'multi_label': soft,
-  }
+  }, columns

@@ -54,7 +54,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 def check_data(
   path: str | os.PathLike,
   meta: dict[str, Any],
-  fingerprint: str | None,
+  source: Source | None,
   data: str,
 ) -> None:
   """Checks that stored logits are those of the training examples.
@@ -62,13 +62,13 @@ def check_data(
   Args:
     path: directory of the stored logits.
     meta: their metadata.
-    fingerprint: fingerprint of the training source; None if it is not known.
+    source: the training images; None if they are not known.
     data: name of the training source, for the message.
 
   Raises:
     ConfigError: the logits are of other examples.
   """
-  if fingerprint is not None and fingerprint != meta['fingerprint']:
+  if source is not None and not source.has_fingerprint(meta['fingerprint']):
     raise ConfigError(
       f'{path} has the logits of {meta["data"]} ({meta["examples"]} examples), '
       f'which are not the training examples ({data}): compute the logits again '
@@ -202,6 +202,8 @@ def write_logits(
   batch_size: int = 64,
   threads: int = 4,
   dtype: str = 'float32',
+  match_classes: str = 'names',
+  flat: bool = False,
   **options: Any,
 ) -> dict[str, Any]:
   """Computes and writes the logits of a teacher for every training example.
@@ -213,6 +215,7 @@ def write_logits(
       data.split and data.holdout in the student's recipe.
     batch_size, threads: as in `forward`.
     dtype: dtype of the file, one of DTYPES.
+    match_classes, flat: the values of data.match_classes and data.flat.
     **options: other arguments of `load_classifier`.
 
   Returns:
@@ -230,13 +233,16 @@ def write_logits(
       f'{weights} has no head, so it cannot be a teacher: give weights that '
       'have one'
     )
-  data = open_source(source, split=split, data_dir=data_dir, holdout=holdout)
+  data = open_source(
+    source, split=split, data_dir=data_dir, holdout=holdout, flat=flat
+  )
   check_classes(
     weights,
     classifier.num_classes,
     classifier.classes,
     data.num_classes,
     data.class_names,
+    match_classes,
   )
   out = pathlib.Path(out)
   out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
 """The teacher of a recipe: a model that runs in training, or stored logits."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
+import numpy as np
 
+from vit_jax.data.sources.source import Source
 from vit_jax.recipe.build import resolve_dtype
 from vit_jax.recipe.keys import preprocessing
 from vit_jax.recipe.sections import Config
@@ -14,11 +15,7 @@ from vit_jax.teachers.classes import check_classes
 
 
 def make_teacher(
-  config: Config,
-  mesh: Mesh,
-  num_classes: int,
-  class_names: Sequence[str] | None = None,
-  fingerprint: str | None = None,
+  config: Config, mesh: Mesh, num_classes: int, source: Source | None = None
 ) -> tuple[live.TeacherFunction, dict[str, Any]]:
   """Loads the teacher of a recipe onto a mesh.
 
@@ -27,45 +24,63 @@ def make_teacher(
       teacher computes in the dtype of the student, `run.dtype`.
     mesh: mesh of the run. The teacher's parameters are split by `mesh.preset`
       like the student's, and stored logits are split by rows.
-    num_classes, class_names: number and names of the classes of the training
-      data; the names may be None.
-    fingerprint: fingerprint of the training source, which stored logits must
-      have too; None if it is not known.
+    num_classes: number of classes of the training data.
+    source: the training images. Its class names are compared with the
+      teacher's, and its fingerprint with that of stored logits.
 
   Returns:
     The function of the teacher and its variables on the mesh. The function is
     pure; its logits have no gradient, and it does not change the teacher's
-    BatchNorm statistics.
+    BatchNorm statistics. The logits are in the order of the data's classes.
 
   Raises:
-    ConfigError: the teacher's classes are not those of the data or in another
-      order; stored logits are of other data, or the recipe mixes images.
+    ConfigError: the teacher's classes are not those of the data; stored logits
+      are of other data, or the recipe mixes images.
     WeightsError: the weights cannot be read, or are of another model.
   """
   weights, data = config.loss.teacher_weights, config.data
+  names = source.class_names if source is not None else None
   if stored_logits.is_stored(weights):
     meta = stored_logits.read_metadata(weights)
-    check_classes(
-      weights, meta['num_classes'], meta['classes'], num_classes, class_names
+    columns = check_classes(
+      weights,
+      meta['num_classes'],
+      meta['classes'],
+      num_classes,
+      names,
+      data.match_classes,
     )
     stored_logits.check_data(
-      weights, meta, fingerprint, f'{data.source}, split {data.split}'
+      weights, meta, source, f'{data.source}, split {data.split}'
     )
     stored_logits.check_not_mixed(weights, data.mixup, data.cutmix)
     variables = {'logits': stored_logits.put_logits(weights, mesh)}
-    return stored_logits.stored_function, variables
+    return _in_order(stored_logits.stored_function, columns), variables
   teacher = live.load_live(
     weights, config.loss.teacher, _teacher_size(config), num_classes
   )
-  check_classes(
+  columns = check_classes(
     weights,
     teacher.model.num_classes,
     teacher.classes,
     num_classes,
-    class_names,
+    names,
+    data.match_classes,
   )
   variables = live.put_teacher(teacher.variables, mesh, config.mesh.preset)
-  return _function(config, mesh, teacher), variables
+  return _in_order(_function(config, mesh, teacher), columns), variables
+
+
+def _in_order(
+  teacher: live.TeacherFunction, columns: list[int] | None
+) -> live.TeacherFunction:
+  """A teacher whose logits are those of some of its classes, in an order."""
+  if columns is None:
+    return teacher
+  chosen = np.array(columns)
+  return lambda variables, images, batch: teacher(variables, images, batch)[
+    :, chosen
+  ]
 
 
 def abstract_teacher(

@@ -1,6 +1,6 @@
 """Makes per-token labels with a teacher (arXiv:2104.10858), for VOLO."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
 import math
 import os
@@ -100,6 +100,7 @@ def make_token_labels(
   out_dir: str | os.PathLike,
   *,
   preprocessing: Preprocessing,
+  columns: Sequence[int] | None = None,
   top_k: int = 5,
   batch_size: int = 64,
   shard_size: int = 8192,
@@ -119,6 +120,7 @@ def make_token_labels(
     out_dir: directory to write.
     preprocessing: preprocessing of the teacher. Its crop must be None, because
       labels are for whole images.
+    columns: the teacher's number of each class of the source; None: the same.
     top_k: number of classes to keep for each token.
     batch_size: number of images in a batch, which all devices share; it is
       rounded to a multiple of their number.
@@ -140,13 +142,16 @@ def make_token_labels(
       f'crop={preprocessing.crop}: token labels are for whole images, so the '
       "teacher's crop must be None"
     )
+  num_classes = model.num_classes if columns is None else len(columns)
   forward, grid = token_logits(model, preprocessing.size)
   out = pathlib.Path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
   number = -(-len(source) // shard_size)
   meta = {
-    **_describe_labels(model, variables, source, preprocessing, teacher),
-    'top_k': min(top_k, model.num_classes),
+    **_describe_labels(
+      model, variables, source, preprocessing, teacher, num_classes
+    ),
+    'top_k': min(top_k, num_classes),
     'grid': list(grid),
     'shards': [records.shard_name('labels', i, number) for i in range(number)],
   }
@@ -155,7 +160,7 @@ def make_token_labels(
   mesh = make_mesh('data', devices=jax.local_devices())
   batch_size = max(1, round(batch_size / mesh.size)) * mesh.size
 
-  best = _best_classes(forward, preprocessing.normalize, meta['top_k'])
+  best = _best_classes(forward, preprocessing.normalize, meta['top_k'], columns)
   variables = put_replicated(variables, mesh)
   label = lambda images: jax.device_get(
     best(variables, put_batch(images, mesh))
@@ -181,6 +186,7 @@ def _describe_labels(
   source: Source,
   preprocessing: Preprocessing,
   teacher: str,
+  num_classes: int,
 ) -> dict[str, Any]:
   """The metadata that identifies labels: the teacher, its weights, the data."""
   return {
@@ -190,19 +196,25 @@ def _describe_labels(
     'data': source.name,
     'fingerprint': source.fingerprint,
     'examples': len(source),
-    'num_classes': model.num_classes,
+    'num_classes': num_classes,
     'image_size': list(preprocessing.size),
     'interpolation': preprocessing.interpolation,
   }
 
 
-def _best_classes(forward: Callable, normalize: str, k: int) -> Callable:
+def _best_classes(
+  forward: Callable,
+  normalize: str,
+  k: int,
+  columns: Sequence[int] | None = None,
+) -> Callable:
   """The function that finds the best classes of each token.
 
   Args:
     forward: the function of `token_logits`.
     normalize: normalization of the teacher's input.
     k: number of classes.
+    columns: as in `make_token_labels`.
 
   Returns:
     A function from variables and uint8 images (B, H, W, 3) to the k largest
@@ -212,7 +224,10 @@ def _best_classes(forward: Callable, normalize: str, k: int) -> Callable:
   @jax.jit
   def best(variables, images):
     images = augment.normalize(images, normalize)
-    return jax.lax.top_k(forward(variables, images).astype(jnp.float32), k)
+    logits = forward(variables, images).astype(jnp.float32)
+    if columns is not None:
+      logits = logits[..., np.asarray(columns)]
+    return jax.lax.top_k(logits, k)
 
   return best
 

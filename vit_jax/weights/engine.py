@@ -42,6 +42,7 @@ def load_pretrained(
   key: jax.Array | None = None,
   source_image_size: int | Sequence[int] | None = None,
   average: bool = False,
+  new_head: bool = False,
 ) -> tuple[Variables, Report]:
   """Loads a weight file into a model's variables.
 
@@ -57,6 +58,7 @@ def load_pretrained(
       is the size in the file's metadata.
     average: whether to load the moving average of the parameters from a workdir
       or step that has one.
+    new_head: as in `from_state_dict`.
 
   Returns:
     Variables of float32 numpy arrays and a Report, whose `metadata` is that of
@@ -78,6 +80,7 @@ def load_pretrained(
     key=key,
     source=str(source),
     source_image_size=own_size,
+    new_head=new_head,
   )
   report.metadata = metadata
   return variables, report
@@ -93,6 +96,7 @@ def from_state_dict(
   key: jax.Array | None = None,
   source: str = 'the state dict',
   source_image_size: int | Sequence[int] | None = None,
+  new_head: bool = False,
 ) -> tuple[Variables, Report]:
   """Loads released arrays into a model's variables.
 
@@ -115,6 +119,8 @@ def from_state_dict(
     source: name of the arrays in error messages.
     source_image_size: image size that the arrays' position tables are for;
       without it their grid is taken to be square.
+    new_head: initialize the head, although the arrays may have one for as many
+      classes: the classes are others.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of float32 numpy arrays, and a Report.
@@ -146,7 +152,7 @@ def from_state_dict(
     report,
     None if source_image_size is None else as_size(source_image_size),
   )
-  flat = loader.run(strict)
+  flat = loader.run(strict, new_head)
   if loader.problems:
     raise WeightsError(
       f'{source} does not fit {type(model).__name__} at image size '

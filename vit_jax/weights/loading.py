@@ -44,11 +44,11 @@ class Loader:
       model, detected.fmt, detected.arrays, source_image_size
     )
 
-  def run(self, strict: bool) -> dict[str, np.ndarray]:
+  def run(self, strict: bool, new_head: bool = False) -> dict[str, np.ndarray]:
     """Loads all parameters that the file has, and fills the report.
 
     Args:
-      strict: as in `engine.from_state_dict`.
+      strict, new_head: as in `engine.from_state_dict`.
 
     Returns:
       {Flax path: float32 array}.
@@ -58,7 +58,7 @@ class Loader:
       [path for path in naming.OPTIONAL if path not in self._shapes],
     )
     lacking = {name: path for path, (_, name) in optional.items()}
-    heads = self._heads_to_reset(lacking)
+    heads = self._heads_to_reset(lacking, new_head)
     flat, used = {}, set()
     for path, shape in self._shapes.items():
       if path not in self._assigned:
@@ -91,12 +91,15 @@ class Loader:
     self._record_left_over(used, lacking, strict)
     return flat
 
-  def _heads_to_reset(self, lacking: dict[str, str]) -> dict[str, str]:
+  def _heads_to_reset(
+    self, lacking: dict[str, str], new_head: bool
+  ) -> dict[str, str]:
     """The heads that get initial values: {path of a parameter: reason}.
 
     Args:
       lacking: {released name: path} of parameters that the file may have and
         the model has not.
+      new_head: reset every head.
     """
     file_has_pre_logits = any(
       name in self._arrays
@@ -114,6 +117,8 @@ class Loader:
       classes = self._shapes[path][-1]
       if self._assigned[path][1] not in self._arrays:
         reasons.setdefault(module, 'the file has no head')
+      elif new_head:
+        reasons[module] = 'the classes of the file are others'
       elif (
         path.endswith('/bias')
         and (in_file := self._file_classes(path)) != classes

@@ -116,7 +116,8 @@ def _from_unversioned(values: Mapping[str, Any]) -> WeightsMetadata:
     # A crop of 0 meant that images are resized without keeping the aspect
     # ratio.
     feeding['crop'] = feeding['crop'] or None
-    preprocessing = Preprocessing(**feeding)
+    # The orientation of photos was ignored.
+    preprocessing = Preprocessing(**feeding, upright=False)
   return WeightsMetadata(
     model=model,
     fields=fields,

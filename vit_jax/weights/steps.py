@@ -196,6 +196,31 @@ def read_step(
   return tree, record
 
 
+def stored_metadata(path: str | os.PathLike) -> WeightsMetadata:
+  """The record of the newest step of a workdir whose record can be read.
+
+  Args:
+    path: workdir, its directory of steps, or a step.
+
+  Returns:
+    An empty record if there is none.
+  """
+  newest = find_step(path)
+  if newest is None:
+    return WeightsMetadata()
+  steps = [newest]
+  if absolute(path) != newest:
+    folder = newest.parent
+    names = [p.name for p in folder.iterdir() if p.name.isdigit()]
+    steps = [folder / name for name in sorted(names, key=int, reverse=True)]
+  for step in steps:
+    try:
+      return read_metadata(step)
+    except Exception:  # a damaged step; `Checkpoints.restore` names it
+      continue
+  return WeightsMetadata()
+
+
 def load_tree(
   path: str | os.PathLike, abstract: Any = None
 ) -> tuple[Any, WeightsMetadata, epath.Path]:

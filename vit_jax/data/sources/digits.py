@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.sources.source import Source, checked_index, fingerprint
+from vit_jax.data.decode import DEFAULT_DECODING, Decoding
+from vit_jax.data.identity import fingerprint
+from vit_jax.data.sources.source import Source, checked_index
 from vit_jax.data.splits import unknown_split
 
 
@@ -57,5 +59,8 @@ class Digits(Source):
       'id': f'digits/{self._ids[i]}',
     }
 
-  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+  def arrays(
+    self, decoding: Decoding = DEFAULT_DECODING
+  ) -> tuple[np.ndarray, np.ndarray]:
+    del decoding  # the images are pixels already
     return self._images, self._labels

@@ -7,6 +7,7 @@ from vit_jax.data.records import META_SUFFIX
 from vit_jax.data.sources.digits import Digits
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.packed import Packed
+from vit_jax.data.sources.renumbered import with_classes
 from vit_jax.data.sources.source import Concat, Source, Subset
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.data.sources.tfds import Tfds
@@ -21,6 +22,7 @@ def open_source(
   split: str,
   data_dir: str = '',
   holdout: float = 0.1,
+  flat: bool = False,
   num_classes: int | None = None,
   num_examples: int | None = None,
   image_size: tuple[int, int] = (224, 224),
@@ -33,6 +35,7 @@ def open_source(
     data_dir: the directory of 'folder' or 'packed', or TFDS's data_dir.
     holdout: fraction held out as the split 'test', for a 'folder' that has
       classes but no train directory.
+    flat: take every folder of 'folder' for a class, also one named 'train'.
     num_classes: number of classes of 'synthetic'; None for 10.
     num_examples: number of images of 'synthetic'; None for 1024.
     image_size: (height, width) of the images of 'synthetic'.
@@ -44,7 +47,7 @@ def open_source(
   if name == 'digits':
     open_one = Digits
   elif name == 'folder':
-    open_one = lambda s: Folder(s, data_dir, holdout)
+    open_one = lambda s: Folder(s, data_dir, holdout, flat)
   elif name == 'packed':
     open_one = lambda s: Packed(s, data_dir)
   elif name == 'synthetic':
@@ -75,8 +78,13 @@ def open_source(
         )
       source = Subset(source, low, high, f'{source.name}[{start}:{stop}]')
     slices.append(source)
+  first = slices[0]
   if len(slices) == 1:
-    return slices[0]
+    return first
+  slices = [
+    with_classes(s, first.num_classes, first.class_names, first.name)
+    for s in slices
+  ]
   return Concat(slices, ' + '.join(s.name for s in slices))
 
 

@@ -2,7 +2,7 @@
 
 A source is a sequence: `source[i]` gives
 
-  image  encoded bytes (JPEG, PNG, WebP), or a uint8 array (H, W, 3)
+  image  encoded bytes (JPEG, PNG, ...), or a uint8 array (H, W, 3)
   label  an int; when the source is `multi_label` a list of ints, or a soft
          label {class: probability}
   id     a string that names the example (a path, a TFDS id, ...)
@@ -11,7 +11,7 @@ A source is a sequence: `source[i]` gives
 
   digits      scikit-learn's 8x8 digits: 1,437 for training, 360 for testing
   folder      DIR/{train,val,test}/class/x.jpg; or DIR/class/x.jpg, of which a
-              fraction is held out for testing
+              fraction is held out for testing; see `vit_jax.data.layout`
   packed      ArrayRecord shards written by `vit-jax pack` (see pack.py)
   synthetic   any number of images, a pure function of the index
   tfds:NAME   a TFDS data set prepared as array_record, read without TensorFlow
@@ -22,13 +22,18 @@ classes, so that a sub-split is a random sample.
 """
 
 from collections.abc import Sequence
-import hashlib
-import json
+from typing import Any
 
 from etils import epath
 import numpy as np
 
-from vit_jax.data.decode import BadImage, decode
+from vit_jax.data.decode import (
+  DEFAULT_DECODING,
+  BadImage,
+  Decoding,
+  decode,
+)
+from vit_jax.data.identity import fingerprint
 
 
 class Source(Sequence):
@@ -41,6 +46,7 @@ class Source(Sequence):
     multi_label: whether labels are lists of ints or {class: probability}.
     image_shape: (height, width) if all images have the same size, else None.
     fingerprint: a string that changes if the examples or their order change.
+    summary: what was read and what was left out, for a source of files.
     in_memory: whether examples are arrays that need no reading or decoding.
     lengths: number of examples of each split that the source consists of.
   """
@@ -52,6 +58,19 @@ class Source(Sequence):
   image_shape: tuple[int, int] | None = None
   fingerprint: str = ''
   in_memory: bool = False
+  summary: str = ''
+
+  def earlier_fingerprint(self) -> str:
+    """The fingerprint that version 0.1.0 gave these examples."""
+    return self.fingerprint
+
+  def has_fingerprint(self, stored: str) -> bool:
+    """Whether a stored fingerprint is that of these examples."""
+    return stored == self.fingerprint or stored == self.earlier_fingerprint()
+
+  def describe_files(self) -> list[str]:
+    """`identity.describe_list` of the files, [] for a source without files."""
+    return []
 
   @property
   def lengths(self) -> tuple[int, ...]:
@@ -64,8 +83,10 @@ class Source(Sequence):
     except Exception:  # the example may be the broken one of a message
       return f'{self.name} example {i}'
 
-  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-    """All examples in memory.
+  def arrays(
+    self, decoding: Decoding = DEFAULT_DECODING
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """All examples in memory, decoded in this way.
 
     Returns:
       Images, uint8 (N, H, W, 3); and labels, int32 (N,), or float32 (N, C) for
@@ -79,7 +100,7 @@ class Source(Sequence):
     for i in range(len(self)):
       try:
         example = self[i]
-        image = decode(example['image'])
+        image = decode(example['image'], decoding)
       except BadImage as e:
         raise ValueError(
           f'{self.describe(i)}: {e}. All images of a data set that is held in '
@@ -120,12 +141,6 @@ def set_label(
     labels[i] = label
 
 
-def fingerprint(*values) -> str:
-  """16 hexadecimal digits of a hash of the JSON of `values`."""
-  text = json.dumps(values, sort_keys=True, default=str)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 class Subset(Source):
   """Examples [start, stop) of a source."""
 
@@ -134,7 +149,7 @@ class Subset(Source):
     self.name = name
     self.num_classes, self.class_names = parent.num_classes, parent.class_names
     self.multi_label, self.image_shape = parent.multi_label, parent.image_shape
-    self.in_memory = parent.in_memory
+    self.in_memory, self.summary = parent.in_memory, parent.summary
     self.fingerprint = fingerprint(parent.fingerprint, start, stop)
 
   def __len__(self):
@@ -146,8 +161,17 @@ class Subset(Source):
   def describe(self, i: int) -> str:
     return self._parent.describe(self._start + i)
 
-  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = self._parent.arrays()
+  def earlier_fingerprint(self) -> str:
+    end = self._start + self._length
+    return fingerprint(self._parent.earlier_fingerprint(), self._start, end)
+
+  def describe_files(self) -> list[str]:
+    return self._parent.describe_files()
+
+  def arrays(
+    self, decoding: Decoding = DEFAULT_DECODING
+  ) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = self._parent.arrays(decoding)
     rows = slice(self._start, self._start + self._length)
     return images[rows], labels[rows]
 
@@ -189,8 +213,16 @@ class Concat(Source):
     source, j = self._locate(i)
     return source.describe(j)
 
-  def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = zip(*(s.arrays() for s in self._sources), strict=True)
+  def earlier_fingerprint(self) -> str:
+    return fingerprint([s.earlier_fingerprint() for s in self._sources])
+
+  def describe_files(self) -> list[str]:
+    return [line for s in self._sources for line in s.describe_files()]
+
+  def arrays(self, decoding: Decoding = DEFAULT_DECODING) -> Any:
+    images, labels = zip(
+      *(s.arrays(decoding) for s in self._sources), strict=True
+    )
     if self.multi_label:
       labels = [
         x if x.ndim == 2 else np.eye(self.num_classes, dtype=np.float32)[x]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from vit_jax.data.sources.source import Source, checked_index, fingerprint
+from vit_jax.data.identity import fingerprint
+from vit_jax.data.sources.source import Source, checked_index
 
 
 class Synthetic(Source):

@@ -8,7 +8,8 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax.data.sources.source import Source, checked_index, fingerprint
+from vit_jax.data.identity import fingerprint
+from vit_jax.data.sources.source import Source, checked_index
 from vit_jax.data.splits import pick_split
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,14 @@ class Tfds(Source):
       self.class_names = None
     shape = features[self._keys['image']].shape
     self.image_shape = None if None in shape[:2] else tuple(shape[:2])
+    stored: Any = builder.info.splits[self._split]
+    self._identity = 'tfds', builder.info.full_name, self._split
     self.fingerprint = fingerprint(
-      'tfds', builder.info.full_name, self._split, self._length
+      *self._identity,
+      stored.shard_lengths,
+      stored.num_bytes,
+      [p.name for p in map(epath.Path, stored.filepaths)],
+      self.class_names,
     )
 
   def __len__(self):
@@ -83,6 +90,9 @@ class Tfds(Source):
       'label': [int(x) for x in label] if self.multi_label else int(label),
       'id': name.decode() if isinstance(name, bytes) else str(name),
     }
+
+  def earlier_fingerprint(self) -> str:
+    return fingerprint(*self._identity, self._length)
 
   def __getstate__(self):
     return {**self.__dict__, '_data': None}

@@ -1,0 +1,322 @@
+"""Reads files of labels: tables (CSV) and JSON.
+
+What a column means is declared, or detected from the column as a whole, so that
+no cell decides alone: '007' among numbers makes the column one of names. What
+was understood is in `Labels.summary`, which is logged.
+
+  file,label          x.jpg,cat      one label for each image
+                      x.jpg,cat;dog  several, in one column or in several
+  file,cat,dog        x.jpg,0,1      a column for each class (one-hot)
+  {"x.jpg": "cat"}, {"x.jpg": ["cat", "dog"]}, [{"file": "x.jpg", "label": 3}],
+  or one such object a line
+
+Columns are separated by commas, semicolons, tabs, bars or blanks. The text is
+UTF-8, UTF-16 or, where it is neither, Latin-1.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import logging
+import os
+import pathlib
+import re
+from typing import Any
+
+from vit_jax.data.label_table import (
+  FILE_TITLES,
+  ONE_HOT,
+  Table,
+  decode_text,
+  read_json,
+  read_table,
+)
+from vit_jax.data.listing import is_image_name
+from vit_jax.data.names import normalized
+
+log = logging.getLogger(__name__)
+
+KINDS = ('names', 'numbers', 'one-hot')
+# Titles of the column of labels, the best first.
+_LABELS = (
+  *('label', 'labels', 'class', 'classes', 'class_name', 'category'),
+  *('target', 'species', 'tag', 'tags', 'label_name', 'class_id', 'label_id'),
+)
+_NUMBERED = re.compile(r'(label|class|tag)[_ ]?\d+')
+_MOST_CLASSES = 10_000_000  # larger class numbers are taken for a mistake
+Label = str | int
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """The labels of a file.
+
+  Attributes:
+    entries: {file: its labels}, class names or class numbers.
+    multi_label: whether an image may have several labels, or none.
+    class_names: of one-hot columns, in their order; else None.
+    summary: what was understood.
+  """
+
+  entries: dict[str, list[Label]]
+  multi_label: bool
+  class_names: list[str] | None
+  summary: str
+
+
+def read_labels(
+  path: str | os.PathLike,
+  *,
+  file_column: str | None = None,
+  label_column: str | None = None,
+  kind: str | None = None,
+) -> Labels:
+  """Reads a file of labels.
+
+  Args:
+    path: of the file.
+    file_column: title, or number from 1, of the column of files; None finds it.
+    label_column: the same of the column of labels, or of several, separated by
+      commas.
+    kind: of KINDS; None decides by the whole column.
+
+  Raises:
+    ValueError: there is no such file, or it can be read in several ways; the
+      message names the line and what to declare.
+  """
+  path = pathlib.Path(path).expanduser()
+  if not path.exists():
+    raise ValueError(f'labels_file={path} does not exist')
+  if kind is not None and kind not in KINDS:
+    raise ValueError(
+      f'the kind of labels {kind!r} is unknown; allowed: {", ".join(KINDS)}'
+    )
+  text, encoding = decode_text(path)
+  first = text.lstrip()[:1]
+  try:
+    if path.suffix.lower() in ('.json', '.jsonl') or first in ('{', '['):
+      table = read_json(text)
+    else:
+      table = read_table(text, file_column, label_column)
+    labels = _understand(table, file_column, label_column, kind)
+  except ValueError as e:
+    raise ValueError(f'labels_file={path}: {e}') from e
+  summary = f'{path.name} ({encoding}{table.form}): {labels.summary}'
+  log.warning('%s', summary)
+  return dataclasses.replace(labels, summary=summary)
+
+
+def _understand(
+  table: Table,
+  file_column: str | None,
+  label_column: str | None,
+  kind: str | None,
+) -> Labels:
+  """The labels of a table: which columns, and what they mean."""
+  if not table.rows:
+    raise ValueError('the file has no labels')
+  width = max(map(len, table.rows))
+  files = _file_column(table, width, file_column)
+  columns, unused = _label_columns(table, width, files, label_column, kind)
+  one_hot = kind == 'one-hot' or (
+    kind is None and len(columns) > 1 and _all_one_hot(table, columns)
+  )
+  seen: dict[str, tuple[list[Label], int]] = {}
+  several = False
+  for row, line in zip(table.rows, table.lines, strict=True):
+    name = _file_key(row[files] if files < len(row) else '', line)
+    if one_hot:
+      labels: list[Any] = [
+        k for k, c in enumerate(columns) if ONE_HOT[_cell(row, c, line).lower()]
+      ]
+    else:
+      labels = _cells(row, columns, line)
+      several |= any(isinstance(row[c], list) for c in columns if c < len(row))
+    if name in seen and seen[name][0] != labels:
+      raise ValueError(
+        f'lines {seen[name][1]} and {line} give {name!r} different labels: '
+        'keep one of them, or write its labels in one line'
+      )
+    seen[name] = labels, line
+  entries = {name: labels for name, (labels, _) in seen.items()}
+  multi = several or any(len(labels) > 1 for labels in entries.values())
+  if not multi and not one_hot:
+    _refuse_empty(seen)
+  multi |= any(len(labels) != 1 for labels in entries.values())
+  words = _words(table, columns)
+  if one_hot:
+    names = [str(table.title[c]) for c in columns] if table.title else None
+    summary = f'one-hot over {len(columns)} columns'
+    if multi:
+      summary += ', several or no classes for some images'
+    return Labels(entries, multi, names, summary + unused)
+  entries, meaning = _kind_of(entries, kind)
+  listed = ', several for an image' if multi else ''
+  return Labels(entries, multi, None, f'{words}: {meaning}{listed}{unused}')
+
+
+def _file_column(table: Table, width: int, declared: str | None) -> int:
+  if declared:
+    return _column(table, width, declared)
+  title = [str(cell).lower() for cell in table.title or ()]
+  for word in FILE_TITLES:
+    if word in title:
+      return title.index(word)
+  for c in range(width):
+    if all(len(r) > c and is_image_name(str(r[c])) for r in table.rows):
+      return c
+  return 0
+
+
+def _label_columns(
+  table: Table,
+  width: int,
+  files: int,
+  declared: str | None,
+  kind: str | None,
+) -> tuple[list[int], str]:
+  """The columns of labels, and words on the columns that are not used."""
+  rest = [c for c in range(width) if c != files]
+  if declared:
+    columns = [_column(table, width, x) for x in declared.split(',')]
+  elif table.title is None or kind == 'one-hot':
+    columns = rest
+  else:
+    title = [str(cell).lower() for cell in table.title]
+    numbered = [
+      c for c in rest if c < len(title) and _NUMBERED.fullmatch(title[c])
+    ]
+    best = next((title.index(w) for w in _LABELS if w in title), None)
+    if best is not None and best != files:
+      columns = [best]
+    elif len(rest) == 1 or (rest and _all_one_hot(table, rest)):
+      columns = rest
+    elif numbered:
+      columns = numbered
+    elif rest and width > len(title):
+      columns = rest  # more labels than titles
+    else:
+      raise ValueError(
+        f'which of the columns {", ".join(map(str, table.title))} has the '
+        'label? Name it with label_column (--label-column)'
+      )
+  if not columns:
+    raise ValueError('there is no column of labels beside that of files')
+  unused = [c for c in rest if c not in columns]
+  if not unused or table.title is None:
+    return columns, ''
+  names = [str(table.title[c]) for c in unused if c < len(table.title)]
+  return columns, f'; not used: {", ".join(n or "untitled" for n in names)}'
+
+
+def _column(table: Table, width: int, declared: str) -> int:
+  """The position of a column that is declared by its title or number."""
+  declared = declared.strip()
+  title = [str(cell) for cell in table.title or ()]
+  if declared in title:
+    return title.index(declared)
+  if declared.isdigit() and 1 <= int(declared) <= width:
+    return int(declared) - 1
+  raise ValueError(
+    f'there is no column {declared!r}; there are '
+    + (', '.join(title) if title else f'the columns 1 to {width}')
+  )
+
+
+def _words(table: Table, columns: Sequence[int]) -> str:
+  """'column 2' or 'columns 2, 3'."""
+  if table.title is not None and not table.form:
+    return 'labels'  # JSON has no columns
+  numbers = ', '.join(str(c + 1) for c in columns[:10])
+  return f'column{"s" if len(columns) > 1 else ""} {numbers}'
+
+
+def _all_one_hot(table: Table, columns: Sequence[int]) -> bool:
+  return all(
+    c < len(row) and str(row[c]).lower() in ONE_HOT
+    for row in table.rows
+    for c in columns
+  )
+
+
+def _cell(row: list[Any], column: int, line: int) -> str:
+  cell = str(row[column]) if column < len(row) else ''
+  if cell.lower() not in ONE_HOT:
+    raise ValueError(
+      f'line {line}, column {column + 1}: {cell!r} is neither 0 nor 1'
+    )
+  return cell
+
+
+def _cells(row: list[Any], columns: Sequence[int], line: int) -> list[Label]:
+  """The labels in some cells of a row, as they stand."""
+  labels: list[Label] = []
+  for c in columns:
+    cell = row[c] if c < len(row) else ''
+    for value in cell if isinstance(cell, list) else [cell]:
+      if isinstance(value, str):
+        labels += [x.strip() for x in value.split(';') if x.strip()]
+      elif isinstance(value, int) and not isinstance(value, bool):
+        labels.append(value)
+      elif value is not None:
+        raise ValueError(
+          f'entry {line}: the label {value!r} is neither a class name nor a '
+          'whole number, nor a list of them'
+        )
+  return labels
+
+
+def _file_key(cell: Any, line: int) -> str:
+  """The name of a file as it is looked up."""
+  if not isinstance(cell, str | int) or not str(cell).strip():
+    raise ValueError(f'line {line} names no file')
+  return normalized(str(cell).strip().replace('\\', '/').removeprefix('./'))
+
+
+def _refuse_empty(seen: dict[str, tuple[list[Label], int]]) -> None:
+  for name, (labels, line) in seen.items():
+    if not labels:
+      raise ValueError(
+        f'line {line} gives {name!r} no label, where all others have one: add '
+        'it, or remove the line'
+      )
+
+
+def _kind_of(
+  entries: dict[str, list[Label]], kind: str | None
+) -> tuple[dict[str, list[Label]], str]:
+  """Labels as numbers or names, by all of them, and the words for it."""
+  labels = {x for value in entries.values() for x in value}
+  texts = {str(x) for x in labels}
+  whole = {x for x in texts if re.fullmatch(r'-?(0|[1-9]\d*)', x)}
+  strings = {x for x in labels if isinstance(x, str)}
+  from_json = len(strings) < len(labels)  # numbers are no text there
+  numbers = whole == texts and not (from_json and strings)
+  if kind == 'numbers' and whole != texts:
+    raise ValueError(f'{min(texts - whole)!r} is no class number')
+  if len(texts) < len(labels):
+    both = min(
+      str(x) for x in labels if isinstance(x, int) and str(x) in strings
+    )
+    raise ValueError(f'{both} is there as a number and as a name: write one')
+  if kind == 'names' or (kind is None and not numbers) or not labels:
+    named = {
+      k: [normalized(str(x)) for x in value] for k, value in entries.items()
+    }
+    count = len({x for value in named.values() for x in value})
+    why = ''
+    odd = sorted(x for x in texts - whole if x.isdigit())
+    if odd and kind is None:
+      why = f', not numbers because of {odd[0]!r}'
+    return named, f'{count:,} class name{"" if count == 1 else "s"}{why}'
+  values = sorted(int(x) for x in texts)
+  if values[0] < 0 or values[-1] >= _MOST_CLASSES:
+    wrong = values[0] if values[0] < 0 else values[-1]
+    raise ValueError(
+      f'the class number {wrong} is not in [0, {_MOST_CLASSES:,}). If the '
+      "labels are names, declare it: kind='names' (--label-kind names)"
+    )
+  gaps = values[-1] + 1 - len(values)
+  return {k: [int(x) for x in value] for k, value in entries.items()}, (
+    f'class numbers {values[0]} to {values[-1]}'
+    + (f', of which {gaps:,} from 0 on have no image' if gaps else '')
+  )

@@ -1,0 +1,29 @@
+"""Names of files and classes, the same on every file system."""
+
+import os
+import unicodedata
+
+
+def printable(name: str) -> str:
+  r"""A file name as text that can be printed and stored.
+
+  Python stands bytes that are not UTF-8 as lone surrogates, which no encoder
+  takes. They become escapes: the byte 0xE9 becomes the four characters `\xe9`.
+  """
+  if name.isascii():
+    return name
+  return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
+def normalized(name: str) -> str:
+  """A name in Unicode's composed form (NFC).
+
+  The same text may be written in two forms that look alike: macOS stores 'é' as
+  two characters (NFD), other systems as one. Names are compared in one form.
+  """
+  return name if name.isascii() else unicodedata.normalize('NFC', name)
+
+
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder is hidden, or a folder that archivers add."""
+  return name.startswith('.') or name in ('__MACOSX', '@eaDir')
