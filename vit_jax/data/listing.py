@@ -262,6 +262,7 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
       members[name] = File(name, tar.path, member.size, start)
     else:
       own.skip(name)
+  _check_end(own, tar)
   for name, target in links:
     if not is_image_name(name):
       own.skip(name)
@@ -278,6 +279,23 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
   listing.folders |= {inside + name for name in own.folders}
   listing.folders |= {inside[:-1]} if flat else set()
   listing.skipped += own.skipped
+
+
+def _check_end(listing: Listing, tar: _Tar) -> None:
+  """Raises ReadError for a tar that is cut short or broken in its middle.
+
+  Python's reader stops there without an error. A whole tar ends with a block of
+  zeros.
+  """
+  with open(tar.path, 'rb') as file:
+    file.seek(tar.start + tar.tar.offset)
+    block = file.read(max(0, min(tarfile.BLOCKSIZE, tar.stop - file.tell())))
+  if not block:
+    listing.skipped['end mark (the tar may be cut short)'] += 1
+  elif len(block) < tarfile.BLOCKSIZE or any(block):
+    raise tarfile.ReadError(
+      f'it is cut short or broken at byte {tar.start + tar.tar.offset}'
+    )
 
 
 def _list_inner_tar(

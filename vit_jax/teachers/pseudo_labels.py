@@ -249,8 +249,7 @@ def pseudo_label(
     soft: whether the labels are probabilities of the `max_labels` most probable
       classes, scaled to a sum of 1. False keeps only the most probable class.
     max_labels: see `soft`.
-    split: name of the split.
-    overwrite: whether to replace a split of this name.
+    split, overwrite: name of the split, and whether to replace it.
     match_classes: see `classes.check_classes`.
     batch_size, threads: as in `stored_logits.forward`.
     **options: other arguments of `load_classifier`.
@@ -296,11 +295,17 @@ def pseudo_label(
     threads=threads,
     overwrite=overwrite,
   )
+  return {**meta, **_counts(source, predictions, threshold, chosen)}
+
+
+def _counts(
+  source: Source, predictions: Predictions, threshold: float, chosen: np.ndarray
+) -> dict[str, int]:
+  """The numbers of images that `pseudo_label` returns."""
   return {
-    **meta,
     'images': len(source),
     'unreadable': int(len(source) - predictions.readable.sum()),
-    'confident': int((confidence >= threshold).sum()),
+    'confident': int((predictions.confidence >= threshold).sum()),
     'distinct': len(np.unique(chosen)),
     'labelled': len(chosen),
   }

@@ -118,17 +118,14 @@ def make_token_labels(
       devices.
     source: the images.
     out_dir: directory to write.
-    preprocessing: preprocessing of the teacher. Its crop must be None, because
-      labels are for whole images.
+    preprocessing: that of the teacher; labels are for whole images: no crop.
     columns: the teacher's number of each class of the source; None: the same.
     top_k: number of classes to keep for each token.
-    batch_size: number of images in a batch, which all devices share; it is
-      rounded to a multiple of their number.
+    batch_size: images in a batch; rounded to a multiple of the devices.
     shard_size: number of examples in a shard.
     threads: number of threads that read and decode images.
     teacher: name of the teacher in the metadata.
-    progress: function that is called after each shard with the number of
-      finished examples.
+    progress: called after each shard with the number of finished examples.
 
   Returns:
     The metadata in `token_labels.json`.
@@ -156,10 +153,8 @@ def make_token_labels(
     'shards': [records.shard_name('labels', i, number) for i in range(number)],
   }
   _claim(out, meta)
-
   mesh = make_mesh('data', devices=jax.local_devices())
   batch_size = max(1, round(batch_size / mesh.size)) * mesh.size
-
   best = _best_classes(forward, preprocessing.normalize, meta['top_k'], columns)
   variables = put_replicated(variables, mesh)
   label = lambda images: jax.device_get(
