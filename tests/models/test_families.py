@@ -132,6 +132,21 @@ def test_every_registered_model_has_a_recorded_count():
       more = positions(names[name]) - positions(names[known])
       assert parameters == recorded[known].parameters + width * more, name
       missing.remove(name)
+  # A hybrid is a ViT with the ResNet of another hybrid, whose channels, instead
+  # of 3 * patch^2 values, go into the embedding.
+  plain = {
+    r.name: r.parameters for r in COUNTS if r.size == 224 and not r.fields
+  }
+  for name, vit, hybrid, other, channels, patch in (
+    ('r50_vit_b32', 'vit_b32', 'r50_vit_l32', 'vit_l32', 2048, 32),
+    ('r50_vit_l16', 'vit_l16', 'r50_vit_b16', 'vit_b16', 1024, 16),
+  ):
+    parameters, _ = measure(create_model(name), (224, 224))
+    resnet = plain[hybrid] - plain[other]
+    width = create_model(vit).width - create_model(other).width
+    more = (channels - 3 * patch**2) * width
+    assert parameters == plain[vit] + resnet + more, name
+    missing.remove(name)
   assert missing == {
     'bit_v1_r101x1',  # big_vision publishes the R50x1 alone
     'bit_v1_r152x2',

@@ -57,7 +57,7 @@ def test_unknown_names_and_fields_name_the_nearest():
 
 def test_patterns():
   assert 'vit_b16' in list_models('vit_b*')
-  assert list_models('r50') == ['r50_vit_b16', 'r50_vit_l32']
+  assert list_models('r50_*l*') == ['r50_vit_l16', 'r50_vit_l32']
   assert list_models('nothing') == []
 
 

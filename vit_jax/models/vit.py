@@ -324,11 +324,14 @@ for _name, _size, _patch, _stem, _file in (
   ('r26_vit_b32', 'b', 1, (2, 2, 2, 2), 'imagenet21k/R26+ViT-B_32.npz'),
   ('r50_vit_b16', 'b', 1, (3, 4, 9), 'imagenet21k/R50+ViT-B_16.npz'),
   ('r50_vit_l32', 'l', 1, (3, 4, 6, 3), 'imagenet21k/R50+ViT-L_32.npz'),
+  # Only in the paper's figure 5, without a file.
+  ('r50_vit_b32', 'b', 1, (3, 4, 6, 3), ''),
+  ('r50_vit_l16', 'l', 1, (3, 4, 9), ''),
 ):
   register(
     _name,
     ViT,
-    released=(_file,),
+    released=(_file,) if _file else (),
     patch_size=_patch,
     stem=_stem,
     **_fields(_size),

@@ -94,8 +94,6 @@ def check_size(size: str, sizes: Iterable[str]) -> None:
 
 def full_name(word: str, prefix: str = 'vit_') -> str:
   """The registered model of 'b16' or 'vit_b16'; ValueError if there is none."""
-  if word in _HYBRIDS:
-    return word
   name = f'{prefix}{word}'
   return name if name in list_models(prefix) else model_info(word).name
 
@@ -209,15 +207,6 @@ def deit_finetuning(config: Config, image_size: int) -> None:
   config.data.repeat_groups = config.data.mix_groups = 16
 
 
-# Hybrids of the paper (arXiv:2010.11929, section 4.1) that the registry does
-# not name: {name: (registered hybrid with the same Transformer, blocks of its
-# ResNet stages)}.
-_HYBRIDS = {
-  'r50_vit_b32': ('r50_vit_b16', (3, 4, 6, 3)),
-  'r50_vit_l16': ('r50_vit_l32', (3, 4, 9)),
-}
-
-
 def original_vit(config: Config, name: str, *, dropout: float) -> None:
   """Sets model, loss and warm-up of the ViT paper's pre-training.
 
@@ -229,20 +218,17 @@ def original_vit(config: Config, name: str, *, dropout: float) -> None:
 
   Args:
     config: changed in place.
-    name: a registered ViT or hybrid, or r50_vit_b32 or r50_vit_l16.
+    name: a registered ViT or hybrid.
     dropout: 0.1 for ImageNet and ImageNet-21k, 0 for JFT.
   """
-  base, stem = _HYBRIDS.get(name, (name, None))
   config.model.update(
-    name=base,
+    name=name,
     dropout=dropout,
     head_bias=-10.0,
-    representation_size=width(base),
+    representation_size=width(name),
     # The last block computes only what the class token needs.
     class_token_only=True,
   )
-  if stem:
-    config.model.stem = stem
   config.loss.name = 'sigmoid'
   config.loss.label_range = (0.0001, 0.9999)
   config.schedule.warmup_steps = 10_000
