@@ -34,8 +34,11 @@ The published teacher was RegNetY-16GF (82.9). TEACHER is a workdir of any model
 of the family, see configs/deit_i1k.py. `ft384` has DeiT's fine-tuning settings,
 `ft448` those that the authors reported for M-48 (issue 108 of
 facebookresearch/deit). They left the end rate at the default of their code,
-1e-5 (issue 117), so the rate rises from 5e-6. XS-36, S-48 and M-24 were
-published without code or weights, and their drop path is not confirmed.
+1e-5 (issue 117), so the rate rises from 5e-6. Both leave the model in
+evaluation mode, as their code does with --finetune, so the drop path of 0.3
+that they reported has no effect; --config.run.train_mode=True applies it.
+XS-36, S-48 and M-24 were published without code or weights, and their drop path
+is not confirmed.
 """
 
 from configs import deit_i1k
@@ -86,7 +89,7 @@ def get_config(arg=None):
   elif 'ft448' in switches:
     c.run.epochs = 60.0
     c.data.image_size, c.data.batch_size = 448, 256
-    c.model.drop_path = 0.3
+    c.run.train_mode, c.model.drop_path = False, 0.3
     c.optim.lr, c.optim.lr_batch = 5e-6, None
     c.schedule.end = 1e-5
   if 'smoke' in switches:

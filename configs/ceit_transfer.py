@@ -11,10 +11,10 @@
 
 Sizes t and s. The settings are those of DeiT's transfer
 (configs/deit_finetune.py), because the paper follows it and the released code
-has no command for these tasks. BatchNorm normalizes 4 groups of the batch, as
-in pre-training. The data sets are TFDS's; for inat19, which TFDS does not have,
-give a packed data set (`vit-jax pack`) with splits train and validation as
---config.data.dir.
+has no command for these tasks. That code fine-tunes in evaluation mode, so
+BatchNorm keeps the statistics of the pre-training. The data sets are TFDS's;
+for inat19, which TFDS does not have, give a packed data set (`vit-jax pack`)
+with splits train and validation as --config.data.dir.
 
 Cost in multiply-accumulates an image: t 1.4 G, s 4.8 G; at 384 px 5.1 and 16.0
 G. Expected top-1:

@@ -32,7 +32,8 @@ is that of 8 processes, and images are mixed and normalized in 8 groups, as in
 as many processes (data.mix_groups, model.bn_groups). The step with the best
 accuracy of the averaged parameters is kept beside the last one. 16, 24 and the
 plain models have the settings of s. The settings of the fine-tuning were not
-published, so they are DeiT's.
+published, so they are DeiT's, except that batch, drop path and training mode
+stay: this code never fine-tunes in evaluation mode.
 """
 
 from vit_jax.recipe import shared

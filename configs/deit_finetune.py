@@ -18,7 +18,8 @@ issues 45 and 105 of facebookresearch/deit):
     cifar10, cifar100, cars    1,000 epochs, SGD 0.01, decay 1e-4, batch 768,
                                no erasing, no drop path
     flowers, pets              the same (their settings were not published)
-    inat18, inat19             360 epochs, AdamW 7.5e-5, batch 768, erasing 0.1
+    inat18, inat19             360 epochs, AdamW 7.5e-5, batch 768, erasing 0.1,
+                               drop path 0.1
 
 Cost of b16 at 384 px: 55.5 G multiply-accumulates an image; 30 epochs on
 ImageNet took the authors about 20 hours on 8 V100. Expected top-1 of b16
@@ -75,6 +76,7 @@ def get_config(arg=None):
 
 def set_data(c, dataset: str):
   """Sets data set, length and optimizer of a transfer task."""
+  c.run.train_mode = False
   c.data.source, c.data.split, test = DATASETS[dataset]
   c.eval.sets = {'test': {'split': test}}
   c.data.batch_size, c.optim.lr_batch = 768, None

@@ -6,10 +6,16 @@ from configs import (
   aa_vit_cifar10,
   augreg_i1k,
   augreg_i21k,
+  cait_i1k,
+  ceit_i1k,
+  ceit_transfer,
+  deepvit_i1k,
+  deit_finetune,
   deit_i1k,
   vit_b16_i1k,
   vit_i21k,
   vit_jft,
+  volo_i1k,
 )
 from vit_jax.models.registry import create_model
 from vit_jax.recipe.keys import model_fields
@@ -102,3 +108,29 @@ def test_two_words_that_exclude_one_another():
     deit_i1k.get_config('s16,hard,distill')
   with pytest.raises(ValueError, match='2 and 3 are both given'):
     aa_vit_cifar10.get_config('s16,2,3')
+
+
+@pytest.mark.parametrize(
+  'recipe, arg, train_mode',
+  [
+    # main.py of DeiT, which CaiT and CeiT share: train(args.finetune == '').
+    (deit_finetune, 'b16,384', False),
+    (deit_finetune, 'b16,cifar10', False),
+    (deit_finetune, 'b16,inat18', False),
+    (cait_i1k, 's24,ft384', False),
+    (cait_i1k, 'm48,ft448', False),
+    (ceit_i1k, 't,ft384', False),
+    (ceit_transfer, 't,cars', False),
+    # timm's train.py always trains in training mode.
+    (volo_i1k, 'd1,ft384', True),
+    (deepvit_i1k, 'l,ft384', True),
+    (deit_i1k, 's16', True),
+  ],
+)
+def test_which_fine_tuning_leaves_the_model_in_evaluation_mode(
+  recipe, arg, train_mode
+):
+  c = recipe.get_config(arg)
+  assert c.run.train_mode == train_mode
+  if train_mode:
+    assert c.model.drop_path > 0
