@@ -38,9 +38,8 @@ google-research/vision_transformer):
     r50_vit_b16      98.72      90.88     83.72
     b16,short        98.59      89.17
 
-With AugReg's B/32: pets 93.78 and flowers 99.43, rate 0.003 (big_vision's
-transfer config, which resizes to 448 and crops 384; means of 5 runs). Mixer on
-CIFAR-10 at 224 px: B/16 96.72 (ImageNet file), 96.82 (ImageNet-21k file).
+Mixer on CIFAR-10 at 224 px: B/16 96.72 (ImageNet file), 96.82 (ImageNet-21k
+file). Pets and Flowers: see configs/augreg_finetune.py.
 """
 
 import dataclasses

@@ -8,6 +8,7 @@ recipe has other values, or when the page is not the one that this writes.
 """
 
 import dataclasses
+import functools
 import importlib
 import pathlib
 import sys
@@ -835,10 +836,347 @@ VARIANTS = [
 ]
 
 
+# --- Other models and switches of the recipes ---------------------------------
+
+GOOGLE_README = 'README of google-research/vision_transformer'
+ISSUE_62 = (
+  'arXiv:2010.11929, table 5; issue 62 of google-research/vision_transformer'
+)
+DATA_SET = 'the data set; settings as above'
+OURS = 'not published'  # a choice of this project, or a study
+
+# {recipe: {argument: what was published of it}}, beside the first variant of
+# the recipe, or the default of a recipe without one.
+OTHERS = {
+  'vit_b16_i1k': {
+    'b16,warm3.4': 'warm-up of arXiv:2012.12877, table 9',
+    'b32': f'{ISSUE_62}; 69.19 at 224 px, 73.38 at 384 px',
+    'l32': f'{ISSUE_62}; 66.90 at 224 px, 71.16 at 384 px',
+    'l16': f'{ISSUE_62}; 72.59 at 224 px, 76.53 at 384 px',
+  },
+  'vit_i21k': {
+    'l16,short': 'arXiv:2010.11929, table 3 (30 epochs); no accuracy',
+    'r50_vit_b16': f'{GOOGLE_README}; 83.72 on ImageNet at 384 px',
+    'r50_vit_l32': 'arXiv:2010.11929, table 3; no accuracy',
+  },
+  'vit_jft': {
+    'l16': 'arXiv:2010.11929, table 3; 87.76 on ImageNet at 512 px, averaged',
+    'l16,short': 'arXiv:2010.11929, table 3 (7 epochs), figure 5',
+    'b16': 'arXiv:2010.11929, table 3',
+    'l32': 'arXiv:2010.11929, table 3',
+    's32': 'arXiv:2010.11929, figure 4 (ViT-b: B halved)',
+    'r50_vit_b32': 'arXiv:2010.11929, table 3 and figure 5',
+    'r50_vit_l32': 'arXiv:2010.11929, table 3 and figure 5',
+    'r50_vit_l16': 'arXiv:2010.11929, table 3 and figure 5',
+    'h14,gap': f'{OURS}: fills the tiles of a TPU',
+    'g14,adamw': f'{OURS}: for clusters without room for a batch of 16,384',
+  },
+  'augreg_i21k': {
+    'ti16': f'{GOOGLE_README}; 78.22 on ImageNet at 384 px',
+    's32': f'{GOOGLE_README}; 79.58 on ImageNet at 384 px',
+    's16': f'{GOOGLE_README}; 83.73 on ImageNet at 384 px',
+    'b32': f'{GOOGLE_README}; 83.59 on ImageNet at 384 px',
+    'b8': f'{GOOGLE_README}; 85.58 on ImageNet at 224 px',
+    'l16': f'{GOOGLE_README}; 85.59 on ImageNet at 384 px',
+    'r_vit_ti16': f'{GOOGLE_README}; 75.40 on ImageNet at 384 px',
+    'r26_vit_s32': f'{GOOGLE_README}; 83.85 on ImageNet at 384 px',
+    'b16,big_vision': 'big_vision, configs/vit_i21k.py; no accuracy',
+    **{
+      f'b16,{level}': 'level of arXiv:2106.10270'
+      for level in (
+        'none',
+        'light1',
+        'light2',
+        'medium1',
+        'medium2',
+        'strong1',
+        'strong2',
+      )
+    },
+    'b16,wd0.03': 'weight decay of the grid of arXiv:2106.10270',
+    's16,wd0.1': 'weight decay of the grid of arXiv:2106.10270',
+    'b16,do0.1': 'dropout of the grid of arXiv:2106.10270',
+    'b16,sd0.1': 'drop path of the grid of arXiv:2106.10270',
+    'r50_vit_l32,do0,sd0': 'regularization of the grid of arXiv:2106.10270',
+  },
+  'augreg_i1k': {
+    'ti16': 'big_vision, configs/vit_i1k.py',
+    's32': 'big_vision, configs/vit_i1k.py',
+    **{
+      f'b16,{level}': 'level of arXiv:2106.10270'
+      for level in (
+        'none',
+        'light1',
+        'light2',
+        'medium1',
+        'medium2',
+        'strong1',
+        'strong2',
+      )
+    },
+    'b16,wd0.03': 'weight decay of the grid of arXiv:2106.10270',
+    'b16,do0.1': 'dropout of the grid of arXiv:2106.10270',
+    'b16,sd0.1': 'drop path of the grid of arXiv:2106.10270',
+  },
+  'vit_s16_i1k': {
+    's16,90': 'arXiv:2205.01580, table 1; 76.5',
+    's16,150': 'arXiv:2205.01580, table 1; 78.5',
+    's16,300': 'arXiv:2205.01580, table 1; 80.0',
+  },
+  'mixer_i1k': {'b16,60': 'big_vision, configs/mlp_mixer_i1k.py; 70.5'},
+  'bit_i21k': {
+    'r50x1,big_vision': 'big_vision, configs/bit_i21k.py; no accuracy',
+    'r152x2': '85.15 on ImageNet after BiT-HyperRule on the whole split',
+  },
+  'bit_i1k': {'r50x1': 'arXiv:1912.11370, section 3.1; no accuracy'},
+  'bit_hyperrule': {
+    'r101x3,cifar10,whole': 'README of big_transfer; 98.4',
+    'r152x2,cifar10,whole': 'README of big_transfer; 98.5',
+    'r50x1,imagenet2012,whole': 'README of big_transfer; 80.68',
+    'r152x2,imagenet2012,whole': 'README of big_transfer; 85.15',
+    'r50x1,imagenet2012,448': 'arXiv:1912.11370, section 3.3',
+    'r50x1,cifar100': DATA_SET,
+    'r50x1,oxford_iiit_pet': DATA_SET,
+    'r50x1,oxford_flowers102': DATA_SET,
+    'r50x1,folder,3000x640': f'{OURS}: images of your own',
+  },
+  'finetune': {
+    'b32,cifar10': f'{GOOGLE_README}; 98.88',
+    'l32,cifar10': f'{GOOGLE_README}; 99.06',
+    'l16,cifar10': f'{GOOGLE_README}; 99.13',
+    'r50_vit_b16,cifar10': f'{GOOGLE_README}; 98.72',
+    'b16,cifar10,short': f'{GOOGLE_README}; 98.59',
+    'mixer_b16,cifar10': f'{GOOGLE_README}; 96.72 from the ImageNet file',
+    'b16,cifar100': f'{GOOGLE_README}; 92.06',
+    'b16,imagenet2012': f'{GOOGLE_README}; 84.53',
+    'l16,imagenet2012,res512': 'arXiv:2010.11929, table 2; 85.30 (I21k)',
+    'h14,imagenet2012,res518': 'arXiv:2010.11929, table 2; 88.55 (JFT)',
+    'b16,oxford_iiit_pet': 'arXiv:2010.11929, table 4',
+    'b16,oxford_flowers102': 'arXiv:2010.11929, table 4',
+    'b16,folder': f'{OURS}: images of your own',
+    'b16,cifar10,head': f'{OURS}: a linear probe',
+    'b16,cifar10,layerdecay': f'{OURS}: rates that fall from the top down',
+  },
+  'augreg_finetune': {
+    'ti16,imagenet2012': f'{GOOGLE_README}; 78.22',
+    'l16,imagenet2012': f'{GOOGLE_README}; 85.59',
+    'b16,cifar10': 'arXiv:2106.10270, section 3.4; best of the grid',
+    'b16,cifar100': 'arXiv:2106.10270, section 3.4; best of the grid',
+    'b16,oxford_flowers102': 'arXiv:2106.10270, section 3.4; best of the grid',
+    'b16,oxford_iiit_pet,long': 'arXiv:2106.10270, section 3.4; the longer run',
+    'b16,imagenet2012,224': 'arXiv:2106.10270, section 3.4',
+    **{
+      f'b32,{name},big_vision': f'big_vision, configs/transfer.py; {top1}'
+      for name, top1 in {
+        'imagenet2012': '83.27',
+        'cifar10': '98.55',
+        'cifar100': '91.35',
+        'oxford_iiit_pet': '93.78',
+        'oxford_flowers102': '99.43',
+      }.items()
+    },
+    'b16,folder': f'{OURS}: images of your own',
+    'b16,cifar10,head': f'{OURS}: a linear probe',
+    'b16,cifar10,layerdecay': f'{OURS}: rates that fall from the top down',
+  },
+  'deit_i1k': {
+    'ti16': 'arXiv:2012.12877, table 3; 72.2 (file 72.20)',
+    'b16': 'arXiv:2012.12877, table 3; 81.8 (file 81.85)',
+    's16,hard': 'arXiv:2012.12877, table 3; 80.9',
+    'ti16,distill': 'arXiv:2012.12877, table 3; 74.5 (file 74.48)',
+    'b16,distill': 'arXiv:2012.12877, table 3; 83.4 (file 83.37)',
+    's16,bce': 'option --bce-loss of facebookresearch/deit; no accuracy',
+    's16,plaincosine': f'{OURS}: the schedule by its formula',
+  },
+  'deit_finetune': {
+    'b16,384,distill': 'arXiv:2012.12877, table 3; 84.5 with RegNetY-16GF',
+    'b16,384,hard': 'arXiv:2012.12877, table 3; 84.0 with RegNetY-16GF',
+    'b16,384,soft': 'arXiv:2012.12877, table 3; 83.2 with RegNetY-16GF',
+    'b16,cifar100': 'arXiv:2012.12877, table 7; 90.8',
+    'b16,cars': 'issue 45 of facebookresearch/deit; 92.1',
+    'b16,flowers': 'arXiv:2012.12877, table 7; 98.4; settings of cars',
+    'b16,pets': f'{OURS}: settings of cars',
+    'b16,inat18': 'issue 105 of facebookresearch/deit; 73.2',
+    'b16,inat19': 'issue 105 of facebookresearch/deit; 77.7',
+  },
+  'cait_i1k': {
+    'xxs24': 'arXiv:2103.17239, table 3; 77.6',
+    'xxs36': 'arXiv:2103.17239, table 3; 79.1',
+    'xs24': 'arXiv:2103.17239, table 3; 81.8',
+    'xs36': 'arXiv:2103.17239, table 3; 82.6',
+    's36': 'arXiv:2103.17239, table 3; 83.3',
+    's48': 'arXiv:2103.17239, table 3; 83.5',
+    'm24': 'arXiv:2103.17239, table 3; 83.4',
+    'm36': 'arXiv:2103.17239, table 3; 83.8',
+    's24,distill': 'arXiv:2103.17239, table 3; 83.5',
+    's24,ft384': 'arXiv:2103.17239, table 3; 84.3',
+    's24,distill,ft384': 'arXiv:2103.17239, table 3; 85.1',
+    'm48,ft448': 'issues 108 and 117 of facebookresearch/deit; 86.5',
+  },
+  'ceit_i1k': {
+    's': 'README of coeusguo/ceit; 82.0',
+    'b': 'README of coeusguo/ceit; 82.5',
+    'b,100': 'README of coeusguo/ceit; 81.9',
+    't,ft384': 'README of coeusguo/ceit; 78.8; settings of DeiT',
+    's,ft384': 'README of coeusguo/ceit; 83.3; settings of DeiT',
+    't,noi2t,noleff,nolca': 'DeiT-Ti; 72.2',
+    't,noi2t': OURS,
+    't,noleff': OURS,
+    't,nolca': OURS,
+  },
+  'ceit_transfer': {
+    't,384,cifar10': 'arXiv:2103.11816, table 6; 98.5',
+    's,cifar10': 'arXiv:2103.11816, table 6; 99.0',
+    't,inat18': 'arXiv:2103.11816, table 6; 64.3',
+    't,inat19': 'arXiv:2103.11816, table 6; 72.8',
+    't,cars': 'arXiv:2103.11816, table 6; 90.5',
+    't,flowers': 'arXiv:2103.11816, table 6; 96.9',
+    't,pets': 'arXiv:2103.11816, table 6; 93.8',
+    't,cifar100': 'arXiv:2103.11816, table 6; 88.4',
+  },
+  'deepvit_i1k': {
+    '16': 'README of zhoudaquan/dvit_repo; 79.10',
+    '24': 'README of zhoudaquan/dvit_repo; 79.99',
+    '32': 'README of zhoudaquan/dvit_repo; 80.90',
+    '16,plain': 'README of zhoudaquan/dvit_repo; 78.88',
+    '24,plain': 'README of zhoudaquan/dvit_repo; 79.35',
+    '32,plain': 'README of zhoudaquan/dvit_repo; 79.27',
+    'l': 'README of zhoudaquan/dvit_repo; 83.1',
+    'l408': 'the size that arXiv:2103.11886 gives for L',
+    'l,ft384': 'README of zhoudaquan/dvit_repo; 84.25; settings of DeiT',
+    '32,plain,width256': 'arXiv:2103.11886, figure 5; similarity of attention',
+    '32,plain,width384': 'arXiv:2103.11886, figure 5; similarity of attention',
+    '32,plain,width512': 'arXiv:2103.11886, figure 5; similarity of attention',
+    '32,plain,width768': 'arXiv:2103.11886, figure 5; similarity of attention',
+  },
+  'volo_i1k': {
+    'd2': 'README of sail-sg/volo; 85.2',
+    'd3': 'README of sail-sg/volo; 85.4',
+    'd4': 'README of sail-sg/volo; 85.7; rate of d3',
+    'd5': 'README of sail-sg/volo; 86.1; rate of d3',
+    'd2,ft384': 'README of sail-sg/volo; 86.0',
+    'd3,ft448': 'README of sail-sg/volo; 86.3',
+    'd4,ft448': 'README of sail-sg/volo; 86.8',
+    'd5,ft448': 'README of sail-sg/volo; 87.0',
+    'd5,ft512': 'README of sail-sg/volo; 87.1',
+  },
+  'aa_vit_cifar10': {
+    's16,3': 'oshertidhar/ViT-AA; 87.77, 98.69, 0.526; later 89.32',
+    's16,4': 'oshertidhar/ViT-AA; 84.61, 98.17, 0.602; later 85.67',
+    'ti16': 'oshertidhar/ViT-AA; 85.49, 99.49, 0.576',
+    'ti16,2': 'oshertidhar/ViT-AA; 86.14, 99.52, 0.557',
+    's16,2x2': f'{OURS}: areas of the grid of patches',
+    's16,3x3': f'{OURS}: areas of the grid of patches',
+    's16,2,distill': 'a next step that the report names; no accuracy',
+    's16,matched': f'{OURS}: only the attention differs from the area models',
+    's16,2,droppath': f'{OURS}: the drop path of the plain rows',
+    's16,2,fast': f'{OURS}: for a small device',
+    'small,2': f'{OURS}: for a CPU',
+  },
+  'posemb_d3': {
+    'none': 'arXiv:2010.11929, table 8; 61.382',
+    '1d': 'arXiv:2010.11929, table 8; 64.206',
+    '1d,layers': 'arXiv:2010.11929, table 8; 63.964',
+    '1d,shared': 'arXiv:2010.11929, table 8; 64.292',
+    '2d': 'arXiv:2010.11929, table 8; 64.001',
+    '2d,layers': 'arXiv:2010.11929, table 8; 64.046',
+    '2d,shared': 'arXiv:2010.11929, table 8; 64.022',
+    'relative': 'arXiv:2010.11929, table 8; 64.032',
+  },
+  'vit_scaling': {
+    'vit_b32,9M': 'arXiv:2010.11929, figure 4',
+    'vit_b32,30M': 'arXiv:2010.11929, figure 4',
+    'vit_b32,90M': 'arXiv:2010.11929, figure 4',
+    'vit_l16,300M': 'arXiv:2010.11929, figure 4',
+    'vit_s32': 'arXiv:2010.11929, figure 4 (ViT-b)',
+    'r50_vit_b32,short,hybrids': 'arXiv:2010.11929, figure 5',
+    'r50_vit_l16,short,hybrids': 'arXiv:2010.11929, figure 5',
+  },
+  'noisy_student': {
+    'b0': 'README of the released weights; 78.8',
+    'l2,last': 'arXiv:1911.04252; the last of the iterations',
+    'l2,resolution': 'arXiv:1911.04252; 88.4 at 800 px',
+    's16': f'{OURS}: a ViT with the noise of DeiT',
+  },
+  'noisy_student_cifar10': {
+    'student': f'{OURS}: one iteration for a CPU',
+    'labels': f'{OURS}: the student without unlabeled images',
+  },
+  'cifar10': {
+    's16': f'{OURS}: ViT-S with patches of 4',
+    **{
+      family: f'{OURS}: families of one size'
+      for family in (
+        'vit',
+        'deepvit',
+        'cait',
+        'ceit',
+        'volo',
+      )
+    },
+  },
+  'deit_cifar10': {
+    'teacher': f'{OURS}: the teacher of the study',
+    'hard': f'{OURS}: the study of table 3 for a CPU',
+    'soft': f'{OURS}: the study of table 3 for a CPU',
+    'regnet': f'{OURS}: a RegNetY as the teacher',
+  },
+  'digits': {},
+  'imagefolder': {},
+}
+# Keys that say nothing about what is learned.
+UNIMPORTANT = (
+  'run.name',
+  'eval.every_steps',
+  'eval.every_epochs',
+  'log.checkpoint_steps',
+  'log.checkpoint_minutes',
+  'log.keep_best',
+  'mesh.preset',
+  'mesh.fsdp',
+)
+# Names of recipes that others replace: they import them.
+ALIASES = {
+  'vit_G14_jft': 'vit_jft:G14',
+  'vit_b16_i21k': 'vit_i21k:b16',
+  'vit_h14_jft': 'vit_jft:h14',
+  'vit_l16_i21k': 'vit_i21k:l16',
+  'vit_l16_jft': 'vit_jft:l16',
+}
+
+
+@functools.cache
+def load(recipe: str, arg: str | None = None):
+  """The config of configs/RECIPE.py with an argument."""
+  return importlib.import_module(f'configs.{recipe}').get_config(arg)
+
+
 def config_of(variant: Variant):
   """The config of a variant."""
-  module = importlib.import_module(f'configs.{variant.recipe}')
-  return module.get_config(variant.arg)
+  return load(variant.recipe, variant.arg)
+
+
+def base_argument(recipe: str) -> str | None:
+  """What the table of a recipe compares with: its first variant."""
+  return next((v.arg for v in VARIANTS if v.recipe == recipe), None)
+
+
+def changes(recipe: str, arg: str) -> dict[str, Any]:
+  """{key: value} in which an argument differs from the base of its recipe."""
+  values = [
+    {
+      f'{section}.{key}': value
+      for section, keys in config.to_dict().items()
+      for key, value in keys.items()
+    }
+    for config in (load(recipe, base_argument(recipe)), load(recipe, arg))
+  ]
+  before, after = values
+  return {
+    key: after.get(key)
+    for key in {**before, **after}
+    if key not in UNIMPORTANT and before.get(key) != after.get(key)
+  }
 
 
 def value_of(config, key: str) -> Any:
@@ -873,6 +1211,27 @@ def _text(value: Any) -> str:
   return str(value)
 
 
+def _other_lines(recipe: str, arguments: dict[str, str]) -> list[str]:
+  """The lines about arguments of a recipe that are no `Variant`."""
+  base = base_argument(recipe)
+  lines = ['', f'### `configs/{recipe}.py`', '']
+  if not arguments:
+    return [*lines, 'A study of this project, without a published model.']
+  lines += [
+    f'Against `:{base}`:' if base else 'Against the recipe without argument:',
+    '',
+    '| argument | other settings here | published |',
+    '|---|---|---|',
+  ]
+  for arg, published in arguments.items():
+    different = ', '.join(
+      f'`{key}` {_text(value)}'.replace('|', '\\|')
+      for key, value in changes(recipe, arg).items()
+    )
+    lines.append(f'| `{arg}` | {different or "none"} | {published} |')
+  return lines
+
+
 def page() -> str:
   """The text of docs/recipes.md."""
   lines = [
@@ -904,6 +1263,14 @@ def page() -> str:
       lines.append(f'| `{key}` | {here} | {other} |')
     lines += [''] * bool(variant.deviations)
     lines += [f'`{k}`: {why}' for k, why in variant.deviations.items()]
+  lines += ['', '## Other models and switches']
+  for recipe, arguments in OTHERS.items():
+    lines += _other_lines(recipe, arguments)
+  lines += ['', '## Recipes with the name of a model', '']
+  lines += [
+    f'`configs/{name}.py` is `configs/{recipe.replace(":", ".py:")}`.'
+    for name, recipe in ALIASES.items()
+  ]
   return '\n'.join(lines) + '\n'
 
 

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from tests.helpers import ROOT
+from vit_jax.recipe import shared
 
 _SPEC = importlib.util.spec_from_file_location(
   'docs_recipes', pathlib.Path(ROOT, 'docs/recipes.py')
@@ -26,21 +27,40 @@ def test_the_page_is_up_to_date():
   assert page.PAGE.read_text() == page.page()
 
 
-def test_every_published_recipe_is_on_the_page():
-  ours = {  # studies of ours, and names of others
-    'cifar10',
-    'deit_cifar10',
-    'digits',
-    'imagefolder',
-    'noisy_student_cifar10',
-    'ceit_transfer',
-    'posemb_d3',
-    'vit_scaling',
-    'vit_G14_jft',
-    'vit_b16_i21k',
-    'vit_h14_jft',
-    'vit_l16_i21k',
-    'vit_l16_jft',
-  }
+def arguments(recipe):
+  """All arguments of a recipe that the page names."""
+  own = [v.arg for v in page.VARIANTS if v.recipe == recipe]
+  return [*own, *page.OTHERS.get(recipe, {})]
+
+
+def test_every_recipe_is_on_the_page():
   recipes = {p.stem for p in pathlib.Path(ROOT, 'configs').glob('[!_]*.py')}
-  assert {v.recipe for v in page.VARIANTS} | ours == recipes
+  named = {v.recipe for v in page.VARIANTS} | {*page.OTHERS}
+  assert named | {*page.ALIASES} == recipes
+  assert not named & {*page.ALIASES}
+
+
+def test_every_switch_of_every_recipe_is_on_the_page(monkeypatch):
+  """The switches are what a recipe gives to `parse_arg`."""
+  known = []
+  parse_arg = shared.parse_arg
+
+  def record(arg, *, model='', options=()):
+    known.append(tuple(options))
+    return parse_arg(arg, model=model, options=known[-1])
+
+  monkeypatch.setattr(shared, 'parse_arg', record)
+  missing = {}
+  for recipe in {v.recipe for v in page.VARIANTS} | {*page.OTHERS}:
+    known.clear()
+    page.load.__wrapped__(recipe)  # without the cache
+    options = known[0] if known else ()
+    words = {w for arg in arguments(recipe) for w in arg.split(',')}
+    missing[recipe] = [option for option in options if option not in words]
+  assert not {recipe: rest for recipe, rest in missing.items() if rest}
+
+
+def test_other_names_of_recipes():
+  for name, recipe in page.ALIASES.items():
+    ours, published = page.load(name), page.load(*recipe.split(':'))
+    assert ours.to_dict() == published.to_dict()

@@ -4,6 +4,7 @@ import pytest
 
 from configs import (
   aa_vit_cifar10,
+  augreg_finetune,
   augreg_i1k,
   augreg_i21k,
   cait_i1k,
@@ -18,6 +19,7 @@ from configs import (
   volo_i1k,
 )
 from vit_jax.models.registry import create_model
+from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import model_fields
 
 
@@ -134,3 +136,25 @@ def test_which_fine_tuning_leaves_the_model_in_evaluation_mode(
   assert c.run.train_mode == train_mode
   if train_mode:
     assert c.model.drop_path > 0
+
+
+@pytest.mark.parametrize(
+  'dataset, steps, warmup, rate, crop',
+  [
+    ('imagenet2012', 20_000, 500, 0.03, 'inception'),
+    ('cifar10', 10_000, 500, 0.003, 'resize_crop'),
+    ('cifar100', 10_000, 500, 0.01, 'resize_crop'),
+    ('oxford_iiit_pet', 500, 100, 0.003, 'inception'),
+    ('oxford_flowers102', 500, 100, 0.003, 'inception'),
+  ],
+)
+def test_big_visions_transfer(dataset, steps, warmup, rate, crop):
+  c = augreg_finetune.get_config(f'b32,{dataset},big_vision')
+  check(c)
+  assert (c.run.steps, c.schedule.warmup_steps) == (steps, warmup)
+  assert (c.optim.lr, c.data.crop, c.data.image_size) == (rate, crop, 384)
+  assert c.data.resize == (448 if crop == 'resize_crop' else None)
+  assert (c.eval.crop, c.eval.crop_resize) == (384 / 448, 'resize_small')
+  assert (c.data.rounding, c.eval.rounding) == ('truncate', 'truncate')
+  assert (c.optim.clip, c.optim.weight_decay) == (1.0, 0.0)
+  assert c.optim.accumulate == 1 and c.optim.state_dtype == 'bfloat16'
