@@ -20,7 +20,7 @@ import numpy as np
 from tests.helpers import ROOT
 
 FIXTURES = pathlib.Path(ROOT, 'tests', 'fixtures', 'earlier')
-RECIPES = ('vit', 'ceit', 'mixer')  # of recipe.py
+RECIPES = ('vit', 'ceit', 'mixer')  # arguments of recipe.py
 RUNS = (*RECIPES, 'flowers')  # flowers is a fine-tuning
 # The fine-tuning starts from the parameters of the run `vit`.
 FINETUNE = (
@@ -41,8 +41,8 @@ FINETUNE = (
   '0.1',
 )
 IMAGES = 'images/test'
-# What the weights of a run are converted to; the file is in the fixtures for
-# `flowers` only.
+# The weights of every run are converted to these files; the fixtures have only
+# those of `flowers`.
 CONVERSIONS = tuple(
   f'{run}.{suffix}' for run in RUNS for suffix in ('npz', 'safetensors')
 )
@@ -84,7 +84,7 @@ XLA_FLAGS = '--xla_cpu_multi_thread_eigen=false'
 
 
 def environment(**more) -> dict[str, str]:
-  """Of a process that trains or predicts: one device, XLA's own options."""
+  """The environment of a process: one device, XLA's default options."""
   return {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
@@ -95,7 +95,7 @@ def environment(**more) -> dict[str, str]:
 
 
 def machine() -> dict:
-  """What the last bit of a result depends on."""
+  """The properties of a machine that the last bit of a result depends on."""
   versions = {}
   for name in PACKAGES:
     try:
@@ -122,7 +122,7 @@ def machine() -> dict:
 
 
 def train_command(run: str) -> list[str]:
-  """The command that starts a run, and that makes it go on."""
+  """The command that starts or resumes a run."""
   if run == 'flowers':
     code = 'import sys; from vit_jax.cli.parser import main; sys.exit(main())'
     return [sys.executable, '-c', code, *FINETUNE]
@@ -183,14 +183,14 @@ def unpack(run: str, folder) -> pathlib.Path:
 
 
 def copy_images(folder):
-  """The images under `folder`/images; a new folder each for a run to use."""
+  """Copies the images to `folder`/images, for one run."""
   shutil.copytree(
     FIXTURES / 'images', pathlib.Path(folder, 'images'), dirs_exist_ok=True
   )
 
 
 def metrics(workdir) -> list[dict]:
-  """The lines of metrics.jsonl, without what depends on the clock."""
+  """The lines of metrics.jsonl, without values that depend on the clock."""
   lines = pathlib.Path(workdir, 'metrics.jsonl').read_text().splitlines()
   return [
     {k: v for k, v in json.loads(line).items() if k not in CLOCK}
@@ -199,7 +199,7 @@ def metrics(workdir) -> list[dict]:
 
 
 def plain(arrays) -> dict[str, np.ndarray]:
-  """bfloat16, which .npz cannot hold, as float32: the same values."""
+  """Converts bfloat16, which .npz files cannot have, to float32."""
   return {
     k: x.astype(np.float32) if x.dtype.name == 'bfloat16' else x
     for k, x in arrays.items()
@@ -214,8 +214,8 @@ def digest(path) -> str:
   from vit_jax.weights import read
 
   arrays = read(path).arrays
-  found = hashlib.sha256()
+  result = hashlib.sha256()
   for name in sorted(arrays):
     x = np.ascontiguousarray(arrays[name])
-    found.update(f'{name} {x.dtype} {x.shape}\n'.encode() + x.tobytes())
-  return found.hexdigest()
+    result.update(f'{name} {x.dtype} {x.shape}\n'.encode() + x.tobytes())
+  return result.hexdigest()

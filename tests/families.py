@@ -26,7 +26,7 @@ class Family:
 
   Attributes:
     name: registered name.
-    fields: what reduces it.
+    fields: fields that make the model small.
     wrong: (fields, message) that the model refuses for IMAGE_SIZE.
     incomplete: formats that have no name for one of its parameters.
   """
@@ -37,7 +37,7 @@ class Family:
   incomplete: tuple[str, ...] = ()
 
   def create(self, **fields: Any) -> nn.Module:
-    """The small model with CLASSES classes; `fields` override."""
+    """The small model with CLASSES classes; `fields` are changed."""
     return create_model(
       self.name, **{'num_classes': CLASSES, **self.fields, **fields}
     )
@@ -215,10 +215,10 @@ class Count:
 
   Attributes:
     name: registered name.
-    fields: of the model, with num_classes.
+    fields: fields of the model, with num_classes.
     size: side of the image.
-    parameters: their number.
-    statistics: running values of BatchNorm; None if not recorded.
+    parameters: number of parameters.
+    statistics: number of running statistics of BatchNorm; None if not recorded.
     gmacs: multiply-accumulates / 1e9; None if not recorded, or counted with
       operations that are no matrix products here.
   """
@@ -286,8 +286,8 @@ _ROWS = (
     'area_sizes={1} num_classes={2}',
   ),
 )
-# Rows of architectures that no registered model has: another CeiT, and the
-# first commit of the area-attention project.
+# Rows of architectures that are not registered: another form of CeiT, and the
+# first version of the area-attention project.
 UNREGISTERED = (
   r'CeiT unofficial .*',
   r'AA-ViT-\w+ FIRST COMMIT .*',
@@ -334,7 +334,7 @@ def recorded_counts() -> list[Count]:
       if registered is None:
         raise ValueError(f'no pattern for the row {name!r} of {COUNTS}')
       model, fields = registered
-      # Sums over areas, windows and depth-wise kernels are counted there.
+      # The table also counts sums over areas, windows and depth-wise kernels.
       comparable = not model.startswith(('aa_vit', 'ceit', 'volo'))
       statistics = row['bn_running_stats_not_in_params']
       gmacs = row['GMACs_measured']

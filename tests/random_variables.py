@@ -11,8 +11,8 @@ import numpy as np
 def random_variables(model, images, seed: int = 0) -> dict:
   """Random values in the shapes of `model.init(key, images, train=False)`.
 
-  N(0, 0.2), around one for scales and variances, so that every part of a small
-  model has a say in its output.
+  They are N(0, 0.2), or N(1, 0.2) for scales and variances, so that every
+  parameter of a small model changes its output.
   """
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote goes on, predicts and converts to the same bits.
+"""Workdirs and files of version 0.1.0 resume, predict and convert exactly.
 
 The fixtures are workdirs of interrupted runs, an exported program and
 converted files; tests/fixtures/earlier/make.py says how they were made.
@@ -26,41 +26,41 @@ SAME_MACHINE = EXPECTED['machine'] == earlier.machine()
 # Measured between the instruction sets of one CPU (--xla_cpu_max_isa), after
 # the second half of a run: 5e-6 of a metric, 1e-6 of all else.
 TOLERANCE = 3e-5
-# Adafactor divides a gradient by its own size. This one is zero but for
-# rounding (the layer norm that follows removes a constant of all channels), so
-# on another machine the bias is another one, and changes no output.
+# The gradient of this bias is zero except for rounding, because the next layer
+# norm removes a constant of all channels. Adafactor divides a gradient by its
+# own size, so the bias differs on another machine, which changes no output.
 NOISE = 'MixerBlock/token_mixing/Dense_1/bias'
 
 
-def assert_equal(found, expected, what, tolerance=TOLERANCE):
-  """To the last bit on the machine of the fixtures, else nearly."""
+def assert_equal(actual, expected, what, tolerance=TOLERANCE):
+  """Exactly on the machine of the fixtures, elsewhere with a tolerance."""
   if SAME_MACHINE or np.asarray(expected).dtype.kind != 'f':
-    np.testing.assert_array_equal(found, expected, err_msg=what)
+    np.testing.assert_array_equal(actual, expected, err_msg=what)
   elif NOISE not in what:
     np.testing.assert_allclose(
-      found, expected, err_msg=what, rtol=tolerance, atol=TOLERANCE
+      actual, expected, err_msg=what, rtol=tolerance, atol=TOLERANCE
     )
 
 
-def assert_same_numbers(found, expected, what):
-  """Dicts, lists and numbers as JSON has them."""
+def assert_same_numbers(actual, expected, what):
+  """Compares nested dicts and lists of numbers, as from JSON."""
   if isinstance(expected, dict):
-    assert found.keys() == expected.keys(), what
+    assert actual.keys() == expected.keys(), what
     for key, value in expected.items():
-      assert_same_numbers(found[key], value, f'{what}: {key}')
+      assert_same_numbers(actual[key], value, f'{what}: {key}')
   elif isinstance(expected, list):
-    assert len(found) == len(expected), what
-    for i, (x, y) in enumerate(zip(found, expected, strict=True)):
+    assert len(actual) == len(expected), what
+    for i, (x, y) in enumerate(zip(actual, expected, strict=True)):
       assert_same_numbers(x, y, f'{what}[{i}]')
   elif isinstance(expected, float):
-    assert_equal(found, expected, what)
+    assert_equal(actual, expected, what)
   else:
-    assert found == expected, what
+    assert actual == expected, what
 
 
 @pytest.fixture(scope='module', params=earlier.RUNS)
 def resumed(request, tmp_path_factory):
-  """An interrupted run that went on to its end: (name, workdir, output)."""
+  """An interrupted run that was resumed: (name, workdir, output)."""
   run = request.param
   path = tmp_path_factory.mktemp(run)
   workdir = earlier.unpack(run, path)
@@ -75,15 +75,15 @@ def test_resume(resumed):
   step = EXPECTED['stopped_at'][run]
   assert f'resumed step {step} of {workdir.resolve()}' in out
   state = saved_state(workdir)
-  found = earlier.plain(state)
+  actual = earlier.plain(state)
   with np.load(earlier.FIXTURES / f'{run}_end.npz') as expected:
-    assert found.keys() == set(expected.files)
+    assert actual.keys() == set(expected.files)
     for name in expected.files:
       # The last bit of a momentum in bfloat16 is 2 ** -8 of its value.
-      exact = state[name].dtype == found[name].dtype
+      exact = state[name].dtype == actual[name].dtype
       tolerance = TOLERANCE if exact else 2**-7
-      assert found[name].dtype == expected[name].dtype, name
-      assert_equal(found[name], expected[name], name, tolerance)
+      assert actual[name].dtype == expected[name].dtype, name
+      assert_equal(actual[name], expected[name], name, tolerance)
   assert_same_numbers(
     earlier.metrics(workdir), EXPECTED['metrics'][run], 'metrics.jsonl'
   )
@@ -100,10 +100,10 @@ def test_resume(resumed):
 )
 def test_resume_to_the_last_bit(resumed):
   run, workdir, _ = resumed
-  found = earlier.plain(saved_state(workdir))
+  actual = earlier.plain(saved_state(workdir))
   with np.load(earlier.FIXTURES / f'{run}_end.npz') as expected:
     for name in expected.files:
-      assert found[name].tobytes() == expected[name].tobytes(), name
+      assert actual[name].tobytes() == expected[name].tobytes(), name
 
 
 @pytest.fixture(scope='module')
@@ -131,30 +131,30 @@ def folder(tmp_path_factory):
 
 
 def read_predictions(path):
-  """By image: the classes in order, {class: probability}."""
-  found = json.loads(path.read_text())
+  """{image: (classes in order, {class: probability})}."""
+  actual = json.loads(path.read_text())
   return {
     x['image']: (
       [(p['class'], p['index']) for p in x['predictions']],
       {p['class']: p['probability'] for p in x['predictions']},
     )
-    for x in found
+    for x in actual
   }
 
 
-def assert_same_predictions(found, expected):
-  assert found.keys() == expected.keys()
+def assert_same_predictions(actual, expected):
+  assert actual.keys() == expected.keys()
   for image, (order, probabilities) in expected.items():
-    assert_same_numbers(found[image][1], probabilities, image)
-    if SAME_MACHINE:  # else neighbors may change places
-      assert found[image][0] == order
+    assert_same_numbers(actual[image][1], probabilities, image)
+    if SAME_MACHINE:  # elsewhere the order of close classes may differ
+      assert actual[image][0] == order
     else:
-      assert sorted(found[image][0]) == sorted(order)
+      assert sorted(actual[image][0]) == sorted(order)
 
 
 @pytest.mark.parametrize('weights', EXPECTED['predictions'])
 def test_predict(weights, folder, tmp_path):
-  """Workdirs, converted files and an exported program give what they gave."""
+  """Workdirs, converted files and an exported program predict the same."""
   expected = tmp_path / 'expected.json'
   expected.write_text(json.dumps(EXPECTED['predictions'][weights]))
   assert_same_predictions(
@@ -180,14 +180,14 @@ def test_convert(name, folder):
 
 @pytest.mark.parametrize('suffix', ['npz', 'safetensors'])
 def test_metadata_of_a_converted_file(suffix, folder):
-  """Files say the same, written by version 0.1.0 and by today's code."""
+  """Files of version 0.1.0 and of today's code have the same metadata."""
   expected = read(earlier.FIXTURES / f'flowers.{suffix}').metadata
   assert expected.model == 'vit_ti16' and expected.fields['depth'] == 2
   assert expected.classes == ('aster', 'bluebell', 'crocus')
   assert expected.preprocessing.size == (16, 16)
-  found = read(folder / f'flowers.{suffix}').metadata
+  actual = read(folder / f'flowers.{suffix}').metadata
   # The recipe of the run is not in what version 0.1.0 converted.
-  assert dataclasses.replace(found, recipe=None) == dataclasses.replace(
+  assert dataclasses.replace(actual, recipe=None) == dataclasses.replace(
     expected, recipe=None
   )
 

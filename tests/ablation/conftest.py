@@ -1,4 +1,4 @@
-"""A recipe with three variants, and what stands for the training loop."""
+"""A recipe with three variants, and a substitute for the training loop."""
 
 import json
 
@@ -30,7 +30,7 @@ def recipe(tmp_path):
 
 
 class Trainer:
-  """Stands for the loop: writes a summary, and fails when told to."""
+  """A substitute for the training loop, which writes a summary or fails."""
 
   def __init__(self, fail_at=None, error=KeyboardInterrupt):
     self.runs, self.fail_at, self.error = [], fail_at, error

@@ -19,7 +19,7 @@ def run(tmp_path_factory):
 
 
 def test_fewshot_accuracy(run):
-  """Synthetic classes are easy: a probe does better than chance, 20 %."""
+  """The accuracy on easy synthetic classes is above chance, 20 %."""
   config, directory = run
   assert 25 < fewshot_accuracy(config, directory, 5) <= 100
   assert posemb_d3.measure(config, directory) == {

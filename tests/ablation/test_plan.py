@@ -68,7 +68,7 @@ def output_shape(config) -> tuple[int, ...]:
 @pytest.mark.parametrize('smoke', [False, True])
 @pytest.mark.parametrize('recipe', SWEEPS)
 def test_sweeps_of_recipes_fit(recipe, smoke, tmp_path):
-  """Every variant is valid, and starts from one that comes before it."""
+  """Every variant is valid, and uses only results of earlier variants."""
   name, _, arg = recipe.partition(':')
   arg = ','.join(filter(None, [arg, 'smoke' * smoke]))
   recipe = f'{ROOT}/configs/{name}.py:{arg}'
@@ -88,7 +88,7 @@ def test_sweeps_of_recipes_fit(recipe, smoke, tmp_path):
 
 
 def test_published_numbers_of_the_sweeps():
-  """Table 3 of DeiT and CaiT, the first table of the area project."""
+  """They are from table 3 of DeiT and CaiT, and table 1 of the area project."""
   b16 = variants(f'{ROOT}/configs/deit_i1k.py:b16')
   assert [v['published'] for v in b16.values()] == [
     81.8,

@@ -1,4 +1,4 @@
-"""Runs side by side: cores, order, failures."""
+"""Runs at the same time: cores, order, failures."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from vit_jax.recipe.keys import to_json
 
 
 class Process:
-  """Stands for a process that does one run, `Trainer` at its side."""
+  """A substitute for the process of a run, which calls `Trainer`."""
 
   def __init__(self, recipe, workdir, number, code=0):
     run = make_plan(recipe, workdir, 2, {})[number]
@@ -23,7 +23,7 @@ class Process:
     self.code, self.terminated = code, False
 
   def wait(self):
-    if self.name == 'read':  # what it reads is there
+    if self.name == 'read':  # the result that it reads exists
       assert (self.directory.parent.parent / 'base/seed0/summary.json').exists()
     time.sleep(0.2 if self.name == 'base' else 0.0)
     if not self.code:
@@ -57,7 +57,7 @@ def test_side_by_side(recipe, tmp_path):
   assert results['large lr']['runs'][0]['error'] == 'error: run 1 diverged'
   assert results['large lr']['mean']['test top-1'] == 0.25
   assert '1 (1 diverged)' in (tmp_path / 'ablation.md').read_text()
-  # Only what failed is done again.
+  # Only failed runs are repeated.
   started.clear()
   run_variants(
     recipe,

@@ -63,7 +63,7 @@ def test_resume_runs_what_is_missing(recipe, tmp_path):
   assert table(results) == table(whole)
   run_variants(recipe, workdir, seeds=2, run_one=third)
   assert not third.runs
-  # One more seed of what has seeds.
+  # One more seed of each variant without the key seeds.
   run_variants(recipe, workdir, seeds=3, run_one=third)
   assert [c.run.seed for _, c in third.runs] == [2]
 
@@ -129,7 +129,7 @@ def test_measures_of_a_recipe_are_columns(tmp_path):
     '| base     | 55.00 ± 7.07 |  51.000 ± 0.000 |             61.4 |    2 |',
     '| read     |        50.00 |          51.000 |                  |    1 |',
   ]
-  # A run that ended before it was measured is measured then.
+  # A run that ended without its measures gets them now.
   (tmp_path / 'w/base/seed0/measured.json').unlink()
   continued = []
 
@@ -142,7 +142,7 @@ def test_measures_of_a_recipe_are_columns(tmp_path):
 
 
 def test_with_the_real_loop(tmp_path):
-  """Train, read the result of one variant in another, start again."""
+  """A variant that uses the result of another, and a second start."""
   path = tmp_path / 'recipe.py'
   path.write_text(RECIPE.replace("      'large lr'", "      # 'large lr'"))
   one = lambda config, workdir: train.train_and_evaluate(

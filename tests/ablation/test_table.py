@@ -21,7 +21,7 @@ def test_costs_in_the_table():
   ]
 
 
-def test_published_values_stand_beside_the_results():
+def test_published_values_are_columns():
   variants = {
     'plain': {
       'overrides': {'published': 90.02},

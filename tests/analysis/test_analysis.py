@@ -1,4 +1,4 @@
-"""Analyses: closed forms on uniform and identity attention, and the plots."""
+"""Analyses: known results for uniform and identity attention, and plots."""
 
 import dataclasses
 
@@ -40,35 +40,35 @@ def identity(layers=3, tokens=7):
 
 def test_rollout_closed_forms():
   np.testing.assert_allclose(rollout.rollout(identity())[0], np.eye(7))
-  # ((I + U) / 2)^L with U the projection on the mean: I keeps 2^-L.
+  # With the projection U on the mean, ((I + U) / 2)^L is 2^-L I + (1 - 2^-L) U.
   for layers in (1, 2, 5):
     want = 0.5**layers * np.eye(7) + (1 - 0.5**layers) / 7
     np.testing.assert_allclose(rollout.rollout(uniform(layers))[0], want)
   maps = random_maps()
   for residual in (0.0, 0.3, 1.0):
-    product = rollout.rollout(maps, residual=residual)
-    np.testing.assert_allclose(product.sum(-1), 1)
-  np.testing.assert_allclose(product, np.eye(7)[None].repeat(2, 0), atol=1e-12)
+    shares = rollout.rollout(maps, residual=residual)
+    np.testing.assert_allclose(shares.sum(-1), 1)
+  np.testing.assert_allclose(shares, np.eye(7)[None].repeat(2, 0), atol=1e-12)
   a, b = (m.mean(1) for m in maps[:2])
   np.testing.assert_allclose(
     rollout.rollout(maps[:2], residual=0.0), b @ a
-  )  # last layer on the left
+  )  # the last layer is the left factor
   with pytest.raises(ValueError, match='at least one layer'):
     rollout.rollout([])
 
 
 def test_rollout_maps():
   maps = random_maps()
-  product = rollout.rollout(maps)
+  shares = rollout.rollout(maps)
   got = rollout.rollout_maps(maps, (2, 3), 1)
   assert got.shape == (2, 2, 3)
   np.testing.assert_allclose(got.sum((1, 2)), 1)
   np.testing.assert_allclose(
-    got.reshape(2, 6), product[:, 0, 1:] / product[:, 0, 1:].sum(1)[:, None]
+    got.reshape(2, 6), shares[:, 0, 1:] / shares[:, 0, 1:].sum(1)[:, None]
   )
   without = rollout.rollout_maps(uniform(tokens=6), (2, 3), 0)
   np.testing.assert_allclose(without, 1 / 6)
-  # All layers attend to patch 4 alone: the class token comes from there.
+  # All layers attend only to patch 4, so the class token consists of it.
   one = np.zeros((1, 1, 7, 7))
   one[..., 4] = 1
   got = rollout.rollout_maps([one] * 3, (2, 3), 1)
@@ -83,14 +83,14 @@ def test_class_layers():
   cls = [m[:, :, :1] for m in random_maps(2)]
   layers = rollout.join_class_layers(patches, cls)
   assert [x.shape for x in layers] == [(2, 1, 7, 7)] * 5
-  product = rollout.rollout(layers)
-  np.testing.assert_allclose(product.sum(-1), 1)
-  np.testing.assert_allclose(product[:, 1:, 1:], rollout.rollout(patches))
+  shares = rollout.rollout(layers)
+  np.testing.assert_allclose(shares.sum(-1), 1)
+  np.testing.assert_allclose(shares[:, 1:, 1:], rollout.rollout(patches))
   first, second = (0.5 * (c.mean(1)[:, 0] + np.eye(7)[0]) for c in cls)
   row = second + second[:, :1] * (first - np.eye(7)[0])
-  np.testing.assert_allclose(product[:, 0, 0], row[:, 0])
+  np.testing.assert_allclose(shares[:, 0, 0], row[:, 0])
   np.testing.assert_allclose(
-    product[:, 0, 1:],
+    shares[:, 0, 1:],
     np.einsum('bn,bnm->bm', row[:, 1:], rollout.rollout(patches)),
   )
 
@@ -111,7 +111,9 @@ def test_attention_distance_closed_forms():
   np.testing.assert_array_equal(got, np.zeros((3, 2)))
   got = distance.mean_attention_distance(uniform(), grid, patch, 1)
   np.testing.assert_allclose(got, distance.uniform_distance(grid, patch))
-  shift = np.roll(np.eye(4), 1, axis=1)[None, None]  # the next of a row of 4
+  shift = np.roll(np.eye(4), 1, axis=1)[
+    None, None
+  ]  # each of 4 patches in a row attends to the next
   got = distance.mean_attention_distance([shift], (1, 4), 10, 0)
   np.testing.assert_allclose(got, (10 + 10 + 10 + 30) / 4)
 
@@ -159,7 +161,7 @@ def test_position_similarity():
   np.testing.assert_allclose(np.diag(flat), 1)
   np.testing.assert_allclose(flat, flat.T)
   assert np.abs(flat).max() <= 1 + 1e-12
-  np.testing.assert_allclose(  # lengths do not count
+  np.testing.assert_allclose(  # the lengths of embeddings do not matter
     posemb.position_similarity(3 * table[0], (2, 3), 1), got
   )
   np.testing.assert_allclose(
@@ -178,12 +180,13 @@ def test_filter_components():
   assert (np.diff(shares) <= 0).all() and shares.sum() < 1
   rgb = filters.to_rgb(components)
   assert rgb.min() >= 0 and rgb.max() <= 1
-  # All filters are multiples of one direction: it is found, up to its sign.
+  # All filters are multiples of one direction, which is the first component,
+  # up to its sign.
   one = RNG.standard_normal(48)
   one /= np.linalg.norm(one)
   rank1 = one.reshape(4, 4, 3, 1) * RNG.standard_normal(9)
   components, shares = filters.filter_components(rank1)
-  assert len(shares) == 9  # no more than filters
+  assert len(shares) == 9  # at most as many as filters
   np.testing.assert_allclose(abs(components[0].ravel() @ one), 1)
   np.testing.assert_allclose(shares, [1, *[0] * 8], atol=1e-12)
   assert np.array_equal(
@@ -221,7 +224,7 @@ def test_layer_similarity():
     similarity.adjacent_similarity(matrix), [matrix[i, i + 1] for i in range(3)]
   )
   mixed = [identity()[0], uniform()[0]]
-  np.testing.assert_allclose(  # a unit vector against a constant one
+  np.testing.assert_allclose(  # of a unit vector and a constant one
     similarity.layer_similarity(mixed)[0, 1], 7**-0.5, rtol=1e-6
   )
   for threshold, ratio in ((0.37, 1), (0.38, 0)):  # 7 ** -0.5 = 0.378

@@ -16,7 +16,7 @@ PREPROCESSING = Preprocessing(16, crop=0.8, normalize='imagenet')
 
 @pytest.fixture(scope='session')
 def weights(tmp_path_factory) -> str:
-  """A ViT of three classes at 16 px that says all about itself."""
+  """A file of a ViT with three classes for 16 px, with all metadata."""
   fields = {**shared.small_fields('vit'), 'width': 16, 'mlp_dim': 32}
   model = create_model('vit_ti16', len(CLASSES), **fields)
   image = np.zeros((1, *PREPROCESSING.size, 3), np.float32)

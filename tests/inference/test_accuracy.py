@@ -13,7 +13,7 @@ from vit_jax.inference.loading import load_classifier
 
 
 def by_hand(weights, folder) -> dict[str, float]:
-  """The same means, one image after the other."""
+  """The means that `evaluate` returns, from one image after the other."""
   classifier = load_classifier(weights)
   top1, losses = [], []
   for path in sorted(pathlib.Path(folder).rglob('*.jpg')):
@@ -57,7 +57,7 @@ def test_a_packed_data_set_gives_the_same(weights, folder, tmp_path):
 
 
 def test_classes_are_compared_by_their_names(weights, folder, tmp_path):
-  """A folder without one of the classes, whose numbers are other ones."""
+  """A folder that lacks a class numbers the others differently."""
   for name in ('green', 'red'):
     shutil.copytree(f'{folder}/{name}', tmp_path / 'two' / name)
   result = evaluate(weights, tmp_path / 'two')

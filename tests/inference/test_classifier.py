@@ -1,4 +1,4 @@
-"""Classifiers: what they load, what they compile, what they refuse."""
+"""Classifiers: loading, compilation, results and errors."""
 
 import pathlib
 
@@ -44,7 +44,7 @@ def test_a_program_is_compiled_once_for_a_batch_size(weights):
 
 
 def test_probabilities_are_those_of_the_model(weights):
-  """Of a softmax model, and of one that gives each class its own."""
+  """For the losses softmax and sigmoid."""
   classifier = load_classifier(weights)
   (result,) = classifier.classify(IMAGES[:1])
   logits, _ = classifier.run(IMAGES[:1])
@@ -100,7 +100,7 @@ def test_another_size_resizes_the_position_table(weights):
 
 
 def test_a_released_file_is_loaded_with_its_head_and_size(tmp_path):
-  """Without metadata: 7 classes and 48 px of a model of 1000 at 224 px."""
+  """The tensors of a file without metadata tell its classes and its size."""
   model = create_model('vit_mu16', 7, representation_size=24)
   variables = random_variables(model, np.zeros((1, 48, 48, 3), np.float32))
   save_weights(variables, model, tmp_path / 'released.npz')

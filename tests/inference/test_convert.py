@@ -1,4 +1,4 @@
-"""Conversions keep every bit, and what is known about the weights."""
+"""Conversions keep every bit of the weights, and their metadata."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Descriptions of models and files: sums that are known, names that match."""
+"""Descriptions of models and files: known counts, matching names."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from vit_jax.weights import WeightsError, WeightsMetadata, save_weights
 
 @pytest.fixture(scope='module')
 def vit_file(tmp_path_factory):
-  """vit_mu16 at 32 px with seven classes, without metadata."""
+  """A file of vit_mu16 for 32 px with seven classes, without metadata."""
   model = create_model('vit_mu16', 7)
   shapes = jax.eval_shape(
     lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False)

@@ -54,10 +54,10 @@ def save(name, fields, path):
 def test_program_equals_model(name, tmp_path):
   source, path = tmp_path / 'x.safetensors', tmp_path / 'x.stablehlo'
   save(name, CASES[name], source)
-  found = export.export(str(source), str(path))
-  assert found == json.loads((tmp_path / 'x.stablehlo.json').read_text())
-  assert found['classes'] == ['a', 'b', 'c']
-  assert found['platforms'] == ['cpu', 'cuda', 'tpu']
+  description = export.export(str(source), str(path))
+  assert description == json.loads((tmp_path / 'x.stablehlo.json').read_text())
+  assert description['classes'] == ['a', 'b', 'c']
+  assert description['platforms'] == ['cpu', 'cuda', 'tpu']
   program = jax.export.deserialize(bytearray(path.read_bytes()))
   classifier = load_classifier(str(source))
   rng = np.random.default_rng(1)
@@ -75,12 +75,12 @@ def test_predict_with_an_exported_program(tmp_path, capsys):
   images = [np.random.default_rng(2).integers(0, 256, (40, 30, 3), np.uint8)]
   export.export(str(source), str(path))
   (expected,) = load_classifier(str(source)).classify(images)
-  (found,) = export.load_exported(str(path)).classify(images)
-  assert [p['class'] for p in found['predictions']] == [
+  (result,) = export.load_exported(str(path)).classify(images)
+  assert [p['class'] for p in result['predictions']] == [
     p['class'] for p in expected['predictions']
   ]
   np.testing.assert_allclose(
-    [p['probability'] for p in found['predictions']],
+    [p['probability'] for p in result['predictions']],
     [p['probability'] for p in expected['predictions']],
     rtol=1e-4,
   )
@@ -96,7 +96,7 @@ def test_predict_with_an_exported_program(tmp_path, capsys):
 def test_class_names_of_a_file_are_those_that_are_given(
   weights, tmp_path, capsys
 ):
-  """Also for an exported program; what it cannot follow is refused."""
+  """Class names can be changed; other options of an exported program cannot."""
   path, names = str(tmp_path / 'x.stablehlo'), tmp_path / 'names.txt'
   export.export(weights, path, platforms=('cpu',))
   Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / 'x.png')
@@ -158,14 +158,14 @@ def test_onnx(tmp_path, name, batch):
   images = np.random.default_rng(1).integers(
     0, 256, (batch or 3, 32, 32, 3), np.uint8
   )
-  (found,) = session.run(None, {session.get_inputs()[0].name: images})
+  (logits,) = session.run(None, {session.get_inputs()[0].name: images})
   classifier = load_classifier(str(source))
   expected, _ = classifier.forward(classifier.variables, images)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_onnx_refuses_what_it_cannot_hold(tmp_path):
-  """BiT's padded max-pooling does not survive jax2onnx: no file is written."""
+  """jax2onnx converts BiT's max-pool wrongly, so no file is written."""
   pytest.importorskip('jax2onnx')
   pytest.importorskip('onnxruntime')
   save('bit_r50x1', CASES['bit_r50x1'], tmp_path / 'x.npz')

@@ -1,4 +1,4 @@
-"""Area attention: definitions, the two implementations, its use in models."""
+"""Area attention: its definition, its implementations, its use in models."""
 
 import functools
 
@@ -56,7 +56,7 @@ def inputs(
 
 
 def definition(x, areas):
-  """Items of every area, in order, by loops: list of (n, ...) arrays."""
+  """The items of every area, a list of arrays (n, ...), found by loops."""
   rows, columns = areas.memory_shape
   lead = int(areas.separate_first)
   items = [x[:1]] if lead else []
@@ -181,7 +181,7 @@ def check_equal(areas, args, g, tolerance=1e-5, **options):
 def check_plain(areas, value_mode, scale, seed):
   args = inputs(areas, seed=seed, scale=scale)
   g = jax.random.normal(jax.random.key(seed), (*args[0].shape[:3], 5))
-  # Gradients of sharp softmaxes magnify the rounding of their logits.
+  # The gradient of a sharp softmax enlarges the rounding errors of the logits.
   args[1] /= max(1.0, scale)
   check_equal(areas, args, g, value_mode=value_mode)
 
@@ -194,7 +194,7 @@ def check_options(areas, value_mode, masked, top_k, rate, seed):
     mask = rng.random((2, 1, 1, areas.items)) < 0.7
     mask[..., 0] = True
     mask = jnp.asarray(mask)
-  if top_k:  # no two areas so close that rounding decides
+  if top_k:  # two areas are never so close that rounding orders them
     logits = areas.reduce(explicit.item_logits(*args[:2]), explicit.mean)
     assume(float(jnp.diff(jnp.sort(logits), axis=-1).min()) > 1e-5)
   dropout = None
@@ -262,7 +262,7 @@ def test_factored_is_explicit_with_options_at_length(**kwargs):
   'areas', [Areas((1, 12), (1, 4)), Areas((4, 4), (3, 3), separate_first=True)]
 )
 def test_large_logits_stay_finite_and_right(areas):
-  """Logits of +-100, whose exponentials overflow and underflow."""
+  """The exponentials of logits of 100 overflow, those of -100 underflow."""
   q, k, v = inputs(areas, queries=2, width=4)
   sign = jnp.where(jnp.arange(areas.items) % 3 == 0, 1.0, -1.0)
   k = (
@@ -301,7 +301,7 @@ def test_without_areas_equals_the_form_with_their_probabilities(value_mode):
   ],
 )
 def test_kernel_is_the_jnp_program(areas, value_mode):
-  """The TPU kernel, interpreted: values and gradients."""
+  """The interpreted kernel has the values and gradients of the jnp program."""
   args = inputs(areas, heads=3)
   g = jax.random.normal(jax.random.key(1), (*args[0].shape[:3], 5))
 
@@ -349,7 +349,7 @@ def test_gradient_keeps_no_matrix_of_logits():
   ]
   assert max(kept) <= q.size and sum(kept) <= 5 * q.size
 
-  def memory(layers_):  # of the compiled program, which could keep more
+  def memory(layers_):  # memory of the compiled program
     def loss(x):
       for _ in range(layers_):
         x = fn(x, x, x)
@@ -364,7 +364,7 @@ def test_gradient_keeps_no_matrix_of_logits():
     )
 
   matrix = 2 * 2 * 64 * 64 * 4
-  # Two more layers that each kept a matrix would need two more matrices.
+  # If a layer kept its matrix of logits, two layers would need two matrices.
   assert memory(4) - memory(2) < 2 * matrix
 
 
@@ -442,7 +442,7 @@ def test_bfloat16(impl):
 
 @pytest.mark.parametrize('mode', explicit.KEY_MODES)
 def test_module_of_every_key_mode(mode):
-  """Parameters are those of section 7.1 and shared by the heads."""
+  """The parameters are those of section 7.1, and all heads share them."""
   attention = attention_lib.AreaAttention((2, 3), (3, 4), key_mode=mode)
   model = MultiHeadDotProductAttention(2, attend_fn=attention)
   x = jax.random.normal(jax.random.key(0), (2, 13, 8))
@@ -511,7 +511,7 @@ def test_grid_that_is_not_the_patches():
   'size, pool', [((1, 2), 'token'), ((2, 2), 'token'), ((2, 2), 'gap')]
 )
 def test_in_a_vit(size, pool):
-  """Leading blocks use areas, in the sequence or beside the class token."""
+  """Areas of the leading blocks are in the sequence or in the patch grid."""
   fields = dict(
     num_classes=3,
     width=16,

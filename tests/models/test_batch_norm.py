@@ -65,16 +65,16 @@ def test_initial_variables():
 
 def test_groups_are_batches_of_their_own():
   y, stats = run(X, groups=4)
-  parts = [run(x) for x in np.split(X, 4)]
+  groups = [run(x) for x in np.split(X, 4)]
   np.testing.assert_allclose(
-    y, np.concatenate([p[0] for p in parts]), atol=1e-5
+    y, np.concatenate([p[0] for p in groups]), atol=1e-5
   )
-  mean = jax.tree.map(lambda *s: sum(s) / 4, *[p[1] for p in parts])
+  mean = jax.tree.map(lambda *s: sum(s) / 4, *[p[1] for p in groups])
   chex.assert_trees_all_close(stats, mean, atol=1e-6)
   assert np.abs(y - run(X)[0]).max() > 0.1  # not the global statistics
   with pytest.raises(ValueError, match='bn_groups=3 does not divide .* 8'):
     run(X, groups=3)
-  chex.assert_trees_all_close(  # evaluation knows no groups
+  chex.assert_trees_all_close(  # groups do not matter in evaluation
     run(X, train=False, groups=3)[0], run(X, train=False)[0]
   )
 

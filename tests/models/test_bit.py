@@ -28,7 +28,7 @@ def images():
 
 
 @pytest.mark.parametrize('inside, eps', [(False, 1e-5), (True, 1e-10)])
-def test_std_conv_is_a_convolution_with_a_standardised_kernel(
+def test_std_conv_is_a_convolution_with_a_standardized_kernel(
   inside, eps, images
 ):
   conv = std_conv.StdConv(8, size=3, stride=2, eps=eps, eps_inside=inside)
@@ -57,7 +57,7 @@ def test_pool_padding_differs_only_at_negative_borders(images):
   zero = make('zero').apply(variables, images)
   inf = make('-inf').apply(variables, images)
   chex.assert_shape([zero, inf], (2, 8, 10, 32))
-  # Stride 2, padding 1: only the first row and column see the padding.
+  # With stride 2 and padding 1, only the first row and column have padding.
   np.testing.assert_array_equal(zero[:, 1:, 1:], inf[:, 1:, 1:])
   np.testing.assert_array_equal(zero[:, 0], jnp.maximum(inf[:, 0], 0))
   np.testing.assert_array_equal(zero[:, :, 0], jnp.maximum(inf[:, :, 0], 0))
@@ -83,7 +83,7 @@ def test_initial_values(cls, images):
     variables
   )
   np.testing.assert_array_equal(logits, np.full((2, 5), -6.9, np.float32))
-  if cls is BiTV1:  # a unit without projection starts as the identity
+  if cls is BiTV1:  # a unit without a projection is initially the identity
     np.testing.assert_array_equal(out['block1/unit2'], out['block1/unit1'])
 
 

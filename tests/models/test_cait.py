@@ -16,8 +16,8 @@ from vit_jax.models.attention import attend
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
 
-# Parameters at 224 and 384, counted from the official code (timm's module for
-# XS-36, S-48 and M-24).
+# Numbers of parameters for 224 and 384 px, counted with the official code, and
+# for XS-36, S-48 and M-24 with timm.
 COUNTS = {
   'xxs24': (11_956_264, 12_029_224),
   'xxs36': (17_299_720, 17_372_680),
@@ -77,7 +77,7 @@ def apply(variables, images, **fields):
 
 
 def stacked(params):
-  """The same parameters for a scanned model."""
+  """The parameters with stacked blocks, for a scanned model."""
   params = dict(params)
   blocks = [params.pop(f'block_{i}') for i in range(3)]
   return {**params, 'block': jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
@@ -110,7 +110,7 @@ def test_stage_plan_and_layer_scale(size):
     scan=True,
   )
 
-  @jax.jit  # only what is returned is computed
+  @jax.jit  # so that only what is returned is computed
   def gammas():
     params = model.init(
       jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
@@ -150,7 +150,7 @@ def test_released_names(layout):
 def test_weights_round_trip():
   _images, variables = tiny_setup()
   released = to_state_dict(variables, tiny(), 'official')
-  # The published files have a prefix; a scanned model stacks what it reads.
+  # Names in published files have a prefix; a scanned model stacks its blocks.
   released = {f'module.{name}': x for name, x in released.items()}
   for fields in ({}, {'scan': True}):
     model = tiny(**fields)
@@ -183,7 +183,7 @@ def test_talking_heads():
   chex.assert_trees_all_close(y, want, atol=1e-6)
   chex.assert_trees_all_close(maps['mixed'], probs, atol=1e-6)
 
-  # Any matrices, against the definition; softmax ignores a shift of logits.
+  # Random matrices. A constant bias of the logits does not change the softmax.
   a, b = np.asarray(jax.random.normal(jax.random.key(3), (2, 4, 4)))
   shift = {'kernel': jnp.asarray(a), 'bias': jnp.full(4, 3.0)}
   bias = np.arange(4.0, dtype=np.float32)
@@ -232,7 +232,7 @@ def test_outputs():
 
 
 def test_patches_have_no_order_but_the_table():
-  """Without the position table, the class token reads a set of patches."""
+  """Without the position table, the order of the patches does not matter."""
   images, variables = tiny_setup()
   flat = flatten_dict(variables, sep='/')
   table = flat['params/pos_embedding']
@@ -250,6 +250,6 @@ def test_drop_path_is_constant_and_spares_class_blocks():
   images, variables = tiny_setup()
   run = jax.jit(functools.partial(tiny(drop_path=0.9999).apply, train=True))
   _, out = run(variables, images, rngs={'dropout': jax.random.key(0)})
-  for i in range(3):  # all branches dropped, also the first block's
+  for i in range(3):  # all branches are dropped, in the first block too
     chex.assert_trees_all_equal(out[f'block_{i:02d}'], out['with_posemb'])
   assert np.abs(out['cls_block_01'] - out['cls_block_00']).max() > 1e-3

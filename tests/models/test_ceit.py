@@ -17,8 +17,8 @@ from vit_jax.models.flops import forward_macs
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
 
-# Parameters at 224 and 384, and running values of BatchNorm.
-# What makes the reimplementation rishikksh20/CeiT-pytorch of it.
+# Numbers of parameters for 224 and 384 px, and of running statistics.
+# The fields of the reimplementation rishikksh20/CeiT-pytorch.
 REIMPLEMENTED = dict(
   patch_size=16,
   stem_width=32,
@@ -65,7 +65,7 @@ def apply(variables, images, **fields):
 
 
 def stacked(variables):
-  """The same variables for a scanned model."""
+  """The variables with stacked blocks, for a scanned model."""
   result = {}
   for collection, tree in variables.items():
     tree = dict(tree)
@@ -210,7 +210,7 @@ def test_outputs():
 
 
 def test_class_token_in_the_feed_forward():
-  """The released code adds LN(cls); the paper leaves cls alone."""
+  """In LeFF, the released code adds LN(cls), and the paper keeps cls."""
   images, variables = tiny_setup()
   _, out = apply(variables, images)
   norm = variables['params']['block_1']['LayerNorm_1']
@@ -247,7 +247,7 @@ def test_layerwise_attention_reads_every_block():
   base = head_input(cls)
   for i in range(3):
     moved = [c + (j == i) for j, c in enumerate(cls)]
-    # LayerNorm ignores a shift of all channels: scale some instead.
+    # Adding a constant would be removed by LayerNorm, so channels are scaled.
     moved[i] = cls[i] * jnp.linspace(0.5, 2, 12).reshape(1, 12)
     assert np.abs(head_input(moved) - base).max() > 1e-3
   assert shapes(tiny(), 16)['params']['pos_layer_embedding'].shape == (1, 2, 12)
@@ -260,7 +260,7 @@ def test_layerwise_attention_reads_every_block():
 
 
 def test_initial_values():
-  """Convolutions start as PyTorch's do, linear layers at N(0, 0.02)."""
+  """Convolutions have PyTorch's initial values, linear layers N(0, 0.02)."""
   x = jnp.zeros((1, 16, 16, 3))
   params = ceit.CeiT(width=96, depth=1, num_heads=3, num_classes=50).init(
     jax.random.key(0), x, train=False
@@ -294,23 +294,23 @@ def test_position_table_is_resized():
   )
 
 
-@pytest.mark.parametrize('part', ['i2t', 'leff', 'lca'])
-def test_each_part_can_be_switched_off(part):
-  """The others stay; only that part's parameters go."""
+@pytest.mark.parametrize('change', ['i2t', 'leff', 'lca'])
+def test_each_change_can_be_switched_off(change):
+  """The parameters of the other two changes stay the same."""
   names = lambda model: set(shapes(model, 32)['params'])
-  without = tiny(**{part: False})
+  without = tiny(**{change: False})
   expected = {
     'i2t': names(tiny()) - {'i2t'} | {'embedding'},
     'leff': names(tiny()),
     'lca': names(tiny()) - {'lca', 'pos_layer_embedding'},
   }
-  assert names(without) == expected[part]
+  assert names(without) == expected[change]
   block = shapes(without, 32)['params']['block_0']
-  assert ('mlp' in block) == (part == 'leff') == ('leff' not in block)
+  assert ('mlp' in block) == (change == 'leff') == ('leff' not in block)
 
 
-def test_without_all_parts_it_is_deit():
-  """The same function of the same parameters, which have other names."""
+def test_without_the_three_changes_it_is_deit():
+  """DeiT computes the same logits with the same parameters, renamed."""
   fields = dict(patch_size=8, width=12, depth=2, num_heads=3, mlp_dim=24)
   deit = create_model('deit_ti16', num_classes=5, **fields)
   model = tiny(i2t=False, leff=False, lca=False)

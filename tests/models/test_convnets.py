@@ -46,7 +46,7 @@ def counts():
   rows = csv.DictReader(lines, delimiter='\t')
   for row in rows:
     if not row['GMACs_measured']:
-      continue  # other numbers of classes and input channels
+      continue  # rows with other numbers of classes or input channels
     source = row['source_of_count'].partition('; ')[0]
     yield pytest.param(
       source.rsplit(' ', 1)[1],
@@ -73,7 +73,7 @@ def test_counts(name, size, parameters, statistics, gmacs):
   assert count(variables.get('batch_stats', {})) == statistics
   if name in ('resnet50', 'regnety_080', 'vgg11', 'densenet121') or (
     name.endswith(('efficientnet_b0', 'efficientnet_b5'))
-  ):  # the others only take longer
+  ):  # the other sizes are alike and take longer
     assert round(forward_macs(model, size, size) / 1e9, 3) == gmacs
 
 
@@ -162,7 +162,7 @@ def test_outputs_and_bfloat16(name):
 
 @pytest.mark.parametrize('name', TINY)
 def test_training_remat_and_gradients(name):
-  """Finite gradients everywhere, equal under remat; statistics move."""
+  """Gradients are finite and the same with remat; statistics change."""
   model = TINY[name]
   images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
   variables = random_variables(model, images)
@@ -183,7 +183,7 @@ def test_training_remat_and_gradients(name):
   plain, new = grads(model)
   chex.assert_tree_all_finite(plain)
   for path, g in flatten_dict(plain, sep='/').items():
-    # A bias in front of a BatchNorm has no influence.
+    # A BatchNorm removes the bias of the convolution before it.
     if not (name == 'vgg' and path.startswith('conv')):
       assert float(jnp.abs(g).max()) > 0, path
   moved = jax.tree.map(
@@ -219,7 +219,7 @@ def test_drop_path_drops_whole_branches_in_training(name):
 
 
 def test_initial_values():
-  """A zero last scale makes units the identity; torchvision's are not."""
+  """With zero_init, the last scale is 0 and units do not change their input."""
   images = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
   model = TINY['resnet']
   init = lambda model: jax.jit(
@@ -296,7 +296,7 @@ def test_wrong_fields_and_sizes(model, size, match):
 
 
 def test_a_batch_of_one_at_the_smallest_map():
-  """BatchNorm of one value has no variance: said, not silently zero."""
+  """The variance of one value is not defined, so BatchNorm refuses it."""
   model = TINY['resnet']
   images = jnp.ones((1, 8, 8, 3))
   variables = random_variables(model, images)

@@ -17,7 +17,7 @@ from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import released_shapes
 
-# (name, image size): parameters counted from the official code.
+# {(name, image size): number of parameters, counted with the official code}
 COUNTS = {
   ('deepvit_16', 224): 24_426_664,
   ('deepvit_24', 224): 36_261_448,
@@ -54,7 +54,7 @@ def apply(variables, images, **fields):
 
 
 def stacked(variables, blocks=3):
-  """The same variables for a scanned model: leading blocks stacked."""
+  """The variables of a scanned model, whose leading blocks are stacked."""
   result = {}
   for collection, tree in variables.items():
     tree = dict(tree)
@@ -133,7 +133,9 @@ def test_re_attention():
   q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 4, 5))
   variables = ReAttention().init(jax.random.key(1), q, k, v)
   theta, norm = (variables['params'][n] for n in ('reattn', 'reattn_norm'))
-  for x in theta.values():  # PyTorch's own default: U(+-1/sqrt(heads))
+  for (
+    x
+  ) in theta.values():  # PyTorch's default is U(-1/sqrt(heads), 1/sqrt(heads))
     assert 0.1 < np.abs(x).max() <= 0.5
   mean, std = np.arange(4.0), np.arange(1.0, 5.0)
   stats = {
@@ -162,7 +164,9 @@ def test_re_attention():
   )
 
   plain = ReAttention(bias=False).init(jax.random.key(1), q, k, v)
-  assert set(plain['params']['reattn']) == {'kernel'}  # the paper's formula
+  assert set(plain['params']['reattn']) == {
+    'kernel'
+  }  # the matrix of the paper has no bias
 
 
 def test_re_attention_running_statistics():
@@ -220,7 +224,10 @@ def test_adjustment_enlarges_both_branches():
   x = jax.random.normal(jax.random.key(0), (2, 7, 12))
   block = functools.partial(deepvit.Block, num_heads=3, mlp_dim=24)
   variables = block().init(jax.random.key(1), x, 0.0, False)
-  for kernel in ('attn/out', 'mlp/Dense_1'):  # silence one branch at a time
+  for kernel in (
+    'attn/out',
+    'mlp/Dense_1',
+  ):  # with a zero kernel, a branch adds nothing
     module, layer = kernel.split('/')
     params = jax.tree.map(lambda p: p, variables['params'])
     params[module][layer] = jax.tree.map(jnp.zeros_like, params[module][layer])
@@ -255,7 +262,7 @@ def test_cnn_embed():
 
 
 def test_drop_path_is_linear():
-  """The first block keeps its branches whatever the rate, the last does not."""
+  """The rate is 0 in the first block and `drop_path` in the last one."""
   images, variables = tiny_setup()
   (_, out), _ = jax.jit(
     functools.partial(

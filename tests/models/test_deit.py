@@ -71,7 +71,7 @@ def test_released_names(layout, file):
 
 
 def test_fine_tuning_at_another_size(variables):
-  """The two tokens' rows stay, the grid is resized as in DeiT's code."""
+  """The rows of the two tokens stay; the grid is resized as in DeiT's code."""
   model = DistilledViT(**TINY)
   arrays = to_state_dict(variables, model, 'timm')
   large, _ = from_state_dict(
@@ -89,7 +89,7 @@ def test_fine_tuning_at_another_size(variables):
 
 
 def test_tokens_and_position_table(images, variables):
-  """Class token, then distillation token, then patches, N + 2 rows in all."""
+  """The table has rows for the class token, the other token, the N patches."""
   model = DistilledViT(**TINY, return_attention=True)
   _, out = apply(model, variables, images)
   params = variables['params']
@@ -131,7 +131,7 @@ def test_fusion(images, variables):
   for fusion, expected in want.items():
     logits, _ = apply(model.clone(fusion=fusion), variables, images)
     np.testing.assert_allclose(logits, expected, atol=1e-5, err_msg=fusion)
-    # Training is not a matter of fusion: the class logits, both in out.
+    # In training there is no fusion: the logits are those of the class token.
     logits, out = apply(model.clone(fusion=fusion), variables, images, True)
     np.testing.assert_array_equal(logits, out['logits_class'])
     np.testing.assert_allclose(out['logits_distill'], b, atol=1e-5)
@@ -158,7 +158,7 @@ def test_initial_values():
 
 
 def test_gradients(images, variables):
-  """Each head learns from its own term only; the tokens from both."""
+  """A head gets a gradient from its own logits only, the tokens from both."""
   model = DistilledViT(**TINY, drop_path=0.2, dropout=0.1)
 
   def grads(key):

@@ -19,10 +19,10 @@ def test_keep_mask_is_uniform_and_uncorrelated():
   centered = [m - 0.7 for m in masks]
   for m in centered:
     assert abs(m.mean()) < limit
-    for axis in range(3):  # every row, column and example on its own
+    for axis in range(3):  # of every row, column and example
       means = m.mean(tuple(a for a in range(3) if a != axis))
       assert abs(means).max() < 5 * np.sqrt(0.21 / (n / shape[axis]))
-      # Neighbors along an axis, near and far.
+      # Entries at several distances along an axis are not correlated.
       for shift in (1, 2, 16, 32):
         rolled = np.roll(m, shift, axis)
         assert abs((m * rolled).mean()) < 5 * 0.21 / np.sqrt(n)
@@ -33,7 +33,7 @@ def test_keep_mask_is_uniform_and_uncorrelated():
 
 @pytest.mark.parametrize('keep', [0.5, 0.9])
 def test_keep_mask_of_positions_some_rows_apart(keep):
-  """No lag of the flat array stands out, over many keys."""
+  """The correlation of entries at a distance is zero, over many keys."""
   shape, width = (8, 197, 512), 512
   n, variance = np.prod(shape), keep * (1 - keep)
   lags = [

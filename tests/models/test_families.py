@@ -1,8 +1,8 @@
 """The contract that every family keeps, over the small variants of `families`.
 
-Names and counts of the registered models, what a call returns, scan and
-rematerialization, bfloat16, FSDP, weights in every format, errors. What a
-family has of its own is tested in the family's file.
+It covers names and counts of the registered models, results, scan and
+rematerialization, bfloat16, FSDP, weights in every format, and errors. The file
+of a family tests what only this family has.
 """
 
 import functools
@@ -62,7 +62,7 @@ def images():
 
 @functools.cache
 def shapes(family: str, size=IMAGE_SIZE, **fields):
-  """Abstract variables of a small model, {path: shape and dtype}."""
+  """{path: shape and dtype} of the variables of a small model."""
   model = FAMILIES[family].create(**fields)
   variables = jax.eval_shape(
     functools.partial(model.init, train=False),
@@ -78,11 +78,11 @@ def variables(family: str):
 
 
 def stacked(family: str, tree):
-  """Variables, or gradients, of the scanned model."""
+  """Variables or gradients with stacked blocks, for a scanned model."""
   flat = {k: np.asarray(x) for k, x in flatten_dict(tree, sep='/').items()}
-  wanted = [k for k in shapes(family, scan=True) if k.split('/')[0] in tree]
-  flat = stack_blocks(flat, wanted)
-  assert set(flat) == set(wanted)
+  names = [k for k in shapes(family, scan=True) if k.split('/')[0] in tree]
+  flat = stack_blocks(flat, names)
+  assert set(flat) == set(names)
   return unflatten_dict(flat, sep='/')
 
 
@@ -91,11 +91,11 @@ def stacked(family: str, tree):
 
 @pytest.mark.parametrize(
   'row',
-  # Other sizes change the position table and the work only.
+  # Other image sizes change only the position table and the work.
   [pytest.param(r, id=str(r), marks=slow_if(r.size != 224)) for r in COUNTS],
 )
 def test_recorded_parameters_and_work(row: Count):
-  """Against the authors' code: parameters, BatchNorm values, GMACs."""
+  """Parameters and multiply-accumulates are as many as in the authors' code."""
   model = create_model(row.name, **dict(row.fields))
   parameters, macs = measure(model, (row.size, row.size))
   assert parameters == row.parameters
@@ -104,7 +104,7 @@ def test_recorded_parameters_and_work(row: Count):
 
 
 def test_recorded_statistics():
-  """Running values of BatchNorm, which are no parameters."""
+  """The numbers of running statistics are those of the authors' code."""
   rows = {row.name: row for row in COUNTS if row.statistics}
   assert {name.split('_')[0] for name in rows} == {'volo', 'ceit', 'deepvit'}
   for row in rows.values():
@@ -119,7 +119,7 @@ def test_recorded_statistics():
 
 
 def test_every_registered_model_has_a_recorded_count():
-  """ViTs of other patch sizes differ in the embedding and the table only."""
+  """ViTs whose patch size was not recorded have a recorded relative."""
   recorded = {row.name: row for row in COUNTS if row.size == 224}
   missing = set(list_models()) - set(recorded) - recorded_conv_names()
   for size, (width, *_) in SIZES.items():
@@ -148,7 +148,7 @@ def test_every_registered_model_has_a_recorded_count():
     assert parameters == plain[vit] + resnet + more, name
     missing.remove(name)
   assert missing == {
-    'bit_v1_r101x1',  # big_vision publishes the R50x1 alone
+    'bit_v1_r101x1',  # big_vision publishes only the R50x1
     'bit_v1_r152x2',
     'deit_b16_384',  # the rows of deit_b16 at 384 pixels
     'deit_b16_distilled_384',
@@ -176,7 +176,7 @@ def test_registered_fields_and_preprocessing(name):
 
 @every_family
 def test_initial_variables(family):
-  """Float32, in two collections; without a head, only the head is missing."""
+  """They are float32 in two collections; num_classes=0 removes the head."""
   paths = shapes(family)
   assert all(x.dtype == jnp.float32 for x in paths.values())
   assert {p.split('/')[0] for p in paths} <= {'params', 'batch_stats'}
@@ -226,7 +226,7 @@ def _check_attention(model, out, more):
   for probs in maps['attention']:
     assert probs.ndim == 4 and len(probs) == BATCH
     assert probs.shape[-1] == probs.shape[-2]
-  # Mixed maps (talking heads, re-attention) need not sum to one.
+  # Rows of mixed maps (talking heads, re-attention) need not sum to one.
   for name in set(maps) - {'attention'} or {'attention'}:
     for probs in maps[name]:
       np.testing.assert_allclose(probs.sum(-1), 1, atol=1e-5)
@@ -253,7 +253,7 @@ def test_bfloat16(family):
 
 
 def gradients(family: str, tree, **fields):
-  """Gradients in training, logits, and new running statistics."""
+  """Gradients, logits and new running statistics of a training step."""
   model = FAMILIES[family].create(**fields)
 
   def loss(params):
@@ -280,7 +280,7 @@ def reference(family: str):
 
 @pytest.mark.parametrize(
   'family',
-  # For scanned blocks, the next test shows it.
+  # The next test has rematerialization of scanned blocks.
   [
     pytest.param(f, marks=slow_if(f not in ('vit', 'bit')))
     for f, x in FAMILIES.items()
@@ -297,7 +297,7 @@ def test_remat_changes_nothing(family):
 
 @pytest.mark.parametrize('family', SCANNABLE)
 def test_scan_changes_nothing(family):
-  """Nor does rematerialization of scanned blocks."""
+  """Scan, also with rematerialization, gives the same numbers."""
   want, (logits, stats) = reference(family)
   tree = stacked(family, variables(family))
   got, (same, new) = gradients(family, tree, scan=True, remat='dots')
@@ -318,9 +318,9 @@ def test_fsdp_on_eight_devices(family):
   specs = param_specs(tree['params'], mesh, 'fsdp')
   split = [s for s in jax.tree.leaves(specs) if 'fsdp' in s]
   assert split, 'no parameter is split'
-  place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
-  params = jax.tree.map(place, tree['params'], specs)
-  batch = place(images(), jax.P(('data', 'fsdp')))
+  put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+  params = jax.tree.map(put, tree['params'], specs)
+  batch = put(images(), jax.P(('data', 'fsdp')))
   apply = lambda v, x: model.apply(v, x, train=False)[0]
   with jax.set_mesh(mesh):
     got = jax.jit(apply)({**tree, 'params': params}, batch)
@@ -333,7 +333,7 @@ def test_fsdp_on_eight_devices(family):
 
 @every_family
 def test_weights_there_and_back_in_every_format(family):
-  """For loops and, where there is one, for the scanned model."""
+  """For the model itself and, if it has one, for its scanned form."""
   model, tree = FAMILIES[family].create(), variables(family)
   formats = set(known_formats(model))
   assert 'flax' in formats and formats >= set(FAMILIES[family].incomplete)
@@ -341,8 +341,8 @@ def test_weights_there_and_back_in_every_format(family):
     arrays = to_state_dict(tree, model, fmt)
     same, report = from_state_dict(model, arrays, IMAGE_SIZE, fmt=fmt)
     assert not report.reset and not report.left_over
-    # big_vision has no row for the class token in its position table: the row
-    # is added to the token, which is another tree with the same logits.
+    # In big_vision's format, the row of the class token in the position table
+    # is added to the token. The variables differ, and the logits are the same.
     folded = fmt == 'big_vision' and 'cls' in tree['params']
     if not folded:
       chex.assert_trees_all_equal(same, tree)
@@ -409,9 +409,9 @@ def losses_of(workdir):
 @pytest.mark.slow
 @every_family
 def test_trains_with_fsdp_and_scan(family, tmp_path):
-  """On 8 devices; with BatchNorm, its statistics are moved and saved."""
+  """On 8 devices; running statistics of BatchNorm change and are saved."""
   model = FAMILIES[family].create()
-  groups = hasattr(model, 'bn_groups')  # BatchNorm: statistics per device
+  groups = hasattr(model, 'bn_groups')  # BatchNorm has statistics per device
   config = recipe(
     family,
     {

@@ -43,17 +43,17 @@ def test_elementwise_work_does_not_count():
 
 
 def test_a_scan_counts_each_step_and_a_branch_counts_the_larger():
-  product = lambda x: x @ x
+  square = lambda x: x @ x
 
   def scanned(x):
-    return jax.lax.scan(lambda y, _: (product(y), None), x, length=5)[0]
+    return jax.lax.scan(lambda y, _: (square(y), None), x, length=5)[0]
 
   assert flops.count_macs(scanned, shape(3, 3)) == 5 * 27
   branches = lambda x: jax.lax.cond(
-    x[0, 0] > 0, lambda x: product(product(x)), product, x
+    x[0, 0] > 0, lambda x: square(square(x)), square, x
   )
   assert flops.count_macs(branches, shape(3, 3)) == 2 * 27
-  inside = jax.jit(jax.checkpoint(product))
+  inside = jax.jit(jax.checkpoint(square))
   assert flops.count_macs(inside, shape(3, 3)) == 27
 
 

@@ -67,7 +67,7 @@ def test_initial_logits_are_the_head_bias(images):
 
 
 def test_drop_path_does_not_rescale():
-  """Each example takes one of four paths; kept branches keep their size."""
+  """Any of two branches can be dropped, and kept branches are not rescaled."""
   block = MixerBlock(tokens_mlp_dim=8, mlp_dim=24)
   x = jnp.broadcast_to(
     jax.random.normal(jax.random.key(0), (1, 6, 16)), (64, 6, 16)
@@ -76,7 +76,7 @@ def test_drop_path_does_not_rescale():
   rngs = {'dropout': jax.random.key(2)}
   run = lambda v, rate: block.apply(v, x, rate, True, rngs=rngs)[0]
 
-  def without(*names):  # a branch without weights adds nothing
+  def without(*names):  # a branch with zero weights adds nothing
     params = dict(variables['params'])
     for name in names:
       params[name] = jax.tree.map(jnp.zeros_like, params[name])
@@ -96,7 +96,7 @@ def test_drop_path_does_not_rescale():
 
 
 def test_drop_path_is_linear_in_depth(images):
-  """Rates 0, 1/2, 1: the first block is whole, the last one the identity."""
+  """With rates 0, 1/2 and 1, the last block is the identity."""
   model = Mixer(**TINY, drop_path=1.0)
   variables = random_variables(model, images)
   _, whole = apply(model, variables, images)

@@ -1,4 +1,4 @@
-"""The registry: names, nearest names, how models are fed, a user's module."""
+"""The registry: names, nearest names, preprocessing, a user's module."""
 
 import sys
 

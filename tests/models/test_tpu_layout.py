@@ -1,4 +1,4 @@
-"""What a TPU is told about layouts leaves the numbers as they are."""
+"""Constraints on layouts for TPUs do not change any number."""
 
 import chex
 import jax
@@ -7,8 +7,8 @@ from vit_jax.models import tpu_layout
 from vit_jax.models.attention import MultiHeadDotProductAttention
 
 
-def test_what_a_tpu_is_told_changes_no_number(monkeypatch):
-  """`dot_general` and `lay_out` as on a TPU leave values and gradients."""
+def test_layouts_for_a_tpu_change_no_number(monkeypatch):
+  """`dot_general` and `lay_out` keep values and gradients, as on a TPU."""
   module = MultiHeadDotProductAttention(2, before_dropout=True)
   x = jax.random.normal(jax.random.key(0), (2, 5, 8))
   variables = module.init(jax.random.key(1), x, x, False)

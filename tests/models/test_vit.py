@@ -25,7 +25,7 @@ def init(model, x=None, key=0):
 
 
 def randomize(variables, scale=0.1):
-  """No zeros or ones left, so that every parameter matters."""
+  """Random values for all parameters, so that each of them has an effect."""
   leaves, tree = jax.tree.flatten(variables)
   keys = jax.random.split(jax.random.key(3), len(leaves))
   return jax.tree.unflatten(
@@ -48,15 +48,17 @@ def test_pools(pool):
     chex.assert_shape(out['pre_logits'], (2, 32))
 
 
-@pytest.mark.parametrize('place', ['stem', 'every_layer', 'every_layer_shared'])
+@pytest.mark.parametrize(
+  'posemb_at', ['stem', 'every_layer', 'every_layer_shared']
+)
 @pytest.mark.parametrize('scheme', POSEMBS)
-def test_scan_equals_unrolled(scheme, place):
-  if scheme in ('relative', 'none') and place != 'stem':
+def test_scan_equals_unrolled(scheme, posemb_at):
+  if scheme in ('relative', 'none') and posemb_at != 'stem':
     with pytest.raises(ValueError, match='posemb_at'):
-      init(ViT(**SMALL, posemb=scheme, posemb_at=place))
+      init(ViT(**SMALL, posemb=scheme, posemb_at=posemb_at))
     return
-  unrolled = ViT(**SMALL, posemb=scheme, posemb_at=place)
-  scanned = ViT(**SMALL, posemb=scheme, posemb_at=place, scan=True)
+  unrolled = ViT(**SMALL, posemb=scheme, posemb_at=posemb_at)
+  scanned = ViT(**SMALL, posemb=scheme, posemb_at=posemb_at, scan=True)
   variables = randomize(init(unrolled))
   params = dict(variables['params'])
   blocks = [params['Transformer'][f'encoderblock_{i}'] for i in range(3)]
@@ -166,7 +168,7 @@ def test_remat_keeps_gradients(remat, scan):
 
 @pytest.mark.parametrize('pool', POOLS)
 def test_final_norm_and_head_are_float32_with_bfloat16_compute(pool):
-  """As in big_vision: with a bias of -10, bfloat16 has steps of 0.0625."""
+  """As in big_vision: near -10, bfloat16 numbers are 0.0625 apart."""
   model = ViT(**SMALL, pool=pool, head_bias=-10.0, dtype='bfloat16')
   variables = init(model)
   head = variables['params']['head']
@@ -183,7 +185,7 @@ def test_final_norm_and_head_are_float32_with_bfloat16_compute(pool):
 
 
 def test_drop_path_drops_whole_examples():
-  """At rate near 1 the last block keeps or drops an example's branch."""
+  """A branch of an example is either kept and rescaled, or dropped."""
   model = ViT(**SMALL, drop_path=0.5)
   variables = randomize(init(model))
   x = jnp.broadcast_to(images(1), (64, 32, 48, 3))
@@ -191,7 +193,7 @@ def test_drop_path_drops_whole_examples():
     variables, x, train=True, rngs={'dropout': jax.random.key(0)}
   )
   distinct = np.unique(np.round(np.asarray(logits), 4), axis=0)
-  # Two branches in each of two blocks with a rate above zero: 16 outcomes.
+  # Two blocks with two branches each have a rate above 0: 16 outcomes.
   assert 2 < len(distinct) <= 16
 
 
@@ -208,7 +210,7 @@ def test_rectangular_patches_and_errors():
 
 
 def test_a_last_block_of_the_class_token_alone_changes_nothing():
-  """Logits and gradients equal those of the whole block."""
+  """class_token_only has the logits and gradients of the whole block."""
   fields = dict(
     num_classes=5, patch_size=4, width=16, depth=3, num_heads=2, mlp_dim=32
   )
@@ -219,7 +221,7 @@ def test_a_last_block_of_the_class_token_alone_changes_nothing():
   chex.assert_trees_all_equal(
     variables, short.init(jax.random.key(1), images, train=False)
   )
-  # The head starts at zero, which would hide every other gradient.
+  # The initial head is zero, so all other gradients would be zero.
   variables['params']['head']['kernel'] = jax.random.normal(
     jax.random.key(2), (16, 5)
   )
@@ -234,7 +236,7 @@ def test_a_last_block_of_the_class_token_alone_changes_nothing():
   assert tokens == (2, 10, 16) and token == (2, 1, 16)
   np.testing.assert_allclose(a, b, rtol=1e-6)
   chex.assert_trees_all_close(grads, others, rtol=1e-4, atol=1e-6)
-  # Evaluation has all tokens.
+  # In evaluation, all tokens are computed.
   assert short.apply(variables, images, train=False)[1]['tokens'].shape == (
     2,
     10,

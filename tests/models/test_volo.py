@@ -15,7 +15,7 @@ from vit_jax.models.flops import forward_macs
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
 
-# Parameters at 224, 384, 448 and 512, and running values of BatchNorm.
+# Numbers of parameters for 224, 384, 448 and 512 px, and of statistics.
 COUNTS = {
   'd1': (26_632_040, 26_777_960, 26_857_832, 26_949_992, 384),
   'd2': (58_678_336, 58_872_896, 58_979_392, 59_102_272, 384),
@@ -23,7 +23,7 @@ COUNTS = {
   'd4': (192_961_520, 193_253_360, 193_413_104, 193_597_424, 384),
   'd5': (295_455_584, 295_747_424, 295_907_168, 296_091_488, 768),
 }
-# Outlookers and transformer blocks, widths, heads of both stages, MLP ratio.
+# Numbers of outlookers and of transformer blocks, widths, heads, MLP ratio.
 PLANS = {
   'd1': (4, 14, 192, 384, 6, 12, 3),
   'd2': (6, 18, 256, 512, 8, 16, 3),
@@ -67,7 +67,7 @@ def apply(variables, images, **fields):
 
 
 def stacked(variables):
-  """The same variables for a scanned model."""
+  """The variables with stacked blocks, for a scanned model."""
   params = dict(variables['params'])
   for name, number in (('outlooker', 2), ('block', 3)):
     blocks = [params.pop(f'{name}_{i}') for i in range(number)]
@@ -94,7 +94,7 @@ def test_registered():
 def test_multiply_accumulates(size, image_size, gmacs):
   model = create_model(f'volo_{size}', scan=True)
   macs = forward_macs(model, image_size, image_size)
-  # The windows' products, which are not matrix products here.
+  # Outlook attention has matrix products in the paper, and none here.
   windows = (image_size // 16) ** 2
   macs += model.layers[0] * windows * 81 * model.embed_dims[0]
   assert round(macs / 1e9, 3) == gmacs
@@ -126,7 +126,7 @@ def test_stage_plan(size):
 
 
 def test_drop_path_schedule():
-  """None in outlookers; then linear in the number of all blocks."""
+  """Outlookers have rate 0; the other rates are linear in the block number."""
   model = create_model('volo_d1', drop_path=0.17)
   first, _, rest = model.plan()
   assert first.rates == (0.0,) * 4
@@ -158,7 +158,7 @@ def test_weights_round_trip():
 
 
 def test_position_table_is_resized():
-  """By the bicubic kernel of PyTorch, on the grid of tokens."""
+  """The grid of tokens is resized by PyTorch's bicubic kernel."""
   _, variables = tiny_setup()
   released = to_state_dict(variables, tiny(), 'official')
   assert released['pos_embed'].shape == (1, 2, 3, 12)
@@ -178,7 +178,7 @@ def test_position_table_is_resized():
 
 
 def windows(weights, v):
-  """Outlook attention by its definition: loops over windows and entries."""
+  """Outlook attention by its definition, in loops over windows and entries."""
   out = np.zeros(v.shape)
   height, width = v.shape[1:3]
   for i, j in np.ndindex(weights.shape[1:3]):
@@ -210,7 +210,7 @@ def test_outlook_is_its_definition(height, width, heads, head_width):
 
 @pytest.mark.parametrize('size', [(4, 6), (5, 7)])
 def test_outlook_gradients(size):
-  """Against patches, matmul and the transpose of the patches."""
+  """The gradients are those of unfolding, a matrix product, and folding."""
   from benchmarks.outlook_attention import unfold_fold
 
   keys = jax.random.split(jax.random.key(0), 3)
@@ -229,7 +229,7 @@ def test_outlook_gradients(size):
 
 
 def test_outlook_attention_pools_what_is_there():
-  """At an odd border the last window's mean is of the entries it has."""
+  """At an odd border, the mean of the last window has fewer positions."""
   x = jax.random.normal(jax.random.key(0), (1, 3, 3, 4))
   module = outlook.OutlookAttention(2)
   (_, probs), variables = jax.jit(
@@ -307,8 +307,8 @@ def test_mix_box_lies_on_the_grid():
   assert (row1 >= 0).all() and (row2 <= 6).all() and (row1 <= row2).all()
   assert (column1 >= 0).all() and (column2 <= 9).all()
   assert row2.max() == 6 and column2.max() == 9 and row1.min() == 0
-  # Side ratio sqrt(1 - λ), λ uniform: its square, a share of the area before
-  # rounding and cutting, is uniform; so small and large ones both occur.
+  # λ is uniform, so the area of a box before rounding and cutting, a share of
+  # 1 - λ, is uniform too. Small and large boxes both occur.
   area = (row2 - row1) * (column2 - column1) / 54
   assert (area == 0).mean() > 0.02 and (area > 0.4).mean() > 0.05
 
@@ -327,14 +327,14 @@ def test_swap_box():
 
 @functools.cache
 def training_setup():
-  """Larger images: on a grid of two rows every box is empty."""
+  """A model and larger images: on a grid of two rows, every box is empty."""
   images = np.random.default_rng(1).standard_normal((4, 32, 48, 3))
   images = jnp.asarray(images, jnp.float32)
   return images, random_variables(tiny(), images)
 
 
 def training(keys, **fields):
-  """Logits and intermediates in training, for each key of the randomness."""
+  """Logits and intermediates in training, for one PRNG key."""
   images, variables = training_setup()
   run = jax.jit(
     functools.partial(tiny(**fields).apply, train=True, mutable=['batch_stats'])
@@ -346,14 +346,14 @@ def training(keys, **fields):
 
 
 def test_mix_token():
-  """Token logits are given back to the image that they belong to."""
+  """The logits of exchanged tokens are returned to their own image."""
   boxes = 0
   head = training_setup()[1]['params']['aux_head']
   for logits, out in training(range(4)):
     np.testing.assert_array_equal(out['logits_class'], logits)
     row1, column1, row2, column2 = (int(b) for b in out['mix_box'])
     boxes += row2 > row1 and column2 > column1
-    # Undo by hand: the head on mixed tokens, swapped inside the box.
+    # The head on the mixed tokens, with the box exchanged again.
     mixed = out['tokens'][:, 1:] @ head['kernel'] + head['bias'].reshape(
       1, 1, -1
     )
@@ -368,7 +368,7 @@ def test_mix_token():
 
 
 def test_drop_path_spares_outlookers():
-  # The last block's rate is drop_path, the earlier transformers' is less.
+  # The rate of the last block is drop_path, that of earlier ones is lower.
   ((_, out),) = training([0], drop_path=0.99999, mix_token=False)
   np.testing.assert_array_equal(out['block_02'], out['block_01'])
   assert np.abs(out['outlooker_01'] - out['outlooker_00']).max() > 1e-3

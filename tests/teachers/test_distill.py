@@ -1,4 +1,4 @@
-"""Distillation: live teachers, stored logits, what the student sees."""
+"""Distillation: live teachers, stored logits, and the recipe of DeiT."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def student_config(teacher, **sections):
 
 @pytest.fixture(scope='module')
 def teacher_dir(tmp_path_factory):
-  """A trained teacher: a tiny ViT in the other normalization."""
+  """A trained teacher: a tiny ViT with another normalization."""
   path = tmp_path_factory.mktemp('teacher')
   train.train_and_evaluate(
     tiny_config(run=dict(steps=12), data=dict(normalize='imagenet')), path, ONE
@@ -62,7 +62,7 @@ def make(config, mesh=None, **kwargs):
   return make_teacher(config, mesh, 5, **kwargs)
 
 
-# --- What the teacher sees --------------------------------------------------
+# --- The input of the teacher -----------------------------------------------
 
 
 @pytest.mark.parametrize('new', ['half', 'imagenet'])
@@ -77,7 +77,7 @@ def test_renormalize_equals_the_way_through_pixels(new, size):
 
 
 def test_a_workdir_knows_its_model(teacher_dir):
-  """Model, fields and normalization come from the teacher's recipe."""
+  """A workdir has the model, fields and normalization of a teacher."""
   config = student_config(teacher_dir)
   fn, variables = make(config)
   fn = jax.jit(fn)
@@ -102,7 +102,7 @@ def test_a_workdir_knows_its_model(teacher_dir):
 
 
 def test_own_resolution(teacher_dir):
-  """The position table follows the size; the student's images are resized."""
+  """The position table is for the teacher's size; images are resized to it."""
   config = student_config(teacher_dir)
   config.loss.teacher_image_size = 32
   fn, variables = make(config)
@@ -153,7 +153,7 @@ def test_computes_in_the_dtype_of_the_run(teacher_dir):
 
 
 class Toy(nn.Module):
-  """A model with BatchNorm, of the smallest size."""
+  """A small model with BatchNorm."""
 
   @nn.compact
   def __call__(self, images, *, train):
@@ -165,7 +165,7 @@ class Toy(nn.Module):
 @jax.jit
 def teach(variables, images):
   fn = live_lib.live_function(Toy(), (8, 8), 'half', 'imagenet')
-  return fn(variables, images, {})  # BatchNorm is not mutable: it would raise
+  return fn(variables, images, {})  # a change of statistics would be an error
 
 
 def test_no_gradient_reaches_the_teacher():
@@ -179,7 +179,7 @@ def test_no_gradient_reaches_the_teacher():
 
 
 def test_batch_norm_is_in_eval_mode():
-  """Each image alone, whatever else is in the batch."""
+  """The logits of an image do not depend on the rest of the batch."""
   images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
   variables = Toy().init(jax.random.key(1), images, train=False)
   np.testing.assert_allclose(
@@ -188,7 +188,7 @@ def test_batch_norm_is_in_eval_mode():
 
 
 def test_the_step_sends_no_gradient_to_the_teacher(teacher_dir):
-  """d(new student parameters) / d(teacher parameters) = 0, soft targets."""
+  """The new student does not depend on the teacher's parameters by gradient."""
   config = student_config(teacher_dir, optim=dict(name='sgd'))
   config.loss.distill = 'soft'
   mesh = make_mesh(devices=ONE)
@@ -379,7 +379,7 @@ def test_stored_and_live_train_alike(stored, teacher_dir, tmp_path):
 
 
 def test_repeats_do_not_lengthen_the_epoch():
-  """DeiT: one epoch sees a third of the images three times."""
+  """As in DeiT, an epoch has a third of the images, three times each."""
   mesh = make_mesh(devices=ONE)
   steps = [
     build(
@@ -404,19 +404,19 @@ SEQUENCE = dict(
 
 
 def global_sequence(config, processes: int, steps: int):
-  """Global batches put together from those of each process."""
+  """The global batches, joined from those of all processes."""
   source = open_train_source(config)
-  parts = [
+  streams = [
     recipe_data.train_batches(
       config, source, process_index=p, process_count=processes
     )
     for p in range(processes)
   ]
   for _ in range(steps):
-    batches = [next(part) for part in parts]
+    batches = [next(stream) for stream in streams]
     yield {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-  for part in parts:
-    part.close()
+  for stream in streams:
+    stream.close()
 
 
 def test_the_same_global_sequence_everywhere():
@@ -427,9 +427,11 @@ def test_the_same_global_sequence_everywhere():
   for got, want in zip(*sequences):
     chex.assert_trees_all_equal(got, want)
     index = want['index'].reshape(-1, 3)
-    assert np.all(index == index[:, :1])  # three in a row
+    assert np.all(index == index[:, :1])  # each image three times in a row
     views = want['image'].reshape(-1, 3, 16 * 16 * 3)
-    assert np.any(views[:, 0] != views[:, 1])  # but three views
+    assert np.any(
+      views[:, 0] != views[:, 1]
+    )  # with three different augmentations
 
   prepare = jax.jit(
     lambda batch, key: augment.prepare_train(
@@ -478,7 +480,7 @@ def test_deit_recipe(arg):
   lr = lambda epoch: float(run.schedule(int(epoch * 1251)))
   if 'plaincosine' in arg:
     assert lr(5) == pytest.approx(1e-3) and lr(1) > 1e-6
-  else:  # as executed: by epoch, one late
+  else:  # as in the released code: by epoch, one epoch late
     assert lr(0) == lr(1) == lr(1.9) == pytest.approx(1e-6)
     assert lr(2) == pytest.approx(1e-6 + (1e-3 - 1e-6) / 5)
     assert lr(6) == pytest.approx(
@@ -516,7 +518,7 @@ def test_deit_weight_decay():
 
 @pytest.fixture(scope='module')
 def regnet_file(tmp_path_factory):
-  """A RegNetY of the smallest size, as a released file is given."""
+  """A file of a small RegNetY with the names of a released one."""
   path = tmp_path_factory.mktemp('regnet') / 'regnet.safetensors'
   fields = dict(w0=8, wa=8.0, wm=2.0, depth=2, group_size=4, stem_width=8)
   model = create_model('regnety_160', 10, **fields)
@@ -583,7 +585,7 @@ def test_a_regnet_teaches_deit(kind, regnet_file):
     _, values = step(run.init(), put_batch(batch, mesh), {'teacher': variables})
   assert np.isfinite(values['loss']) and values['loss_distill'] > 0
 
-  # What the teacher says in the step is what its file says of the same images.
+  # The teacher's logits in the step are those of its file for the same images.
   pixels = jax.random.uniform(jax.random.key(0), (8, 32, 32, 3)) * 255
   images = augment.normalize(pixels, c.data.normalize)
   with jax.set_mesh(mesh):
@@ -612,7 +614,7 @@ def test_logits_of_a_regnet_are_stored(regnet_file, tmp_path):
 def test_abstract_teacher_has_the_shapes_of_the_real_one(
   kind, teacher_dir, stored
 ):
-  """The recipe compiles for a pod with the very teacher that it trains with."""
+  """The shapes for compilation are those of the teacher in training."""
   if kind == 'stored':
     config = folder_config(*stored)
     classes = 5
@@ -636,7 +638,7 @@ def test_abstract_teacher_has_the_shapes_of_the_real_one(
 
 
 def test_abstract_teacher_without_its_file(tmp_path):
-  """Weights that are elsewhere are those of the model that is named."""
+  """Weights on another machine are taken to be those of the named model."""
   config = student_config(tmp_path / 'RegNet.npz')
   config.loss.teacher = 'vit_ti16'
   _, shapes = abstract_teacher(config, make_mesh(), 5)

@@ -47,7 +47,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-  """Labelled images packed as 'train', and a folder without labels."""
+  """Labeled images packed as 'train', and a folder without labels."""
   root = tmp_path_factory.mktemp('data')
   write_images(root / 'labelled', 0, 20, lambda c: str(c))
   pack.pack(root / 'labelled', root / 'packed', split='train')
@@ -68,8 +68,8 @@ def test_balance_caps_rich_and_repeats_scarce_classes():
     classes, confidence, threshold=0.3, per_class=3
   )
   counts = np.bincount(chosen, minlength=11)
-  assert counts[:6].tolist() == [1, 0, 1, 1, 0, 0]  # the most confident
-  assert sorted(counts[6:8]) == [1, 2]  # both, and one of them again
+  assert counts[:6].tolist() == [1, 0, 1, 1, 0, 0]  # the most confident ones
+  assert sorted(counts[6:8]) == [1, 2]  # both images, and one of them twice
   assert not counts[8:].any()  # nothing of class 2 is confident
 
 
@@ -88,7 +88,9 @@ def test_balance_properties(seed):
     mine = np.bincount(chosen[classes[chosen] == c], minlength=200)
     assert mine.sum() == (n if available else 0)
     used = mine[mine > 0]
-    assert len(used) == min(available, n)  # no copy before all are in
+    assert len(used) == min(
+      available, n
+    )  # an image is repeated only if all are used
     assert not len(used) or used.max() - used.min() <= 1
   again = pseudo_labels.balance(
     classes, confidence, threshold=threshold, per_class=n, seed=seed
@@ -116,7 +118,7 @@ def test_soft_record_round_trip():
     records.decode_record(b'\x09' + hard[1:])
 
 
-# --- The whole way ----------------------------------------------------------
+# --- From images to a student ------------------------------------------------
 
 
 @pytest.mark.parametrize('hard', [True, False], ids=['hard', 'soft'])
@@ -162,7 +164,7 @@ def test_pseudo_labels_are_the_teachers(teacher, images, capsys, hard):
 
 
 def test_a_student_learns_from_both(teacher, images, tmp_path):
-  """Balanced soft labels beside labelled images, through the loop."""
+  """A run on labeled images and balanced soft pseudo-labels."""
   out = images / 'packed'
   meta = pseudo_labels.pseudo_label(
     teacher, images / 'wild', out, threshold=0.0, per_class=8, max_labels=2

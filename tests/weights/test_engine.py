@@ -108,7 +108,7 @@ def test_round_trip_is_exact(name, suffix, tmp_path):
   assert report.class_names == ('a', 'b', 'c')
   assert {e.action for e in report.records} == {'loaded'}
 
-  # File -> model -> file.
+  # From the file to a model and back to a file.
   again = tmp_path / f'y{suffix}'
   save_weights(loaded, model, again)
   first, second = read(path)[0], read(again)[0]
@@ -157,7 +157,7 @@ def test_workdirs_and_steps_load(tmp_path):
     model, tmp_path / 'checkpoints' / '5', size, average=True
   )
   assert_same(loaded, average)
-  # The grid of a table that is not square comes from the step.
+  # The metadata of the step tells the grid of a table that is not square.
   loaded, report = load_pretrained(vit(), tmp_path, (16, 8))
   assert report.resized[0].note == '2x3 -> 4x2, linear'
 
@@ -226,7 +226,7 @@ def test_stack_and_unstack_are_inverse():
     ],
   )
   assert stacked['params/block/Dense_1/kernel'].shape == (11, 2, 3)
-  np.testing.assert_array_equal(  # by number, not by name
+  np.testing.assert_array_equal(  # blocks are in the order of their numbers
     stacked['params/block/Dense_0/kernel'][10],
     flat['params/block_10/Dense_0/kernel'],
   )
@@ -256,7 +256,7 @@ def test_head_is_kept_or_reset():
   }
   assert '3 classes in the file, 5 in the model' in str(report)
 
-  # With a key, the model's own initialization: N(0, 0.02) here.
+  # With a key, the head has the model's initial values, N(0, 0.02).
   model = vit(num_classes=500, depth=0, init_style='timm')
   blocks = [k for k in arrays if 'encoderblock' in k]
   arrays = {k: x for k, x in arrays.items() if k not in blocks}
@@ -289,7 +289,7 @@ def test_pre_logits():
     'pre_logits/kernel',
     'pre_logits/bias',
   }
-  # Same shape, other meaning: the file's head reads the dropped layer.
+  # The head has the same shape, but its input in the file is another layer.
   np.testing.assert_array_equal(loaded['params']['head']['kernel'], 0)
   assert 'takes its pre_logits, which the model lacks' in report.reset[0].note
 
@@ -318,7 +318,7 @@ def test_tables_are_resized_as_in_the_source_family(fmt, method, new):
   loaded, report = from_state_dict(model, arrays, new)
   grid = (new[0] // 4, new[1] // 4)
   table = table_of(variables)
-  if fmt == 'big_vision':  # row 0 went into the class token
+  if fmt == 'big_vision':  # row 0 is added to the class token
     table = np.concatenate([np.zeros((1, 1, 8)), table[:, 1:]], axis=1)
     np.testing.assert_array_equal(
       loaded['params']['cls'],
@@ -356,7 +356,7 @@ def test_tables_that_are_not_square():
     table_of(loaded),
     resize_table(table_of(variables), (2, 6), (4, 4), 'linear'),
   )
-  # As many patches, but laid out otherwise.
+  # The same number of patches in another grid.
   loaded, report = from_state_dict(
     model, arrays, (12, 16), source_image_size=old
   )
@@ -378,14 +378,14 @@ def test_big_vision_form_means_the_same():
 
 
 def test_a_table_of_the_patches_only():
-  # DeiT III: the class token has no row, and gets one of zeros.
+  # DeiT III has no row for the class token; the model gets a row of zeros.
   size, model = (12, 12), vit()
   arrays = to_state_dict(variables_of(model, size), model, 'timm')
   arrays['pos_embed'] = arrays['pos_embed'][:, 1:]
   loaded, report = from_state_dict(model, arrays, size)
   np.testing.assert_array_equal(table_of(loaded)[:, 0], 0)
   assert 'zero row' in str(report)
-  # Resized, 9 rows could be a class token and 8 patches: say which.
+  # 9 rows could be a class token and 8 patches, or 9 patches.
   with pytest.raises(WeightsError, match='source_image_size'):
     from_state_dict(model, arrays, (16, 16))
   loaded, _ = from_state_dict(model, arrays, (16, 16), source_image_size=size)
@@ -534,7 +534,7 @@ def test_not_strict():
   np.testing.assert_array_equal(block['LayerNorm_0']['scale'], np.ones(8))
   assert [e.name for e in report.reset] == ['blocks.1.norm1.weight']
   assert [e.name for e in report.left_over] == ['extra']
-  # A token file in a model that averages patches: the token is not used.
+  # The file has a class token; the model averages patches and drops it.
   gap = vit(pool='gap')
   loaded, report = from_state_dict(
     gap, to_state_dict(variables, model, 'npz'), size, strict=False
@@ -612,7 +612,10 @@ def test_a_file_says_what_it_has():
 def test_files_and_workdirs_load_without_more_arguments(tmp_path):
   from vit_jax.training.checkpoint import Checkpoints
 
-  model, size = vit(), (8, 12)  # 2 x 3 patches: the table alone cannot tell
+  model, size = (
+    vit(),
+    (8, 12),
+  )  # 2 x 3 patches, which the table alone does not tell
   variables = variables_of(model, size)
   save_weights(
     variables, model, tmp_path / 'x.npz', WeightsMetadata(image_size=size)

@@ -21,7 +21,7 @@ A = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 class Evil:
-  """Unpickling it makes a directory."""
+  """Unpickling an object of this class creates a directory."""
 
   def __init__(self, path):
     self.path = str(path)
@@ -42,7 +42,12 @@ def test_pytorch_files_without_pytorch(file, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)  # importing it would fail
   arrays, metadata, kind = read(FIXTURES / file)
   assert kind == 'torch' and metadata == WeightsMetadata()
-  assert sorted(arrays) == ['a', 'b', 'c', 'n']  # neither average nor epoch
+  assert sorted(arrays) == [
+    'a',
+    'b',
+    'c',
+    'n',
+  ]  # without the average and the epoch
   np.testing.assert_array_equal(arrays['a'], A)
   np.testing.assert_array_equal(  # half precision and a transposed view
     arrays['b'], np.arange(6, dtype=np.float32).reshape(3, 2).T
@@ -103,8 +108,8 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, zipped):
   assert not (tmp_path / 'made').exists()
 
 
-def test_stand_ins_run_nothing(tmp_path):
-  # Names that are tolerated beside the weights become empty placeholders.
+def test_placeholders_run_nothing(tmp_path):
+  # Values of known types beside the weights become empty placeholders.
   data = (
     b'\x80\x02}q\x00X\x04\x00\x00\x00argsc_codecs\nencode\n'
     b'X\x01\x00\x00\x00ax\x06\x00\x00\x00latin1\x86Rs.'
@@ -114,7 +119,7 @@ def test_stand_ins_run_nothing(tmp_path):
 
 
 def tensor_pickle(numel, size, stride, offset=0) -> bytes:
-  """A pickle {'w': tensor} as PyTorch writes it, with any layout."""
+  """A pickle of {'w': tensor} as from PyTorch, whose layout may be invalid."""
   ints = lambda values: (
     b'('
     + b''.join(b'J' + int(v).to_bytes(4, 'little', signed=True) for v in values)
@@ -221,11 +226,11 @@ def whole_file(kind) -> bytes:
 
 
 @pytest.mark.parametrize('kind', ['npz', 'safetensors', 'zip', 'legacy'])
-@pytest.mark.parametrize('part', [0.2, 0.6, 0.98])
-def test_truncated(tmp_path, kind, part):
+@pytest.mark.parametrize('fraction', [0.2, 0.6, 0.98])
+def test_truncated(tmp_path, kind, fraction):
   data = whole_file(kind)
   path = tmp_path / 'weights'
-  path.write_bytes(data[: int(len(data) * part)])
+  path.write_bytes(data[: int(len(data) * fraction)])
   message = error(path)
   assert 'truncated' in message or 'bytes' in message
 
@@ -240,7 +245,9 @@ def test_damaged_bytes_never_escape_as_other_errors(tmp_path, kind):
       broken[i] = rng.integers(256)
     path.write_bytes(broken)
     try:
-      arrays = read(path).arrays  # some damage only changes values
+      arrays = read(
+        path
+      ).arrays  # some damage changes only values, which is not noticed
     except WeightsError as e:
       assert str(path) in str(e)
     else:
@@ -291,10 +298,10 @@ def fake_hub(monkeypatch, download):
 
 def test_hub_names(tmp_path, monkeypatch):
   save_file({'a': A}, tmp_path / 'model.safetensors')
-  asked = []
+  requests = []
 
   def download(repo, file):
-    asked.append((repo, file))
+    requests.append((repo, file))
     if file == 'model.safetensors' and repo == 'org/old':
       raise KeyError(file)
     return str(tmp_path / 'model.safetensors')
@@ -303,7 +310,7 @@ def test_hub_names(tmp_path, monkeypatch):
   np.testing.assert_array_equal(read('hf:org/name')[0]['a'], A)
   read('hf:org/old')
   read('hf:org/name/sub/x.safetensors')
-  assert asked == [
+  assert requests == [
     ('org/name', 'model.safetensors'),
     ('org/old', 'model.safetensors'),
     ('org/old', 'pytorch_model.bin'),

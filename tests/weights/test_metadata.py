@@ -1,4 +1,4 @@
-"""The record beside weights, its version, and the metadata of version 0.1.0."""
+"""The metadata of weights, its version, and the metadata of vit_jax 0.1.0."""
 
 import json
 
@@ -70,7 +70,7 @@ def test_a_run_of_version_0_1_0():
 
 
 def test_a_converted_file_of_version_0_1_0():
-  """It holds the few keys of the recipe that a classifier needs."""
+  """It has only those keys of a recipe that a classifier needs."""
   record = WeightsMetadata.from_json(
     {
       'config': {

@@ -12,7 +12,7 @@ from vit_jax.weights import (
   resembles,
 )
 
-# File of names: (format, model, fields).
+# {file of names: (format, model, fields)}
 REP = {'representation_size': 768}
 FILES = {
   'vit_jax_ViT-Ti_16_i1k': ('npz', 'vit_ti16', {}),
@@ -58,7 +58,7 @@ def test_produces_and_consumes_exactly(file):
   want = tsv_shapes(file)
   assert released_shapes(model, 224, fmt) == want
 
-  # Arrays that take no memory: one value, broadcast.
+  # Broadcasting one value gives arrays that take no memory.
   arrays = {k: np.broadcast_to(np.float32(0), s) for k, s in want.items()}
   _, report = from_state_dict(model, arrays, 224)
   assert {e.name for e in report.records} == {
@@ -92,7 +92,7 @@ GOOGLE = ('npz', 'big_vision', 'timm', 'flax')
     ('bit_r50x1', {'num_layers': (1, 2)}, ('npz', 'official', 'timm', 'flax')),
   ],
 )
-def test_every_format_is_found_by_its_names(name, fields, formats):
+def test_every_format_is_detected_by_its_names(name, fields, formats):
   model = create_model(name, **fields)
   assert set(formats) <= set(known_formats(model))
   for fmt in formats:
@@ -117,10 +117,10 @@ def test_root_only_hybrid_has_timms_other_names():
 
 @pytest.mark.parametrize('file', sorted(p.stem for p in NAMES.glob('*_*.tsv')))
 def test_names_alone_rule_out_other_architectures(file):
-  """Without tracing a model, PyTorch names tell most families apart."""
+  """The names of PyTorch files exclude most families without a trace."""
   names = tsv_shapes(file)
   if any(name.endswith('kernel') for name in names):
-    return  # Flax names pass for every model
+    return  # files with Flax names are possible for every model
   families = {
     model.__class__.__name__
     for model in map(create_model, list_models())

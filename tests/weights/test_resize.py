@@ -56,7 +56,8 @@ def test_bicubic_is_pytorchs(old, new):
 
 
 def test_bicubic_known_weights():
-  # Doubled, position 5 is 2.25: taps at distances 1.25, 0.25, 0.75, 1.75.
+  # At twice the size, entry 5 is at 2.25, at distances 1.25, 0.25, 0.75 and
+  # 1.75 from its neighbors.
   np.testing.assert_allclose(
     bicubic_matrix(6, 12)[5],
     [0, -0.10546875, 0.87890625, 0.26171875, -0.03515625, 0],
