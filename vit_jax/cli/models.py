@@ -1,5 +1,8 @@
 """Lists the models with their size, cost and released files.
 
+  vit-jax models 'vit_b*'
+  vit-jax models --table models.md --throughput --plot models.png
+
 GFLOPs are 1e9 multiply-accumulates of one forward pass at the model's image
 size, as papers count them.
 """
@@ -20,6 +23,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="shell pattern, such as 'vit_b*'; 'vit' means 'vit*'",
   )
   parser.add_argument('--json', action='store_true', help='as JSON')
+  parser.add_argument(
+    '--table',
+    metavar='FILE',
+    help='write a Markdown table with the published results',
+  )
+  parser.add_argument(
+    '--plot',
+    metavar='FILE',
+    help='draw accuracy against images per second, as PNG',
+  )
+  parser.add_argument(
+    '--throughput',
+    action='store_true',
+    help='measure the images per second of every model on this machine',
+  )
+  parser.add_argument(
+    '--batch-size',
+    type=int,
+    default=8,
+    metavar='N',
+    help='batch size of --throughput (8)',
+  )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -32,6 +57,11 @@ def run(args: argparse.Namespace) -> None:
       f'no model matches {args.pattern!r}; vit-jax models '
       'without a pattern lists all'
     )
+  if args.table or args.plot:
+    _compare(args)
+    return
+  if args.throughput:
+    raise ValueError('--throughput needs --table=FILE or --plot=FILE')
   if args.json:
     print(json.dumps(list(describe.describe_models(args.pattern)), indent=2))
     return
@@ -52,3 +82,33 @@ def run(args: argparse.Namespace) -> None:
       f'{f" and {more} more" if more > 0 else ""}'.rstrip(),
       flush=True,
     )
+
+
+def _compare(args: argparse.Namespace) -> None:
+  """Writes the table and the plot, and reports progress to stderr."""
+  import pathlib
+  import sys
+
+  import jax
+
+  from vit_jax.analysis import comparison
+
+  if args.batch_size < 1:
+    raise ValueError(f'--batch-size={args.batch_size}: must be at least 1')
+  rows = list(
+    comparison.compare(
+      args.pattern,
+      throughput=args.throughput,
+      batch_size=args.batch_size,
+      report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+  )
+  device = ''
+  if args.throughput:
+    device = f'{jax.devices()[0].device_kind}, batch {args.batch_size}'
+  if args.table:
+    text = comparison.markdown(rows, device)
+    pathlib.Path(args.table).write_text(text)
+    print(f'wrote {args.table}: {len(rows)} rows')
+  if args.plot:
+    print(f'wrote {comparison.plot(rows, args.plot, device)}')

@@ -1,0 +1,230 @@
+"""The comparison tables of the papers: size, work, accuracy and speed.
+
+    rows = list(compare('*'))
+    Path('models.md').write_text(markdown(rows))
+    plot(rows, 'models.png')
+
+One row for each registered model and each published result of it. Speed is
+measured on this machine on request, at the row's own image size.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import os
+import pathlib
+import time
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.analysis.plots import new_figure, save_figure
+from vit_jax.analysis.published import Published, published
+from vit_jax.inference.describe import measure
+from vit_jax.models.registry import create_model, list_models, model_info
+from vit_jax.text import duration
+
+_SECONDS = 1.0  # shortest time over which the speed of a model is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line of the table.
+
+  Attributes:
+    name: registered name.
+    size: side of the image in pixels.
+    parameters: number for 1,000 classes, counted here.
+    gmacs: 1e9 multiply-accumulates of one image, counted here.
+    result: published result at this size; None if there is none.
+    speed: images per second, measured here; None if not measured.
+  """
+
+  name: str
+  size: int
+  parameters: int
+  gmacs: float
+  result: Published | None = None
+  speed: float | None = None
+
+
+def compare(
+  pattern: str = '*',
+  *,
+  throughput: bool = False,
+  batch_size: int = 8,
+  report: Callable[[str], None] = lambda text: None,
+) -> Iterator[Row]:
+  """Describes every registered model with its published results.
+
+  Args:
+    pattern: shell pattern of the names.
+    throughput: measure the speed of every model on this machine's first device.
+    batch_size: number of images in a batch, for the speed.
+    report: is given a line after each row, with the time that is left.
+  """
+  results: dict[str, list[Published | None]] = {}
+  for result in published():
+    results.setdefault(result.model, []).append(result)
+  todo = [
+    (name, result)
+    for name in list_models(pattern)
+    for result in results.get(name, [None])
+  ]
+  start, measured = time.monotonic(), {}
+  for done, (name, result) in enumerate(todo, start=1):
+    size = result.size if result else model_info(name).preprocessing.size[0]
+    model = create_model(name)
+    if (name, size) not in measured:
+      counts = measure(model, (size, size))
+      speed = images_per_second(model, size, batch_size) if throughput else None
+      measured[name, size] = *counts, speed
+    parameters, macs, speed = measured[name, size]
+    yield Row(name, size, parameters, macs / 1e9, result, speed)
+    left = (time.monotonic() - start) / done * (len(todo) - done)
+    report(
+      f'{done} of {len(todo)}: {name} at {size} px'
+      + (f', {speed:.4g} images/s' if speed else '')
+      + f'; {duration(left)} left'
+    )
+
+
+def images_per_second(model: nn.Module, size: int, batch_size: int) -> float:
+  """Speed of the forward pass on the first device, bfloat16 except on CPUs.
+
+  The parameters are zeros: their values do not change the time.
+
+  Args:
+    model: a Linen module.
+    size: side of the images in pixels.
+    batch_size: number of images in a batch.
+  """
+  if jax.default_backend() != 'cpu' and hasattr(model, 'dtype'):
+    model = model.clone(dtype='bfloat16')
+  images = jnp.zeros((batch_size, size, size, 3), jnp.float32)
+  shapes = jax.eval_shape(
+    lambda key: model.init(key, images[:1], train=False), jax.random.key(0)
+  )
+  variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  forward = jax.jit(lambda v, x: model.apply(v, x, train=False)[0])
+  jax.block_until_ready(forward(variables, images))
+  start, batches = time.perf_counter(), 0
+  while not batches or time.perf_counter() - start < _SECONDS:
+    jax.block_until_ready(forward(variables, images))
+    batches += 1
+  return batches * batch_size / (time.perf_counter() - start)
+
+
+def markdown(rows: Iterable[Row], device: str = '') -> str:
+  """The rows as a table in Markdown.
+
+  Args:
+    rows: of `compare`.
+    device: name of the device that the speed was measured on.
+  """
+  rows = list(rows)
+  lines = [
+    '# Models beside their published results',
+    '',
+    'Parameters are counted for 1,000 classes, and multiply-accumulates '
+    '(GMACs) for one image of the given size. A published number of parameters '
+    'says for how many classes and input channels it is, if these are not '
+    '1,000 and 3. '
+    'Top-1 is on the validation set of ImageNet.',
+  ]
+  head = ['model', 'px', 'parameters', 'published (M)', 'GMACs', 'top-1']
+  head += ['images/s on V100 (published)', 'more data', 'source']
+  if any(row.speed for row in rows):
+    lines[-1] += f' Images per second were measured on {device}.'
+    head.insert(7, 'images/s')
+  lines += ['', f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+  number = lambda x, form: '' if x is None else format(x, form)
+  for row in rows:
+    result = row.result or Published(row.name, row.size, None)
+    cells = [
+      f'`{row.name}`',
+      row.size,
+      f'{row.parameters:,}',
+      result.parameters_text(),
+      f'{row.gmacs:.3f}',
+      number(result.top1, '.2f'),
+      number(result.v100, '.1f'),
+      result.data,
+      result.source,
+    ]
+    if 'images/s' in head:
+      cells.insert(7, number(row.speed, '.4g'))
+    lines.append(f'| {" | ".join(map(str, cells))} |')
+  return '\n'.join(lines) + '\n'
+
+
+def plot(
+  rows: Iterable[Row], path: str | os.PathLike, device: str = ''
+) -> pathlib.Path:
+  """Draws accuracy against speed, a line for each family (DeiT's figure 1).
+
+  The speed is the measured one, or the published one on a V100 if no row was
+  measured. Models with more data than ImageNet-1k are left out.
+
+  Args:
+    rows: of `compare`.
+    path: of the PNG file to write.
+    device: name of the device that the speed was measured on.
+
+  Raises:
+    ValueError: no row has both an accuracy and a speed.
+  """
+  rows = [r for r in rows if r.result and r.result.top1 and not r.result.data]
+  here = any(row.speed for row in rows)
+  families: dict[str, list[tuple[float, float, str]]] = {}
+  for row in rows:
+    speed = row.speed if here else row.result.v100
+    if speed:
+      families.setdefault(_family(row.name), []).append(
+        (speed, row.result.top1, _label(row))
+      )
+  if not families:
+    raise ValueError(
+      'no model has a published accuracy and a speed: take more models, or '
+      'measure the speed (--throughput)'
+    )
+  figure = new_figure(9, 6)
+  axes = figure.add_subplot()
+  colors = [f'C{i}' for i in range(10)]
+  for i, (family, points) in enumerate(sorted(families.items())):
+    points.sort()
+    x, y, _ = zip(*points, strict=True)
+    style = 'o-' if i < len(colors) else 's--'
+    axes.plot(x, y, style, color=colors[i % 10], label=family, markersize=4)
+    for a, b, label in points:
+      axes.annotate(
+        label, (a, b), xytext=(3, 3), textcoords='offset points', fontsize=6
+      )
+  axes.set_xscale('log')
+  axes.set_xlabel(
+    f'images per second, {device or "this machine"}'
+    if here
+    else 'images per second, V100 (published)'
+  )
+  axes.set_ylabel('top-1 on ImageNet (%), published')
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=7, loc='lower left')
+  return save_figure(figure, path)
+
+
+def _family(name: str) -> str:
+  """Name of the line on which a model is drawn."""
+  family = name.removeprefix('tf_').partition('_')[0].rstrip('0123456789')
+  if family == 'deit' and 'distilled' in name:
+    return 'deit, distilled'
+  return family + ' with BatchNorm' * name.endswith('_bn')
+
+
+def _label(row: Row) -> str:
+  """A point's text: what tells a model from others of its family."""
+  first, _, rest = row.name.removeprefix('tf_').partition('_')
+  digits = first[len(first.rstrip('0123456789')) :]
+  words = [w for w in rest.split('_') if w not in ('distilled', 'bn')]
+  text = digits or '_'.join(words)
+  own = model_info(row.name).preprocessing.size[0]
+  return text + f' ({row.size} px)' * (row.size != own)
