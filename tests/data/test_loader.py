@@ -1,11 +1,16 @@
 """The order of batches, repeats, corrupt images."""
 
+import os
 import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 from tests.data.helpers import assert_same, recipe, take, write_images
+from tests.helpers import ROOT
 from vit_jax.data import loader, pack
 from vit_jax.data.sources.opening import open_source
 from vit_jax.preprocessing import Preprocessing
@@ -251,3 +256,32 @@ def test_all_images_corrupt(tmp_path):
   )
   with pytest.raises(loader.TooManyBadImages, match='in a row'):
     take(1, source, recipe(max_bad_fraction=1.0))
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+  """Also when it is killed, and so cannot tell them."""
+  write_images(tmp_path / 'train', {'a': 8, 'b': 8})
+  with subprocess.Popen(
+    [sys.executable, '-m', 'tests.data.worker_parent', str(tmp_path)],
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+    env={**os.environ, 'PYTHONPATH': ROOT},
+  ) as parent:
+    lines = [line.strip() for line in iter(parent.stdout.readline, 'ready\n')]
+    workers = [int(line) for line in lines if line.isdigit()]
+    assert workers
+    parent.kill()
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+      time.sleep(0.1)
+    assert not any(map(is_running, workers))
+
+
+def is_running(pid):
+  try:
+    status = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except FileNotFoundError:
+    return False
+  return status.rpartition(')')[2].split()[0] != 'Z'

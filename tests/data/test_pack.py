@@ -16,8 +16,10 @@ from tests.data.helpers import (
   write_images,
 )
 from vit_jax.data import pack
+from vit_jax.data.batches import TooManyBadImages, why_bad
 from vit_jax.data.decode import decode
 from vit_jax.data.sources.opening import open_source
+from vit_jax.recipe import data as recipe_data
 
 
 def read_all(directory, split='train'):
@@ -191,3 +193,43 @@ def test_an_interrupted_pack_leaves_nothing(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     pack.pack(folder, tmp_path / 'out', shards=2, progress=stop)
   assert not list((tmp_path / 'out').iterdir())
+
+
+@pytest.mark.parametrize('kind', ['flipped', 'truncated', 'empty', 'zeros'])
+def test_damaged_shards_are_bad_images(tmp_path, kind):
+  """Named by shard and record, counted, and left out."""
+  write_images(tmp_path / 'in' / 'train', {'a': 8, 'b': 8})
+  pack.pack(tmp_path / 'in', tmp_path / 'out', shards=4)
+  shard = sorted((tmp_path / 'out').glob('*.array_record'))[1]
+  data = bytearray(shard.read_bytes())
+  data[len(data) // 2] ^= 1
+  half = bytes(data[: len(data) // 2])
+  shard.write_bytes(
+    {
+      'flipped': bytes(data),
+      'truncated': half,
+      'empty': b'',
+      'zeros': bytes(len(data)),
+    }[kind]
+  )
+  source = open_source('packed', split='train', data_dir=str(tmp_path / 'out'))
+  config = recipe(max_bad_fraction=0.5, batch_size=16)
+  with recipe_data.train_batches(config, source) as batches:
+    assert next(batches)['image'].shape == (16, 16, 16, 3)
+    assert set(batches.bad) == {f'{shard} record {i}' for i in range(4)}
+    assert all('damaged record' in why for why in batches.bad.values())
+  with pytest.raises(TooManyBadImages, match=f'{shard.name} record 0'):
+    take(1, source, recipe(max_bad_fraction=0.01, batch_size=16))
+
+
+def test_labels_that_are_no_class_are_bad_images(tmp_path):
+  write_images(tmp_path / 'in' / 'train', {'a': 3, 'b': 1})
+  pack.pack(tmp_path / 'in', tmp_path / 'out')
+  meta = tmp_path / 'out' / 'train.packed.json'
+  meta.write_text(
+    meta.read_text().replace('"num_classes": 2', '"num_classes": 1')
+  )
+  source = open_source('packed', split='train', data_dir=str(tmp_path / 'out'))
+  reasons = [why_bad(source, i) for i in range(4)]
+  assert sorted(reasons)[:3] == [''] * 3
+  assert 'label 1 is none of the 1 classes 0..0' in max(reasons)

@@ -48,7 +48,9 @@ def recipe():
 class Job:
   """Processes of vit_jax.main; `finish` gives their exit codes."""
 
-  def __init__(self, folder, workdirs, *flags, event='none', devices=2):
+  def __init__(
+    self, folder, workdirs, *flags, event='none', devices=2, own_flags=None
+  ):
     self.folder = pathlib.Path(folder)
     (self.folder / 'recipe.py').write_text(RECIPE)
     with socket.socket() as s:
@@ -75,6 +77,7 @@ class Job:
               f'--num_processes={len(workdirs)}',
               f'--process_id={i}',
               *flags,
+              *(own_flags or {}).get(i, ()),
             ],
             env=environment,
             cwd=ROOT,

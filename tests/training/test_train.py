@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -134,8 +135,8 @@ def test_nan_stops_with_the_step_named_and_saves_nothing(tmp_path):
   assert not state or int(state['step']) <= bad
 
 
-def test_nan_can_be_skipped(tmp_path, monkeypatch):
-  """Steps 2 and 3 have a NaN loss: they are left out and counted."""
+def test_nan_can_be_skipped(tmp_path, monkeypatch, caplog):
+  """Steps with a NaN loss are left out, counted, said, and later forgiven."""
   real = augment.prepare_train
 
   def poisoned(images, targets, key, *args, **kwargs):
@@ -144,12 +145,21 @@ def test_nan_can_be_skipped(tmp_path, monkeypatch):
     return jax.numpy.where(odd, np.nan, images), targets
 
   monkeypatch.setattr(augment, 'prepare_train', poisoned)
-  config = tiny_config(run=dict(steps=8, nan='skip'))
-  run(config, tmp_path)
+  config = tiny_config(
+    run=dict(steps=8, nan='skip'), log=dict(checkpoint_steps=4)
+  )
+  summary = run(config, tmp_path)
   state = saved_state(tmp_path)
   assert 0 < int(state['skipped']) < 8 and int(state['step']) == 8
+  assert summary['skipped_steps'] == int(state['skipped'])
+  assert "run.nan='skip': 1 steps up to step" in caplog.text
+  monkeypatch.setattr(augment, 'prepare_train', real)
+  shutil.rmtree(tmp_path / 'checkpoints' / '8')
+  config.run.nan = 'stop'
+  run(config, tmp_path)
   for key, value in state.items():
     assert np.all(np.isfinite(value.astype(np.float64))), key
+  assert int(saved_state(tmp_path)['bad_step']) == -1
 
 
 def test_resume_order(tmp_path):

@@ -5,6 +5,7 @@ import math
 import struct
 
 import jax
+import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import vit_jax
@@ -65,6 +66,10 @@ def test_values_that_json_lacks(tmp_path):
   assert lines(tmp_path)[0]['loss'] == 'nan'
   assert lines(tmp_path)[0]['grad_norm'] == 'inf'
   assert not (tmp_path / 'tensorboard').exists()
+  writer.summary({'results': {'loss': math.nan, 'all': [math.inf, 1.0]}})
+  text = (tmp_path / 'summary.json').read_text()
+  summary = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+  assert summary['results'] == {'loss': None, 'all': [None, 1.0]}
 
 
 def test_a_resumed_run_keeps_what_is_not_run_again(tmp_path):

@@ -130,7 +130,7 @@ class _Runs:
     run = self._plan[number]
     run.directory.mkdir(parents=True, exist_ok=True)
     log_path = run.directory / 'log.txt'
-    share, began = self._shares.get(), time.time()
+    share, began = self._shares.get(), time.monotonic()
     try:
       with log_path.open('a') as log:
         with self._starting:
@@ -152,7 +152,7 @@ class _Runs:
       for name, values in summary.get('results', {}).items()
     )
     print(
-      f'    run {number + 1} ended after {duration(time.time() - began)}: '
+      f'    run {number + 1} ended after {duration(time.monotonic() - began)}: '
       f'{scores or summary["error"]}',
       flush=True,
     )

@@ -43,7 +43,7 @@ def _describe_topology(chip: str, grid: str):
 
 def compile_recipe(request: Request) -> dict[str, Any]:
   """Compiles a recipe and returns the report of `estimate.estimate`."""
-  config, start = request.config, time.time()
+  config, start = request.config, time.monotonic()
   check(config)
   facts = data_facts(config, request.num_classes, request.num_examples)
   devices = _describe_topology(request.chip, request.grid).devices
@@ -61,7 +61,7 @@ def compile_recipe(request: Request) -> dict[str, Any]:
   if executable is not None:
     _read_program(report, executable, run.mesh, request)
     _add_speed(report, run, devices)
-  report['compile_seconds'] = round(time.time() - start, 1)
+  report['compile_seconds'] = round(time.monotonic() - start, 1)
   if request.evaluate and executable is not None:
     _add_evaluation(report, request, run, facts)
   peak = max(report.get('peak_bytes', 0), report.get('eval_peak_bytes', 0))

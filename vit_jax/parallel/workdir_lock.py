@@ -180,7 +180,7 @@ class WorkdirLock:
     )
     deadline = time.monotonic() + self._stale_after
     while time.monotonic() < deadline:
-      time.sleep(min(1.0, self._period))
+      time.sleep(min(1.0, self._period, self._stale_after / 5))
       if self._read() != other:
         return self._read() is None
     return True
