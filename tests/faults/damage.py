@@ -1,0 +1,92 @@
+"""What disks and people do to a workdir between two runs."""
+
+import pathlib
+import random
+
+
+def draw(rng: random.Random, workdir: pathlib.Path) -> str:
+  """Damages one thing of a workdir; the name of the damage, or ''.
+
+  Of the steps only the newest is damaged, and only if there is another one.
+  """
+  kind = rng.choice(sorted(KINDS))
+  return kind if KINDS[kind](rng, workdir) else ''
+
+
+def _steps(workdir: pathlib.Path) -> list[pathlib.Path]:
+  folder = workdir / 'checkpoints'
+  steps = [p for p in folder.glob('*') if p.name.isdigit() and p.is_dir()]
+  return sorted(steps, key=lambda p: int(p.name))
+
+
+def _file_of_newest(rng, workdir) -> pathlib.Path | None:
+  steps = _steps(workdir)
+  if len(steps) < 2:
+    return None
+  files = sorted(p for p in steps[-1].rglob('*') if p.is_file())
+  return rng.choice(files) if files else None
+
+
+def _tear(rng, path: pathlib.Path | None) -> bool:
+  if path is None or not path.exists() or not path.stat().st_size:
+    return False
+  data = path.read_bytes()
+  path.write_bytes(data[: rng.randrange(len(data))])
+  return True
+
+
+def _flip(rng, path: pathlib.Path | None) -> bool:
+  if path is None or not path.exists() or not path.stat().st_size:
+    return False
+  data = bytearray(path.read_bytes())
+  data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+  path.write_bytes(data)
+  return True
+
+
+def _lose(rng, path: pathlib.Path | None) -> bool:
+  if path is None:
+    return False
+  path.unlink()
+  return True
+
+
+def _bad_line(rng, workdir) -> bool:
+  """At the end, as a killed run leaves one; its text is one that is no line."""
+  path = workdir / 'metrics.jsonl'
+  if not path.exists():
+    return False
+  line = rng.choice((b'3\n', b'null\n', b'\xff\xfe\n', b'{"step": 3, "lo'))
+  path.write_bytes(path.read_bytes() + line)
+  return True
+
+
+def _stray(rng, workdir) -> bool:
+  folder = workdir / 'checkpoints'
+  if not folder.is_dir():
+    return False
+  name = rng.choice(('99', '\u00b2', '007', '5.orbax-checkpoint-tmp', 'x'))
+  if (folder / name).exists():
+    return False
+  if rng.random() < 0.5:
+    (folder / name).mkdir()
+  else:
+    (folder / name).write_text('')
+  return name != '99' or (folder / name).is_file()
+
+
+def _torn_lock(rng, workdir) -> bool:
+  if not workdir.exists():
+    return False
+  (workdir / 'lock.json').write_text('{"machine')
+  return True
+
+
+KINDS = {
+  'torn file of a step': lambda r, w: _tear(r, _file_of_newest(r, w)),
+  'flipped bit in a step': lambda r, w: _flip(r, _file_of_newest(r, w)),
+  'lost file of a step': lambda r, w: _lose(r, _file_of_newest(r, w)),
+  'torn config.json': lambda r, w: _tear(r, w / 'config.json'),
+  'bad line of metrics.jsonl': _bad_line,
+  'stray in checkpoints': _stray,
+}
