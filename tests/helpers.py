@@ -1,4 +1,4 @@
-"""Small recipes and runs that several test modules use."""
+"""Small recipes and runs for several test modules."""
 
 import os
 import subprocess

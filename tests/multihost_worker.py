@@ -1,10 +1,10 @@
-"""vit_jax.main with something that happens to it on the way.
+"""Runs vit_jax.main in a process that gets a signal at some step.
 
     python tests/multihost_worker.py EVENT --config=... --workdir=... ...
 
 EVENT is 'none', or 'SIGNAL:PROCESS:STEP': at that step that process sends
-itself SIGTERM or SIGKILL. From then on each step takes a while, as long steps
-would: JAX looks for the signal once a second.
+itself SIGTERM or SIGKILL. From then on every step is slowed down, because JAX
+looks for the signal only once per second.
 """
 
 import os

@@ -108,7 +108,7 @@ def test_import_vit_jax_does_nothing():
 
 
 def test_no_module_starts_a_backend_or_loads_what_is_heavy():
-  """All of them in one process; sklearn and the like come when asked for."""
+  """Importing all modules in one process starts no backend; others are lazy."""
   names = [
     '.'.join(p.with_suffix('').relative_to(ROOT).parts)
     for p in FILES

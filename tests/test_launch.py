@@ -1,8 +1,9 @@
-"""The launch scripts against a gcloud, kubectl and sbatch that record.
+"""The launch scripts with a fake gcloud, kubectl and sbatch.
 
-The fake gcloud keeps a TPU's state in a file; its workers are directories in
-which `ssh --command` really runs the command, with a `python` that plays the
-training: so worker.sh (start, status, stop) is exercised, not only printed.
+The fakes record their calls. The fake gcloud keeps the state of a TPU in a
+file. Its workers are directories, in which `ssh --command` runs the command
+with a fake `python` instead of the training. The tests thus run worker.sh
+(start, status, stop), and do not only compare what is printed.
 """
 
 import importlib.util
@@ -67,7 +68,7 @@ elif verb in ('ssh', 'scp'):
         sys.exit(code)
 """
 
-# Plays pip, the check, and the training of `-m vit_jax.main`.
+# A fake of pip, of the check and of the training by `-m vit_jax.main`.
 PYTHON = r"""#!/usr/bin/env bash
 echo "python $WORKER $*" >>"$FAKE/calls"
 [[ $2 == vit_jax.main ]] || exit 0
@@ -146,8 +147,8 @@ def fake(tmp_path):
 
 def verbs(calls):
   """The gcloud verbs in order, without the polling."""
-  found = [line.split()[4] for line in calls if line.startswith('gcloud')]
-  return [verb for verb in found if verb in ('create', 'delete', 'scp')]
+  used = [line.split()[4] for line in calls if line.startswith('gcloud')]
+  return [verb for verb in used if verb in ('create', 'delete', 'scp')]
 
 
 def test_shellcheck():
@@ -221,7 +222,7 @@ def test_dry_runs_run_nothing(fake):
   ):
     out = fake(script, *flags, DRY_RUN='1', DELETE='1').stdout
     assert 'gcloud compute tpus tpu-vm' in out
-    # What is printed can be pasted: it parses as shell.
+    # The printed commands are valid shell.
     subprocess.run(['bash', '-n'], input=out, text=True, check=True)
   assert not fake.calls()
 

@@ -1,4 +1,4 @@
-"""Every recorded official output that is in tests/fixtures/parity."""
+"""This package agrees with every recorded output in tests/fixtures/parity."""
 
 import pathlib
 import subprocess
@@ -24,8 +24,8 @@ QUICK = (
   'train_optim_timm',
   'train_vit_jax_finetune_unclipped',
 )
-# What the recorded runs have otherwise than the recipes, besides sizes: their
-# meta names it under changed_from_official.
+# Keys, besides sizes, in which recorded runs differ from the recipes; their
+# meta names them under changed_from_official.
 CHANGED = (
   'optim.lr',  # that of another batch size
   'optim.lr_batch',

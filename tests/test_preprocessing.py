@@ -1,4 +1,4 @@
-"""How an image is fed: one value, checked, through JSON and back."""
+"""`Preprocessing`: checked values, and JSON."""
 
 import json
 

@@ -1,7 +1,7 @@
 """The README is true: its commands parse, its paths exist, its recipes run.
 
 Every line of every fenced block without a language (or `sh`) is a command. A
-line of a kind that is not known here fails: then say here how it is checked.
+command of an unknown kind fails: add its check here.
 """
 
 import contextlib
@@ -38,21 +38,21 @@ def blocks(text: str, *languages: str) -> list[str]:
 
 def commands(text: str = README) -> list[str]:
   """The shell lines, continued ones joined, without prompts and comments."""
-  found = []
+  lines = []
   for block in blocks(text, '', 'sh', 'bash', 'shell', 'console'):
     for line in block.replace('\\\n', ' ').splitlines():
       line = re.sub(r'\s+#\s.*$', '', line.strip().removeprefix('$ '))
       if line and not line.startswith('#'):
-        found.append(line)
-  return found
+        lines.append(line)
+  return lines
 
 
 def words(line: str) -> list[str]:
   """The words of a command, without NAME=value before it."""
-  found = shlex.split(line)
-  while found and re.fullmatch(r'[A-Z_]+=.*', found[0]):
-    found = found[1:]
-  return found
+  result = shlex.split(line)
+  while result and re.fullmatch(r'[A-Z_]+=.*', result[0]):
+    result = result[1:]
+  return result
 
 
 def recipe_runs() -> list[list[str]]:
@@ -95,7 +95,7 @@ def test_blocks_and_commands_are_found():
 
 
 def test_the_first_two_commands_do_all_the_set_up():
-  """CI runs them; here: that they are one line each, and the first two."""
+  """CI runs them. They must be the first two commands, on one line each."""
   train, test, *rest = commands()
   for line in (train, test):
     assert line.startswith('python3 -m venv .venv && .venv/bin/pip install ')
@@ -110,7 +110,7 @@ def test_recipes_and_their_keys_exist(flags):
   file, argument, overrides = split_flags(flags)
   assert pathlib.Path(ROOT, file).is_file(), file
   module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
-  # Words in capitals stand for something of the reader's.
+  # Words in capitals stand for values of the reader.
   if not re.search(r'\b[A-Z]{2,}\b', argument):
     check(module.get_config(argument or None))
   default = default_config()
@@ -120,11 +120,11 @@ def test_recipes_and_their_keys_exist(flags):
 
 
 def _smoke_flags(flags, workdir) -> list[str]:
-  """The smoke variant: the same recipe, without what names the user's data."""
+  """The flags of the smoke variant, without those that name the user's data."""
   file, argument, overrides = split_flags(flags)
-  parts = [a for a in argument.split(',') if a and a != 'smoke']
-  if any(re.search(r'\b[A-Z]{2,}\b', a) for a in parts):
-    parts = []
+  switches = [a for a in argument.split(',') if a and a != 'smoke']
+  if any(re.search(r'\b[A-Z]{2,}\b', a) for a in switches):
+    switches = []
   keep = {
     k: v
     for k, v in overrides.items()
@@ -140,7 +140,7 @@ def _smoke_flags(flags, workdir) -> list[str]:
     )
   }
   return [
-    f'--config={file}:{",".join([*parts, "smoke"])}',
+    f'--config={file}:{",".join([*switches, "smoke"])}',
     f'--workdir={workdir}',
     *(f'--config.{k}={v}' for k, v in keep.items()),
   ]
@@ -215,7 +215,7 @@ def test_paths_exist():
 
 
 def test_models_that_are_named_exist():
-  """Those in the first column but one of the table of families, and --model."""
+  """Names in the second column of the table of families, and after --model."""
   from vit_jax.models.registry import list_models
 
   names = re.findall(r'--model[ =](\w+)', README)
@@ -252,7 +252,7 @@ def reader(tmp_path, monkeypatch):
 
 
 def run_block(index: int) -> dict:
-  """Executes a Python block of the README in small; its variables."""
+  """Runs a Python block of the README with small values; its variables."""
   block = blocks(README, 'python')[index]
   small = block.replace('vit_b16', 'vit_mu16').replace('steps=500', 'steps=1')
   variables = {}

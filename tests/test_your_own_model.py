@@ -101,7 +101,7 @@ def test_it_predicts_converts_and_exports(folder):
   )
   assert 'conv_mixer_s (ConvMixer)' in out
   assert 'model: conv_mixer_ti width=16' in out
-  # An exported program needs the module no more.
+  # An exported program does not need the module.
   (folder / 'my_models.py').rename(folder / 'elsewhere.txt')
   vit_jax(folder, predict('mine.stablehlo', 'exported'))
   results = [

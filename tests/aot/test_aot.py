@@ -1,4 +1,4 @@
-"""Reading compiled programs, the report, and, with libtpu, real topologies."""
+"""Compiled programs are read and reported; with libtpu, real topologies."""
 
 import importlib.util
 import json
@@ -89,14 +89,14 @@ for _name, _text in {
 
 
 def test_cycles_count_loops_and_not_the_inside_of_fusions():
-  total, parts = Program(PROGRAM).cycles()
+  total, by_kind = Program(PROGRAM).cycles()
   assert total == 24 * 10 + 7 + 3
-  assert parts == {'mlp backward': 240, 'norm forward': 7, 'other': 3}
+  assert by_kind == {'mlp backward': 240, 'norm forward': 7, 'other': 3}
 
 
 def test_collectives_by_kind_axis_and_bytes():
-  found = Program(PROGRAM).collectives({'data': 2, 'fsdp': 4})
-  by = {(c['kind'], c['axes']): c for c in found}
+  listed = Program(PROGRAM).collectives({'data': 2, 'fsdp': 4})
+  by = {(c['kind'], c['axes']): c for c in listed}
   gather = by['all-gather', 'fsdp']
   assert gather == dict(
     kind='all-gather',
@@ -171,28 +171,28 @@ def compiled_program(preset, **mesh):
 
 
 def test_data_parallel_only_reduces():
-  found, params = compiled_program('data')
+  listed, params = compiled_program('data')
   total = sum(4 * x.size for x in params)
-  assert {c['kind'] for c in found} == {'all-reduce'}
-  assert {c['axes'] for c in found} == {'data'}
-  # The gradients once, and a few numbers for the log.
-  assert total <= sum(c['bytes'] for c in found) <= 1.05 * total + 1024
+  assert {c['kind'] for c in listed} == {'all-reduce'}
+  assert {c['axes'] for c in listed} == {'data'}
+  # The gradients are reduced once, with a few numbers for the log.
+  assert total <= sum(c['bytes'] for c in listed) <= 1.05 * total + 1024
 
 
 def test_fsdp_gathers_one_parameter_at_a_time():
-  found, params = compiled_program('fsdp', fsdp=4)
+  listed, params = compiled_program('fsdp', fsdp=4)
   largest, total = (
     max(4 * x.size for x in params),
     sum(4 * x.size for x in params),
   )
-  gathers = [c for c in found if c['kind'] == 'all-gather']
+  gathers = [c for c in listed if c['kind'] == 'all-gather']
   assert gathers
   for c in gathers:
     assert c['axes'] == 'fsdp'
     assert c['largest'] <= largest  # no whole model, no activations
-    assert c['executions'] >= 3 * 6  # every block's six kernels on their own
+    assert c['executions'] >= 3 * 6  # the six kernels of every block alone
   assert sum(c['bytes'] for c in gathers) <= 3 * total
-  assert all(c['largest'] <= total for c in found)
+  assert all(c['largest'] <= total for c in listed)
 
 
 def report(**changes):

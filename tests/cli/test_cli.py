@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def workdir(folder, tmp_path_factory):
-  """What `vit-jax finetune` makes of it in two steps."""
+  """The workdir of `vit-jax finetune` after two steps on the folder."""
   path = tmp_path_factory.mktemp('runs') / 'colors'
   code = parser.main(
     [
@@ -132,11 +132,11 @@ def test_info_of_a_model(capsys):
     '--set',
     'area_sizes=((1, 2), (2, 2))',
   )
-  found = json.loads(out)
-  assert code == 0 and found['areas'] == [393, 1 + 14 * 14 + 2 * 14 * 13 + 169]
-  layers = {x['name']: x['shape'] for x in found['layers']}
+  result = json.loads(out)
+  assert code == 0 and result['areas'] == [393, 1 + 14 * 14 + 2 * 14 * 13 + 169]
+  layers = {x['name']: x['shape'] for x in result['layers']}
   assert layers['head/kernel'] == [192, 10]
-  assert found['parameters'] == sum(x['size'] for x in found['layers'])
+  assert result['parameters'] == sum(x['size'] for x in result['layers'])
   code, out, _ = run(capsys, 'info', 'vit_ti16', '--image-size', '32x48')
   assert code == 0 and '1x7x192' in out and '32x48' in out
 
@@ -371,8 +371,8 @@ def test_a_file_that_does_not_say_its_model(capsys, released, folder):
   code, out, _ = run(capsys, 'info', released, '--json')
   assert json.loads(out)['fits'] == ['vit_mu16']
   # Image size and number of classes are those of the tensors.
-  found = load_classifier(str(released), model='vit_mu16')
-  assert found.preprocessing.size == (32, 32) and found.num_classes == 7
+  result = load_classifier(str(released), model='vit_mu16')
+  assert result.preprocessing.size == (32, 32) and result.num_classes == 7
   code, out, _ = run(
     capsys, 'predict', released, image, '--model', 'vit_mu16', '-k', '1'
   )
@@ -401,7 +401,7 @@ def test_class_names_of_a_file(capsys, released, folder, tmp_path):
 
 
 class _Evil:
-  """A pickle of it would make a directory."""
+  """Unpickling it would make a directory."""
 
   def __init__(self, path):
     self.path = path
@@ -482,7 +482,7 @@ def test_bad_weights(capsys, released, tmp_path, kind):
     code, out, error = run(capsys, *argv)
     assert code == 1 and not out
     assert path.name in error and all(w in error for w in words), error
-  assert set(tmp_path.iterdir()) == before  # no partial output, nothing run
+  assert set(tmp_path.iterdir()) == before  # no incomplete output, no code run
 
 
 def test_attention(capsys, folder, workdir, tmp_path):
@@ -558,7 +558,7 @@ def test_attention(capsys, folder, workdir, tmp_path):
 
 
 def test_fewshot(capsys, folder, workdir):
-  """Colors are told apart by the features of any network."""
+  """Even random features separate the colors."""
   code, out, error = run(
     capsys,
     'fewshot',
@@ -571,9 +571,9 @@ def test_fewshot(capsys, folder, workdir):
     '25',
     '--json',
   )
-  found = json.loads(out)
-  assert code == 0 and set(found) == {'1', '5'}, error
-  assert found['5']['mean'] > 0.8 and len(found['5']['seeds']) == 3
+  result = json.loads(out)
+  assert code == 0 and set(result) == {'1', '5'}, error
+  assert result['5']['mean'] > 0.8 and len(result['5']['seeds']) == 3
   code, _, error = run(
     capsys, 'fewshot', workdir, '--data', folder, '--shots', '9'
   )
@@ -587,4 +587,4 @@ def test_pack_and_finetune_on_it(capsys, folder, tmp_path):
 
   config = folder_config('vit_ti16', '', str(tmp_path / 'packed'))
   assert config.data.source == 'packed'
-  assert config.data.batch_size == 16  # what 24 images and 8 devices allow
+  assert config.data.batch_size == 16  # for 24 images and 8 devices

@@ -10,7 +10,7 @@ from vit_jax.recipe.keys import default_config
 
 
 def make_image(seed, height=20, width=24):
-  """A smooth random image: JPEG keeps it."""
+  """A smooth random image, which JPEG compression hardly changes."""
   small = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), np.uint8)
   return np.asarray(Image.fromarray(small).resize((width, height)))
 
@@ -22,7 +22,7 @@ def encode(array, kind='JPEG', **options):
 
 
 def write_images(root, per_class, suffix='.jpg'):
-  """{class: count} as files root/class/i.jpg."""
+  """Writes `per_class`, {class: count}, as files root/class/i.jpg."""
   for c, (name, count) in enumerate(per_class.items()):
     (root / name).mkdir(parents=True)
     for i in range(count):

@@ -34,7 +34,7 @@ def test_what_is_uniform():
 
 
 def test_offsets_at_the_upper_end():
-  """TensorFlow's offset excludes it, torchvision's does not."""
+  """TensorFlow never draws the largest offset, torchvision does."""
   touches = {}
   for sampling, sampler in crops.SAMPLERS.items():
     top, _, h, _ = boxes(sampler, 24, 24, n=1000).T

@@ -91,14 +91,14 @@ def test_pad_crop(digits):
   shifts = set()
   for got, image in zip(out['image'], images[index]):
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-    places = [
+    offsets = [
       (y, x)
       for y in range(5)
       for x in range(5)
       if np.array_equal(padded[y : y + 8, x : x + 8], got)
     ]
-    assert places
-    shifts.update(places)
+    assert offsets
+    shifts.update(offsets)
   assert len(shifts) > 20  # of 25, among 100 images
 
 
@@ -152,7 +152,7 @@ def test_inception_boxes_are_distributed_as_on_the_host(sampling):
 
 @pytest.mark.parametrize('sampling', ['area', 'height'])
 def test_boxes_that_never_fit(sampling):
-  """The last resort is the host's."""
+  """When no box fits, the device takes the same box as the host."""
   area, aspect = (1.0, 1.0), (3 / 4, 4 / 3)
   for height, width in ((10, 100), (100, 9)):
     box = device_crops.SAMPLERS[sampling](

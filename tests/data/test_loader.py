@@ -52,12 +52,12 @@ def test_bad_data_keys(digits, keys, message):
 
 
 def test_a_run_resumes_at_its_step(digits):
-  cfg = recipe(batch_size=100)  # an epoch is 14.37 batches
+  cfg = recipe(batch_size=100)  # an epoch has 14.37 batches
   every = take(18, digits, cfg)
   for start in (1, 14, 17):
     assert_same(take(18 - start, digits, cfg, start_step=start), every[start:])
   index = np.concatenate([b['index'] for b in every])
-  assert len(set(index[:1437])) == 1437  # batches run across the epochs
+  assert len(set(index[:1437])) == 1437  # a batch may span two epochs
   assert not np.array_equal(index[:300], index[1437:1737])
   _, labels = digits.arrays()
   for b in every:
@@ -80,12 +80,12 @@ def test_global_batches_do_not_depend_on_the_processes(digits, keys):
   cfg = recipe(**keys)
   whole = take(4, digits, cfg)
   for count in (2, 4):
-    parts = [
+    slices = [
       take(4, digits, cfg, process_index=p, process_count=count)
       for p in range(count)
     ]
     joined = [
-      {k: np.concatenate([p[step][k] for p in parts]) for k in whole[0]}
+      {k: np.concatenate([p[step][k] for p in slices]) for k in whole[0]}
       for step in range(4)
     ]
     assert_same(joined, whole)

@@ -46,7 +46,7 @@ def test_pack_folder(tmp_path):
   source, examples = read_all(tmp_path / 'out')
   assert len(source) == 11 and source.class_names == ['a', 'b']
   assert source.image_shape == (20, 24) and not source.multi_label
-  for e in examples:  # the very bytes, under their labels
+  for e in examples:  # the same bytes, with the same labels
     assert e['image'] == (tmp_path / 'in' / 'train' / e['id']).read_bytes()
     assert source.class_names[e['label']] == e['id'][0]
   names = [e['id'] for e in examples]
@@ -55,7 +55,7 @@ def test_pack_folder(tmp_path):
   assert [e['label'] for e in test] == [1, 1, 1]  # train's class numbers
   assert len(list((tmp_path / 'out').glob('train-*-of-00003.*'))) == 3
   assert not list((tmp_path / 'out').glob('*.tmp'))
-  # Same inputs, same data; another seed, another order.
+  # The same inputs give the same data, another seed gives another order.
   again = pack.pack(tmp_path / 'in', tmp_path / 'again', shards=2)
   other = pack.pack(tmp_path / 'in', tmp_path / 'other', shuffle_seed=5)
   assert again['train']['fingerprint'] == result['train']['fingerprint']

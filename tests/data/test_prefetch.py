@@ -1,4 +1,4 @@
-"""Batches that a thread keeps ready."""
+"""Batches that a thread prepares ahead of time."""
 
 import pytest
 
@@ -13,14 +13,14 @@ def test_prefetch(size):
 
 
 @pytest.mark.parametrize('size', [0, 2])
-def test_prefetch_raises_in_its_place(size):
+def test_an_error_is_raised_when_its_item_is_due(size):
   def broken():
     yield 1
     raise OSError('the disk is gone')
 
   ahead = prefetch(broken(), size=size)
   assert next(ahead) == 1
-  for _ in range(2):  # and stays so
+  for _ in range(2):  # every later call raises again
     with pytest.raises(OSError, match='the disk is gone'):
       next(ahead)
   ahead.close()

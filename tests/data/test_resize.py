@@ -55,8 +55,8 @@ def test_area_is_the_mean_of_what_is_covered():
     image.repeat(2, 0).repeat(3, 1),
     rtol=1e-5,
   )
-  # Both ways to shrink agree: OpenCV's, and the matrices that one larger side
-  # takes.
+  # Both ways to shrink agree: OpenCV's, and the matrices, which are used as
+  # soon as one side grows.
   shrunk = resize_float(image, (9, 24), 'area')
   enlarged = resize_float(image, (9, 48), 'area')
   np.testing.assert_allclose(shrunk.repeat(2, 1), enlarged, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Where examples come from: every source, sub-splits, errors."""
+"""Sources of examples: every source, sub-splits, errors."""
 
 import io
 import json
@@ -57,12 +57,12 @@ def test_sub_splits(digits, split, n):
 
 
 def test_sub_splits_are_disjoint_and_complete(digits):
-  parts = [
+  subsets = [
     open_source('digits', split=s) for s in ('train[:33%]', 'train[33%:]')
   ]
-  ids = [p[i]['id'] for p in parts for i in range(len(p))]
+  ids = [p[i]['id'] for p in subsets for i in range(len(p))]
   assert ids == [digits[i]['id'] for i in range(len(digits))]
-  assert parts[0].fingerprint != parts[1].fingerprint
+  assert subsets[0].fingerprint != subsets[1].fingerprint
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_tfds(tfds_dir):
   images, labels = source.arrays()
   np.testing.assert_array_equal(images[5], make_image(5))
   assert labels.tolist() == [0, 1] * 4
-  # What is asked for as 'test' is called 'validation' there.
+  # The split 'test' is called 'validation' in this data set.
   assert (
     len(open_source('tfds:tiny:1.0.0', split='test', data_dir=str(tfds_dir)))
     == 4

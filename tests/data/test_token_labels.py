@@ -106,7 +106,7 @@ def test_roi_align(box, grid):
 
 
 def stored(rng, k=2, shape=(3, 4)):
-  """A label map, and the same one dense."""
+  """A stored label map, and the same map with all classes."""
   classes = np.stack([rng.permutation(C)[:k] for _ in range(12)], 1)
   classes = classes.reshape(k, *shape).astype(np.int32)
   logits = rng.standard_normal((k, *shape)).astype(np.float16)
@@ -127,7 +127,7 @@ def test_targets_of_a_crop():
   logits, classes, dense = stored(np.random.default_rng(1))
   box, grid = (0.2, 0.1, 0.5, 0.8), (2, 2)
   corners = (0.2 * 3 - 0.5, 0.1 * 4 - 0.5, 0.7 * 3 - 0.5, 0.9 * 4 - 0.5)
-  source = np.array([[1, 0], [-1, 2]], np.int16)  # mirrored; one filled in
+  source = np.array([[1, 0], [-1, 2]], np.int16)  # mirrored, one token filled
   tokens, cls = token_targets.crop_targets(
     logits, classes, jnp.array(box), source, C
   )
@@ -163,7 +163,7 @@ def test_the_whole_image_is_the_map():
 )
 @pytest.mark.parametrize('flip', [False, True])
 def test_tokens_follow_the_pixels(ops, flip):
-  """An image that shows the number of its token, through the same pipeline."""
+  """Pixels that have the number of their token show the right tokens."""
   grid, size = (4, 6), (128, 192)
   number = 8 * (np.arange(24).reshape(grid) + 1)
   image = np.kron(number, np.ones((32, 32))).astype(np.uint8)
@@ -171,12 +171,12 @@ def test_tokens_follow_the_pixels(ops, flip):
   if flip:
     image = transforms.flip_left_right(image)
   for name, args in ops:
-    if name != 'ColorIncreasing':  # grey stays grey
+    if name != 'ColorIncreasing':  # gray stays gray
       image = timm_op(name, image, args, 'bilinear', (0, 0, 0))
   got = token_targets.token_source(
     transforms.Geometry((0, 0, 1, 1), flip, ops), grid, size
   )
-  # Four pixels about each center, where they agree.
+  # The four pixels around each center, if they agree.
   y, x = np.arange(16, 128, 32), np.arange(16, 192, 32)
   patches = np.stack(
     [image[y + a][:, x + b, 0] for a in (-2, 1) for b in (-2, 1)]
@@ -186,7 +186,7 @@ def test_tokens_follow_the_pixels(ops, flip):
   np.testing.assert_array_equal(got[clear], (patches[0] // 8 - 1.0)[clear])
 
 
-# How the teacher is fed.
+# How images are prepared for the teacher.
 FED = Preprocessing((16, 32), None, 'bicubic', 'imagenet')
 
 
@@ -348,9 +348,9 @@ def test_batches_and_expansion(directory, data):
   assert relabel.grid == (1, 1)
   with recipe_data.train_batches(config, data, token_labels=relabel) as it:
     same = next(it)
-  found = token_targets.expand(same, C)
-  assert 'token_labels' not in found
-  np.testing.assert_allclose(found['label'], got['token_cls'], atol=1e-6)
+  relabeled = token_targets.expand(same, C)
+  assert 'token_labels' not in relabeled
+  np.testing.assert_allclose(relabeled['label'], got['token_cls'], atol=1e-6)
 
 
 def test_a_vit_labels_tokens_with_its_head():
@@ -414,7 +414,7 @@ def test_teachers_that_cannot_label_tokens(model):
 
 
 def test_training_on_token_labels(directory, tmp_path):
-  """The loop reads them, and the loss falls."""
+  """A run reads stored token labels, and its loss falls."""
   config = tiny_config(
     data=dict(
       num_classes=C,
@@ -451,7 +451,7 @@ def test_training_on_token_labels(directory, tmp_path):
 
 
 def test_hard_labels_serve_as_token_targets():
-  """Without label maps the class target stands for every token."""
+  """Without label maps every token has the class target."""
   model = tiny_volo()
   images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
   variables = random_variables(model, images)
@@ -463,11 +463,11 @@ def test_hard_labels_serve_as_token_targets():
     mutable=['batch_stats'],
   )
   label = jax.nn.one_hot(jnp.arange(4), C)
-  loss, parts = losses.total_loss(
+  loss, terms = losses.total_loss(
     tiny_config().loss, logits, out, {'label': label}
   )
   tokens = -jnp.sum(
     jax.nn.log_softmax(out['logits_aux']) * label[:, None], -1
   ).mean()
-  np.testing.assert_allclose(parts['tokens'], tokens, rtol=1e-5)
+  np.testing.assert_allclose(terms['tokens'], tokens, rtol=1e-5)
   assert jnp.isfinite(loss)

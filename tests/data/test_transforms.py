@@ -1,4 +1,4 @@
-"""What is done to training and evaluation images."""
+"""Transforms of training and evaluation images."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_eval_crop_rounds_as_torchvision():
   assert transforms.eval_image(image, preprocessing).shape == (384, 384, 3)
   assert transforms.short_side(375, 500, 438) == (438, 584)
   assert transforms.short_side(500, 333, 256) == (384, 256)
-  # A ramp shows the place of the crop: (256 - 225) / 2 = 15.5 rounds to 16.
+  # A ramp shows the offset of the crop: (256 - 225) / 2 = 15.5 rounds to 16.
   ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 256, 1)
   ramp = np.repeat(ramp[..., None], 3, 2)
   out = transforms.eval_image(ramp, Preprocessing((225, 225), 225 / 256))
@@ -32,7 +32,7 @@ def test_eval_crop_above_one_pads():
   assert inside.sum(0).max() == 49  # floor(57 / 1.15)
   rows = np.flatnonzero(inside.any(1))
   assert (rows[0], rows[-1]) == (4, 52)
-  assert inside.any(0).all()  # 65 pixels wide: cut, not padded
+  assert inside.any(0).all()  # 65 pixels wide, so it is cut and not padded
 
 
 def test_eval_rectangle_and_squash():

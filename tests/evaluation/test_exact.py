@@ -25,7 +25,7 @@ CLASSES = 7
 
 
 class Color(nn.Module):
-  """Logits from an image's mean color: compiles in no time."""
+  """Logits from the mean color of an image, which compiles quickly."""
 
   num_classes: int = CLASSES
   dtype: str = 'float32'
@@ -151,7 +151,7 @@ def test_other_meshes_count_the_same(preset):
 
 
 def test_padding_never_counts(monkeypatch):
-  """Not even if what is there makes the loss infinite or right."""
+  """Padding does not count, even with an infinite loss or a right label."""
   real = loader.eval_batches
 
   def poisoned(*args, **kwargs):
@@ -191,7 +191,7 @@ def test_several_sets():
 
 
 def test_no_more_than_two_batches_wait_for_the_device(monkeypatch):
-  """A third one is only added to take the result of the oldest."""
+  """Before a third batch waits, the result of the oldest is read."""
   given = fetched = most = 0
   put_batch, device_get = exact.put_batch, jax.device_get
 
@@ -216,7 +216,7 @@ def test_no_more_than_two_batches_wait_for_the_device(monkeypatch):
 
 
 def test_the_device_resizes_what_the_host_sends_smaller():
-  """The mean color of a constant image does not depend on its size."""
+  """Constant images have the same mean color at any size."""
 
   class Gray(Tagged):
     multi_label = False
@@ -334,7 +334,7 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
 
 
 def test_the_averaged_parameters_are_evaluated(tmp_path):
-  """With eval.ema: the same run, evaluated with the one or the other."""
+  """eval.ema changes the parameters that are evaluated, not the run."""
 
   def run(name, ema):
     config = tiny_config(

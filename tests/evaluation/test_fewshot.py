@@ -1,4 +1,4 @@
-"""The few-shot probe: its closed form, its support sets, its images."""
+"""The few-shot probe: closed form, support sets, and preprocessing."""
 
 import numpy as np
 import pytest

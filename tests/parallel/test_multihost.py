@@ -1,8 +1,7 @@
-"""Several processes on the loopback do the whole recipe and equal one.
+"""Several processes on one machine train a recipe, and equal one process.
 
-A job starts from nothing, is preempted, goes on with other processes and
-other shardings, and ends with the losses of an uninterrupted run of one
-device.
+A job starts, is preempted, resumes with other processes and other shardings,
+and ends with the losses of an uninterrupted run on one device.
 """
 
 import json
@@ -97,7 +96,7 @@ class Job:
         p.kill()
 
   def output(self, i) -> str:
-    """What process i said, wherever it says it."""
+    """The output of process i, from its pipe or its log file."""
     own = pathlib.Path(self.workdirs[i]) / f'logs/process_{i}.txt'
     return (self.folder / f'console_{i}.txt').read_text() + (
       own.read_text() if own.exists() else ''
@@ -133,22 +132,22 @@ def one(tmp_path_factory):
 
 def metrics(workdir):
   lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
-  found = {}
+  values = {}
   for line in map(json.loads, lines):
     assert not any(
-      (line['step'], k) in found
+      (line['step'], k) in values
       for k in line
       if k not in ('step', 'epoch', 'seconds')
     ), f'step {line["step"]} is there twice'
-    found.update({(line['step'], k): v for k, v in line.items()})
-  return found
+    values.update({(line['step'], k): v for k, v in line.items()})
+  return values
 
 
 def assert_equal_runs(a, b):
   """The same losses and results to 1e-5, and the same final parameters.
 
-  Not those of key biases: they do not change a softmax, so their gradient is
-  rounding alone, which Adam scales up.
+  Key biases are not compared. They do not change a softmax, so their gradient
+  is rounding noise, which Adam amplifies.
   """
   a_metrics, b_metrics = metrics(a), metrics(b)
   for step in range(1, STEPS + 1):
@@ -174,7 +173,7 @@ def steps_of(workdir) -> set[int]:
 
 @pytest.fixture(scope='module')
 def preempted(tmp_path_factory):
-  """Two processes from nothing, under fsdp; one is told to stop at step 7."""
+  """Two processes start under fsdp; one gets SIGTERM at step 7."""
   folder = tmp_path_factory.mktemp('preempted')
   workdir = folder / 'run'
   job = run(
@@ -238,7 +237,7 @@ def until(workdir, step, to) -> pathlib.Path:
 
 
 def test_a_killed_process_ends_the_job_and_is_named(one, tmp_path):
-  """Two processes go on from one, and the second dies at step 8."""
+  """Two processes resume the run of one, and the second dies at step 8."""
   workdir = until(one, 5, tmp_path / 'run')
   tmp_path.joinpath('job').mkdir()
   job = Job(
@@ -253,7 +252,7 @@ def test_a_killed_process_ends_the_job_and_is_named(one, tmp_path):
   assert codes == [1, -9], job.outputs()
   assert time.monotonic() - start < 4 * LOST_AFTER + 10
   assert re.search(r'process 1 \(\S+\) is gone: no heartbeat', job.output(0))
-  # What it did until then is what one process did.
+  # Until then its metrics are those of one process.
   want, got = metrics(one), metrics(workdir)
   for step in (6, 7):
     assert abs(want[step, 'loss'] - got[step, 'loss']) < 1e-5
@@ -279,7 +278,7 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     ),
     'fsdp_tensor',
   ],
-)  # two processes share the heads, and feed the same images
+)  # two processes share the heads, and read the same images
 def test_four_processes_equal_one(one, tmp_path, preset):
   workdir = tmp_path / 'run'
   run(tmp_path, workdir, 4, f'--config.mesh.preset={preset}', devices=1)

@@ -1,4 +1,4 @@
-"""Several processes on the loopback: start, agreement, common end."""
+"""Several processes on one machine: start, barriers, broadcasts, common end."""
 
 import os
 import pathlib
@@ -246,7 +246,7 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     assert 'not reached' not in output
 
 
-# What can happen to one process while the other waits in a collective.
+# Ways in which one process can end while the other waits in a collective.
 ENDINGS = {
   'raises': (
     "raise ValueError('a bad image')",

@@ -19,10 +19,10 @@ from vit_jax.parallel.mesh import batch_slice, make_mesh, put_batch
 from vit_jax.recipe import data as recipe_data
 from vit_jax.recipe.build import Run, build, compile_step
 
-STEPS, BATCH = 20, 24  # no parameter has an axis of 24
+STEPS, BATCH = 20, 24  # no parameter has an axis of 24, so 24 is the batch
 CLASSES = 5
 
-# Sizes differ, so that an array's shape tells what it is.
+# All sizes differ, so that the shape of an array identifies it.
 MODELS = {
   'vit': dict(
     name='vit_ti16', patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=32
@@ -77,9 +77,10 @@ def batches() -> list[dict[str, np.ndarray]]:
     num_classes=CLASSES,
     image_size=(16, 16),
   )
-  with recipe_data.train_batches(config, source) as found:
+  with recipe_data.train_batches(config, source) as batches:
     return [
-      {k: b[k] for k in ('image', 'label')} for b, _ in zip(found, range(STEPS))
+      {k: b[k] for k in ('image', 'label')}
+      for b, _ in zip(batches, range(STEPS))
     ]
 
 
@@ -108,7 +109,7 @@ class Trained:
 
 @functools.cache
 def trained(model: str, mesh_name: str) -> Trained:
-  """Starts from the state of one device, to compile one thing less."""
+  """Trains from the state of one device, which saves a compilation."""
   one = mesh_name == 'one'
   config = recipe(model, {} if one else MESHES[mesh_name])
   mesh = make_mesh(
@@ -124,7 +125,7 @@ def trained(model: str, mesh_name: str) -> Trained:
       start = jax.device_get(run.init())
     state = jax.device_put(start, run.shardings)
     put = [put_batch(b, mesh) for b in batches()]
-    # Quicker to compile; the collectives are the same.
+    # This compiles faster, with the same collectives.
     train_step = (
       compile_step(run)
       .lower(state, put[0], {})
@@ -155,7 +156,7 @@ def slow(*case):
 )
 def test_every_mesh_trains_as_one_device(model, mesh):
   one, many = trained(model, 'one'), trained(model, mesh)
-  assert one.losses[-1] < one.losses[0] - 0.2  # it does learn
+  assert one.losses[-1] < one.losses[0] - 0.2  # the model learns
   np.testing.assert_allclose(many.losses, one.losses, rtol=0, atol=1e-5)
   for (path, a), b in zip(
     jax.tree_util.tree_leaves_with_path(one.state.batch_stats),
@@ -193,7 +194,7 @@ def device_bytes(tree) -> int:
   ],
 )
 def test_state_is_really_split(mesh, params, rest):
-  """1 / parts of the bytes, up to vectors and the few that do not divide."""
+  """A device has 1 / shards of the bytes, except for what is not split."""
   state = trained('vit', mesh).state
   whole = sum(x.nbytes for x in jax.tree.leaves(state.params))
   slack = 0.08 * whole if mesh == 'fsdp_tensor' else 0.02 * whole
@@ -203,19 +204,17 @@ def test_state_is_really_split(mesh, params, rest):
       for path, x in jax.tree_util.tree_leaves_with_path(state.params)
       if path[-1].key in ('bias', 'scale')
     )
-  for tree, copies, parts in (
+  for tree, copies, shards in (
     (state.params, 1, params),
     (state.opt_state, 2, rest),
     (state.ema, 1, rest),
   ):
     assert (
-      copies * whole / parts
+      copies * whole / shards
       <= device_bytes(tree)
-      <= copies * (whole / parts + slack)
+      <= copies * (whole / shards + slack)
     )
 
-
-# Collectives of the compiled program.
 
 _COLLECTIVE = re.compile(
   r' = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all'
@@ -225,8 +224,8 @@ _SHAPE = re.compile(r'\b(?:f|bf|s|u|pred)\d*\[([\d,]*)\]')
 
 
 def collectives(hlo: str) -> list[tuple[str, list[tuple[int, ...]]]]:
-  """(kind, shapes of what it yields) of every collective."""
-  found = []
+  """(kind, shapes of its results) of every collective in a program."""
+  operations = []
   for line in hlo.splitlines():
     match = _COLLECTIVE.search(line)
     if match:
@@ -234,16 +233,16 @@ def collectives(hlo: str) -> list[tuple[str, list[tuple[int, ...]]]]:
         tuple(int(d) for d in s.split(',') if d)
         for s in _SHAPE.findall(match[1])
       ]
-      found.append((match[2], shapes))
-  return found
+      operations.append((match[2], shapes))
+  return operations
 
 
-def without_mixup(found):
-  """Leaves out the permutes that bring mixup its partners.
+def without_mixup(operations):
+  """Leaves out the permutes by which mixup gets the partners of images.
 
-  The batch of images and labels may be split into groups first.
+  The batch of images and labels may have been split into groups before.
   """
-  for kind, shapes in found:
+  for kind, shapes in operations:
     if kind != 'collective-permute':
       yield kind, shapes
     else:
@@ -255,11 +254,11 @@ def without_mixup(found):
 
 
 def test_data_parallel_has_one_fused_all_reduce():
-  """Of the gradient, the loss and the accuracy."""
+  """One all-reduce has the gradient, the loss and the accuracy."""
   case = trained('vit', 'data')
-  found = list(without_mixup(collectives(case.hlo)))
-  assert [kind for kind, _ in found] == ['all-reduce']
-  entries = sum(math.prod(s) for s in found[0][1])
+  operations = list(without_mixup(collectives(case.hlo)))
+  assert [kind for kind, _ in operations] == ['all-reduce']
+  entries = sum(math.prod(s) for s in operations[0][1])
   gradient = sum(x.size for x in jax.tree.leaves(case.state.params))
   assert gradient < entries < 1.05 * gradient
 
@@ -287,12 +286,13 @@ def test_fsdp_gathers_parameter_by_parameter(mesh):
       assert kind in ('all-reduce', 'reduce-scatter')
       reduced += shapes
   wanted = parameter_shapes(case)
-  # Each split parameter is gathered by itself, and nothing else is: neither
-  # two layers at once nor an activation, which would have the batch's axis.
+  # Each split parameter is gathered alone, and nothing else is gathered:
+  # neither two layers at once nor an activation, which would have the axis of
+  # the batch.
   assert gathered.keys() == wanted.keys()
   assert all(gathered[shape] >= wanted[shape] for shape in wanted)
-  # The gradient is reduced layer by layer too, once: over fsdp, and each
-  # device's part of it over data.
+  # The gradient is also reduced once for each layer: over fsdp, and then each
+  # device's shard of it over data.
   mesh = case.run.mesh.shape
   times = 1 + (1 / mesh['fsdp'] if mesh['data'] > 1 else 0)
   sizes = [math.prod(s) for s in reduced]
@@ -312,16 +312,13 @@ def test_fsdp_gathers_parameter_by_parameter(mesh):
   ],
 )
 def test_no_activation_is_gathered_over_the_batch(model, mesh):
-  """Unless it is smaller than the kernel that would be gathered instead."""
+  """Except one that is smaller than the kernel, which is gathered otherwise."""
   kernel = MODELS[model]['width'] * MODELS[model]['mlp_dim']
   case = trained(model, mesh)
   for kind, shapes in collectives(case.hlo):
     for shape in shapes:
       if kind == 'all-gather' and any(d % BATCH == 0 for d in shape):
         assert model == 'ceit' and math.prod(shape) < kernel, shape
-
-
-# Rules and meshes.
 
 
 def abstract(**shapes):
@@ -348,7 +345,7 @@ def test_every_parameter_is_covered_and_the_first_rule_wins():
 
 
 class Device:
-  """Stands for a device of a process."""
+  """A stand-in for a device of a process."""
 
   platform = 'cpu'
 
@@ -382,7 +379,7 @@ def test_a_mesh_that_cuts_a_process_in_two_is_refused():
 
 
 def test_rules_are_aligned_at_the_right():
-  """A scanned stack has one more axis; what does not divide stays whole."""
+  """A scanned stack has one more axis; axes that do not divide are whole."""
   mesh = make_mesh('fsdp_tensor')
   kernel = {'query': abstract(kernel=(3, 16, 2, 8))}
   specs = rules.param_specs({'x': kernel}, mesh, 'fsdp_tensor')
@@ -417,7 +414,7 @@ def test_large_replicated_parameters_are_logged(caplog):
   assert re.search(r'left replicated.*odd \(513, 513\)$', caplog.text.strip())
   caplog.clear()
   rules.param_specs(params, make_mesh('data'), 'data')
-  assert not caplog.text  # there it is meant
+  assert not caplog.text  # 'data' replicates all parameters on purpose
 
 
 @pytest.mark.parametrize(

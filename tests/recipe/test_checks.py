@@ -1,4 +1,4 @@
-"""A recipe that cannot work is refused before any data or model exists."""
+"""A recipe that cannot work is refused before data or a model is made."""
 
 import pytest
 

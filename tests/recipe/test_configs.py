@@ -67,7 +67,7 @@ def test_smoke_runs(name, tmp_path):
 
 
 def test_every_key_is_read_by_something():
-  """No key of the recipe is decoration: each is named in the package."""
+  """The source of the package names every key of the recipe."""
   source = '\n'.join(
     p.read_text()
     for p in pathlib.Path(ROOT, 'vit_jax').rglob('*.py')

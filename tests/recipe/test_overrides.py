@@ -1,4 +1,4 @@
-"""Recipes are loaded, and their keys set, in one way everywhere."""
+"""All programs load recipes and set their keys in the same way."""
 
 import pytest
 
@@ -143,7 +143,7 @@ def test_eval_sets():
     override(config, {'eval.sets.a.spilt': 'x'})
 
 
-# What is given, and the words that the one line must have.
+# Overrides, and the words that the error message must have.
 MISTAKES = [
   (
     'optim.learning_rate=1',
@@ -278,7 +278,7 @@ def test_programs_report_one_line(program, tmp_path):
     return result.stderr.strip().splitlines()[-1]
 
   assert fails('--config.modell.foo=1').startswith('error: modell.foo=1: ')
-  # A space instead of the equals sign is as good.
+  # A space may replace the equals sign.
   assert fails('--config.optim.learning_rate', '1') == (
     'error: optim.learning_rate=1: there is no such key; the nearest is '
     'optim.lr, a number (float); the default is 0.001'

@@ -66,7 +66,7 @@ def test_keys_that_are_newer_than_the_run_have_their_default(tmp_path):
 
 
 def test_renamed_and_removed_keys(tmp_path, monkeypatch):
-  """Rules for both are one line each."""
+  """A renamed or removed key needs one line in `stored`."""
   monkeypatch.setattr(stored, 'RENAMED', {'optim.max_norm': 'optim.clip'})
   monkeypatch.setattr(stored, 'REMOVED', ('optim.skip_nonfinite',))
   recipe = to_json(tiny_config())
@@ -87,7 +87,7 @@ def test_rules_are_about_keys_of_this_version():
 
 
 def test_a_run_of_an_earlier_version_keeps_what_it_did(tmp_path):
-  """At the first restart, and at every later one."""
+  """A resumed run of 0.1.0 keeps its settings, now and at later restarts."""
   old = without(to_json(tiny_config()), *stored.EARLIER)
   workdir = workdir_of(tmp_path, old)
   for _ in range(2):

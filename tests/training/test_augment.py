@@ -1,4 +1,4 @@
-"""Augmentation: properties, PyTorch as a peer, devices do not matter."""
+"""Augmentation: properties, agreement with PyTorch and across devices."""
 
 import chex
 import jax
@@ -73,7 +73,7 @@ def test_resize_keeps_constants_and_takes_int():
 
 @pytest.mark.parametrize('prob', [0.0, 0.25, 1.0])
 def test_random_erasing(prob):
-  # A constant image: what changed is the box.
+  # The image is constant, so the pixels that changed are the box.
   x = jnp.full((400, 16, 24, 3), 100.0)
   erase = jax.jit(lambda x, key: augment.random_erasing(x, key, prob))
   y = erase(x, jax.random.key(0))

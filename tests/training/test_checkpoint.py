@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what a torn or full disk leaves behind."""
+"""Checkpoints: kept steps, damaged files, and a full disk."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ METADATA = WeightsMetadata(model='x', classes=('cat', 'dog'))
 
 
 def state(step, width=64):
-  """A state like those of training: noise, so that it cannot be compressed."""
+  """A state of noise, which cannot be compressed, like that of training."""
   rng = np.random.default_rng(step)
   kernel = rng.normal(size=(width, 128)).astype(np.float32)
   return {
@@ -66,25 +66,25 @@ def assert_same(a, b):
 
 @contextlib.contextmanager
 def opened(workdir, **kwargs):
-  found = checkpoint.Checkpoints(workdir, **kwargs)
+  checkpoints = checkpoint.Checkpoints(workdir, **kwargs)
   try:
-    yield found
+    yield checkpoints
   finally:
-    found.close()
+    checkpoints.close()
 
 
 def save(workdir, *steps, **kwargs):
-  with opened(workdir, **{'keep_latest': len(steps), **kwargs}) as found:
+  with opened(workdir, **{'keep_latest': len(steps), **kwargs}) as checkpoints:
     for step in steps:
-      found.save(step, state(step), METADATA)
+      checkpoints.save(step, state(step), METADATA)
 
 
 def test_save_and_restore(tmp_path):
-  with opened(tmp_path) as found:
-    assert found.restore(abstract()) is None
-    found.save(3, state(3), METADATA)
-  with opened(tmp_path) as found:
-    tree, metadata, step = found.restore(abstract())
+  with opened(tmp_path) as checkpoints:
+    assert checkpoints.restore(abstract()) is None
+    checkpoints.save(3, state(3), METADATA)
+  with opened(tmp_path) as checkpoints:
+    tree, metadata, step = checkpoints.restore(abstract())
   assert step == 3 and metadata == METADATA
   assert_same(tree, state(3))
 
@@ -104,12 +104,12 @@ def test_restores_onto_another_mesh(tmp_path):
   fsdp = jax.tree.map(
     lambda x, s: jax.device_put(x, s.sharding), state(1), placed('fsdp')
   )
-  with opened(tmp_path) as found:
-    found.save(1, fsdp, METADATA)
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(1, fsdp, METADATA)
   for preset in ('fsdp_tensor', 'data'):
     wanted = placed(preset)
-    with opened(tmp_path) as found:
-      tree, _, _ = found.restore(wanted)
+    with opened(tmp_path) as checkpoints:
+      tree, _, _ = checkpoints.restore(wanted)
     assert_same(tree, state(1))
     for x, w in zip(jax.tree.leaves(tree), jax.tree.leaves(wanted)):
       assert x.sharding.is_equivalent_to(w.sharding, x.ndim)
@@ -120,18 +120,18 @@ def test_saving_does_not_wait_and_copies_first(tmp_path):
   overwrite = jax.jit(
     lambda t: jax.tree.map(jnp.zeros_like, t), donate_argnums=0
   )
-  with opened(tmp_path) as found:
+  with opened(tmp_path) as checkpoints:
     tree = state(1)
-    found.save(1, tree, METADATA)
+    checkpoints.save(1, tree, METADATA)
     overwrite(tree)
   assert_same(load_tree(tmp_path)[0], jax.device_get(state(1)))
 
 
 def test_the_same_step_is_saved_once(tmp_path):
-  with opened(tmp_path) as found:
-    found.save(2, state(2), METADATA)
-    found.save(2, state(7), METADATA)
-    assert found.steps() == [2]
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(2, state(2), METADATA)
+    checkpoints.save(2, state(7), METADATA)
+    assert checkpoints.steps() == [2]
   assert_same(load_tree(tmp_path)[0], jax.device_get(state(2)))
 
 
@@ -151,22 +151,22 @@ def test_the_same_step_is_saved_once(tmp_path):
 )
 def test_what_is_kept(tmp_path, policy, kept):
   scores = {1: 0.1, 2: 0.9, 3: 0.8, 4: 0.2, 5: 0.7, 6: 0.3}
-  with opened(tmp_path, **policy) as found:
+  with opened(tmp_path, **policy) as checkpoints:
     for step, score in scores.items():
-      found.save(step, {'step': jnp.int32(step)}, METADATA)
-      found.score(step, {'top1': score})
-    found.wait()
-    assert set(found.steps()) == kept
-  with opened(tmp_path, **policy) as found:  # a later process sees the same
-    assert set(found.steps()) == kept
-    found.save(7, {'step': jnp.int32(7)}, METADATA)
-    found.wait()
-    found.score(7, {'top1': 0.95})
-    assert 7 in found.steps()
+      checkpoints.save(step, {'step': jnp.int32(step)}, METADATA)
+      checkpoints.score(step, {'top1': score})
+    checkpoints.wait()
+    assert set(checkpoints.steps()) == kept
+  with opened(tmp_path, **policy) as checkpoints:  # as in a later process
+    assert set(checkpoints.steps()) == kept
+    checkpoints.save(7, {'step': jnp.int32(7)}, METADATA)
+    checkpoints.wait()
+    checkpoints.score(7, {'top1': 0.95})
+    assert 7 in checkpoints.steps()
 
 
 def damage(step, how):
-  """Makes a step unreadable in one of the ways in which disks do."""
+  """Makes a step unreadable, as a faulty disk or a killed process does."""
   if how.startswith('/'):
     (step / how[1:]).write_bytes(b'\xff{"torn')
   if how == 'truncated':
@@ -203,18 +203,18 @@ def test_a_torn_step_falls_back_and_is_not_deleted(tmp_path, caplog, how):
   save(tmp_path, 1, 2, 3)
   folder = tmp_path / 'checkpoints'
   damage(folder / '3', how)
-  with opened(tmp_path, keep_latest=3) as found:
-    tree, metadata, step = found.restore(abstract())
+  with opened(tmp_path, keep_latest=3) as checkpoints:
+    tree, metadata, step = checkpoints.restore(abstract())
     assert step == 2 and metadata == METADATA
     assert_same(tree, state(2))
     assert '3 is unreadable' in caplog.text
     assert (folder / '3.unreadable').is_dir()
-    found.save(3, state(3), METADATA)  # the run comes to it again
+    checkpoints.save(3, state(3), METADATA)  # the resumed run makes it again
   assert_same(load_tree(tmp_path)[0], jax.device_get(state(3)))
   assert (folder / '3.unreadable').is_dir()
-  damage(folder / '3', how)  # the same step once more
-  with opened(tmp_path, keep_latest=3) as found:
-    assert found.restore(abstract())[2] == 2
+  damage(folder / '3', how)  # damages the new step 3 too
+  with opened(tmp_path, keep_latest=3) as checkpoints:
+    assert checkpoints.restore(abstract())[2] == 2
   assert {p.name for p in folder.iterdir()} == {
     *('1', '2', '3.unreadable', '3.unreadable.2')
   }
@@ -241,13 +241,13 @@ def test_a_flipped_bit_is_never_loaded(tmp_path):
     except CheckpointError:
       noticed += 1
   assert noticed >= 6
-  with opened(copy) as found:
+  with opened(copy) as checkpoints:
     with pytest.raises(CheckpointError, match='none can be read'):
-      found.restore(abstract())
+      checkpoints.restore(abstract())
 
 
 def test_what_changed_is_named(tmp_path):
-  """Steps whose files can be read, and whose arrays or record are others."""
+  """Steps that can be read, but whose arrays or metadata differ."""
   save(tmp_path, 1, 2)
   folder = tmp_path / 'checkpoints'
   record = (folder / '1' / '_CHECKPOINT_METADATA').read_bytes()
@@ -264,8 +264,8 @@ def test_what_changed_is_named(tmp_path):
 @pytest.mark.parametrize('name', ['lr]0.1', '{a,b}', '100% #1 é', "o'x $~"])
 def test_any_name_of_a_workdir(tmp_path, name):
   save(tmp_path / name, 1)
-  with opened(tmp_path / name) as found:
-    assert found.restore(abstract())[2] == 1
+  with opened(tmp_path / name) as checkpoints:
+    assert checkpoints.restore(abstract())[2] == 1
   assert_same(load_tree(tmp_path / name)[0], jax.device_get(state(1)))
 
 
@@ -290,18 +290,19 @@ def test_strays_are_no_steps(tmp_path):
   for name in ('²', '007', '-3', '3.tmp'):
     (folder / name).mkdir()
   assert find_step(tmp_path).name == '2'
-  with opened(tmp_path, keep_latest=4) as found:
-    assert found.steps() == [1, 2] and found.restore(abstract())[2] == 2
-    for step in (98, 99):  # the run comes to these steps
-      found.save(step, state(step), METADATA)
-  with opened(tmp_path, keep_latest=4) as found:
-    assert found.steps() == [1, 2, 98, 99]
-    assert_same(found.restore(abstract())[0], state(99))
+  with opened(tmp_path, keep_latest=4) as checkpoints:
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.restore(abstract())[2] == 2
+    for step in (98, 99):  # the run makes these steps
+      checkpoints.save(step, state(step), METADATA)
+  with opened(tmp_path, keep_latest=4) as checkpoints:
+    assert checkpoints.steps() == [1, 2, 98, 99]
+    assert_same(checkpoints.restore(abstract())[0], state(99))
   assert (folder / '²').is_dir()
   assert (folder / '99.unreadable').is_file()
 
 
-def test_a_file_in_the_place_of_the_steps(tmp_path):
+def test_a_file_instead_of_the_folder_of_steps(tmp_path):
   (tmp_path / 'checkpoints').write_text('')
   with pytest.raises(CheckpointError, match='checkpoints is no directory'):
     checkpoint.Checkpoints(tmp_path)
@@ -310,46 +311,46 @@ def test_a_file_in_the_place_of_the_steps(tmp_path):
 def test_a_best_step_is_a_step_to_fall_back_to(tmp_path):
   scores = {1: 0.9, 2: 0.1, 3: 0.2}
   policy = dict(keep_latest=1, keep_best=1, metric='top1')
-  with opened(tmp_path, **policy) as found:
+  with opened(tmp_path, **policy) as checkpoints:
     for step, score in scores.items():
-      found.save(step, state(step), METADATA)
-      found.score(step, {'top1': score})
+      checkpoints.save(step, state(step), METADATA)
+      checkpoints.score(step, {'top1': score})
   damage(tmp_path / 'checkpoints' / '3', 'truncated')
   (tmp_path / 'checkpoints' / '1' / 'scores.json').write_text('{"to')
-  with opened(tmp_path, **policy) as found:
-    assert found.restore(abstract())[2] == 1
+  with opened(tmp_path, **policy) as checkpoints:
+    assert checkpoints.restore(abstract())[2] == 1
 
 
 def test_all_torn_is_an_error_and_changes_nothing(tmp_path, caplog):
-  """A fresh start would throw the run away. The reason may pass."""
+  """A fresh start would discard the run, and the fault may be temporary."""
   save(tmp_path, 1, 2)
   folder = tmp_path / 'checkpoints'
   for step in '12':
     damage(folder / step, 'truncated')
   for _ in range(2):
-    with opened(tmp_path) as found:
+    with opened(tmp_path) as checkpoints:
       with pytest.raises(
         CheckpointError,
         match=r'none can be read: 2, 1 \((.|\n)*another workdir',
       ):
-        found.restore(abstract())
+        checkpoints.restore(abstract())
   assert caplog.text.count('is unreadable') == 4
   assert {p.name for p in folder.iterdir()} == {'1', '2'}
   for step in '12':  # as an earlier version did
     (folder / step).rename(folder / f'{step}.unreadable')
-  with opened(tmp_path) as found:
+  with opened(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match='none can be read: 1.unreadable'):
-      found.restore(abstract())
+      checkpoints.restore(abstract())
 
 
 def test_half_a_save_is_removed_and_not_taken(tmp_path):
-  """What a killed save leaves: a folder whose name is no number."""
+  """A killed save leaves a folder whose name is not a number."""
   save(tmp_path, 1)
   folder = tmp_path / 'checkpoints'
   shutil.copytree(folder / '1', folder / '2.orbax-checkpoint-tmp')
   assert find_step(tmp_path).name == '1'
-  with opened(tmp_path) as found:
-    assert found.restore(abstract())[2] == 1
+  with opened(tmp_path) as checkpoints:
+    assert checkpoints.restore(abstract())[2] == 1
   assert [p.name for p in folder.iterdir()] == ['1']
 
 
@@ -363,12 +364,12 @@ def test_another_shape_says_what_differs(tmp_path):
     r'\(3,\); left over params/head/bias \(5,\); .*params/head/kernel is '
     r'\(64, 128\), expected \(32, 128\)(.|\n)*Use another workdir'
   )
-  with opened(tmp_path) as found:
+  with opened(tmp_path) as checkpoints:
     with pytest.raises(CheckpointError, match=says):
-      found.restore(wanted)
+      checkpoints.restore(wanted)
   with pytest.raises(CheckpointError, match='missing params/extra'):
     load_tree(tmp_path, wanted)
-  assert (tmp_path / 'checkpoints' / '1').is_dir()  # it is not set aside
+  assert (tmp_path / 'checkpoints' / '1').is_dir()  # step 1 is not renamed
 
 
 def test_find_step(tmp_path):
@@ -396,8 +397,8 @@ def test_load_params(tmp_path):
 
 
 def test_load_params_without_an_average_takes_the_parameters(tmp_path):
-  with opened(tmp_path) as found:
-    found.save(1, {**state(1), 'ema': {}}, METADATA)
+  with opened(tmp_path) as checkpoints:
+    checkpoints.save(1, {**state(1), 'ema': {}}, METADATA)
   flat, _ = load_params(tmp_path, average=True)
   np.testing.assert_array_equal(
     flat['params/head/kernel'], state(1)['params']['head']['kernel']
@@ -417,18 +418,18 @@ def full_disk(room: int):
 
 @pytest.mark.parametrize('room', [10_000, 1])
 def test_a_full_disk_leaves_the_step_before_intact(tmp_path, room):
-  """Whether it is full when the arrays are written or from the start."""
+  """The disk is full from the start, or when the arrays are written."""
   save(tmp_path, 1)
-  found = checkpoint.Checkpoints(tmp_path, keep_latest=2)
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep_latest=2)
   with full_disk(room):
     with pytest.raises(
       CheckpointError,
       match=r'saving step 2 to .*checkpoints failed: (.|\n)*'
       'steps saved before it are intact. Free space',
     ):
-      found.save(2, state(2), METADATA)
-      found.wait()
-  found.close()
+      checkpoints.save(2, state(2), METADATA)
+      checkpoints.wait()
+  checkpoints.close()
   assert find_step(tmp_path).name == '1'
   assert_same(load_tree(tmp_path)[0], jax.device_get(state(1)))
   with opened(tmp_path, keep_latest=2) as again:  # there is space again
@@ -440,7 +441,7 @@ def test_a_full_disk_leaves_the_step_before_intact(tmp_path, room):
 
 
 def test_a_run_on_a_full_disk_stops_and_goes_on(tmp_path):
-  """The whole loop: an error, the step before intact, then the same end."""
+  """A run on a full disk fails; started again with space, it ends the same."""
 
   def run():
     return train.train_and_evaluate(

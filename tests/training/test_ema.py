@@ -1,4 +1,4 @@
-"""The moving average: closed forms, and what a run averages."""
+"""The moving average: closed forms, and the values that a run averages."""
 
 import chex
 import jax.numpy as jnp

@@ -107,7 +107,8 @@ def test_soft_distillation_of_the_teacher_itself_is_zero():
   chex.assert_trees_all_close(
     losses.soft_distillation(logits, logits, 3.0), jnp.zeros(B), atol=1e-6
   )
-  # A teacher that is sure gives the hard loss, times tau^2 / C.
+  # A teacher with probability 1 for a class gives the hard loss times tau^2 /
+  # C.
   sure = 1e4 * jax.nn.one_hot(np.argmax(normal(1, B, C), -1), C)
   chex.assert_trees_all_close(
     losses.soft_distillation(logits, sure) * C,
@@ -161,13 +162,13 @@ def test_ground_truth_weights():
 @pytest.mark.parametrize('name', ['softmax', 'sigmoid'])
 def test_total_loss_plain(name):
   logits, target = normal(0, B, C), soft(1, B, C)
-  loss, parts = losses.total_loss(
+  loss, terms = losses.total_loss(
     config(name=name, label_smoothing=0.1), logits, {}, {'label': target}
   )
   one = {'softmax': losses.softmax_xent, 'sigmoid': losses.sigmoid_xent}[name]
   expected = one(logits, losses.smooth(target, 0.1)).mean()
   chex.assert_trees_all_close(loss, expected, rtol=1e-6)
-  assert set(parts) == {'base'}
+  assert set(terms) == {'base'}
 
 
 def test_soft_labels_are_left_alone_and_the_loss_is_weighted():
@@ -189,11 +190,11 @@ def test_total_loss_distils_the_distillation_branch():
   target = {'label': soft(3, B, C)}
   c = config(distill='hard', distill_alpha=0.3)
   out = {'logits_class': cls, 'logits_distill': dist}
-  loss, parts = losses.total_loss(c, (cls + dist) / 2, out, target, teacher)
+  loss, terms = losses.total_loss(c, (cls + dist) / 2, out, target, teacher)
   base = losses.softmax_xent(cls, target['label']).mean()
   hard = losses.hard_distillation(dist, teacher).mean()
   chex.assert_trees_all_close(loss, 0.7 * base + 0.3 * hard, rtol=1e-6)
-  assert set(parts) == {'base', 'distill'}
+  assert set(terms) == {'base', 'distill'}
   # A model with one head is distilled on its logits.
   loss, _ = losses.total_loss(c, cls, {}, target, teacher)
   hard = losses.hard_distillation(cls, teacher).mean()
@@ -209,14 +210,14 @@ def test_total_loss_of_tokens():
     'token_labels': soft(4, B, N, C),
   }
   out = {'logits_aux': aux, 'mix_box': box}
-  loss, parts = losses.total_loss(config(), cls, out, targets)
+  loss, terms = losses.total_loss(config(), cls, out, targets)
   lam = 1 - 4 / N
   y = lam * targets['token_cls'] + (1 - lam) * targets['token_cls'][::-1]
   tokens = losses.softmax_xent(aux, targets['token_labels']).mean()
   chex.assert_trees_all_close(
     loss, losses.softmax_xent(cls, y).mean() + 0.5 * tokens, rtol=1e-6
   )
-  chex.assert_trees_all_close(parts['tokens'], tokens, rtol=1e-6)
+  chex.assert_trees_all_close(terms['tokens'], tokens, rtol=1e-6)
   # Without label maps every token has the image's label.
   loss, _ = losses.total_loss(
     config(), cls, {'logits_aux': aux}, {'label': targets['label']}
@@ -234,18 +235,18 @@ def test_total_loss_adds_the_regularizer():
   maps = [np.abs(normal(i, B, 3, 4, 4)) for i in range(3)]
   targets = {'label': soft(0, B, C)}
   plain, _ = losses.total_loss(config(), normal(1, B, C), {}, targets)
-  loss, parts = losses.total_loss(
+  loss, terms = losses.total_loss(
     config(cosine_reg=0.1), normal(1, B, C), {'attention': maps}, targets
   )
-  chex.assert_trees_all_close(loss, plain + 0.1 * parts['cosine'], rtol=1e-6)
-  assert 0 < parts['cosine'] <= 1
-  _same, parts = losses.total_loss(
+  chex.assert_trees_all_close(loss, plain + 0.1 * terms['cosine'], rtol=1e-6)
+  assert 0 < terms['cosine'] <= 1
+  _same, terms = losses.total_loss(
     config(cosine_reg=0.1),
     normal(1, B, C),
     {'attention': maps[:1] * 3},
     targets,
   )
-  chex.assert_trees_all_close(parts['cosine'], jnp.float32(1), rtol=1e-5)
+  chex.assert_trees_all_close(terms['cosine'], jnp.float32(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

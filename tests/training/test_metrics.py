@@ -53,7 +53,7 @@ def test_examples_count_as_much_as_their_largest_label():
   assert soft['images'] == 12
   np.testing.assert_allclose(soft['examples'], 12 * on, rtol=1e-6)
   np.testing.assert_allclose(soft['loss'], on * hard['loss'], rtol=1e-6)
-  for key in ('top1', 'top5'):  # a miss adds the value of the other classes
+  for key in ('top1', 'top5'):  # a wrong class adds its smoothed label
     hits = float(hard[key])
     np.testing.assert_allclose(
       soft[key], on * (hits * on + (12 - hits) * off), rtol=1e-6
@@ -65,7 +65,7 @@ def test_multi_label_is_precision_at_one():
   labels = jnp.array([[1.0, 1, 0], [1, 0, 1], [0, 0, 0]])
   losses = jnp.array([1.0, 2.0, jnp.nan])
   sums = metrics.batch_metrics(logits, labels, losses)
-  # Right, wrong, and an image without any label, which does not count.
+  # A right image, a wrong one, and one without labels, which does not count.
   assert sums['top1'] == 1 and sums['top5'] == 2
   assert sums['images'] == 3 and sums['examples'] == 2 and sums['loss'] == 3
 
@@ -85,14 +85,14 @@ def test_equal_logits_choose_the_lower_class():
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5))
 @settings(max_examples=10, deadline=None)
-def test_merging_parts_equals_the_whole(sizes):
-  parts = [batch(i) for i in range(len(sizes))]
+def test_merged_batches_equal_the_whole_set(sizes):
+  batches = [batch(i) for i in range(len(sizes))]
   masks = [np.arange(12) < n for n in sizes]
   merged = metrics.merge(
-    *(metrics.batch_metrics(*p, m) for p, m in zip(parts, masks))
+    *(metrics.batch_metrics(*p, m) for p, m in zip(batches, masks))
   )
   whole = metrics.batch_metrics(
-    *(np.concatenate(x) for x in zip(*parts)), np.concatenate(masks)
+    *(np.concatenate(x) for x in zip(*batches)), np.concatenate(masks)
   )
   for key in ('examples', 'top1', 'top5'):
     assert merged[key] == whole[key]

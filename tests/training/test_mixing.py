@@ -1,4 +1,4 @@
-"""Mixup and CutMix: properties of what is drawn and what is applied."""
+"""Mixup and CutMix: properties of the random numbers and of mixed images."""
 
 import chex
 from hypothesis import given, settings
@@ -84,7 +84,7 @@ def test_per_example_parameters():
 
 
 def test_groups_have_coefficients_and_partners_of_their_own():
-  """Four groups are what four processes with a quarter each would do."""
+  """Four groups are mixed like the batches of four processes."""
   x, y = floats(), targets()['label']
   c = data(mixup=0.8, cutmix=1.0, mix_groups=4)
   draws = mixing.draw_mixing(jax.random.key(3), c, x.shape)
@@ -148,7 +148,7 @@ def test_mix_conserves_target_mass(fields):
     chex.assert_trees_all_close(
       out['label'].sum(0), y['label'].sum(0), atol=1e-5
     )
-    # Pixels stay with the pair they came from.
+    # Mixing within pairs keeps the sum of a pair's pixels.
     chex.assert_trees_all_close(mixed.sum(0), x.sum(0), atol=1e-4)
     changed += bool(jnp.any(mixed != x))
   if 'mix_prob' in fields:
@@ -158,7 +158,7 @@ def test_mix_conserves_target_mass(fields):
 
 
 def test_mix_targets_weigh_the_pixels():
-  # Each image is one constant: its mean is what the targets must weigh.
+  # Images are constant, so their mean shows the weights that targets must have.
   values = jnp.arange(B, dtype=jnp.float32)
   x = jnp.broadcast_to(values[:, None, None, None], (B, 12, 10, 3))
   y = {'label': jnp.eye(B)}

@@ -19,9 +19,6 @@ def recipe(optim_fields=()):
   return c
 
 
-# --------------------------------------------------------------- optimizers
-
-
 def tree(seed=0, depth=3):
   """A small ViT-like tree of random parameters."""
   rng = np.random.default_rng(seed)
@@ -43,7 +40,7 @@ def tree(seed=0, depth=3):
 
 
 def run(fields, params, steps=5, lr=lambda step: 0.1, grads=None):
-  """Parameters after some steps with the gradients of seeds 1, 2, ..."""
+  """Parameters after some steps with random gradients of seeds 1, 2, ..."""
   tx = optimizers.make_optimizer(
     recipe({'lr': 0.1, **fields}).optim, lr, params
   )
@@ -125,7 +122,7 @@ def test_sgd_with_coupled_decay_equals_torch(nesterov):
 
 @pytest.mark.parametrize('name', ['adamw', 'adam', 'sgd', 'adafactor'])
 def test_decay_styles_agree_at_constant_lr(name):
-  """lr * wd = wd' at the peak (spec: 0.1 of AdamW is 1e-4 at lr 1e-3)."""
+  """Styles agree if lr * wd is the same: AdamW's 0.1 at lr 1e-3 is 1e-4."""
   a, _ = run({'name': name, 'weight_decay': 0.3}, tree())
   b, _ = run(
     {'name': name, 'weight_decay': 0.03, 'decay_style': 'schedule'}, tree()
@@ -176,7 +173,7 @@ def test_lamb_is_timms():
 
 
 def test_decay_styles_along_a_schedule():
-  """Without gradients only the decay moves: a product of (1 - factor)."""
+  """Without gradients only the decay acts, by factors of (1 - decay)."""
   c = default_config()
   c.optim.lr, c.schedule.name = 0.4, 'linear'
   fn = make_schedule(
@@ -310,9 +307,6 @@ def test_adam_with_nesterovs_momentum():
   np.testing.assert_allclose(new['a']['kernel'], [-size, size], rtol=1e-5)
 
 
-# ------------------------------------------- groups, freezing, layer decay
-
-
 def test_frozen_parameters_do_not_move_and_have_no_state():
   groups = ((r'head/.*', {'lr': 1.0}), (r'.*', {'lr': 0.0}))
   fields = {'groups': groups, 'weight_decay': 0.1, 'clip': 1.0}
@@ -324,7 +318,8 @@ def test_frozen_parameters_do_not_move_and_have_no_state():
   sizes = [x.size for x in jax.tree.leaves(state)]
   head = sum(x.size for x in jax.tree.leaves(tree()['head']))
   assert sum(s for s in sizes if s > 1) == 2 * head
-  # Frozen gradients are not in the clipped norm: the head alone moves alike.
+  # Frozen gradients do not count in the clipped norm: the head changes as if it
+  # were alone.
   alone, _ = run(
     {'weight_decay': 0.1, 'clip': 1.0},
     {'head': tree()['head']},
@@ -379,7 +374,7 @@ def test_group_factors_of_the_first_match():
     - 0.3 * (g['embedding']['kernel'] + 1.0 * p['embedding']['kernel']),
     atol=1e-6,
   )
-  # Not in the decay mask: a decay factor changes nothing.
+  # A decay factor changes nothing for parameters outside of the decay mask.
   chex.assert_trees_all_close(
     params['cls'], p['cls'] - 0.1 * g['cls'], atol=1e-6
   )

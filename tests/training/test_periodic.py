@@ -51,7 +51,7 @@ class Kept:
 
 @pytest.fixture
 def traces(monkeypatch):
-  """What is traced: 'start', 'stop', in order. Tracing itself is slow."""
+  """Records 'start' and 'stop' of traces instead of tracing, which is slow."""
   calls = []
   monkeypatch.setattr(
     jax.profiler, 'start_trace', lambda directory: calls.append('start')
@@ -80,9 +80,9 @@ def run_profile(profile, calls, first, last):
   [
     (0, 10, {'start': 3, 'stop': 6}),
     (3, 10, {'start': 3, 'stop': 6}),
-    (4, 10, {'start': 4, 'stop': 6}),  # goes on inside the window
-    (6, 10, {}),  # goes on after it
-    (0, 5, {'start': 3}),  # ends inside it
+    (4, 10, {'start': 4, 'stop': 6}),  # resumes inside the window
+    (6, 10, {}),  # resumes after the window
+    (0, 5, {'start': 3}),  # ends inside the window
   ],
 )
 def test_profile_steps(traces, first, last, moments):
@@ -234,12 +234,12 @@ def test_checkpoint_minutes():
 
 
 def test_several_processes_ask_process_0_at_some_steps(monkeypatch):
-  """A clock may decide only where all processes ask at the same step."""
-  asked = []
+  """All processes must ask process 0 at the same step."""
+  answers = []
 
   def answer(value):
-    asked.append(value)
-    return len(asked) == 2
+    answers.append(value)
+    return len(answers) == 2
 
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   monkeypatch.setattr(periodic, 'broadcast_from_first', answer)
@@ -247,7 +247,7 @@ def test_several_processes_ask_process_0_at_some_steps(monkeypatch):
   save = saving(kept, Clock(), every_minutes=2.0, total_steps=100)
   for step in range(1, 20):
     save(step, state(step))
-  assert len(asked) == 3 and not any(asked)  # steps 5, 10 and 15
+  assert len(answers) == 3 and not any(answers)  # steps 5, 10 and 15
   assert kept.steps == [10]
 
 

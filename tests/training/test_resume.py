@@ -122,7 +122,7 @@ def test_one_and_eight_devices_agree_over_20_steps(tmp_path):
 
 
 def test_from_eight_devices_on_two(tmp_path):
-  """The data sequence goes on: the losses are those of the straight run."""
+  """The data continues, so the losses are those of the uninterrupted run."""
   finish(start(tmp_path / 'straight', devices=1))
   process = start(tmp_path / 'moved', devices=8)
   kill_when(process, tmp_path / 'moved', at_step(9))

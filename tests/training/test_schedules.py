@@ -58,7 +58,7 @@ def test_schedule_end_points(name, fields, end):
   st.floats(0.5, 3),
 )
 @settings(max_examples=30, deadline=None)
-def test_schedules_stay_between_their_ends(name, warmup, end, power):
+def test_schedules_stay_within_their_ends(name, warmup, end, power):
   fn = schedule(name=name, warmup_steps=warmup, end=end, power=power)
   lr = np.asarray(fn(jnp.arange(120)))
   assert lr.dtype == np.float32
@@ -74,7 +74,7 @@ def test_curves_at_the_middle():
   assert at(name='linear', **warm) == pytest.approx(0.25)
   assert at(name='polynomial', power=2.0, **warm) == pytest.approx(0.125)
   assert at(name='rsqrt', timescale=15, **warm) == pytest.approx(0.25)
-  # 55 of 100, the warm-up not subtracted.
+  # Step 55 of 100: the warm-up is not subtracted from the time of the cosine.
   assert at(name='timm_cosine', **warm) == pytest.approx(
     0.25 * (1 + np.cos(np.pi * 0.55))
   )
@@ -115,7 +115,7 @@ def test_lr_is_scaled_with_the_batch():
 
 
 def test_timm_cosine_by_epoch_as_executed():
-  """DeiT: epochs 0 and 1 at the warm-up's start, epoch e at index e - 1."""
+  """DeiT: epochs 0 and 1 have the first rate, epoch e that of epoch e - 1."""
   epochs, spe, lr, end, start = 30, 7, 1e-3, 1e-5, 1e-6
   fields = dict(
     total=epochs * spe,
@@ -142,7 +142,7 @@ def test_timm_cosine_by_epoch_as_executed():
   np.testing.assert_allclose(
     schedule(**fields, epoch_lag=0)(steps), volo, rtol=2e-5
   )
-  # Cooldown: more epochs at the end value, the curve before them unchanged.
+  # A cooldown adds epochs at the end rate and does not change the curve before.
   longer = schedule(
     **{**fields, 'total': (epochs + 10) * spe},
     epoch_lag=0,
@@ -210,7 +210,7 @@ def test_every_schedule_keeps_the_shape_and_works_traced():
 
 
 def test_rsqrt_with_a_shift():
-  """As if the curve had begun earlier: no jump when the batch size changes."""
+  """The curve goes as if it had begun earlier, without a jump."""
   fn = schedule(name='rsqrt', warmup_steps=10, timescale=20, shift=60)
   first = 0.5 / np.sqrt(1 + 60 / 20)
   np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""The loop end to end, on a recipe of seconds."""
+"""The training loop end to end, on a recipe that takes seconds."""
 
 import json
 import re
@@ -94,18 +94,19 @@ def test_variants_train(tmp_path, sections):
 
 def test_accumulation_equals_the_large_batch(tmp_path):
   """Same gradients, so the same parameters up to rounding."""
-  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  # SGD: Adam would blow up the rounding of gradients that are zero.
+  whole, sliced = tmp_path / 'whole', tmp_path / 'sliced'
+  # With SGD, because Adam would amplify the rounding of gradients that are
+  # zero.
   config = dict(data=dict(batch_size=32), run=dict(steps=3))
   sgd = dict(name='sgd', clip=1.0)
   run(tiny_config(**config, optim=sgd), whole, 4)
-  run(tiny_config(**config, optim=dict(sgd, accumulate=2)), parts, 4)
-  a, b = saved_state(whole), saved_state(parts)
+  run(tiny_config(**config, optim=dict(sgd, accumulate=2)), sliced, 4)
+  a, b = saved_state(whole), saved_state(sliced)
   for key in a:
     if key.startswith('params/'):
       np.testing.assert_allclose(a[key], b[key], atol=2e-5, err_msg=key)
   for step, loss in metrics(whole).items():
-    assert abs(metrics(parts)[step] - loss) < 1e-5
+    assert abs(metrics(sliced)[step] - loss) < 1e-5
 
 
 def test_freezing_and_groups(tmp_path):
@@ -163,7 +164,7 @@ def test_nan_can_be_skipped(tmp_path, monkeypatch, caplog):
 
 
 def test_resume_order(tmp_path):
-  """Workdir before run.resume before run.pretrained before fresh."""
+  """The workdir comes first, then run.resume, then run.pretrained."""
   first, second, third = (tmp_path / x for x in 'abc')
   run(tiny_config(run=dict(steps=2)), first)
   config = tiny_config(run=dict(steps=4, resume=str(first)))
@@ -235,7 +236,7 @@ def test_a_workdir_of_another_recipe_is_left_alone(tmp_path):
   assert before == {
     p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()
   }
-  # What does not touch the learning may change.
+  # Keys that do not change what is learned may change.
   run(tiny_config(run=dict(steps=2), log=dict(every_steps=2)), tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_values_that_json_lacks(tmp_path):
 
 
 def test_a_resumed_run_keeps_what_is_not_run_again(tmp_path):
-  """Also the values of the very step that it goes on from."""
+  """The values of the step that it resumes from stay too."""
   writer = Writer(tmp_path)
   for step in (1, 2, 3, 4):
     writer.write(step, {'loss': step})
