@@ -1,11 +1,11 @@
 """Checksums of the arrays of a checkpoint step, and of its record.
 
 A step stores the CRC-32 of every shard that was written, computed on the host
-from the bytes that were handed to the writer. Reading computes them again, so
-that a bit that flipped in memory, on the way to the disk or on the disk is
-noticed. CRC-32 notices every error of up to 32 neighboring bits, and others
-with a probability of 1 - 2^-32. Of a sharded array each process computes the
-shards that it writes.
+from the bytes that the writer got. Reading computes the checksums again, which
+detects bits that changed in memory, during a transfer or on the disk. CRC-32
+detects every error within 32 consecutive bits, and other errors with a
+probability of 1 - 2^-32. Each process computes the checksums of the shards that
+it writes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,12 @@ import numpy as np
 
 # {array: {'dtype', 'shape', 'shards': {'0:64,128:256': CRC-32}}}
 Checksums = dict[str, dict[str, Any]]
-ENTRY = 'checksums'  # the entry of a record that holds those of its arrays
-_SEAL = 'crc32'  # the entry of a record that holds its own checksum
+ENTRY = 'checksums'  # key of the arrays' checksums in the record of a step
+_SEAL = 'crc32'  # key of the record's own checksum
 
 
 def of_tree(tree: Any) -> Checksums:
-  """The checksums of the shards of a tree that this process writes.
+  """Computes the checksums of the shards of a tree that this process writes.
 
   Args:
     tree: nested dicts of JAX or numpy arrays.
@@ -51,7 +51,7 @@ def of_tree(tree: Any) -> Checksums:
 
 
 def merge(of_processes: list[Checksums]) -> Checksums:
-  """The checksums of all shards, from those of every process."""
+  """Merges the checksums of all processes."""
   merged: Checksums = {}
   for checksums in of_processes:
     for name, entry in checksums.items():
@@ -61,16 +61,16 @@ def merge(of_processes: list[Checksums]) -> Checksums:
 
 
 def compare(tree: Any, stored: Checksums) -> tuple[list[str], list[str]]:
-  """Holds arrays that were read against the checksums of their step.
+  """Compares arrays that were read with the checksums of their step.
 
   Args:
     tree: nested dicts of JAX or numpy arrays.
-    stored: what `of_tree` gave when the step was written.
+    stored: the checksums that `of_tree` computed when the step was written.
 
   Returns:
     The arrays that differ, each with the number of damaged shards; and the
-    arrays that could not be compared, because this process holds other shards
-    of them than those that were written, or in another dtype.
+    arrays that cannot be compared, because their dtype is another one, or this
+    process has other shards of them than were written.
   """
   work, unchecked = [], []
   for name, x in _named(tree):
@@ -94,15 +94,15 @@ def compare(tree: Any, stored: Checksums) -> tuple[list[str], list[str]]:
 
 
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
-  """A record of JSON values with its own checksum."""
+  """Adds to a record of JSON values its own checksum."""
   record = json.loads(json.dumps(record))
   return {**record, _SEAL: _text_crc(record)}
 
 
 def is_sealed_correctly(record: Mapping[str, Any]) -> bool:
-  """Whether a record has the values that it was sealed with.
+  """Whether a record has the values that `seal` got.
 
-  True for the records of earlier versions, which have no checksums at all.
+  It is True for records of vit_jax 0.1.0, which have no checksums.
   """
   if _SEAL not in record:
     return ENTRY not in record
@@ -120,7 +120,7 @@ def _named(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _own_shards(x: Any) -> Iterator[tuple[str, Any]]:
-  """(index, data) of the shards of which this process has the first copy."""
+  """(index, data) of the shards whose first copy this process has."""
   if not isinstance(x, jax.Array):
     x = np.asarray(x)
     yield _key([slice(None)] * x.ndim, x.shape), x
@@ -131,9 +131,9 @@ def _own_shards(x: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _cut(x: Any, entry: dict[str, Any]) -> list[tuple[str, Any]]:
-  """(index, data) of an array as it was cut when it was written.
+  """(index, data) of an array, split into the shards that were written.
 
-  Empty if this process does not hold these shards.
+  Empty if this process does not have these shards.
   """
   if list(x.shape) != entry['shape']:
     return []
@@ -146,7 +146,7 @@ def _cut(x: Any, entry: dict[str, Any]) -> list[tuple[str, Any]]:
     x = np.asarray(x)
     return [(key, x[_slices(key)]) for key in entry['shards']]
   shared = [(key, own[key]) for key in entry['shards'] if key in own]
-  # All that this process holds must be covered, or damage could be missed.
+  # Unless all data of this process is in these shards, damage could be missed.
   return shared if len(shared) == len(own) else []
 
 
