@@ -178,7 +178,10 @@ def _with_teacher(size: str, switches):
       'arg': arg,
       'seeds': 1,
     }
-    weights = {'loss.teacher_weights': '{workdir}/teacher/seed0'}
+    weights = {
+      'loss.teacher': '',  # a workdir says its model
+      'loss.teacher_weights': '{workdir}/teacher/seed0',
+    }
   for name, area in (('plain', ''), ('max 2', '2')):
     words = list(filter(None, [size, area, *others]))
     variants[name] = {'arg': ','.join([*words, 'matched'])}

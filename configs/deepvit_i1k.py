@@ -76,11 +76,11 @@ def get_config(arg=None):
   c.schedule.cooldown_epochs = 10.0
   shared.set_preprocessing(c)
 
+  width = shared.one_of(switches, OPTIONS[2:])
   if 'plain' in switches:
     shared.check_size(size, PUBLISHED)
     c.run.name = f'plain ViT with {size} blocks on ImageNet'
     c.model.reattn = (False,) * int(size)
-    width = shared.one_of(switches, OPTIONS[2:])
     if width:
       c.model.width = int(width.removeprefix('width'))
       c.model.num_heads, c.model.mlp_dim = 8, 3 * c.model.width
@@ -98,6 +98,9 @@ def get_config(arg=None):
     c.loss.cosine_reg_blocks = 1
     if 'plain' in switches:
       c.model.reattn = (False, False)
+      if width:  # so that the variants differ in small, too
+        c.model.width = int(width.removeprefix('width')) // 16
+        c.model.mlp_dim = 3 * c.model.width
     elif size in ('s', 'l', 'l408'):
       c.model.reattn = (False, True)
   return c

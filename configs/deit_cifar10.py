@@ -94,6 +94,7 @@ def sweep(arg=None):
     ):
       variants[name] = {
         'arg': with_switches(kind),
+        'loss.teacher': '',  # a workdir says its model
         'loss.teacher_weights': f'{{workdir}}/{teacher}/seed0',
       }
   for kind in ('hard', 'soft'):

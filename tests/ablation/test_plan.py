@@ -75,6 +75,8 @@ def test_sweeps_of_recipes_fit(recipe, smoke, tmp_path):
   sweep = variants(recipe)
   for variant, overrides in sweep.items():
     config = variant_config(recipe, overrides, tmp_path, 1, {})
+    if 'loss.teacher_weights' in overrides:  # a workdir, which says its model
+      assert not config.loss.teacher
     if config.loss.distill != 'none' and not config.loss.teacher_weights:
       config.loss.teacher_weights = 'random'
     check(config)

@@ -1,5 +1,7 @@
 """Recipes have the published settings, which the docstrings name."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import (
@@ -21,6 +23,7 @@ from configs import (
 from vit_jax.models.registry import create_model
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import model_fields
+from vit_jax.training.rates import parameter_rates
 
 
 @pytest.mark.parametrize(
@@ -158,3 +161,37 @@ def test_big_visions_transfer(dataset, steps, warmup, rate, crop):
   assert (c.data.rounding, c.eval.rounding) == ('truncate', 'truncate')
   assert (c.optim.clip, c.optim.weight_decay) == (1.0, 0.0)
   assert c.optim.accumulate == 1 and c.optim.state_dtype == 'bfloat16'
+
+
+@pytest.mark.parametrize(
+  'recipe, arg, more',
+  [
+    (deit_i1k, 's16', ()),
+    (deit_i1k, 's16,distill', ('dist_token',)),
+    (cait_i1k, 'xxs24', ()),
+    (ceit_i1k, 't', ('pos_layer_embedding',)),
+    (deepvit_i1k, 's', ()),
+    (volo_i1k, 'd1', ()),
+    (aa_vit_cifar10, 's16', ()),
+    (
+      aa_vit_cifar10,
+      's16,2',
+      ('cls', 'Transformer/posembed_input/pos_embedding'),
+    ),
+    (augreg_i1k, 'b16', ()),
+    (vit_jft, 'g14', ()),
+  ],
+)
+def test_what_decays_besides_kernels(recipe, arg, more):
+  """The exemptions of the released code: no vectors, biases, other tables."""
+  c = recipe.get_config(f'{arg},smoke')
+  model = create_model(c.model.name, 10, **model_fields(c))
+  params = jax.eval_shape(
+    lambda: model.init(
+      jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False
+    )['params']
+  )
+  rates = parameter_rates(c.optim, params)
+  decayed = {path for path, rate in rates.items() if rate.decay}
+  kernels = {path for path in rates if path.endswith('/kernel')}
+  assert kernels and decayed == kernels | set(more)

@@ -224,6 +224,39 @@ def test_state_dtype():
       )
 
 
+def test_a_bfloat16_momentum_decays_by_a_bfloat16_number():
+  """optax: 0.9 is 0.8984375 then; the sum is float32 before it is stored."""
+  grads = {'a': {'kernel': jnp.array([1.0, 1 / 3])}}
+  params = {'a': {'kernel': jnp.zeros(2)}}
+  fields = {'name': 'sgd', 'state_dtype': 'bfloat16'}
+  new, _ = run(fields, params, steps=2, grads=grads)
+  g = np.asarray(grads['a']['kernel'])
+  stored = g.astype(jnp.bfloat16).astype(np.float32)
+  moved = -0.1 * (g + (0.8984375 * stored + g))
+  np.testing.assert_allclose(new['a']['kernel'], moved, rtol=1e-6)
+  assert np.abs(moved / (-0.1 * (g + 0.9 * stored + g)) - 1).max() > 5e-4
+
+
+def test_googles_first_update_changes_nothing():
+  """Schedules count from 0, and the decay follows the schedule."""
+  config = recipe(
+    {'lr': 0.5, 'weight_decay': 0.1, 'decay_style': 'schedule', 'clip': 1.0}
+  )
+  config.schedule.warmup_steps = 4
+  fn = make_schedule(
+    config.schedule,
+    config.optim,
+    total_steps=9,
+    steps_per_epoch=1,
+    batch_size=1,
+  )
+  fields = {'weight_decay': 0.1, 'decay_style': 'schedule', 'lr': 0.5}
+  first, _ = run(fields, tree(), steps=1, lr=fn)
+  chex.assert_trees_all_equal(first, tree())
+  second, _ = run(fields, tree(), steps=2, lr=fn)
+  assert np.all(second['head']['kernel'] != tree()['head']['kernel'])
+
+
 @pytest.mark.parametrize('name', ['adamw', 'sgd'])
 def test_moments_mirror_the_parameters(name):
   params = tree()

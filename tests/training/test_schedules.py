@@ -264,15 +264,6 @@ def test_cosine_with_restarts():
   )
 
 
-def test_rsqrt_with_a_time_shift():
-  """big_vision's: peak / sqrt(1 + (step - warmup + shift) / timescale)."""
-  fn = schedule(name='rsqrt', warmup_steps=10, timescale=40, shift=30)
-  steps = np.array([0, 5, 10, 50, 99])
-  since = np.maximum(steps - 10, 0)
-  expected = 0.5 / np.sqrt(1 + (since + 30) / 40) * np.minimum(steps / 10, 1)
-  np.testing.assert_allclose(fn(steps), expected, rtol=1e-5)
-
-
 def test_step_by_epoch_as_timms_loop():
   """timm's StepLRScheduler, set after each epoch: rate of the epoch before."""
   fields = dict(
