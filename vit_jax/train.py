@@ -66,7 +66,7 @@ _FLOPS_PER_MAC = 6.0
 def train_and_evaluate(
   config: Config,
   workdir: str | os.PathLike,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
   """Trains a recipe to its end, or evaluates it, and returns the summary.
 

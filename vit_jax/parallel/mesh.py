@@ -18,7 +18,7 @@ def make_mesh(
   preset: str = 'data',
   fsdp: int = -1,
   tensor: int = -1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """The mesh of devices with the axes data, fsdp and tensor.
 
