@@ -114,7 +114,7 @@ def unlabeled(
       f'{", ".join(missing)} does not exist: give folders or tar files of '
       'images'
     )
-  items = [i for p in paths for i in list_items(p, True)]
+  items = [i for p in paths for i in list_items(p)]
   return Unlabeled(
     sorted(items, key=lambda i: i.name), ', '.join(map(str, paths))
   )

@@ -75,8 +75,10 @@ def compare(tree: Any, stored: Checksums) -> tuple[list[str], list[str]]:
   work, unchecked = [], []
   for name, x in _named(tree):
     entry = stored.get(name)
-    shards = entry and str(x.dtype) == entry['dtype'] and _cut(x, entry)
-    if not shards:
+    shards = []
+    if entry is not None and str(x.dtype) == entry['dtype']:
+      shards = _cut(x, entry)
+    if entry is None or not shards:
       unchecked.append(name)
     else:
       work += [(name, data, entry['shards'][key]) for key, data in shards]
@@ -162,7 +164,7 @@ def _slices(key: str) -> tuple[slice, ...]:
 
 def _crc(data: Any) -> int:
   array = np.ascontiguousarray(np.asarray(data)).reshape(-1)
-  return zlib.crc32(array.view(np.uint8))
+  return zlib.crc32(memoryview(array.view(np.uint8)))
 
 
 def _threads() -> concurrent.futures.ThreadPoolExecutor:
