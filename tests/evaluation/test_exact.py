@@ -333,6 +333,16 @@ def test_corrupt_images_are_left_out_and_named(tmp_path, caplog):
     evaluator(config, devices=8, classes=2)(params)
 
 
+def test_weights_that_are_not_finite_are_not_evaluated():
+  run = evaluator(recipe())
+  kernel = jnp.ones((3, CLASSES)).at[1, 2].set(jnp.nan)
+  params = {'params': {'Dense_0': {'kernel': kernel}}}
+  with pytest.raises(
+    exact.NonFiniteWeights, match=r'params/Dense_0/kernel \(1\)'
+  ):
+    run(params)
+
+
 def test_the_averaged_parameters_are_evaluated(tmp_path):
   """eval.ema changes the parameters that are evaluated, not the run."""
 

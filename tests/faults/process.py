@@ -5,6 +5,7 @@ costs a fraction of starting Python again. Nothing of JAX runs before the fork.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -19,10 +20,12 @@ from typing import Any
 
 from absl import flags, logging
 import numpy as np
+import sklearn.datasets  # noqa: F401  # imported once, before the forks
 
 from tests.faults import recipe
 from tests.helpers import saved_state
 from vit_jax import main as vit_main
+from vit_jax import train  # noqa: F401  # imported once, before the forks
 from vit_jax.evaluation.exact import Evaluator
 from vit_jax.parallel import processes
 from vit_jax.recipe import inputs
@@ -142,8 +145,6 @@ def _digest(workdir: pathlib.Path, path: pathlib.Path) -> int:
 
 
 def _short(array: np.ndarray) -> str:
-  import hashlib
-
   return hashlib.sha256(array.tobytes()).hexdigest()
 
 

@@ -18,7 +18,7 @@ def get_config(arg: str | None = None):
       device_cache='off',
       mixup=0.2,
     ),
-    model=dict(dropout=0.1, drop_path=0.1),
+    model=dict(depth=1, dropout=0.1, drop_path=0.1),
     optim=dict(ema=0.9),
     eval=dict(every_steps=6, batch_size=180),
     log=dict(checkpoint_steps=3, keep_latest=3, keep_best=1),

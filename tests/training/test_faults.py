@@ -210,8 +210,10 @@ def write_lock(workdir, **changes):
   return record
 
 
+@pytest.mark.parametrize('store', ['local', 'objects'])
 @pytest.mark.parametrize('kind', ['killed', 'same number', 'host', 'torn'])
-def test_locks_of_runs_that_are_gone(tmp_path, kind):
+def test_locks_of_runs_that_are_gone(tmp_path, monkeypatch, kind, store):
+  """On an object store as well, which can only read, write and delete."""
   if kind == 'killed':
     process = subprocess.Popen([sys.executable, '-c', ''])
     process.wait()
@@ -223,7 +225,10 @@ def test_locks_of_runs_that_are_gone(tmp_path, kind):
   else:
     (tmp_path / workdir_lock.FILE).write_text('{"ho')
   said = []
-  with WorkdirLock(tmp_path, said.append, stale_after=0.1) as lock:
+  lock = WorkdirLock(tmp_path, said.append, stale_after=0.1)
+  monkeypatch.setattr(workdir_lock, '_SETTLE', 0.01)
+  lock._local = store == 'local'
+  with lock:
     lock.check()
     record = json.loads((tmp_path / workdir_lock.FILE).read_text())
     assert record['pid'] == os.getpid() and record['token'] != 'other'
