@@ -27,7 +27,7 @@ def get_config(arg=None):
   )
   c = default_config()
   c.run.name = f'BiT {model} on ImageNet-21k'
-  c.run.epochs = 90.0
+  c.run.epochs, c.run.fractional_epochs = 90.0, True
   c.data.source = 'packed'
   c.data.num_classes = 21_843
   c.data.batch_size = 4096

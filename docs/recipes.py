@@ -55,6 +55,7 @@ GOOGLE_IMAGES = {  # big_vision's preprocessing
 }
 ORIGINAL = {  # arXiv:2010.11929, pre-training
   **GOOGLE_IMAGES,
+  'run.fractional_epochs': True,
   'data.batch_size': 4096,
   'data.image_size': 224,
   'data.flip': 0.5,
@@ -70,6 +71,7 @@ ORIGINAL = {  # arXiv:2010.11929, pre-training
 }
 BIG_VISION = {  # AugReg and the plain baseline
   **GOOGLE_IMAGES,
+  'run.fractional_epochs': True,
   'optim.name': 'adam',
   'optim.lr': 1e-3,
   'optim.decay_style': 'schedule',
@@ -106,6 +108,7 @@ FINETUNE = {  # arXiv:2010.11929, table 4
   'eval.rounding': 'none',
 }
 TIMM = {  # arXiv:2012.12877, table 9
+  'run.fractional_epochs': False,
   'data.crop_sampling': 'area',
   'data.area': (0.08, 1.0),
   'data.randaugment': 'rand-m9-mstd0.5-inc1',

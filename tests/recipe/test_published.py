@@ -20,7 +20,10 @@ from configs import (
   vit_jft,
   volo_i1k,
 )
+from tests.helpers import tiny_config
 from vit_jax.models.registry import create_model
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.recipe.build import build
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import model_fields
 from vit_jax.training.rates import parameter_rates
@@ -195,3 +198,14 @@ def test_what_decays_besides_kernels(recipe, arg, more):
   decayed = {path for path, rate in rates.items() if rate.decay}
   kernels = {path for path in rates if path.endswith('/kernel')}
   assert kernels and decayed == kernels | set(more)
+
+
+@pytest.mark.parametrize('fractional, steps', [(False, 18), (True, 19)])
+def test_lengths_in_epochs(fractional, steps):
+  """3 epochs of 100 images in batches of 16: 3 x 6, or 18.75 rounded."""
+  config = tiny_config(run=dict(steps=None, epochs=3.0))
+  config.run.fractional_epochs = fractional
+  mesh = make_mesh(devices=jax.devices()[:1])
+  run = build(config, mesh, num_classes=5, num_examples=100)
+  assert run.total_steps == steps
+  assert run.steps_per_epoch == (6.25 if fractional else 6)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -59,7 +60,7 @@ class Run:
   mesh: Mesh
   model: nn.Module
   num_classes: int
-  steps_per_epoch: int
+  steps_per_epoch: float
   total_steps: int
   schedule: Schedule
   tx: optax.GradientTransformation
@@ -100,7 +101,9 @@ def build(
   model = _make_model(config, num_classes, mesh.devices.flat[0].platform)
   # Repeated augmentation does not lengthen an epoch: with data.repeats=3 an
   # epoch has a third of the images, each of them three times, as in DeiT.
-  steps_per_epoch = max(1, num_examples // config.data.batch_size)
+  steps_per_epoch = num_examples / config.data.batch_size
+  if not config.run.fractional_epochs:
+    steps_per_epoch = max(1, math.floor(steps_per_epoch))
   # A run that only evaluates may have no length; it makes 0 steps.
   total_steps = (
     in_steps(config, 'run', '', steps_per_epoch=steps_per_epoch) or 0

@@ -138,7 +138,7 @@ def in_steps(
   section: str,
   prefix: str,
   *,
-  steps_per_epoch: int,
+  steps_per_epoch: float,
 ) -> int | None:
   """A length of a recipe in whole steps, at least 1; None if it is not set.
 

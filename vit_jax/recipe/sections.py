@@ -27,6 +27,10 @@ def run() -> Config:
   c.steps = placeholder(int)
   c.epochs = placeholder(float)
   c.examples = placeholder(int)
+  # How lengths in epochs become steps. False: an epoch has images //
+  # data.batch_size steps, as timm's loaders have it. True: it has images /
+  # data.batch_size steps, and the whole length is rounded, as in big_vision.
+  c.fractional_epochs = False
   # Compute dtype: 'float32', 'bfloat16', or 'auto', which is bfloat16 on
   # accelerators and float32 on a CPU.
   c.dtype = 'auto'

@@ -109,6 +109,7 @@ def imagenet(config: Config) -> None:
   The last percent of the training split is held out as 'minival', for choosing
   settings; 'val' is the published validation set.
   """
+  config.run.fractional_epochs = True
   config.data.source = 'tfds:imagenet2012'
   config.data.split = 'train[:99%]'
   config.mesh.preset = 'zero'
@@ -221,6 +222,7 @@ def original_vit(config: Config, name: str, *, dropout: float) -> None:
     name: a registered ViT or hybrid.
     dropout: 0.1 for ImageNet and ImageNet-21k, 0 for JFT.
   """
+  config.run.fractional_epochs = True
   config.model.update(
     name=name,
     dropout=dropout,
@@ -270,6 +272,7 @@ def augreg(
     ValueError: the switches name no level, and none was published for the
       model.
   """
+  config.run.fractional_epochs = True
   name = config.model.name = full_name(model)
   level = one_of(switches, AUGREG, levels.get(name, ''))
   if not level:

@@ -137,7 +137,7 @@ class Log:
     every_steps: int,
     first_step: int,
     total_steps: int,
-    steps_per_epoch: int,
+    steps_per_epoch: float,
     check: Callable[[TrainState], None] = check_finite,
   ):
     self._writer, self._progress, self._say = writer, progress, say
@@ -202,7 +202,7 @@ class Evaluation:
     *,
     every_steps: int | None,
     total_steps: int,
-    steps_per_epoch: int,
+    steps_per_epoch: float,
     average: bool = False,
     check: Callable[[TrainState], None] = check_finite,
     score: Callable[[int, dict[str, float]], None] | None = None,
