@@ -56,7 +56,8 @@ class StopSignal:
 
   def __exit__(self, *_) -> None:
     for number, handler in self._previous.items():
-      signal.signal(number, handler)
+      # None stands for a handler that was not set from Python.
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
   def reached(self, step: int) -> bool:
     """Whether the run must stop after `step`; the same in all processes."""

@@ -113,10 +113,11 @@ def list_steps(folder: epath.Path) -> list[epath.Path]:
 def _is_complete(step: epath.Path) -> bool:
   """Whether the writer of a step came to its end.
 
-  A local step gets its name at the end. Object stores cannot rename, and there
-  Orbax writes a file as the last one.
+  A step gets its name at the end. Buckets cannot rename, and there Orbax writes
+  a file as the last one.
   """
-  return '://' not in str(step) or (step / 'commit_success.txt').exists()
+  bucket = str(step).startswith('gs://')
+  return not bucket or (step / 'commit_success.txt').exists()
 
 
 def orbax_context() -> ocp.Context:
