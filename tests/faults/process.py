@@ -33,7 +33,7 @@ from vit_jax.training.checkpoint import Checkpoints
 
 PHASES = ('start', 'step', 'save', 'evaluation', 'restore')
 SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGINT', 'SIGSTOP')
-LIMIT = 180.0  # seconds after which a run counts as hanging
+LIMIT = 900.0  # seconds after which a run counts as hanging
 
 
 @dataclasses.dataclass(frozen=True)
