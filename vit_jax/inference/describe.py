@@ -264,7 +264,8 @@ def _may_match(model: nn.Module, sizes: set[int], numbers: set[int]) -> bool:
   if any(isinstance(n, int) and n > 1 and n not in sizes for n in lengths):
     return False
   depth = getattr(model, 'depth', None)
-  if not isinstance(depth, int):
+  # A RegNet's depth counts the blocks of all stages, each numbered from 1.
+  if not isinstance(depth, int) or not hasattr(model, 'width'):
     return True
   # The names have the numbers of the blocks from 0, or blocks are stacked along
   # an axis.

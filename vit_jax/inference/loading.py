@@ -9,7 +9,8 @@ regnety_160-a5fe301d.pth, tells the model too. For other files, `model` must be
 given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -70,21 +71,26 @@ def load_classifier(
   all_fields = dict(metadata.fields if name == metadata.model else {})
   all_fields.update(fields or {})
   file_classes = all_fields.pop('num_classes', metadata.num_classes)
-  contents = inspect(
-    create_model(name, **all_fields),
-    arrays,
-    source_image_size=metadata.image_size,
-  )
-  if file_classes is None:
-    file_classes = contents.num_classes
-  if contents.representation_size and _has_representation_size(name):
-    all_fields.setdefault('representation_size', contents.representation_size)
-  preprocessing = metadata.preprocessing or model_info(name).preprocessing
-  size = as_size(image_size or contents.image_size or preprocessing.size)
-  net = create_model(name, file_classes, **all_fields)
-  variables, report = from_state_dict(
-    net, arrays, size, source=str(source), source_image_size=metadata.image_size
-  )
+  with _other_models_named(arrays):
+    contents = inspect(
+      create_model(name, **all_fields),
+      arrays,
+      source_image_size=metadata.image_size,
+    )
+    if file_classes is None:
+      file_classes = contents.num_classes
+    if contents.representation_size and _has_representation_size(name):
+      all_fields.setdefault('representation_size', contents.representation_size)
+    preprocessing = metadata.preprocessing or model_info(name).preprocessing
+    size = as_size(image_size or contents.image_size or preprocessing.size)
+    net = create_model(name, file_classes, **all_fields)
+    variables, report = from_state_dict(
+      net,
+      arrays,
+      size,
+      source=str(source),
+      source_image_size=metadata.image_size,
+    )
   report.metadata = metadata
   classifier = Classifier(
     name=name,
@@ -103,6 +109,23 @@ def load_classifier(
   elif metadata.classes and len(metadata.classes) == file_classes:
     classifier.set_classes(metadata.classes)
   return classifier
+
+
+@contextlib.contextmanager
+def _other_models_named(arrays: Mapping[str, np.ndarray]) -> Iterator[None]:
+  """Adds to an error of weights the names of the models that they fit."""
+  try:
+    yield
+  except WeightsError as e:
+    from vit_jax.inference.describe import matching_models
+
+    names = matching_models(arrays)
+    if not names:
+      raise
+    raise WeightsError(
+      f'{e}\nIts tensors fit {", ".join(names[:6])}: name the model with '
+      '--model'
+    ) from e
 
 
 def _has_representation_size(name: str) -> bool:

@@ -101,6 +101,7 @@ class BatchNorm(nn.Module):
       raise ValueError(
         f'BatchNorm has one value per channel in training (activations '
         f'{tuple(x.shape)}, bn_groups={self.groups}): its variance is not '
-        'defined. Use a larger batch, a larger image, or fewer bn_groups'
+        'defined. Use a larger batch (data.batch_size), a larger image '
+        '(data.image_size), or fewer groups (model.bn_groups)'
       )
     return count
