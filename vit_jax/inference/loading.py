@@ -71,11 +71,12 @@ def load_classifier(
   all_fields = dict(metadata.fields if name == metadata.model else {})
   all_fields.update(fields or {})
   file_classes = all_fields.pop('num_classes', metadata.num_classes)
+  file_size = metadata.image_size
   with _other_models_named(arrays):
     contents = inspect(
       create_model(name, **all_fields),
       arrays,
-      source_image_size=metadata.image_size,
+      source_image_size=file_size,
     )
     if file_classes is None:
       file_classes = contents.num_classes
@@ -85,11 +86,7 @@ def load_classifier(
     size = as_size(image_size or contents.image_size or preprocessing.size)
     net = create_model(name, file_classes, **all_fields)
     variables, report = from_state_dict(
-      net,
-      arrays,
-      size,
-      source=str(source),
-      source_image_size=metadata.image_size,
+      net, arrays, size, source=str(source), source_image_size=file_size
     )
   report.metadata = metadata
   classifier = Classifier(
