@@ -237,11 +237,14 @@ class Checkpoints:
     Its steps keep their names, because the reason may pass, such as missing
     permissions or a disk that does not answer.
     """
-    aside = [
-      path.name
-      for path in self.directory.iterdir()
-      if _UNREADABLE in path.name and path.is_dir()
-    ]
+    aside = []
+    if processes.is_first():
+      aside = [
+        path.name
+        for path in self.directory.iterdir()
+        if _UNREADABLE in path.name and path.is_dir()
+      ]
+    aside = processes.broadcast_from_first(aside)
     names = [str(step) for step in damaged] + sorted(aside)
     if names:
       reason = next(iter(damaged.values()), 'found damaged by an earlier start')

@@ -211,9 +211,7 @@ def stored_metadata(path: str | os.PathLike) -> WeightsMetadata:
     return WeightsMetadata()
   steps = [newest]
   if absolute(path) != newest:
-    folder = newest.parent
-    names = [p.name for p in folder.iterdir() if p.name.isdigit()]
-    steps = [folder / name for name in sorted(names, key=int, reverse=True)]
+    steps = list_steps(newest.parent)[::-1]
   for step in steps:
     try:
       return read_metadata(step)
