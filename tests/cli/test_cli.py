@@ -3,9 +3,11 @@
 import csv
 import itertools
 import json
+import os
 import pathlib
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -588,3 +590,131 @@ def test_pack_and_finetune_on_it(capsys, folder, tmp_path):
   config = folder_config('vit_ti16', '', str(tmp_path / 'packed'))
   assert config.data.source == 'packed'
   assert config.data.batch_size == 16  # for 24 images and 8 devices
+
+
+# --- Images of every kind ---------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory):
+  """A folder with 34 images, two broken ones, and what is not to be read."""
+  root = tmp_path_factory.mktemp('mixed')
+  for i in range(34):
+    Image.new('RGB', (20, 20), (7 * i, 90, 90)).save(root / f'{i:02}.bmp')
+  (root / 'broken.jpg').write_bytes(b'\xff\xd8\xff not an image')
+  Image.new('RGB', (8, 8)).save(root / 'page.eps')
+  (root / 'page.eps').rename(root / 'page.jpg')
+  (root / '.hidden').mkdir()
+  Image.new('RGB', (20, 20)).save(root / '.hidden' / 'x.jpg')
+  (root / 'folder.jpg').mkdir()
+  (root / 'notes.txt').write_text('text')
+  name = os.path.join(os.fsencode(root), b'caf\xe9.png')
+  Image.new('RGB', (20, 20)).save(root / '00.png')
+  os.rename(os.fsencode(root / '00.png'), name)
+  return root
+
+
+def test_predict_reads_any_folder(capsys, workdir, mixed, tmp_path, caplog):
+  out = tmp_path / 'result.csv'
+  code, _, error = run(capsys, 'predict', workdir, mixed, f'--csv={out}')
+  assert code == 1 and error == '2 of 37 images could not be read'
+  with open(out, newline='', encoding='utf-8') as file:
+    rows = {row['image'] for row in csv.DictReader(file)}
+  assert len(rows) == 35 and f'{mixed}/caf\\xe9.png' in rows
+  assert '37 images; skipped: 1 .txt, 1 hidden' in caplog.text
+  code, text, _ = run(capsys, 'predict', workdir, mixed, '--json')
+  assert len(json.loads(text)) == 35
+
+
+def test_predict_names_what_it_does_not_read(capsys, workdir, tmp_path):
+  os.mkfifo(tmp_path / 'pipe.jpg')
+  image = tmp_path / 'image.png'
+  Image.new('RGB', (30, 20)).save(image)
+  capsys.readouterr()
+  argv = ['predict', workdir, str(tmp_path / 'pipe.jpg'), str(image)]
+  assert parser.main([*argv, '--max-pixels', '599']) == 1
+  error = capsys.readouterr().err
+  assert 'pipe.jpg: a named pipe, not a regular file' in error
+  assert 'image.png: 30 x 20 pixels are more than the limit of 599' in error
+
+
+def test_attention_skips_images_and_draws_pages(
+  capsys, workdir, mixed, tmp_path
+):
+  code, text, error = run(
+    capsys, 'attention', workdir, mixed, '-o', tmp_path / 'r.png', '--json'
+  )
+  assert code == 1 and error == '2 of 37 images could not be read'
+  numbers = json.loads(text)
+  assert len(numbers['images']) == len(numbers['rollout']) == 35
+  pages = [str(tmp_path / 'r.png'), str(tmp_path / 'r-2.png')]
+  assert numbers['files'] == pages and all(map(os.path.exists, pages))
+  code, _, error = run(
+    capsys, 'attention', workdir, mixed / 'page.jpg', '-o', tmp_path / 'x.png'
+  )
+  assert code == 1 and error == 'none of the 1 images can be read'
+
+
+@pytest.mark.parametrize(
+  'argv,words',
+  [
+    ('finetune --data x --batch 0', "--batch: '0' must be a whole number"),
+    ('finetune --data x --steps 0', "--steps: '0' must be"),
+    ('finetune --data x --steps -3', "--steps: '-3' must be"),
+    ('finetune --data x --image-size 0', "'0' is no image size"),
+    ('finetune --data x --epochs 0', "--epochs: '0' must be a number above 0"),
+    ('finetune --data x --lr nan', "--lr: 'nan' must be"),
+    ('finetune --data x --holdout 1', "--holdout: '1' must be a fraction"),
+    ('predict x y --batch 0', "--batch: '0' must be"),
+    ('predict x y -k 0', "'0' must be"),
+    ('pack x y --shards 0', "--shards: '0' must be"),
+    ('fewshot x --data y --shots 0', "--shots: '0' must be"),
+  ],
+)
+def test_numbers_that_cannot_be_are_refused(capsys, argv, words):
+  code, _, error = run(capsys, *argv.split())
+  assert code == 1 and words in error
+
+
+def test_hints_name_options_of_the_command(capsys, folder, tmp_path):
+  """No message of finetune names a key that is no option of it."""
+  only_train = tmp_path / 'data'
+  shutil.copytree(folder / 'train', only_train / 'train')
+  base = ['finetune', '--model', 'vit_ti16', *SET, '--image-size', '16']
+  base += ['--batch', '8', '--steps', '1', '--workdir', tmp_path / 'w']
+  code, _, error = run(capsys, *base, '--data', only_train)
+  assert code == 1 and '--holdout=0' in error and '--config.eval.sets' in error
+  code, _, error = run(
+    capsys, *base, '--data', folder, '--config.data.threads=0'
+  )
+  assert code == 1 and '--config.data.threads=0' in error
+  code, _, error = run(capsys, *base, '--data', folder, '--config.data.x=0')
+  assert code == 1 and 'data.x' in error
+
+
+def test_finetune_without_held_out_images(capsys, folder, tmp_path):
+  code, out, _ = run(
+    capsys,
+    *('finetune', '--model', 'vit_ti16', *SET, '--image-size', '16'),
+    *('--data', folder / 'train', '--holdout', '0', '--steps', '1'),
+    *('--batch', '8', '--workdir', tmp_path / 'w'),
+  )
+  assert code == 0 and '24 training examples of 3 classes' in out
+  assert 'nothing is evaluated' in out and 'accuracy: not known' in out
+  summary = json.loads((tmp_path / 'w' / 'summary.json').read_text())
+  assert summary['results'] == {} and summary['step'] == 1
+
+
+def test_pack_prints_what_it_understood(capsys, folder, tmp_path, caplog):
+  labels = tmp_path / 'labels.csv'
+  labels.write_text(
+    'file;kind\n' + ''.join(f'train/blue/{i}.jpg;0{i % 2}\n' for i in range(8))
+  )
+  code, out, _ = run(
+    capsys,
+    *('pack', folder / 'train' / 'blue', tmp_path / 'out'),
+    *('--labels', labels, '--label-column', 'kind'),
+  )
+  assert code == 0 and '8 images of 2 classes' in out
+  assert 'separated by semicolons, with a title line' in caplog.text
+  assert "column 2: 2 class names, not numbers because of '00'" in caplog.text

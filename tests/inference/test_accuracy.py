@@ -64,7 +64,7 @@ def test_classes_are_compared_by_their_names(weights, folder, tmp_path):
   expected = by_hand(weights, tmp_path / 'two')
   assert result == pytest.approx(expected, rel=1e-4)
   (tmp_path / 'two' / 'red').rename(tmp_path / 'two' / 'violet')
-  with pytest.raises(ValueError, match='only there: violet'):
+  with pytest.raises(ValueError, match='not in the other: violet'):
     evaluate(weights, tmp_path / 'two')
 
 

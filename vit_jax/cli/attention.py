@@ -20,6 +20,7 @@ Two show parameters:
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 import json
+import sys
 import typing
 from typing import Any
 
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--json', action='store_true', help='also print the numbers as JSON'
   )
+  options.add_max_pixels_argument(parser)
   options.add_model_arguments(parser)
 
 
@@ -88,86 +90,132 @@ def run(args: argparse.Namespace) -> None:
     raise ValueError('--compare goes with --similarity')
   paths = list_images(args.images) if needs_images else []
   classifier = load_classifier(args.weights, **options.loading(args))
+  classifier.max_pixels = args.max_pixels
+  images = _Readable(paths)
   if args.compare:
     others = []
     for assignment in args.compare:
       model, _, weights = assignment.rpartition('=')
       others.append(load_classifier(weights, model=model or None))
-    numbers = _compare([classifier, *others], paths, args.output)
+    numbers = _compare([classifier, *others], images, args.output)
   else:
-    numbers = _KINDS[args.kind](classifier, paths, args.output)
+    numbers = _KINDS[args.kind](classifier, images, args.output)
   if args.json:
     print(json.dumps(numbers))
   else:
-    print(f'wrote {args.output}')
-
-
-def _collect(
-  classifier: 'Classifier', paths: Sequence[str]
-) -> Iterator[tuple['np.ndarray', 'Attention']]:
-  """Yields images (B, H, W, 3) and their attention, up to BATCH at a time."""
-  import numpy as np
-
-  from vit_jax.analysis import attend
-  from vit_jax.data.decode import BadImage
-
-  for start in range(0, len(paths), BATCH):
-    images = []
-    for path in paths[start : start + BATCH]:
-      try:
-        images.append(classifier.read_image(path))
-      except (OSError, BadImage) as e:
-        raise ValueError(f'{path}: {e}') from e
-    batch = np.stack(images)
-    yield (
-      batch,
-      attend.collect(
-        classifier.model, classifier.variables, classifier.normalize(batch)
-      ),
+    print(f'wrote {", ".join(numbers.get("files", [args.output]))}')
+  if images.bad:
+    raise ValueError(
+      f'{len(images.bad)} of {len(paths)} images could not be read'
     )
 
 
-def _rollout(classifier: 'Classifier', paths: list[str], output: str) -> Any:
+class _Readable:
+  """The images that can be read; each of the others is named once.
+
+  Attributes:
+    bad: paths of the images that cannot be read.
+  """
+
+  def __init__(self, paths: Sequence[str]):
+    self._paths, self.bad = paths, set()
+
+  def readable(self) -> list[str]:
+    """The paths of the images that were not found to be bad so far."""
+    return [path for path in self._paths if path not in self.bad]
+
+  def batches(
+    self, classifier: 'Classifier'
+  ) -> 'Iterator[tuple[list[str], np.ndarray]]':
+    """Yields the paths and pixels (B, H, W, 3) of up to BATCH images."""
+    import numpy as np
+
+    from vit_jax.data.decode import BadImage
+    from vit_jax.data.names import printable
+
+    paths, images = [], []
+    for path in self._paths:
+      if path in self.bad:
+        continue
+      try:
+        images.append(classifier.read_image(path))
+        paths.append(printable(path))
+      except (OSError, BadImage) as e:
+        self.bad.add(path)
+        print(f'{printable(path)}: {e}', file=sys.stderr)
+      if len(images) == BATCH:
+        yield paths, np.stack(images)
+        paths, images = [], []
+    if images:
+      yield paths, np.stack(images)
+    if len(self.bad) == len(self._paths):
+      raise ValueError(f'none of the {len(self._paths)} images can be read')
+
+
+def _collect(
+  classifier: 'Classifier', images: _Readable
+) -> 'Iterator[tuple[list[str], np.ndarray, Attention]]':
+  """Yields paths, images (B, H, W, 3) and their attention, batch by batch."""
+  from vit_jax.analysis import attend
+
+  for paths, batch in images.batches(classifier):
+    pixels = classifier.normalize(batch)
+    yield (
+      paths,
+      batch,
+      attend.collect(classifier.model, classifier.variables, pixels),
+    )
+
+
+def _rollout(classifier: 'Classifier', images: _Readable, output: str) -> Any:
+  """Draws pages of at most MOST_ROWS images: FILE.png, FILE-2.png, ..."""
   import numpy as np
 
   from vit_jax.analysis import rollout
 
-  if len(paths) > MOST_ROWS:
-    raise ValueError(
-      f'{len(paths)} images do not fit one picture: give at most {MOST_ROWS}'
-    )
-  batches, maps = [], []
-  for batch, attention in _collect(classifier, paths):
+  names, pixels, maps = [], [], []
+  for paths, batch, attention in _collect(classifier, images):
     layers, prefix = attention.maps, attention.num_prefix
     if attention.class_maps:
       layers = rollout.join_class_layers(layers, attention.class_maps)
       prefix = 1
     maps.append(rollout.rollout_maps(layers, attention.grid, prefix))
-    batches.append(batch)
-  images, maps = np.concatenate(batches), np.concatenate(maps)
-  titles = paths
+    pixels.append(batch)
+    names += paths
+  pixels, maps = np.concatenate(pixels), np.concatenate(maps)
+  titles = names
   if classifier.num_classes:
-    best = [r['predictions'][0] for r in classifier.classify(paths, top_k=1)]
+    best = [
+      r['predictions'][0]
+      for r in classifier.classify(images.readable(), top_k=1)
+    ]
     titles = [f'{p["class"]} {p["probability"]:.1%}' for p in best]
-  rollout.plot_rollout(images / 255, maps, output, titles)
-  return {'images': paths, 'rollout': maps.tolist()}
+  files = []
+  for start in range(0, len(names), MOST_ROWS):
+    page = slice(start, start + MOST_ROWS)
+    suffix = f'-{start // MOST_ROWS + 1}.png' if start else '.png'
+    files.append(output[: -len('.png')] + suffix)
+    rollout.plot_rollout(
+      pixels[page] / 255, maps[page], files[-1], titles[page]
+    )
+  return {'images': names, 'rollout': maps.tolist(), 'files': files}
 
 
 def _mean_over_images(
   classifier: 'Classifier',
-  paths: Sequence[str],
+  images: _Readable,
   function: 'Callable[[Attention], Any]',
 ) -> tuple[Any, 'Attention']:
   """The mean over images of a function of the attention; the last attention."""
   total, count, attention = 0.0, 0, None
-  for images, attention in _collect(classifier, paths):
-    total += len(images) * function(attention)
-    count += len(images)
-  assert attention is not None  # `run` has refused an empty list of images
+  for _, batch, attention in _collect(classifier, images):
+    total += len(batch) * function(attention)
+    count += len(batch)
+  assert attention is not None  # `_collect` has refused an empty list
   return total / count, attention
 
 
-def _distance(classifier: 'Classifier', paths: list[str], output: str) -> Any:
+def _distance(classifier: 'Classifier', images: _Readable, output: str) -> Any:
   from vit_jax.analysis import distance
 
   def patch_size(attention):
@@ -177,7 +225,7 @@ def _distance(classifier: 'Classifier', paths: list[str], output: str) -> Any:
 
   mean, attention = _mean_over_images(
     classifier,
-    paths,
+    images,
     lambda attention: distance.mean_attention_distance(
       attention.maps,
       attention.grid,
@@ -190,27 +238,29 @@ def _distance(classifier: 'Classifier', paths: list[str], output: str) -> Any:
   return {'distance': mean.tolist(), 'uniform': uniform}
 
 
-def _layer_similarity(classifier: 'Classifier', paths: list[str]) -> Any:
+def _layer_similarity(classifier: 'Classifier', images: _Readable) -> Any:
   from vit_jax.analysis import similarity
 
   mean, _ = _mean_over_images(
     classifier,
-    paths,
+    images,
     lambda attention: similarity.layer_similarity(attention.maps),
   )
   return mean
 
 
-def _similarity(classifier: 'Classifier', paths: list[str], output: str) -> Any:
+def _similarity(
+  classifier: 'Classifier', images: _Readable, output: str
+) -> Any:
   from vit_jax.analysis import similarity
 
-  mean = _layer_similarity(classifier, paths)
+  mean = _layer_similarity(classifier, images)
   similarity.plot_layers(mean, output, title=classifier.name)
   return {'similarity': mean.tolist()}
 
 
 def _compare(
-  classifiers: 'Sequence[Classifier]', paths: list[str], output: str
+  classifiers: 'Sequence[Classifier]', images: _Readable, output: str
 ) -> Any:
   from vit_jax.analysis import similarity
 
@@ -219,26 +269,26 @@ def _compare(
     name = classifier.name
     while name in curves:
       name += ' (again)'
-    mean = _layer_similarity(classifier, paths)
+    mean = _layer_similarity(classifier, images)
     curves[name] = similarity.adjacent_similarity(mean)
   similarity.plot_curves(curves, output)
   return {'similarity': {k: v.tolist() for k, v in curves.items()}}
 
 
-def _posemb(classifier: 'Classifier', paths: list[str], output: str) -> Any:
+def _posemb(classifier: 'Classifier', images: _Readable, output: str) -> Any:
   import jax
 
   from vit_jax.analysis import attend, posemb
 
-  del paths  # the position table does not depend on images
+  del images  # the position table does not depend on images
   table = posemb.find_table(classifier.variables)
-  images = jax.ShapeDtypeStruct(
+  inputs = jax.ShapeDtypeStruct(
     (1, *classifier.preprocessing.size, 3), 'float32'
   )
   _, out = jax.eval_shape(
     lambda v, x: classifier.model.apply(v, x, train=False),
     classifier.variables,
-    images,
+    inputs,
   )
   grid, prefix = attend.find_grid(len(table), out['stem'].shape[1:3])
   similarity = posemb.position_similarity(table, grid, prefix)
@@ -246,10 +296,10 @@ def _posemb(classifier: 'Classifier', paths: list[str], output: str) -> Any:
   return {'similarity': similarity.tolist()}
 
 
-def _filters(classifier: 'Classifier', paths: list[str], output: str) -> Any:
+def _filters(classifier: 'Classifier', images: _Readable, output: str) -> Any:
   from vit_jax.analysis import filters
 
-  del paths  # the filters do not depend on images
+  del images  # the filters do not depend on images
   components, shares = filters.filter_components(
     filters.find_kernel(classifier.variables)
   )

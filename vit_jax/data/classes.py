@@ -8,8 +8,11 @@ both lists.
 
 from collections.abc import Sequence
 import dataclasses
+import logging
 
 from vit_jax.data.names import normalized
+
+log = logging.getLogger(__name__)
 
 # Whether numbers of classes follow the names, are taken as they are, or belong
 # to a new head.
@@ -101,6 +104,52 @@ def describe_difference(
     )
     only = [x for x in names if x not in set(others)]
     if only:
-      text += f'\n    only there: {", ".join(only[:_SHOWN])}'
+      text += f'\n    not in the other: {", ".join(only[:_SHOWN])}'
       text += ', ...' if len(only) > _SHOWN else ''
   return text
+
+
+def replace_names(
+  names: Sequence[str], known: Sequence[str] | None, owner: str
+) -> list[str]:
+  """The names that a user gives for the outputs of a model.
+
+  Args:
+    names: given by the user, as many as the model has outputs.
+    known: the names that the weights have; None if they have none.
+    owner: the weights, for messages.
+
+  Returns:
+    The names in the order of the outputs.
+
+  Raises:
+    ClassMismatch: a name is that of another output of the weights.
+  """
+  mine = [normalized(name) for name in names]
+  theirs = [normalized(name) for name in known or ()]
+  if not theirs or mine == theirs:
+    return list(names)
+  if sorted(mine) == sorted(theirs):
+    log.warning(
+      'the class names are those of %s in another order: the order of %s is '
+      'kept',
+      owner,
+      owner,
+    )
+    return list(known or ())
+  number = {name: i for i, name in enumerate(theirs)}
+  for i, name in enumerate(mine):
+    if number.get(name, i) != i:
+      raise ClassMismatch(
+        f'the class name {name!r} is given for output {i}, and {owner} has it '
+        f'for output {number[name]}: give the names in the order of the outputs'
+        f', which begins {", ".join(theirs[:5])}'
+      )
+  new = [(a, b) for a, b in zip(theirs, mine, strict=False) if a != b]
+  log.warning(
+    '%d class names of %s are replaced by those given, such as %r by %r',
+    len(new),
+    owner,
+    *new[0],
+  )
+  return list(names)

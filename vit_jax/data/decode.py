@@ -26,6 +26,10 @@ JPEG_DCT = ('accurate', 'fast')
 # 134 million pixels, which take 400 MB: more than the cameras of phones make.
 MAX_PIXELS = 2**27
 
+# Resizing the shorter side of a longer strip would need more memory than any
+# image that is allowed.
+_MOST_ELONGATED = 1000
+
 # The suffixes of the formats that are decoded, by the names that Pillow has for
 # the formats. 'MPO' is a JPEG with further images, as many phones write.
 _SUFFIXES = {
@@ -131,6 +135,11 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     raise BadImage(
       f'{width} x {height} pixels are more than the limit of {max_pixels:,} '
       '(max_pixels)'
+    )
+  if max(size) > _MOST_ELONGATED * max(1, min(size)):
+    raise BadImage(
+      f'{width} x {height} pixels: one side is more than {_MOST_ELONGATED} '
+      'times the other'
     )
 
 

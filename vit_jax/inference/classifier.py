@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.data.classes import replace_names
 from vit_jax.data.decode import MAX_PIXELS, BadImage, Decoding, decode
 from vit_jax.data.names import printable
 from vit_jax.data.transforms import eval_image
@@ -99,13 +100,21 @@ class ImageClassifier(abc.ABC):
     return self.classes[index] if self.classes else f'class {index}'
 
   def set_classes(self, classes: Sequence[str]) -> None:
-    """Sets the class names; ValueError unless there is one for each class."""
+    """Sets the class names, in the order of the outputs.
+
+    If the weights have names, those of the same classes in another order keep
+    the order of the weights; other names replace theirs one by one.
+
+    Raises:
+      ValueError: there is not one name for each class, or some names are those
+        of other outputs of the weights.
+    """
     if len(classes) != self.num_classes:
       raise ValueError(
         f'{len(classes)} class names do not fit a model of {self.num_classes} '
         'classes: give one name per class'
       )
-    self.classes = list(classes)
+    self.classes = replace_names(classes, self.classes, self.source)
 
   def read_image(self, image: Image) -> np.ndarray:
     """Reads an image, and resizes and crops it for the model.

@@ -101,10 +101,10 @@ def load_classifier(
     module=module,
     report=report,
   )
+  if metadata.classes and len(metadata.classes) == file_classes:
+    classifier.set_classes(metadata.classes)
   if classes:
     classifier.set_classes(classes)
-  elif metadata.classes and len(metadata.classes) == file_classes:
-    classifier.set_classes(metadata.classes)
   return classifier
 
 
