@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
   import jax
 
   from vit_jax.data.sources.opening import directory_source, open_source
+  from vit_jax.data.sources.renumbered import with_classes
   from vit_jax.evaluation.fewshot import fewshot
   from vit_jax.inference.loading import load_classifier
 
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
     )
     for split in ('train', 'test')
   )
+  test = with_classes(test, train.num_classes, train.class_names, train.name)
 
   @jax.jit
   def features(images):

@@ -5,6 +5,7 @@ import concurrent.futures
 
 from vit_jax.data.batches import allowed_bad, too_many_bad, why_bad
 from vit_jax.data.sources.source import Source
+from vit_jax.recipe.keys import decoding
 from vit_jax.recipe.sections import Config
 
 # Larger sets take too long to decode: this many photographs take seconds.
@@ -31,6 +32,7 @@ def scan(
   Raises:
     TooManyBadImages: a set has more unreadable images than the recipe allows.
   """
+  how = decoding(config)
   sets = {f'eval set {name!r}': one for name, one in eval_sets.items()}
   if not config.run.eval_only:
     sets = {'training data': source, **sets}
@@ -40,7 +42,9 @@ def scan(
     with concurrent.futures.ThreadPoolExecutor(
       max(1, config.data.threads)
     ) as pool:
-      reasons = pool.map(lambda i, one=one: why_bad(one, i), range(len(one)))
+      reasons = pool.map(
+        lambda i, one=one: why_bad(one, i, how), range(len(one))
+      )
       reasons = list(reasons)
     bad = {one.describe(i): why for i, why in enumerate(reasons) if why}
     if not bad:

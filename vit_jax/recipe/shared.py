@@ -297,7 +297,8 @@ def set_preprocessing(config: Config) -> None:
   """Sets normalization and evaluation transform of the model's authors."""
   preprocessing = model_info(config.model.name).preprocessing
   config.data.normalize = preprocessing.normalize
-  config.data.upright = False  # as in the published pipelines
+  # The published pipelines ignore EXIF; photos of a folder are turned upright.
+  config.data.upright = config.data.source == 'folder'
   config.eval.crop = preprocessing.crop or 0.0
   config.eval.interpolation = preprocessing.interpolation
   config.eval.crop_resize = preprocessing.crop_resize

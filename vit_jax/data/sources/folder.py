@@ -8,7 +8,7 @@ import numpy as np
 from vit_jax.data import layout as layouts
 from vit_jax.data.identity import describe_list, fingerprint
 from vit_jax.data.listing import File, list_images, report
-from vit_jax.data.names import normalized
+from vit_jax.data.names import normalized, printable
 from vit_jax.data.sources.source import Source, checked_index, data_directory
 from vit_jax.data.splits import (
   SPLIT_FOLDERS,
@@ -89,7 +89,8 @@ class Folder(Source):
 
   def describe(self, i: int) -> str:
     file = self._files[i]
-    return file.path if file.offset < 0 else f'{file.path}:{file.name}'
+    path = printable(file.path)
+    return path if file.offset < 0 else f'{path}:{file.name}'
 
 
 def _order(name: str) -> bytes:
