@@ -13,7 +13,8 @@ def test_json_round_trip():
   text = json.dumps(value.to_json())
   assert Preprocessing.from_json(json.loads(text)) == value
   assert hash(Preprocessing.from_json(json.loads(text))) == hash(value)
-  assert Preprocessing.from_json({}) == Preprocessing()
+  # Version 0.1.0 ignored the orientation.
+  assert Preprocessing.from_json({}) == Preprocessing(upright=False)
 
 
 def test_a_size_is_height_and_width():

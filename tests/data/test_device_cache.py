@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vit_jax.data import crops, device_cache, device_crops
+from vit_jax.data.decode import DEFAULT_DECODING
 from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.source import Source, Subset
 from vit_jax.data.transforms import TrainTransform
@@ -207,7 +208,7 @@ def test_multi_label(digits):
       example = super().__getitem__(i)
       return {**example, 'label': [example['label'], 3]}
 
-    def arrays(self, decoding):
+    def arrays(self, decoding=DEFAULT_DECODING):
       return Source.arrays(self, decoding)
 
   out, (_, labels), index = batch(Multi(), transform(crop='none'))

@@ -203,7 +203,8 @@ def test_no_more_than_two_batches_wait_for_the_device(monkeypatch):
 
   def get(sums):
     nonlocal fetched
-    fetched += len(sums) if isinstance(sums, list) else 1
+    values = sums if isinstance(sums, list) else [sums]
+    fetched += sum(isinstance(value, dict) for value in values)
     return device_get(sums)
 
   monkeypatch.setattr(exact, 'put_batch', put)

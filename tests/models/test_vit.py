@@ -142,7 +142,7 @@ def test_sincos2d_last_frequency_and_order():
     ]
   )
   np.testing.assert_allclose(table_[row * 5 + column], want, atol=1e-6)
-  with pytest.raises(ValueError, match='divisible by 4'):
+  with pytest.raises(ValueError, match='multiple of 4'):
     sincos2d(2, 2, 18)
 
 

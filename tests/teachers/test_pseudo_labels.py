@@ -140,7 +140,10 @@ def test_pseudo_labels_are_the_teachers(teacher, images, capsys, hard):
     )
     == 0
   )
-  assert '31 images, 1 unreadable; 30 reach 0.05' in capsys.readouterr().out
+  assert (
+    '31 images, 1 unreadable; 30 reach the threshold 0.05'
+    in capsys.readouterr().out
+  )
   data = open_source('packed', split=split, data_dir=str(images / 'packed'))
   assert len(data) == 30 and data.multi_label != hard
   assert data.class_names == [str(c) for c in range(5)]

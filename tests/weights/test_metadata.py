@@ -62,7 +62,7 @@ def test_a_run_of_version_0_1_0():
   assert record.fields == {'area_sizes': ((1, 2),)}
   assert record.classes == ('cat', 'dog') and record.num_classes == 2
   assert record.preprocessing == Preprocessing(
-    (16, 24), None, 'bicubic', 'imagenet'
+    (16, 24), None, 'bicubic', 'imagenet', upright=False
   )
   assert record.loss == 'sigmoid' and record.average
   assert record.data == '0123' and record.parameters == 42
@@ -84,7 +84,9 @@ def test_a_converted_file_of_version_0_1_0():
       'image_size': [224, 224],
     }
   )
-  assert record.preprocessing == Preprocessing(224, 0.9, 'bicubic', 'imagenet')
+  assert record.preprocessing == Preprocessing(
+    224, 0.9, 'bicubic', 'imagenet', upright=False
+  )
   assert record.classes is None and not record.average
   assert record.recipe is None
 

@@ -132,3 +132,15 @@ def test_names_alone_rule_out_other_architectures(file):
     assert len(own) == 1 and families == own
   else:
     assert families and not own
+
+
+@pytest.mark.parametrize(
+  'name', ['resnet18', 'regnety_040', 'efficientnet_b0', 'vgg11', 'densenet121']
+)
+def test_flax_names_resemble_their_own_convolutional_network(name):
+  """The names of a converted file, which are the paths of the parameters."""
+  model = create_model(name)
+  assert resembles(model, released_shapes(model, 64, 'flax'))
+  for other in ('vit_ti16', 'mixer_s16', 'bit_r50x1'):
+    shapes = released_shapes(create_model(other), 64, 'npz')
+    assert not resembles(model, shapes), other

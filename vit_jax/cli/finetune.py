@@ -19,6 +19,7 @@ OPTIONS = {
   'model.module': '--module',
   'model.': '--set ',
   'run.pretrained': '--weights',
+  'run.resume': '--weights',
   'run.steps': '--steps',
   'run.epochs': '--epochs',
   'run.seed': '--seed',

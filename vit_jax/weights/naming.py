@@ -97,33 +97,46 @@ def rules_of(model: nn.Module, fmt: str) -> list[Rule]:
 def resembles(model: nn.Module, names: Iterable[str]) -> bool:
   """Whether the names of a file may be those of a model.
 
-  This is a quick test that needs no shapes. It looks for the names that the
-  rules of a format contain, and is True if more than a third of them occur in
-  the file. Rules that copy the Flax path contain no name, so files with Flax
-  names always pass.
+  A quick test that needs no shapes of the model. For each format it asks
+  whether more than a third of the names that the format spells out occur in the
+  file. Rules that take over any name, as those of Google's files do, cannot be
+  tested so: a model with such rules resembles every file with Flax names.
 
   Args:
     model: a Linen module of this project.
-    names: names of the tensors in a file.
+    names: of the tensors in a file.
   """
   text = '\n'.join(names)
+  formats = known_formats(model)
   if re.search(r'/kernel\d?$', text, re.MULTILINE):
-    return True
-  for rules in known_formats(model).values():
-    patterns = {
-      _regex_of(rule.name) for rule in rules if isinstance(rule.name, str)
-    }
-    # A pattern is of no use if it has nothing but wildcards and the names
-    # 'weight' and 'bias', which the layers of all PyTorch models have.
-    patterns = {
-      p for p in patterns if re.sub(r'\[.*?\]\+|\\\.(bias|weight)|\$', '', p)
-    }
-    hits = sum(
-      re.search(pattern, text, re.MULTILINE) is not None for pattern in patterns
-    )
-    if 3 * hits > len(patterns):
-      return True
-  return False
+    released = [rules for fmt, rules in formats.items() if fmt != 'flax']
+    catch_all = any(not _says(_regex_of(r.name)) for r in _named(released))
+    if catch_all or not released or hasattr(model, 'scan'):
+      return True  # `scan` stacks blocks under other names
+    patterns = [
+      {r.pattern.removeprefix('params/') + '$' for r in rules}
+      for rules in released
+    ]
+  else:
+    patterns = [
+      {p for r in _named([rules]) if _says(p := _regex_of(r.name))}
+      for rules in formats.values()
+    ]
+  return any(3 * _hits(some, text) > len(some) for some in patterns)
+
+
+def _named(formats: Iterable[list[Rule]]) -> list[Rule]:
+  """The rules whose names are templates, not functions."""
+  return [r for rules in formats for r in rules if isinstance(r.name, str)]
+
+
+def _says(pattern: str) -> bool:
+  """Whether a regex of a name has more than wildcards and the leaf's name."""
+  return bool(re.sub(r'\[.*?\]\+|\\\.(bias|weight)|\$', '', pattern))
+
+
+def _hits(patterns: Iterable[str], text: str) -> int:
+  return sum(re.search(p, text, re.MULTILINE) is not None for p in patterns)
 
 
 def _regex_of(template: str) -> str:
