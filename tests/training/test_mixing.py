@@ -105,6 +105,30 @@ def test_groups_have_coefficients_and_partners_of_their_own():
     mixing.mix(x, targets(), jax.random.key(0), data(mixup=1.0, mix_groups=3))
 
 
+@pytest.mark.parametrize('groups', [1, 2])
+def test_who_shares_a_coefficient(groups):
+  """timm's modes: the batch, an image and its partner, or nobody."""
+  fields = dict(mixup=0.8, cutmix=1.0, mix_groups=groups)
+  draws = {
+    mode: mixing.draw_mixing(
+      jax.random.key(3), data(**fields, mix_mode=mode), floats().shape
+    )
+    for mode in mixing.MODES
+  }
+  for mode, different in (
+    ('batch', 1),
+    ('pair', 4 // groups),
+    ('elem', B // groups),
+  ):
+    lam, box, cut = (
+      np.asarray(x).reshape(groups, B // groups, -1) for x in draws[mode][:3]
+    )
+    assert [len(np.unique(x)) for x in lam] == [different] * groups
+    if mode != 'elem':
+      for x in (lam, box, cut):
+        np.testing.assert_array_equal(x, x[:, ::-1])
+
+
 def test_permuted_partners_stay_within_their_slice():
   c = data(mixup=0.5, mix_style='permute')
   seen = set()

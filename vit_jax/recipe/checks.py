@@ -56,6 +56,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
   'data.jpeg_dct': decode.JPEG_DCT,
   'data.device_cache': device_cache.MODES,
   'data.mix_style': tuple(mixing.PARTNERS),
+  'data.mix_mode': mixing.MODES,
   'loss.name': tuple(losses.LOSSES),
   'loss.distill': losses.DISTILLATIONS,
   'optim.name': tuple(optimizers.OPTIMIZERS),

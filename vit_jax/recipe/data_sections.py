@@ -140,6 +140,9 @@ def augmentation() -> Config:
   # batch), 'google' (the one before it, with a coefficient of at least 1/2) or
   # 'permute' (the one in a random permutation).
   c.mix_style = 'timm'
+  # Examples that share a coefficient, of `mixing.MODES`: 'batch' (all), 'pair'
+  # (an image and its partner) or 'elem' (each has its own), as in timm.
+  c.mix_mode = 'batch'
   # Number of groups of the batch. Images are mixed within a group, and each
   # group has its own coefficient, as when that many processes trained.
   c.mix_groups = 1

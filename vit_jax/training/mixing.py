@@ -21,6 +21,12 @@ PARTNERS: dict[str, Callable[[jax.Array], jax.Array] | None] = {
 }
 
 
+# Values of data.mix_mode: which examples of a group share a coefficient, a box
+# and the choice of CutMix. 'batch': all of them; 'pair': an example and its
+# partner in the reversed group; 'elem': none.
+MODES = ('batch', 'pair', 'elem')
+
+
 class Mixing(NamedTuple):
   """The random numbers of one batch's mixing, one entry per example.
 
@@ -106,6 +112,19 @@ def _draw_partners(key: jax.Array, batch: int, slices: int) -> jax.Array:
   return columns.reshape(batch)
 
 
+def _draw_group(key: jax.Array, cfg, size: int, height: int, width: int):
+  """The (lam, box, cut) of the examples of one group, each of length `size`."""
+  if cfg.mix_mode == 'batch':
+    drawn = _draw_one(key, cfg, height, width)
+    return [jnp.repeat(x[None], size, axis=0) for x in drawn]
+  count = size if cfg.mix_mode == 'elem' else -(-size // 2)
+  drawn = jax.vmap(lambda k: _draw_one(k, cfg, height, width))(
+    jax.random.split(key, count)
+  )
+  # In mode 'pair' the second half mirrors the first; 'elem' has none.
+  return [jnp.concatenate([x, x[: size - count][::-1]]) for x in drawn]
+
+
 def draw_mixing(
   key: jax.Array, cfg: Any, shape: tuple[int, ...], slices: int = 1
 ) -> Mixing:
@@ -114,26 +133,25 @@ def draw_mixing(
   Args:
     key: random key.
     cfg: the recipe's `data` section: mixup, cutmix, switch_prob, mix_prob,
-      mix_style, mix_groups.
+      mix_style, mix_mode, mix_groups.
     shape: (B, H, W, 3) of the images.
     slices: number of micro-batches of the step. Style 'permute' mixes within
       each; micro-batch i has the examples i, i + slices, ...
 
   Returns:
-    One coefficient, box and choice for each of `mix_groups` groups, repeated
-    for all of its examples. Group g is the g-th contiguous block of the batch,
-    as in batch normalization with groups; `data.repeat_groups` spreads repeated
-    images over the groups.
+    The coefficients, boxes and choices of all examples. Those that share theirs
+    (`MODES`) are in one of `mix_groups` groups. Group g is the g-th contiguous
+    block of the batch, as in batch normalization with groups;
+    `data.repeat_groups` spreads repeated images over the groups.
   """
   batch, height, width, _ = shape
   groups = cfg.mix_groups
+  draw = lambda k: _draw_group(k, cfg, batch // groups, height, width)
   if groups == 1:
-    drawn = [x[None] for x in _draw_one(key, cfg, height, width)]
+    lam, box, cut = draw(key)
   else:
-    drawn = jax.vmap(lambda k: _draw_one(k, cfg, height, width))(
-      jax.random.split(key, groups)
-    )
-  lam, box, cut = (jnp.repeat(x, batch // groups, axis=0) for x in drawn)
+    drawn = jax.vmap(draw)(jax.random.split(key, groups))
+    lam, box, cut = (x.reshape(batch, *x.shape[2:]) for x in drawn)
   partner = None
   if cfg.mix_style == 'permute':
     partner = _draw_partners(jax.random.fold_in(key, 1), batch, slices)
@@ -196,6 +214,10 @@ def _check_mixing(cfg, batch: int, targets) -> None:
   if cfg.mix_style not in PARTNERS:
     raise ValueError(
       f'data.mix_style={cfg.mix_style!r}; allowed: {", ".join(PARTNERS)}'
+    )
+  if cfg.mix_mode not in MODES:
+    raise ValueError(
+      f'data.mix_mode={cfg.mix_mode!r}; allowed: {", ".join(MODES)}'
     )
   for name in ('mixup', 'cutmix'):
     if cfg[name] < 0:
