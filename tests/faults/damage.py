@@ -75,13 +75,6 @@ def _stray(rng, workdir) -> bool:
   return name != '99' or (folder / name).is_file()
 
 
-def _torn_lock(rng, workdir) -> bool:
-  if not workdir.exists():
-    return False
-  (workdir / 'lock.json').write_text('{"machine')
-  return True
-
-
 KINDS = {
   'torn file of a step': lambda r, w: _tear(r, _file_of_newest(r, w)),
   'flipped bit in a step': lambda r, w: _flip(r, _file_of_newest(r, w)),
