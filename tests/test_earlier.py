@@ -19,6 +19,7 @@ import pytest
 
 from tests import earlier
 from tests.helpers import saved_state
+from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.weights import read
 
 EXPECTED = json.loads((earlier.FIXTURES / 'expected.json').read_text())
@@ -104,6 +105,27 @@ def test_resume_to_the_last_bit(resumed):
   with np.load(earlier.FIXTURES / f'{run}_end.npz') as expected:
     for name in expected.files:
       assert actual[name].tobytes() == expected[name].tobytes(), name
+
+
+@pytest.mark.parametrize('damage', ['torn', 'empty', 'missing'])
+def test_torn_files_beside_the_arrays(tmp_path, caplog, damage):
+  """A step of 0.1.0 is read without them, and has no checksums."""
+  workdir = earlier.unpack('vit', tmp_path)
+  expected = saved_state(workdir)
+  step = workdir / 'checkpoints' / str(EXPECTED['stopped_at']['vit'])
+  for name in ('metrics/metrics', 'state/array_metadatas/process_0'):
+    path = step / name
+    if damage == 'missing':
+      path.unlink()
+    else:
+      path.write_bytes(b'\xff{"ar' if damage == 'torn' else b'')
+  checkpoints = Checkpoints(workdir, keep_best=1, metric='test_top1')
+  assert checkpoints.steps() == [int(step.name)]
+  state = saved_state(workdir)
+  assert state.keys() == expected.keys()
+  for name in state:
+    np.testing.assert_array_equal(state[name], expected[name], err_msg=name)
+  assert 'has no checksums, because version 0.1.0 wrote it' in caplog.text
 
 
 @pytest.fixture(scope='module')

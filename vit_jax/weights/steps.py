@@ -123,11 +123,14 @@ def _is_complete(step: epath.Path) -> bool:
 def orbax_context() -> ocp.Context:
   """How all steps are written and read.
 
-  Orbax's files of array metadata are left out: they matter only for arrays that
-  are cut into subchunks, and a damaged one would make a sound step unreadable.
+  Two kinds of files that Orbax would write are left out, because a damaged one
+  would make a sound step unreadable: those of shardings, which the reader
+  gives, and those of array metadata, which matter only for arrays that are cut
+  into subchunks.
   """
   context = ocp.Context()
   context.array.saving.array_metadata_store = None
+  context.array.saving.enable_write_sharding_file = False
   return context
 
 
