@@ -178,10 +178,11 @@ def plot(
   here = any(row.speed for row in rows)
   families: dict[str, list[tuple[float, float, str]]] = {}
   for row in rows:
-    speed = row.speed if here else row.result.v100
-    if speed:
+    result = row.result
+    speed = row.speed if here else result and result.v100
+    if speed and result and result.top1:
       families.setdefault(_family(row.name), []).append(
-        (speed, row.result.top1, _label(row))
+        (speed, result.top1, _label(row))
       )
   if not families:
     raise ValueError(

@@ -63,19 +63,17 @@ def read_json(text: str) -> Table:
     return Table(['file', 'label'], rows, list(range(1, len(rows) + 1)), '')
   if isinstance(values, dict):
     values = [
-      {'file': key, **value} if isinstance(value, dict) else None
+      {'file': key, **value} if isinstance(value, dict) else value
       for key, value in values.items()
     ]
-  objects = isinstance(values, list) and all(
-    isinstance(value, dict) for value in values
-  )
-  if not objects or not values:
+  objects = values if isinstance(values, list) else []
+  if not objects or not all(isinstance(value, dict) for value in objects):
     raise ValueError(
       'must be an object {"x.jpg": label or [labels]}, or objects such as '
       '{"file": "x.jpg", "label": label}'
     )
-  title = list(dict.fromkeys(key for value in values for key in value))
-  rows = [[value.get(key) for key in title] for value in values]
+  title = list(dict.fromkeys(key for value in objects for key in value))
+  rows = [[value.get(key) for key in title] for value in objects]
   return Table(title, rows, list(range(1, len(rows) + 1)), '')
 
 

@@ -299,7 +299,7 @@ def _kind_of(
     )
     raise ValueError(f'{both} is there as a number and as a name: write one')
   if kind == 'names' or (kind is None and not numbers) or not labels:
-    named = {
+    named: dict[str, list[Label]] = {
       k: [normalized(str(x)) for x in value] for k, value in entries.items()
     }
     count = len({x for value in named.values() for x in value})

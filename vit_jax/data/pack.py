@@ -104,7 +104,7 @@ def pack(
     raise ValueError(f'quality={quality}: must be in [1, 100]')
   out = pathlib.Path(out_dir).expanduser()
   out.mkdir(parents=True, exist_ok=True)
-  options = dict(
+  options: dict[str, Any] = dict(
     shards=shards,
     shuffle_seed=shuffle_seed,
     short_side=short_side,
@@ -114,7 +114,9 @@ def pack(
     overwrite=overwrite,
     progress=progress,
   )
-  labels = labels_file and read_labels(labels_file, **(label_columns or {}))
+  labels = None
+  if labels_file:
+    labels = read_labels(labels_file, **(label_columns or {}))
   splits = read_inputs(paths, labeled=bool(labels), split=split, flat=flat)
   for name in splits:  # all splits are checked before the first is written
     _refuse_existing(out, name, overwrite)

@@ -283,7 +283,7 @@ def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
   if p.crop_resize == 'timm':
     return _timm_eval_image(image, p, p.crop)
   height, width = image.shape[:2]
-  resized = tuple(round(n / p.crop) for n in p.size)
+  resized = round(p.size[0] / p.crop), round(p.size[1] / p.crop)
   if p.crop_resize != 'squash':
     side = {'resize_small': 'short', 'resize_long': 'long'}[p.crop_resize]
     resized = proportional_size(height, width, max(resized), side)

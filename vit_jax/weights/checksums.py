@@ -164,7 +164,7 @@ def _slices(key: str) -> tuple[slice, ...]:
 
 def _crc(data: Any) -> int:
   array = np.ascontiguousarray(np.asarray(data)).reshape(-1)
-  return zlib.crc32(memoryview(array.view(np.uint8)))
+  return zlib.crc32(array.view(np.uint8).data)
 
 
 def _threads() -> concurrent.futures.ThreadPoolExecutor:

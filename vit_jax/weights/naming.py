@@ -110,7 +110,7 @@ def resembles(model: nn.Module, names: Iterable[str]) -> bool:
   formats = known_formats(model)
   if re.search(r'/kernel\d?$', text, re.MULTILINE):
     released = [rules for fmt, rules in formats.items() if fmt != 'flax']
-    catch_all = any(not _says(_regex_of(r.name)) for r in _named(released))
+    catch_all = any(not _says(_regex_of(n)) for n in _names(released))
     if catch_all or not released or hasattr(model, 'scan'):
       return True  # `scan` stacks blocks under other names
     patterns = [
@@ -119,15 +119,15 @@ def resembles(model: nn.Module, names: Iterable[str]) -> bool:
     ]
   else:
     patterns = [
-      {p for r in _named([rules]) if _says(p := _regex_of(r.name))}
+      {p for name in _names([rules]) if _says(p := _regex_of(name))}
       for rules in formats.values()
     ]
   return any(3 * _hits(some, text) > len(some) for some in patterns)
 
 
-def _named(formats: Iterable[list[Rule]]) -> list[Rule]:
-  """The rules whose names are templates, not functions."""
-  return [r for rules in formats for r in rules if isinstance(r.name, str)]
+def _names(formats: Iterable[list[Rule]]) -> list[str]:
+  """The names of rules that are templates, not functions."""
+  return [r.name for rules in formats for r in rules if isinstance(r.name, str)]
 
 
 def _says(pattern: str) -> bool:
