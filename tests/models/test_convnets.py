@@ -355,7 +355,7 @@ def test_a_file_of_another_variant(file, model, message, monkeypatch):
   }
   content = WeightFile(arrays, WeightsMetadata(), 'torch')
   monkeypatch.setattr(loading, 'read', lambda source, **_: content)
-  # The search among all models takes some seconds.
+  # The search among all variants takes some seconds.
   monkeypatch.setattr(describe, 'list_models', lambda: [model, file])
   with pytest.raises(WeightsError, match=re.compile(message, re.DOTALL)):
     loading.load_classifier(f'{file}.pth', model=model, image_size=64)

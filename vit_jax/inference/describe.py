@@ -225,7 +225,9 @@ def _check(
   )
 
 
-def matching_models(arrays: Mapping[str, np.ndarray]) -> list[str]:
+def matching_models(
+  arrays: Mapping[str, np.ndarray], module: type[nn.Module] | None = None
+) -> list[str]:
   """The registered names of the models that have these parameters.
 
   Several may fit, because models that differ only in an activation, the epsilon
@@ -233,12 +235,15 @@ def matching_models(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
   Args:
     arrays: {name in a file: array}.
+    module: class of the models that are tried; None for all models.
   """
   sizes = {n for x in arrays.values() for n in x.shape}
   numbers = {int(n) for name in arrays for n in re.findall(r'\d+', name)}
   names = []
   for name in list_models():
     model = create_model(name)
+    if module is not None and type(model) is not module:
+      continue
     if not _may_match(model, sizes, numbers) or not resembles(model, arrays):
       continue
     try:

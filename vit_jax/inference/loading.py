@@ -72,7 +72,7 @@ def load_classifier(
   all_fields.update(fields or {})
   file_classes = all_fields.pop('num_classes', metadata.num_classes)
   file_size = metadata.image_size
-  with _other_models_named(arrays):
+  with _variants_named(arrays, name, metadata.model):
     contents = inspect(
       create_model(name, **all_fields),
       arrays,
@@ -109,15 +109,24 @@ def load_classifier(
 
 
 @contextlib.contextmanager
-def _other_models_named(arrays: Mapping[str, np.ndarray]) -> Iterator[None]:
-  """Adds to an error of weights the names of the models that they fit."""
+def _variants_named(
+  arrays: Mapping[str, np.ndarray], name: str, known: str | None
+) -> Iterator[None]:
+  """Adds to an error of weights the names of the models that they fit.
+
+  Args:
+    arrays: the tensors of the file.
+    name: the model that was tried; models of its class are searched.
+    known: the model that the file says, if it does.
+  """
   try:
     yield
   except WeightsError as e:
     from vit_jax.inference.describe import matching_models
 
-    names = matching_models(arrays)
-    if not names:
+    module = model_info(name).module
+    names = [known] if known else matching_models(arrays, module)
+    if not names or names == [name]:
       raise
     raise WeightsError(
       f'{e}\nIts tensors fit {", ".join(names[:6])}: name the model with '
