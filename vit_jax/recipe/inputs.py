@@ -10,7 +10,7 @@ from vit_jax.data.classes import ClassMismatch
 from vit_jax.data.prefetch import prefetch
 from vit_jax.data.records import PSEUDO_SPLIT
 from vit_jax.data.sources.opening import open_source
-from vit_jax.data.sources.renumbered import with_classes
+from vit_jax.data.sources.renumbered import Renumbered, with_classes
 from vit_jax.data.sources.source import Concat, Source
 from vit_jax.data.splits import NoSplit
 from vit_jax.evaluation.exact import Evaluator
@@ -179,6 +179,12 @@ def train_input(run: Run, source: Source) -> TrainInput:
   config, mesh = run.config, run.mesh
   labels = None
   if config.data.labels:
+    if isinstance(source, Renumbered):
+      raise ConfigError(
+        f'data.labels={config.data.labels!r} has the class numbers of '
+        f'{source.name}, which the weights number otherwise: start with '
+        "data.match_classes='new'"
+      )
     labels = token_labels.open_for_training(
       config.data.labels,
       run.model,
