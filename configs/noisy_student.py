@@ -34,7 +34,7 @@ not move (stem and first three) were not published; they are choices here.
 Cost of l2: 171 G multiply-accumulates an image at 475 px, 476 G at 800 px; the
 authors took 12,300 TPUv3-core-days for all iterations. An estimate for a slice:
 
-    vit-jax aot --config=configs/noisy_student.py:l2 --topology=v3:16x16
+    vit-jax aot --config=configs/noisy_student.py:l2 --topology=v3-2048
 
 Expected top-1 on ImageNet (released weights; l2 at 475 and 800 px; 85.5 without
 unlabeled images, arXiv:1911.04252): no number is published for a ViT.
