@@ -185,7 +185,7 @@ def _with_teacher(size: str, switches):
   for name, area in (('plain', ''), ('max 2', '2')):
     words = list(filter(None, [size, area, *others]))
     variants[name] = {'arg': ','.join([*words, 'matched'])}
-    variants[f'{name}, distilled'] = {
+    variants[f'{name} distilled'] = {
       'arg': ','.join([*words, 'distill']),
       **weights,
     }

@@ -74,6 +74,7 @@ def test_sweeps_of_recipes_fit(recipe, smoke, tmp_path):
   recipe = f'{ROOT}/configs/{name}.py:{arg}'
   sweep = variants(recipe)
   for variant, overrides in sweep.items():
+    assert ',' not in variant  # --variants separates names by commas
     config = variant_config(recipe, overrides, tmp_path, 1, {})
     if 'loss.teacher_weights' in overrides:  # a workdir, which says its model
       assert not config.loss.teacher
