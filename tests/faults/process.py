@@ -33,6 +33,7 @@ from vit_jax.training.checkpoint import Checkpoints
 
 PHASES = ('start', 'step', 'save', 'evaluation', 'restore')
 SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGINT', 'SIGSTOP')
+FIRED = 'fired'  # the file that a process leaves when its fault happens
 LIMIT = 900.0  # seconds after which a run counts as hanging
 
 
@@ -174,7 +175,7 @@ def _train(
     flags.FLAGS.mark_as_parsed()
   _record(folder / 'trained.jsonl')
   if fault is not None:
-    _arrange(fault)
+    _arrange(fault, folder / FIRED)
   values = types.SimpleNamespace(
     config=recipe.__file__,
     workdir=str(workdir),
@@ -185,17 +186,19 @@ def _train(
   return vit_main.run(values, {})
 
 
-def _arrange(fault: Fault) -> None:
+def _arrange(fault: Fault, fired: pathlib.Path) -> None:
   """Sends the signal when the phase has begun for the right time."""
   count = 0
+
+  def send():
+    fired.touch()
+    os.kill(os.getpid(), signal.Signals[fault.signal])
 
   def begin():
     nonlocal count
     count += 1
     if count == fault.number:
-      timer = threading.Timer(
-        fault.delay, os.kill, (os.getpid(), signal.Signals[fault.signal])
-      )
+      timer = threading.Timer(fault.delay, send)
       timer.daemon = True
       timer.start()
 
