@@ -36,14 +36,35 @@ flags.FLAGS.mark_as_parsed()
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-@pytest.fixture(scope='module', autouse=True)
 def free_compiled_programs():
-  """Frees what a test module compiled; JAX by itself keeps every program."""
-  yield
+  """Frees what tests compiled; JAX by itself keeps every program."""
   jax.clear_caches()
   gc.collect()
   with contextlib.suppress(OSError):  # glibc keeps freed memory for itself
     ctypes.CDLL('libc.so.6').malloc_trim(0)
+
+
+def resident_bytes():
+  """The memory of this process in bytes; 0 where /proc does not tell it."""
+  try:
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+  except OSError:
+    return 0
+  return pages * os.sysconf('SC_PAGE_SIZE')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def free_memory_after_a_module():
+  yield
+  free_compiled_programs()
+
+
+@pytest.fixture(autouse=True)
+def free_memory_after_a_large_test():
+  """Keeps a worker below 2 GB, also in modules that compile many models."""
+  yield
+  if resident_bytes() > 1.2e9:
+    free_compiled_programs()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m excludes
