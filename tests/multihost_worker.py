@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-LOST_AFTER = 5.0
+LOST_AFTER = 15.0
 
 
 def main():
