@@ -98,9 +98,9 @@ def test_json(tmp_path, value):
 
 def test_declared_columns(tmp_path):
   text = 'nr,photo,width,species\n0,x.jpg,32,rose\n1,y.jpg,64,oak\n'
-  found = labels_of(tmp_path, text)
-  assert found.entries == {'x.jpg': ['rose'], 'y.jpg': ['oak']}
-  assert 'not used: nr, width' in found.summary
+  read = labels_of(tmp_path, text)
+  assert read.entries == {'x.jpg': ['rose'], 'y.jpg': ['oak']}
+  assert 'not used: nr, width' in read.summary
   wide = labels_of(tmp_path, text, label_column='width', kind='names')
   assert wide.entries['x.jpg'] == ['32']
   wide = labels_of(tmp_path, text, file_column='2', label_column='3')

@@ -387,15 +387,15 @@ def check_big_transfer_training(case):
   run.start_at(c['step0'])
   batches = []
   for i in range(c['steps']):
-    part = slice(i * slices, (i + 1) * slices)
+    rows = slice(i * slices, (i + 1) * slices)
     batch = {
-      'image': _interleave(inputs['images'][part]),
-      'label': _interleave(inputs['labels'][part]),
+      'image': _interleave(inputs['images'][rows]),
+      'label': _interleave(inputs['labels'][rows]),
     }
     draws = {}
     if 'mixup_lam' in inputs:
       # Index within a slice -> index in the batch of interleaved slices.
-      partner = inputs['mixup_perm'][part] * slices
+      partner = inputs['mixup_perm'][rows] * slices
       partner = partner + np.arange(slices)[:, None]
       draws['mixing'] = _google_mixing(
         inputs['mixup_lam'][i], slices * size

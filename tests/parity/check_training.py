@@ -227,9 +227,9 @@ def check_token_labels(case):
     # The weight of the class term is one here: factor it out.
     c.token_weight = dense / cls_weight if cls_weight else 1.0
     out = {'logits_aux': aux, 'mix_box': boxes[int(box.removeprefix('box'))]}
-    loss, parts = losses.total_loss(c, cls, out, by_target[target])
+    loss, terms = losses.total_loss(c, cls, out, by_target[target])
     compare_relative(
-      case, key, cls_weight * loss if cls_weight else dense * parts['tokens']
+      case, key, cls_weight * loss if cls_weight else dense * terms['tokens']
     )
 
 

@@ -31,12 +31,12 @@ def compare_attention(case, out, key='attn_block0'):
 def compare_feature_maps(case, out):
   """Feature maps recorded as spatial means and top-left corners."""
   for name in case.outputs:
-    stem, _, part = name.partition('.')
+    stem, _, kept = name.partition('.')
     if stem not in out:
       continue
-    if part == 'spatial_mean':
+    if kept == 'spatial_mean':
       case.compare(name, out[stem].mean(axis=(1, 2)))
-    elif part == 'corner3x3':
+    elif kept == 'corner3x3':
       case.compare(name, out[stem][0, :3, :3])
 
 

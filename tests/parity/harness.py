@@ -93,12 +93,12 @@ class Case:
 
 def load_case(path) -> Case:
   with np.load(path) as z:
-    part = lambda prefix: {
+    below = lambda prefix: {
       k[len(prefix) :]: z[k] for k in z.files if k.startswith(prefix)
     }
     meta = json.loads(str(z['meta']))
     case = Case(
-      pathlib.Path(path), meta, part('in/'), part('param/'), part('out/')
+      pathlib.Path(path), meta, below('in/'), below('param/'), below('out/')
     )
   config = meta.get('config')
   case.kind = config.get('kind', '') if isinstance(config, dict) else ''

@@ -239,14 +239,14 @@ def test_batches_have_the_ratio_of_pseudo_labels(pseudo_dir):
   assert is_hard[index < 24].all() and not is_hard[index >= 24].any()
   np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-5)
 
-  parts = [
+  slices = [
     recipe_data.train_batches(config, source, process_index=p, process_count=2)
     for p in range(2)
   ]
-  both = np.concatenate([next(part)['index'] for part in parts])
+  both = np.concatenate([next(one)['index'] for one in slices])
   np.testing.assert_array_equal(both, index[:16])
-  for part in parts:
-    part.close()
+  for one in slices:
+    one.close()
 
 
 def test_a_cached_data_set_has_the_ratio_too(pseudo_dir):
