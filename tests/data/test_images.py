@@ -76,8 +76,8 @@ def test_huge_headers_are_counted_everywhere(tmp_path):
 
 def test_a_strip_that_cannot_be_resized_is_a_bad_image(tmp_path):
   (tmp_path / 'a').mkdir()
-  strip = encode(make_image(0, 1, 30_000), 'PNG')
-  (tmp_path / 'a' / 'x.png').write_bytes(strip)
+  narrow = encode(make_image(0, 1, 30_000), 'PNG')
+  (tmp_path / 'a' / 'x.png').write_bytes(narrow)
   how = Preprocessing((16, 16), crop=0.875)
   with loader.eval_batches(
     read(tmp_path), how, batch_size=1, threads=0

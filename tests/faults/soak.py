@@ -150,9 +150,9 @@ class Soak:
     self.report.resumes += resumes
     self.report.repeated += repeated
     for step, expected in self._examples.items():
-      for found in examples.get(step, [[]]):
+      for indices in examples.get(step, [[]]):
         wrong = Counter(expected[0])
-        wrong.subtract(found)
+        wrong.subtract(indices)
         self.report.wrong_examples += sum(map(abs, wrong.values()))
 
 

@@ -71,8 +71,8 @@ def _compare(case, name: str, results, atol: float, separator: str) -> None:
   for key, want in case.outputs.items():
     if not key.startswith(f'{name}/') or key == f'{name}/lr':
       continue
-    part, path = key.removeprefix(f'{name}/').split('/', 1)
-    if part == 'opt':
+    group, path = key.removeprefix(f'{name}/').split('/', 1)
+    if group == 'opt':
       moment, path = path.split('/', 1)
       tree = optax.tree.get(state, moment_name(moment))
       value = flatten_dict(tree, sep=separator)[path]
@@ -82,7 +82,7 @@ def _compare(case, name: str, results, atol: float, separator: str) -> None:
       difference = np.abs(np.asarray(value, np.float64) - want) / scale
       record(case, [key], np.max(difference), rtol, key)
       continue
-    value = history[int(part.removeprefix('step')) - 1][path]
+    value = history[int(group.removeprefix('step')) - 1][path]
     difference = np.abs(np.asarray(value, np.float64) - want)
     far, total = far + np.sum(difference > 2e-6), total + want.size
     record(case, [key], np.max(difference), atol, key)

@@ -84,6 +84,60 @@ def add_max_pixels_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
+# The options of `add_teacher_arguments` for recipe keys, for messages.
+TEACHER_OPTIONS = {
+  'data.match_classes': '--match-classes',
+  'data.flat=True': '--flat',
+  'data.source': '--source',
+  'data.dir': '--data-dir',
+  'data.split': '--split',
+  'data.holdout': '--holdout',
+  'eval.batch_size': '--batch-size',
+  'data.threads': '--threads',
+}
+
+
+def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
+  """Teacher, output and data, of commands that store what a teacher predicts.
+
+  The data is given as in a recipe, because its examples must be in the order
+  in which a training run reads them.
+  """
+  parser.add_argument('weights', help='the teacher: a workdir or file')
+  parser.add_argument(
+    '-o', '--output', required=True, metavar='DIR', help='directory to write'
+  )
+  parser.add_argument(
+    '--source',
+    required=True,
+    help='data.source of the recipe, such as folder, packed or tfds:NAME',
+  )
+  parser.add_argument(
+    '--data-dir', default='', metavar='DIR', help='data.dir of the recipe'
+  )
+  parser.add_argument(
+    '--split', default='train', help='data.split of the recipe (train)'
+  )
+  parser.add_argument(
+    '--holdout',
+    type=fraction,
+    default=0.1,
+    help='data.holdout of the recipe (0.1)',
+  )
+  parser.add_argument(
+    '--batch-size', type=positive, default=64, help='batch size (64)'
+  )
+  parser.add_argument(
+    '--threads',
+    type=positive,
+    default=4,
+    help='threads that decode images (4)',
+  )
+  add_match_argument(parser)
+  add_flat_argument(parser)
+  add_model_arguments(parser)
+
+
 def positive(text: str) -> int:
   """A whole number of at least 1, for `type=` of an argument."""
   try:
