@@ -20,6 +20,7 @@ OPTIONS = {
   'model.': '--set ',
   'run.pretrained': '--weights',
   'run.resume': '--weights',
+  'run.prefix': '--prefix',
   'run.steps': '--steps',
   'run.epochs': '--epochs',
   'run.seed': '--seed',
@@ -48,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='PATH',
     help='.npz, .pth, .safetensors, workdir or hub name; default, or the word '
     'none: random initial parameters',
+  )
+  parser.add_argument(
+    '--prefix',
+    default='',
+    metavar='NAME',
+    help="what stands before the names of the model's tensors in the file, "
+    'such as model_ema; default: it is searched',
   )
   parser.add_argument(
     '--data',
@@ -165,7 +173,7 @@ def run(args: argparse.Namespace) -> None:
     max_bad_fraction=args.max_bad_fraction,
     flat=args.flat,
     match_classes=args.match_classes,
-    keys=args.keys,
+    keys={'run.prefix': args.prefix} | args.keys,
     seed=args.seed,
     module=args.module,
     fields=options.fields(args.set),

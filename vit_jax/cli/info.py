@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> None:
   if args.module:
     load_module(args.module)
   if _is_path(args.name) and args.name not in list_models():
-    description = describe.describe_file(args.name, model=args.model)
+    description = describe.describe_file(
+      args.name, model=args.model, prefix=args.prefix
+    )
     show = _show_file
   else:
     description = describe.describe_model(

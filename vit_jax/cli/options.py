@@ -10,7 +10,7 @@ from vit_jax.preprocessing import as_size
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds --model, --module, --image-size and --set, for loading weights."""
+  """Adds --model, --module, --image-size, --prefix and --set, for weights."""
   parser.add_argument(
     '--model',
     metavar='NAME',
@@ -23,6 +23,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     type=size,
     metavar='N',
     help="pixels, N or HxW; default: the weights' own",
+  )
+  parser.add_argument(
+    '--prefix',
+    metavar='NAME',
+    help="what stands before the names of the model's tensors in the file, "
+    'such as model_ema or teacher.backbone; default: it is searched',
   )
   add_set_argument(parser)
 
@@ -207,6 +213,7 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
     'module': args.module,
     'image_size': args.image_size,
     'fields': fields(args.set),
+    'prefix': args.prefix,
   }
 
 

@@ -168,13 +168,17 @@ def _areas(model: nn.Module, out: Mapping[str, Any]) -> list[int]:
 
 
 def describe_file(
-  source: str | os.PathLike, *, model: str | None = None
+  source: str | os.PathLike,
+  *,
+  model: str | None = None,
+  prefix: str | None = None,
 ) -> dict[str, Any]:
   """Describes a weight file or workdir: its tensors, and its model.
 
   Args:
     source: the first argument of `weights.read`.
     model: registered name of a model; the tensors must be its parameters.
+    prefix: as in `weights.read`.
 
   Returns:
     {'source', 'kind', 'values', 'tensors', 'metadata', 'model', 'fits'}.
@@ -186,7 +190,7 @@ def describe_file(
   Raises:
     WeightsError: the file cannot be read, or is not one of `model`.
   """
-  arrays, metadata, kind = read(source)
+  arrays, metadata, kind = read(source, prefix=prefix)
   if model is not None:
     _check(model, source, arrays)
     fits = [model]

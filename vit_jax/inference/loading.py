@@ -36,6 +36,7 @@ def load_classifier(
   image_size: int | Sequence[int] | None = None,
   classes: Sequence[str] | None = None,
   fields: Mapping[str, Any] | None = None,
+  prefix: str | None = None,
 ) -> Classifier:
   """Loads weights, with the preprocessing and class names that belong to them.
 
@@ -49,6 +50,8 @@ def load_classifier(
       weights are for.
     classes: class names, instead of those in the metadata.
     fields: fields of the model that differ from those of its registered name.
+    prefix: what stands before the names of the model's tensors in the file;
+      None searches it, see `weights.read`.
 
   Returns:
     The model with its weights.
@@ -59,7 +62,7 @@ def load_classifier(
     ValueError: there is no such model or module, or not one class name for each
       class.
   """
-  arrays, metadata, _ = read(source)
+  arrays, metadata, _ = read(source, prefix=prefix)
   if metadata.average:
     arrays, metadata, _ = read(source, average=True)
   module = module or metadata.module

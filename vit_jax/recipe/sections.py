@@ -41,6 +41,9 @@ def run() -> Config:
   c.resume = ''
   # Weights to start from: .npz, .pth, .safetensors, a workdir or a hub name.
   c.pretrained = ''
+  # What stands before the names of the model's tensors in the file of
+  # `pretrained`, such as 'model_ema'; '' searches it.
+  c.prefix = ''
   # False trains a model that stays in evaluation mode: no dropout and no drop
   # path, and BatchNorm keeps the statistics that it was loaded with (DeiT's
   # released fine-tuning).

@@ -53,6 +53,7 @@ def initial_state(
       config.run.pretrained,
       preprocessing(config).size,
       new_head=new_head,
+      prefix=config.run.prefix or None,
     )
     say(f'loaded {config.run.pretrained}\n{report}')
     return run.init_from(variables), 0

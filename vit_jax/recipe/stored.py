@@ -31,6 +31,7 @@ _MAY_CHANGE = (
   'run.eval_only',
   'run.resume',
   'run.pretrained',
+  'run.prefix',
   'data.dir',
   'data.match_classes',
   'data.may_change',

@@ -8,14 +8,10 @@ import types
 from flax import linen as nn
 import numpy as np
 
-from vit_jax.weights import naming
+from vit_jax.weights import naming, prefixes
 from vit_jax.weights.blocks import unstack_blocks
 
 Arrays = dict[str, np.ndarray]
-
-# Prefixes that training programs put before the names of the parameters.
-_WRAPPERS = ('opt/target/', 'optimizer/target/', 'params/')
-_TORCH_WRAPPERS = ('module.', '_orig_mod.', 'model.')
 
 
 @dataclasses.dataclass
@@ -28,14 +24,16 @@ class Detected:
       that the format has a name for.
     arrays: {released name: array} of the file, without prefixes of training
       programs and with stacked blocks split.
-    outside: arrays of the file that are not parameters, such as optimizer
-      state.
+    outside: arrays of the file that have another prefix than the parameters,
+      such as optimizer state.
+    prefix: what stood before the names of the parameters.
   """
 
   fmt: str
   assigned: naming.Assignment
   arrays: Arrays
   outside: Arrays
+  prefix: str = ''
 
   @property
   def expected(self) -> set[str]:
@@ -65,7 +63,6 @@ def detect(
   Raises:
     WeightsError: `fmt` is not a format of this model.
   """
-  inside, outside = _unwrap(dict(arrays))
   module = naming.map_module(model)
   candidates = (
     naming.known_formats(model)
@@ -73,40 +70,28 @@ def detect(
     else {fmt: naming.rules_of(model, fmt)}
   )
   paths = list(paths)
+  assignments = {
+    name: naming.assign(rules, paths) for name, rules in candidates.items()
+  }
+  names = {
+    released
+    for assigned in assignments.values()
+    for _, released in assigned.values()
+  }
+  prefix, inside, outside = prefixes.select(arrays, names.__contains__)
   results = []
-  for name, rules in candidates.items():
-    assigned = naming.assign(rules, paths)
+  for name, assigned in assignments.items():
     expected = {released for _, released in assigned.values()}
     renamed = _rename(inside, expected, module)
     explained = len(expected & renamed.keys())
     unexplained = len(renamed.keys() - expected)
     results.append(
-      ((explained, -unexplained), Detected(name, assigned, renamed, outside))
+      (
+        (explained, -unexplained),
+        Detected(name, assigned, renamed, outside, prefix),
+      )
     )
   return max(results, key=lambda result: result[0])[1]
-
-
-def _unwrap(arrays: Arrays) -> tuple[Arrays, Arrays]:
-  """Removes the prefixes of training programs from the names of arrays.
-
-  Returns:
-    The parameters without prefixes, and the arrays that had none of a prefix
-    that others have, such as optimizer state.
-  """
-  outside = {}
-  for prefix in _WRAPPERS:
-    if any(name.startswith(prefix) for name in arrays):
-      inside = {}
-      for name, x in arrays.items():
-        if name.startswith(prefix) or name.startswith('batch_stats/'):
-          inside[name.removeprefix(prefix)] = x
-        else:
-          outside[name] = x
-      arrays = inside
-  for prefix in _TORCH_WRAPPERS:
-    if arrays and all(name.startswith(prefix) for name in arrays):
-      arrays = {name.removeprefix(prefix): x for name, x in arrays.items()}
-  return arrays, outside
 
 
 def _rename(

@@ -43,6 +43,7 @@ def load_pretrained(
   source_image_size: int | Sequence[int] | None = None,
   average: bool = False,
   new_head: bool = False,
+  prefix: str | None = None,
 ) -> tuple[Variables, Report]:
   """Loads a weight file into a model's variables.
 
@@ -59,6 +60,8 @@ def load_pretrained(
     average: whether to load the moving average of the parameters from a workdir
       or step that has one.
     new_head: as in `from_state_dict`.
+    prefix: what stands before the names of the model's tensors in a .pth or
+      .safetensors file, such as 'model_ema'; None searches it.
 
   Returns:
     Variables of float32 numpy arrays and a Report, whose `metadata` is that of
@@ -69,7 +72,7 @@ def load_pretrained(
   """
   from vit_jax.weights import formats
 
-  arrays, metadata, _ = formats.read(source, average=average)
+  arrays, metadata, _ = formats.read(source, average=average, prefix=prefix)
   own_size = source_image_size or metadata.image_size
   variables, report = from_state_dict(
     model,
@@ -143,7 +146,8 @@ def from_state_dict(
 
   report = Report(source, detected.fmt, size)
   for name, x in detected.outside.items():
-    report.add('dropped', name, '', x.shape, 'no parameter of the model')
+    reason = f'not under the prefix {detected.prefix!r} of the parameters'
+    report.add('dropped', name, '', x.shape, reason)
   loader = Loader(
     plain,
     detected,

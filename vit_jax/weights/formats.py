@@ -7,13 +7,15 @@ a file is run.
 from collections.abc import Callable
 import json
 import os
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 import zipfile
 
+from absl import logging
 from etils import epath
 import ml_dtypes
 import numpy as np
 
+from vit_jax.weights import hub, prefixes
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.torch_reader import read_torch
@@ -70,32 +72,45 @@ class WeightFile(NamedTuple):
   kind: str
 
 
-def read(path: str | os.PathLike, *, average: bool = False) -> WeightFile:
+def read(
+  path: str | os.PathLike, *, average: bool = False, prefix: str | None = None
+) -> WeightFile:
   """Reads all tensors of a weight file.
 
   Args:
-    path: local or remote file (.npz, .pth, .bin, .pth.tar, .safetensors), a
-      vit_jax workdir or step, or 'hf:ORG/NAME' of the Hugging Face hub.
+    path: local or remote file (.npz, .pth, .bin, .pth.tar, .safetensors, or
+      the .index.json of a file in shards), a vit_jax workdir or step, a folder
+      with the files of a hub entry, or 'hf:ORG/NAME' of the Hugging Face hub.
     average: whether to read the moving average of the parameters from a workdir
       or step that has one.
+    prefix: what stands before the names of the model's tensors in a .pth or
+      .safetensors file, such as 'model_ema' or 'teacher.backbone'. None
+      searches it (`prefixes`); what was taken and left out is logged.
 
   Raises:
     WeightsError: the file does not exist, is truncated or of another kind, its
       loading would run code, or the hub cannot be reached. The message names
       the file.
   """
-  if str(path).startswith('hf:'):
-    path = _download(str(path))
-  path = epath.Path(path)
+  path = hub.local_file(path)
   try:
     if path.is_dir():
       return _read_step(path, average)
     if not path.exists():
       raise WeightsError('there is no such file')
-    with path.open('rb') as file:
-      head = file.read(512)
-      file.seek(0)
-      return _reader(head)(file)
+    file = _read_file(path)
+    if file.kind not in ('torch', 'safetensors'):
+      return file
+    chosen = prefixes.select(file.arrays, prefix=prefix)
+    if chosen.prefix or chosen.outside:
+      logging.log(
+        logging.WARNING if chosen.outside else logging.INFO,
+        '%s: %s (to take another one, name its prefix: --prefix)',
+        path,
+        chosen.describe(),
+      )
+    arrays = {name: _as_array(x) for name, x in chosen.inside.items()}
+    return file._replace(arrays=arrays)
   except WeightsError as e:
     raise WeightsError(f'cannot read weights from {path}: {e}') from e
   except Exception as e:  # damaged files make libraries raise anything
@@ -103,6 +118,23 @@ def read(path: str | os.PathLike, *, average: bool = False) -> WeightFile:
       f'cannot read weights from {path}: it is damaged or '
       f'not readable ({type(e).__name__}: {e})'
     ) from e
+
+
+def _read_file(path: epath.Path) -> WeightFile:
+  """Reads a file, or the files that an index of shards names."""
+  if path.name.endswith(hub.INDEX):
+    shards = [_read_file(shard) for shard in hub.shards(path)]
+    tensors = {k: x for shard in shards for k, x in shard.arrays.items()}
+    return shards[0]._replace(arrays=tensors)
+  with path.open('rb') as file:
+    head = file.read(512)
+    file.seek(0)
+    return _reader(head)(file)
+
+
+def _as_array(x: Any) -> np.ndarray:
+  """A tensor of a file as an array, not of half precision."""
+  return _float32(x if isinstance(x, np.ndarray) else x.array())
 
 
 def _reader(head: bytes) -> Callable[[IO[bytes]], WeightFile]:
@@ -188,7 +220,7 @@ def _read_safetensors(file: IO[bytes]) -> WeightFile:
       )
     dtype = np.dtype(_SAFETENSORS_DTYPES[tensor['dtype']])
     x = np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
-    arrays[name] = _float32(x)
+    arrays[name] = x  # `read` converts those that it takes to float32
   metadata = json.loads(header.get(METADATA, '{}'))
   return WeightFile(arrays, WeightsMetadata.from_json(metadata), 'safetensors')
 
@@ -211,38 +243,3 @@ def _float32(x: np.ndarray) -> np.ndarray:
   if x.dtype in (np.float16, ml_dtypes.bfloat16):
     return x.astype(np.float32)
   return x
-
-
-def _download(name: str) -> str:
-  """Downloads 'hf:ORG/NAME' or 'hf:ORG/NAME/FILE'; returns the local path."""
-  org, _, rest = name.removeprefix('hf:').partition('/')
-  repo, _, file = rest.partition('/')
-  if not org or not repo:
-    raise WeightsError(
-      f'{name!r} is not a hub name: write hf:ORG/NAME, such as '
-      'hf:timm/vit_base_patch16_224.augreg_in21k'
-    )
-  try:
-    import huggingface_hub  # pyright: ignore[reportMissingImports]
-  except ImportError as e:
-    raise WeightsError(
-      f'{name} needs huggingface_hub: pip install '
-      "'vit_jax[hub]', or download the file and give its "
-      'path'
-    ) from e
-  candidates = [file] if file else ['model.safetensors', 'pytorch_model.bin']
-  for candidate in candidates:
-    try:
-      return huggingface_hub.hf_hub_download(f'{org}/{repo}', candidate)
-    except huggingface_hub.errors.EntryNotFoundError:
-      continue
-    except Exception as e:  # the hub's errors have no common ancestor
-      raise WeightsError(
-        f'{name} could not be fetched ({type(e).__name__}: '
-        f'{str(e).splitlines()[0] if str(e) else ""}). Check the name and '
-        'the connection, or download the file and give its path'
-      ) from e
-  raise WeightsError(
-    f'{name} has no file {" or ".join(candidates)}: name the file of weights, '
-    'hf:ORG/NAME/FILE'
-  )

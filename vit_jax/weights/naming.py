@@ -151,6 +151,26 @@ def _regex_of(template: str) -> str:
   )
 
 
+def torch_patterns() -> set[str]:
+  """Regexes for whole names of all PyTorch formats, with 0 for any number.
+
+  Rules that depend on a model's fields are those of the first registered model
+  of each class. Names that rules compute are left out.
+  """
+  from vit_jax.models.registry import create_model, list_models
+
+  patterns, classes = set(), set()
+  for name in list_models():
+    model = create_model(name)
+    if type(model) in classes:
+      continue
+    classes.add(type(model))
+    for template in _names(known_formats(model).values()):
+      if '/' not in template and _says(_regex_of(template)):
+        patterns.add(re.sub(r'\d+', '0', _regex_of(template)[:-1]))
+  return patterns
+
+
 def assign(rules: list[Rule], paths: Iterable[str]) -> Assignment:
   """Finds the first matching rule of each Flax path.
 

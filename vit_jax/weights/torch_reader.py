@@ -12,12 +12,14 @@ import dataclasses
 import io
 import math
 import pickle
+import re
 from typing import IO, Any
 import zipfile
 
 import numpy as np
 
 from vit_jax.weights.errors import WeightsError
+from vit_jax.weights.prefixes import flatten
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
@@ -32,19 +34,38 @@ _DTYPES = {
   'ByteStorage': 'u1',
   'BoolStorage': '?',
 }
+_PATHS = (
+  *('Path', 'PosixPath', 'WindowsPath'),
+  *('PurePath', 'PurePosixPath', 'PureWindowsPath'),
+)
+_TORCH_DTYPES = (
+  *('float64', 'float32', 'float16', 'bfloat16', 'complex64', 'complex128'),
+  *('int64', 'int32', 'int16', 'int8', 'uint64', 'uint32', 'uint16', 'uint8'),
+  *('bool', 'float8_e4m3fn', 'float8_e5m2', 'qint8', 'quint8', 'qint32'),
+)
 # Types of values that training scripts store with the weights. Such a value is
 # replaced by an empty placeholder.
 _INERT = {
   ('argparse', 'Namespace'),
-  ('pathlib', 'PosixPath'),
-  ('torch', 'device'),
-  ('torch', 'dtype'),
-  ('torch', 'float32'),
+  ('types', 'SimpleNamespace'),
+  ('datetime', 'datetime'),
+  ('datetime', 'timedelta'),
+  # Python 3.13 has the classes of paths in another module.
+  *((m, name) for m in ('pathlib', 'pathlib._local') for name in _PATHS),
+  *(('torch', name) for name in ('device', 'dtype', 'strided')),
+  *(('torch', name) for name in _TORCH_DTYPES),
+  ('torch.serialization', '_get_layout'),
+  ('torch.nn.parameter', 'Parameter'),
+  ('torch.nn.parameter', 'Buffer'),
   ('torch.torch_version', 'TorchVersion'),
-  ('numpy', 'dtype'),
-  ('_codecs', 'encode'),
   ('numpy.core.multiarray', 'scalar'),
   ('numpy._core.multiarray', 'scalar'),
+  # The function that makes the missing values of a defaultdict.
+  *(
+    (module, name)
+    for module in ('builtins', '__builtin__')
+    for name in ('dict', 'list', 'tuple', 'int', 'float', 'bool', 'str')
+  ),
 }
 
 
@@ -137,6 +158,46 @@ class _Tensor:
     )
 
 
+class _Dtype(_Inert):
+  """The dtype of a numpy array: a letter and a number of bytes, such as 'f4'.
+
+  Attributes:
+    code: the letter and the number.
+    byteorder: '<' or '>', or '|' for single bytes.
+  """
+
+  code: Any = None
+  byteorder: Any = '<'
+
+  def __init__(self, code=None, *_, **__):
+    self.code = code
+
+  def __setstate__(self, state):
+    if isinstance(state, tuple) and len(state) > 1:
+      self.byteorder = state[1]
+
+
+class _Array(_Inert):
+  """A numpy array of numbers, made of the state in its pickle."""
+
+  _state: Any = None
+
+  def __setstate__(self, state):
+    self._state = state
+
+  def array(self) -> np.ndarray:
+    """The array; WeightsError if it is not one of numbers."""
+    try:
+      _, shape, dtype, is_fortran, data = self._state
+      if not re.fullmatch('[fiub][1248]', dtype.code):
+        raise ValueError(f'dtype {dtype.code}')
+      order = dtype.byteorder if dtype.byteorder in '<>' else '='
+      values = np.frombuffer(data, np.dtype(dtype.code).newbyteorder(order))
+      return values.reshape(shape, order='F' if is_fortran else 'C')
+    except (AttributeError, TypeError, ValueError) as e:
+      raise WeightsError(f'it has a numpy array that is damaged ({e})') from e
+
+
 def _rebuild_tensor(storage, offset, size, stride, *_):
   return _Tensor(storage, offset, tuple(size), tuple(stride))
 
@@ -145,8 +206,40 @@ def _rebuild_parameter(data, *_):
   return data
 
 
+def _rebuild_subclass(rebuild, _, arguments, *__):
+  """A tensor of a subclass, such as a parameter, as a plain tensor."""
+  if rebuild not in (_rebuild_tensor, _rebuild_parameter):
+    raise WeightsError('it has a tensor of an unknown class')
+  return rebuild(*arguments)
+
+
+def _make_dict(*arguments):
+  """The dict of a defaultdict or Counter, without what makes new values."""
+  values = arguments[-1] if arguments else None
+  return dict(values) if isinstance(values, dict) else {}
+
+
+def _make_array(*_):
+  return _Array()
+
+
+def _encode(text, encoding='latin1'):
+  """The bytes that Python 3 writes as text in the old protocol of pickles."""
+  if not isinstance(text, str) or encoding not in ('latin1', 'utf-8'):
+    raise WeightsError('it has bytes in an unknown encoding')
+  return text.encode(encoding)
+
+
 _ALLOWED = {
   ('collections', 'OrderedDict'): collections.OrderedDict,
+  ('collections', 'defaultdict'): _make_dict,
+  ('collections', 'Counter'): _make_dict,
+  ('_codecs', 'encode'): _encode,
+  ('numpy', 'dtype'): _Dtype,
+  ('numpy', 'ndarray'): _Array,
+  ('numpy.core.multiarray', '_reconstruct'): _make_array,
+  ('numpy._core.multiarray', '_reconstruct'): _make_array,
+  ('torch._tensor', '_rebuild_from_type_v2'): _rebuild_subclass,
   ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
   ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
   ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
@@ -273,39 +366,15 @@ def _read_legacy(file: IO[bytes]) -> Any:
   return tree
 
 
-def _state_dict(tree: Any) -> dict[str, Any]:
-  """The dictionary of weights in the tree of a training checkpoint."""
-  for _ in range(3):
-    if not isinstance(tree, dict):
-      break
-    inner = next(
-      (
-        tree[k]
-        for k in ('model', 'state_dict', 'model_state_dict')
-        if isinstance(tree.get(k), dict)
-      ),
-      None,
-    )
-    if inner is None:
-      return tree
-    tree = inner
-  if isinstance(tree, dict):
-    return tree
-  raise WeightsError('it holds no dictionary of tensors')
-
-
-def read_torch(file: IO[bytes]) -> dict[str, np.ndarray]:
+def read_torch(file: IO[bytes]) -> dict[str, Any]:
   """Reads the tensors of a PyTorch checkpoint.
-
-  If the checkpoint has a dictionary 'model', 'state_dict' or
-  'model_state_dict', its tensors are read; a moving average in another
-  dictionary is not. Half precision is converted to float32.
 
   Args:
     file: the checkpoint, open in binary mode.
 
   Returns:
-    {name: array}.
+    {names of nested dictionaries and of the tensor, joined by dots: tensor}.
+    The method `array` of a tensor makes it a numpy array.
 
   Raises:
     WeightsError: the file is truncated or not a checkpoint, or loading it would
@@ -317,11 +386,9 @@ def read_torch(file: IO[bytes]) -> dict[str, np.ndarray]:
     tree = _read_legacy(file) if legacy else _read_zip(file)
   except zipfile.BadZipFile as e:
     raise WeightsError(f'its zip archive is damaged or truncated ({e})') from e
-  arrays = {
-    str(name): x.array()
-    for name, x in _state_dict(tree).items()
-    if isinstance(x, _Tensor)
-  }
-  if not arrays:
+  if not isinstance(tree, dict):
+    raise WeightsError('it holds no dictionary of tensors')
+  tensors = flatten(tree, lambda x: isinstance(x, _Tensor | _Array))
+  if not any(isinstance(x, _Tensor) for x in tensors.values()):
     raise WeightsError('it holds no tensors')
-  return arrays
+  return tensors
