@@ -1,60 +1,186 @@
-"""Writes files that appear only when they are complete."""
+"""Paths of files and directories, local ones and those of buckets (gs://).
+
+Every path that a user gives goes through `as_path`. Files are written so that
+they appear only when they are complete.
+"""
 
 from collections.abc import Iterator
 import contextlib
 import os
+import re
 import stat
+import tempfile
 from typing import IO
 import uuid
 
 from etils import epath
+
+from vit_jax import buckets
+
+_REMOTE = re.compile('([a-z][a-z0-9+.-]+)://(.*)', re.DOTALL)
+# What `pathlib` makes of gs://BUCKET/NAME.
+_COLLAPSED = re.compile('gs:/([^/].*)', re.DOTALL)
+
+
+def as_path(path: str | os.PathLike) -> epath.Path:
+  """The path of a local file or directory, or one in a bucket.
+
+  Args:
+    path: a local path, in which ~ is the home directory, or gs://BUCKET/NAME,
+      also as a `pathlib.Path`.
+
+  Raises:
+    BucketError: the bucket cannot be used.
+    ValueError: the path begins with another scheme, such as s3://.
+  """
+  text = _COLLAPSED.sub(r'gs://\1', os.fspath(path))
+  remote = _REMOTE.fullmatch(text)
+  if not remote:
+    return epath.Path(path).expanduser()
+  scheme, name = remote.groups()
+  if scheme != 'gs':
+    raise ValueError(
+      f'{text}: allowed are local paths and gs://BUCKET/NAME, a bucket of '
+      f'Google Cloud Storage. Copy the data from {scheme}:// to one of them'
+    )
+  buckets.connect(name.partition('/')[0])
+  return epath.Path(text)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether a path is in a bucket."""
+  text = os.fspath(path)
+  return bool(_REMOTE.fullmatch(text) or _COLLAPSED.fullmatch(text))
+
+
+def list_directory(path: str | os.PathLike) -> list[epath.Path]:
+  """The entries of a directory; none if it does not exist.
+
+  A bucket has no directories, only objects whose names contain '/'. An empty
+  directory of a bucket does not exist, even after it has been made.
+  """
+  directory = as_path(path)
+  try:
+    # Some tools mark a directory x by an object 'x/', which is no entry of it.
+    return [entry for entry in directory.iterdir() if entry != directory]
+  except FileNotFoundError:
+    return []
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike) -> Iterator[str]:
+  """Gives the name of a local file to write, which becomes `path` at the end.
+
+  A local file is renamed, so its temporary name is in the directory of `path`.
+  For a bucket the file is uploaded as one object. A reader never sees an
+  incomplete file, and if the writer is killed, the old file stays.
+
+  Args:
+    path: local or remote file; its directory must exist.
+
+  Raises:
+    OSError: the file cannot be written. The temporary file is removed.
+  """
+  path = as_path(path)
+  unique = f'{uuid.uuid4().hex[:8]}.tmp'
+  if is_remote(path):
+    temporary = os.path.join(tempfile.gettempdir(), f'vit_jax.{unique}')
+  else:
+    temporary = os.fspath(path.with_name(f'.{path.name}.{unique}'))
+  try:
+    yield temporary
+    if is_remote(path):
+      upload(temporary, path)
+    else:
+      os.replace(temporary, path)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+
+
+def upload(local: str | os.PathLike, path: str | os.PathLike) -> None:
+  """Copies a local file, or a directory with all files, into a bucket.
+
+  Every object appears when it is complete. The files of `epath` would also
+  appear if an error ended their writing.
+  """
+  import fsspec
+
+  filesystem, local = fsspec.filesystem('gcs'), os.fspath(local)
+  target = str(as_path(path))
+  if not os.path.isdir(local):
+    filesystem.put_file(local, target)
+    return
+  for folder, _, names in os.walk(local):
+    for name in names:
+      file = os.path.join(folder, name)
+      below = os.path.relpath(file, local).replace(os.sep, '/')
+      filesystem.put_file(file, f'{target}/{below}')
 
 
 @contextlib.contextmanager
 def open_atomically(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
   """Opens a file for writing; it appears under its name when it is complete.
 
-  A local file is written under a temporary name beside `path` and renamed at
-  the end. A reader never sees an incomplete file, and if the writer is killed,
-  the old file stays. An object store shows a file only when it is complete, so
-  it needs no temporary name.
-
   Args:
-    path: local or remote file; its directory must exist.
+    path: local or remote file, see `staged`.
     mode: 'w' for text (UTF-8), 'wb' for bytes.
 
   Raises:
-    OSError: the file cannot be written. The temporary file is removed.
+    OSError: the file cannot be written.
     ValueError: another mode.
   """
   if mode not in ('w', 'wb'):
     raise ValueError(f"mode={mode!r}; allowed: 'w', 'wb'")
-  path = epath.Path(path)
-  if '://' in str(path):
-    with path.open(mode) as file:
-      yield file
-    return
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
-  binary = mode == 'wb'
-  try:
-    with open(
-      temporary,
-      mode,
-      encoding=None if binary else 'utf-8',
-      newline=None if binary else '',
-    ) as file:
-      yield file
-    os.replace(temporary, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(temporary)
-    raise
+  text = {} if mode == 'wb' else {'encoding': 'utf-8', 'newline': ''}
+  with staged(path) as temporary, open(temporary, mode, **text) as file:
+    yield file
 
 
 def write_atomically(path: str | os.PathLike, data: str | bytes) -> None:
   """Writes text or bytes to a file, as `open_atomically` does."""
   with open_atomically(path, 'wb' if isinstance(data, bytes) else 'w') as file:
     file.write(data)
+
+
+def size(path: str | os.PathLike) -> int:
+  """The number of bytes of a local or remote file."""
+  return as_path(path).stat().length
+
+
+def read_range(path: str | os.PathLike, start: int, stop: int) -> bytes:
+  """The bytes [start, stop) of a local or remote file, in one request.
+
+  There are fewer if the file ends before.
+  """
+  path = as_path(path)
+  if is_remote(path):
+    import fsspec
+
+    return fsspec.filesystem('gcs').cat_file(str(path), start=start, end=stop)
+  with open(path, 'rb') as file:
+    file.seek(start)
+    return file.read(stop - start)
+
+
+def create(path: str | os.PathLike, text: str) -> bool:
+  """Writes a file that does not exist; False if there is one.
+
+  Of several processes that create a file at once, one succeeds.
+  """
+  path = as_path(path)
+  try:
+    if is_remote(path):
+      import fsspec
+
+      filesystem = fsspec.filesystem('gcs')
+      filesystem.pipe_file(str(path), text.encode(), mode='create')
+    else:
+      with open(path, 'x', encoding='utf-8') as file:
+        file.write(text)
+  except FileExistsError:
+    return False
+  return True
 
 
 def read_regular(path: str | os.PathLike) -> bytes:
@@ -64,8 +190,8 @@ def read_regular(path: str | os.PathLike) -> bytes:
     OSError: there is no such file, or it is a pipe, a socket or a device.
       Those are not opened, because opening or reading one may never return.
   """
-  if '://' in str(path):
-    return epath.Path(path).read_bytes()
+  if is_remote(path):
+    return as_path(path).read_bytes()
   kind = special_kind(os.stat(path).st_mode)
   if kind:
     raise OSError(f'{kind}, not a regular file')

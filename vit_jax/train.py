@@ -264,6 +264,11 @@ def _actions(
 ) -> _Actions:
   """Logging, evaluation and saving, as often as the recipe says."""
   config, per_epoch = run.config, run.steps_per_epoch
+
+  def before_save():
+    lock.check()
+    writer.flush()  # a run that goes on from this step has its metrics
+
   check = _ignore if config.run.nan == 'skip' else check_finite
   log = Log(
     writer,
@@ -294,7 +299,7 @@ def _actions(
     ask_every_steps=config.log.every_steps,
     total_steps=run.total_steps,
     check=check,
-    guard=lock.check,
+    guard=before_save,
   )
   return _Actions(log, evaluate, save)
 

@@ -213,7 +213,7 @@ def write_lock(workdir, **changes):
 
 @pytest.mark.parametrize('store', ['local', 'objects'])
 @pytest.mark.parametrize('kind', ['killed', 'same number', 'host', 'torn'])
-def test_locks_of_runs_that_are_gone(tmp_path, monkeypatch, kind, store):
+def test_locks_of_runs_that_are_gone(tmp_path, kind, store):
   """On an object store as well, which can only read, write and delete."""
   if kind == 'killed':
     process = subprocess.Popen([sys.executable, '-c', ''])
@@ -227,7 +227,6 @@ def test_locks_of_runs_that_are_gone(tmp_path, monkeypatch, kind, store):
     (tmp_path / workdir_lock.FILE).write_text('{"ho')
   said = []
   lock = WorkdirLock(tmp_path, said.append, stale_after=0.1)
-  monkeypatch.setattr(workdir_lock, '_SETTLE', 0.01)
   lock._local = store == 'local'
   with lock:
     lock.check()

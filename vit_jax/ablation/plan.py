@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from vit_jax.files import as_path
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.recipe.overrides import (
   call_recipe,
@@ -152,7 +153,7 @@ def make_plan(
     PlannedRun(
       name,
       seed,
-      epath.Path(workdir) / folder(name) / f'seed{seed}',
+      as_path(workdir) / folder(name) / f'seed{seed}',
       variant_config(recipe, variant, workdir, seed, overrides),
       getattr(module, 'measure', None),
       getattr(module, 'prepare', None),

@@ -16,7 +16,7 @@ from vit_jax.ablation.processes import (
   run_side_by_side,
 )
 from vit_jax.ablation.results import Results
-from vit_jax.files import write_atomically
+from vit_jax.files import as_path, write_atomically
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import ConfigError, to_json
 from vit_jax.recipe.stored import check_workdir
@@ -56,7 +56,7 @@ def run_variants(
   """
   plan = checked_plan(recipe, workdir, seeds, overrides, only)
   every = variants(recipe)
-  workdir = epath.Path(workdir)
+  workdir = as_path(workdir)
   results = Results(workdir, every)
   todo = []
   for number, run in enumerate(plan):

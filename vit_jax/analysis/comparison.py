@@ -11,9 +11,9 @@ measured on this machine on request, at the row's own image size.
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import os
-import pathlib
 import time
 
+from etils import epath
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,7 @@ def markdown(rows: Iterable[Row], device: str = '') -> str:
 
 def plot(
   rows: Iterable[Row], path: str | os.PathLike, device: str = ''
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws accuracy against speed, a line for each family (DeiT's figure 1).
 
   The speed is the measured one, or the published one on a V100 if no row was

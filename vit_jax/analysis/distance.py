@@ -6,8 +6,8 @@ receptive field does for a convolution.
 
 from collections.abc import Sequence
 import os
-import pathlib
 
+from etils import epath
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
@@ -94,7 +94,7 @@ def plot_distance(
   *,
   uniform: float | None = None,
   title: str = '',
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws a point for each head of each layer, and the mean of each layer.
 
   Args:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 from flax.traverse_util import flatten_dict
 import numpy as np
 
@@ -64,7 +64,7 @@ def plot_filters(
   *,
   shares: np.ndarray | None = None,
   title: str = '',
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws components as RGB tiles with their shares of the variance.
 
   Args:

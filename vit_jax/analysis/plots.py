@@ -1,8 +1,11 @@
 """Creates figures without a display, and saves them as PNG."""
 
 import os
-import pathlib
 from typing import TYPE_CHECKING
+
+from etils import epath
+
+from vit_jax.files import as_path, open_atomically
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -18,9 +21,10 @@ def new_figure(width: float, height: float) -> 'Figure':
   return figure
 
 
-def save_figure(figure: 'Figure', path: str | os.PathLike) -> pathlib.Path:
+def save_figure(figure: 'Figure', path: str | os.PathLike) -> epath.Path:
   """Writes a figure as PNG, creates its directory, and returns the path."""
-  path = pathlib.Path(path)
+  path = as_path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=150, facecolor='white')
+  with open_atomically(path, 'wb') as file:
+    figure.savefig(file, format='png', dpi=150, facecolor='white')
   return path

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 from flax.traverse_util import flatten_dict
 import numpy as np
 
@@ -66,7 +66,7 @@ def plot_similarity(
   *,
   most: int = 16,
   title: str = '',
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws a map for each patch, at the position of the patch in the grid.
 
   Args:

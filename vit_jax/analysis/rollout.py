@@ -7,8 +7,8 @@ layers has the share of each input token in each output token.
 
 from collections.abc import Sequence
 import os
-import pathlib
 
+from etils import epath
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
@@ -105,7 +105,7 @@ def plot_rollout(
   maps: np.ndarray,
   path: str | os.PathLike,
   titles: Sequence[str] | None = None,
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws each image, its map, and the image shaded by the map, in one row.
 
   The range of colors ends at the 98 % quantile of a map. In large models, a few

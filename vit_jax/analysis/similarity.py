@@ -8,8 +8,8 @@ ViTs it approaches one, which the paper calls attention collapse.
 
 from collections.abc import Callable, Mapping, Sequence
 import os
-import pathlib
 
+from etils import epath
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
@@ -135,7 +135,7 @@ def head_similarity(attentions: Sequence[np.ndarray]) -> np.ndarray:
 
 def plot_layers(
   similarity: np.ndarray, path: str | os.PathLike, *, title: str = ''
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws the (L, L) similarity of every pair of layers; returns the path."""
   similarity = np.asarray(similarity)
   figure = new_figure(5.2, 4.4)
@@ -165,7 +165,7 @@ def plot_curves(
   *,
   ylabel: str = 'cosine similarity to the previous block',
   title: str = 'Attention similarity of consecutive blocks',
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws the similarity of consecutive blocks, with a curve for each model.
 
   Args:

@@ -7,7 +7,6 @@ libtpu.
 import dataclasses
 import importlib.metadata
 import math
-import pathlib
 import re
 import resource
 import time
@@ -20,6 +19,7 @@ from vit_jax.aot.chips import CHIPS
 from vit_jax.aot.hlo import Program
 from vit_jax.aot.request import DataFacts, Request, data_facts
 from vit_jax.evaluation.exact import make_eval_step
+from vit_jax.files import write_atomically
 from vit_jax.models import flops
 from vit_jax.parallel.mesh import BATCH, batch_shards, make_mesh
 from vit_jax.recipe.build import Run, build, compile_step
@@ -217,7 +217,7 @@ def _read_program(
   """Adds memory, collectives and estimated time of a program to the report."""
   text, chip = executable.as_text(), CHIPS[request.chip]
   if request.program_file:
-    pathlib.Path(request.program_file).write_text(text)
+    write_atomically(request.program_file, text)
   memory, program = executable.memory_analysis(), Program(text)
   cycles, cycles_by_kind = program.cycles()
   report['peak_bytes'] = int(

@@ -86,12 +86,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
   """Writes the table and the plot, and reports progress to stderr."""
-  import pathlib
   import sys
 
   import jax
 
   from vit_jax.analysis import comparison
+  from vit_jax.files import write_atomically
 
   if args.batch_size < 1:
     raise ValueError(f'--batch-size={args.batch_size}: must be at least 1')
@@ -108,7 +108,7 @@ def _compare(args: argparse.Namespace) -> None:
     device = f'{jax.devices()[0].device_kind}, batch {args.batch_size}'
   if args.table:
     text = comparison.markdown(rows, device)
-    pathlib.Path(args.table).write_text(text)
+    write_atomically(args.table, text)
     print(f'wrote {args.table}: {len(rows)} rows')
   if args.plot:
     print(f'wrote {comparison.plot(rows, args.plot, device)}')

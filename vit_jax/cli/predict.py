@@ -159,8 +159,9 @@ def _print(results: _Readable) -> None:
 
 def read_classes(path: str) -> list[str]:
   """Reads class names from a file: a JSON list, or one name per line."""
-  with open(path, encoding='utf-8') as file:
-    content = file.read()
+  from vit_jax.files import as_path
+
+  content = as_path(path).read_text()
   if content.lstrip().startswith('['):
     return [str(name) for name in json.loads(content)]
   return [line.strip() for line in content.splitlines() if line.strip()]

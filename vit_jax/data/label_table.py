@@ -4,8 +4,9 @@ import csv
 import dataclasses
 import io
 import json
-import pathlib
 from typing import Any
+
+from etils import epath
 
 from vit_jax.data.listing import is_image_name
 
@@ -20,7 +21,7 @@ ONE_HOT = {'0': 0, '1': 1, '0.0': 0, '1.0': 1, 'false': 0, 'true': 1}
 _DELIMITERS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'bars'}
 
 
-def decode_text(path: pathlib.Path) -> tuple[str, str]:
+def decode_text(path: epath.Path) -> tuple[str, str]:
   """The text of a file and the name of its encoding."""
   data = path.read_bytes()
   if data.startswith((b'\xff\xfe', b'\xfe\xff')):

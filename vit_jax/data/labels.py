@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import dataclasses
 import logging
 import os
-import pathlib
 import re
 from typing import Any
 
@@ -32,6 +31,7 @@ from vit_jax.data.label_table import (
 )
 from vit_jax.data.listing import is_image_name
 from vit_jax.data.names import normalized
+from vit_jax.files import as_path
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def read_labels(
     ValueError: there is no such file, or it can be read in several ways; the
       message names the line and what to declare.
   """
-  path = pathlib.Path(path).expanduser()
+  path = as_path(path)
   if not path.exists():
     raise ValueError(f'labels_file={path} does not exist')
   if kind is not None and kind not in KINDS:

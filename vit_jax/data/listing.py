@@ -48,9 +48,7 @@ class File:
     """The encoded image; OSError if it cannot be read."""
     if self.offset < 0:
       return files.read_regular(self.path)
-    with open(self.path, 'rb') as file:
-      file.seek(self.offset)
-      return file.read(self.size)
+    return files.read_range(self.path, self.offset, self.offset + self.size)
 
 
 @dataclasses.dataclass
@@ -101,11 +99,11 @@ def list_images(
     ValueError: it is neither, a tar that cannot be read at random, or a folder
       that this user may not read.
   """
-  root = epath.Path(path)
+  root = files.as_path(path)
   listing = Listing(str(path))
   if not root.is_dir():
     _list_tar_file(listing, str(path), '')
-  elif '://' in str(path):
+  elif files.is_remote(path):
     _list_remote(listing, root, '')
   else:
     try:

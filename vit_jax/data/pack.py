@@ -21,10 +21,10 @@ import hashlib
 import json
 import logging
 import os
-import pathlib
 from typing import Any
 import zlib
 
+from etils import epath
 import numpy as np
 
 from vit_jax import files
@@ -102,7 +102,7 @@ def pack(
     raise ValueError(f'shards={shards}: must be at least 1')
   if not 1 <= quality <= 100:
     raise ValueError(f'quality={quality}: must be in [1, 100]')
-  out = pathlib.Path(out_dir).expanduser()
+  out = files.as_path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
   options: dict[str, Any] = dict(
     shards=shards,
@@ -130,10 +130,10 @@ def pack(
 
 def _existing(
   inputs: str | os.PathLike | Sequence[str | os.PathLike],
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
   """The inputs as paths; ValueError if there are none or one is missing."""
   paths = [
-    pathlib.Path(p).expanduser()
+    files.as_path(p)
     for p in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)
   ]
   missing = [str(p) for p in paths if not p.exists()]
@@ -150,7 +150,7 @@ def _existing(
 
 def write_split(
   split: str,
-  out: pathlib.Path,
+  out: epath.Path,
   items: list[Item],
   numbers: list,
   classes: dict,
@@ -188,17 +188,20 @@ def write_split(
     numbers = [numbers[i] for i in order]
   shards = shards or -(-len(items) // EXAMPLES_PER_SHARD)
   names = [records.shard_name(split, i, shards) for i in range(shards)]
+  unpublished = [_unpublished(out, name) for name in names]
   bounds = [len(items) * i // shards for i in range(shards + 1)]
   summary = _Summary(classes, len(items), progress)
   prepare = functools.partial(
     prepare_image, short_side=short_side, quality=quality, max_pixels=max_pixels
   )
+  complete = False
+  stale = _withdraw(split, out) if files.is_remote(out) else []
   try:
     with futures.ThreadPoolExecutor(threads) as pool:
-      for name, low, high in zip(names, bounds, bounds[1:], strict=False):
+      for path, low, high in zip(unpublished, bounds, bounds[1:], strict=False):
         prepared = _ordered_map(pool, prepare, items[low:high])
         _write_shard(
-          out / (name + '.tmp'),
+          path,
           zip(items[low:high], numbers[low:high], prepared, strict=True),
           summary,
         )
@@ -216,19 +219,20 @@ def write_split(
       'short_side': short_side,
       'shuffle_seed': shuffle_seed,
     }
-    _publish(split, out, names, meta)
+    _publish(split, out, names, meta, stale)
+    complete = True
   finally:
-    for name in names:
-      (out / (name + '.tmp')).unlink(missing_ok=True)
+    for path in [] if complete else unpublished:
+      path.unlink(missing_ok=True)
   return meta
 
 
-def has_split(out: pathlib.Path, split: str) -> bool:
+def has_split(out: epath.Path, split: str) -> bool:
   """Whether a directory has a packed split of this name."""
   return (out / (split + records.META_SUFFIX)).exists()
 
 
-def classes_of_train(split: str, out: pathlib.Path) -> dict | None:
+def classes_of_train(split: str, out: epath.Path) -> dict | None:
   """The classes of the packed split 'train', which other splits must use.
 
   None for 'train' itself, or if it is not packed.
@@ -240,7 +244,7 @@ def classes_of_train(split: str, out: pathlib.Path) -> dict | None:
   return {k: meta[k] for k in ('num_classes', 'class_names', 'multi_label')}
 
 
-def _refuse_existing(out: pathlib.Path, split: str, overwrite: bool) -> None:
+def _refuse_existing(out: epath.Path, split: str, overwrite: bool) -> None:
   if not overwrite and has_split(out, split):
     raise ValueError(
       f'{out} already has the split {split!r}: give another directory or '
@@ -309,28 +313,48 @@ class _Summary:
 
 
 def _write_shard(
-  path: pathlib.Path, examples: Iterator, summary: _Summary
+  path: epath.Path, examples: Iterator, summary: _Summary
 ) -> None:
   """Writes the (item, labels, prepared image) of one shard."""
   from array_record.python import array_record_module  # pyright: ignore
 
-  writer = array_record_module.ArrayRecordWriter(
-    str(path), 'group_size:1,uncompressed'
-  )
   summary.start_shard()
-  try:
-    for item, labels, prepared in examples:
-      if prepared.reason:
-        summary.leave_out(item.name, prepared.reason)
-        continue
-      writer.write(records.encode_record(prepared.image, labels, item.name))
-      summary.add(item.name, labels, prepared)
-  finally:
-    writer.close()
+  with files.staged(path) as temporary:
+    writer = array_record_module.ArrayRecordWriter(
+      temporary, 'group_size:1,uncompressed'
+    )
+    try:
+      for item, labels, prepared in examples:
+        if prepared.reason:
+          summary.leave_out(item.name, prepared.reason)
+          continue
+        writer.write(records.encode_record(prepared.image, labels, item.name))
+        summary.add(item.name, labels, prepared)
+    finally:
+      writer.close()
+
+
+def _unpublished(out: epath.Path, name: str) -> epath.Path:
+  """Where a shard is written before its split is complete.
+
+  Objects of a bucket cannot be renamed, so a shard gets its own name at once;
+  without the metadata of the split it is not read.
+  """
+  return out / (name if files.is_remote(out) else name + '.tmp')
+
+
+def _withdraw(split: str, out: epath.Path) -> list[str]:
+  """Removes the metadata of an earlier split; returns its shards."""
+  index = out / (split + records.META_SUFFIX)
+  if not index.exists():
+    return []
+  stale = [s['file'] for s in json.loads(index.read_text())['shards']]
+  index.unlink()
+  return stale
 
 
 def _publish(
-  split: str, out: pathlib.Path, names: list[str], meta: dict
+  split: str, out: epath.Path, names: list[str], meta: dict, stale: list[str]
 ) -> None:
   """Makes a finished split visible, and replaces an earlier one.
 
@@ -338,12 +362,10 @@ def _publish(
   reader never sees metadata that does not belong to the shards.
   """
   index = out / (split + records.META_SUFFIX)
-  stale = []
-  if index.exists():
-    stale = [s['file'] for s in json.loads(index.read_text())['shards']]
-    index.unlink()
-  for name in names:
-    os.replace(out / (name + '.tmp'), out / name)
+  stale = stale + _withdraw(split, out)
+  if not files.is_remote(out):
+    for name in names:
+      os.replace(_unpublished(out, name), out / name)
   for name in set(stale) - set(names):
     (out / name).unlink(missing_ok=True)
   files.write_atomically(index, json.dumps(meta, indent=1))

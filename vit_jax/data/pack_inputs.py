@@ -6,6 +6,8 @@ import logging
 import pathlib
 from typing import Any
 
+from etils import epath
+
 from vit_jax.data import layout as layouts
 from vit_jax.data.labels import Label, Labels
 from vit_jax.data.listing import File, Listing, list_images, report
@@ -34,7 +36,7 @@ class Item:
     return self.file.read()
 
 
-def list_items(path: pathlib.Path) -> list[Item]:
+def list_items(path: epath.Path) -> list[Item]:
   """All images of a folder or tar file, at any depth, without labels.
 
   Raises:
@@ -45,7 +47,7 @@ def list_items(path: pathlib.Path) -> list[Item]:
 
 
 def read_inputs(
-  paths: Sequence[pathlib.Path],
+  paths: Sequence[epath.Path],
   *,
   labeled: bool,
   split: str | None = None,
@@ -90,7 +92,7 @@ def read_inputs(
 
 
 def _read_input(
-  path: pathlib.Path, labeled: bool, flat: bool
+  path: epath.Path, labeled: bool, flat: bool
 ) -> dict[str, list[Item]]:
   """{split: images} of one folder or tar file."""
   listing = list_images(path)
@@ -109,7 +111,7 @@ def _read_input(
 
 
 def _check_classes(
-  paths: Sequence[pathlib.Path], read: list[dict[str, list[Item]]]
+  paths: Sequence[epath.Path], read: list[dict[str, list[Item]]]
 ) -> None:
   """Refuses tars without folders whose only class is the name of the tar."""
   classes = {

@@ -22,7 +22,6 @@ Shapes: (h, w) label map, k classes stored for each cell, C classes.
 import json
 import math
 import os
-import pathlib
 from typing import Any
 
 from flax import linen as nn
@@ -30,9 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.data.shard_reader import open_shards
 from vit_jax.data.sources.source import Source
 from vit_jax.data.token_targets import token_source
 from vit_jax.data.transforms import Geometry
+from vit_jax.files import as_path
 
 META = 'token_labels.json'
 VERSION = 1
@@ -71,7 +72,7 @@ class TokenLabels:
     Raises:
       ValueError: there are no such labels, they are unfinished, or lack shards.
     """
-    self._path = pathlib.Path(path)
+    self._path = as_path(path)
     meta = self._path / META
     if not meta.exists():
       raise ValueError(
@@ -104,9 +105,7 @@ class TokenLabels:
     if self._records is None:
       # Not opened in __init__: the labels are pickled for worker processes, and
       # an open reader cannot be.
-      from array_record.python import array_record_data_source
-
-      self._records = array_record_data_source.ArrayRecordDataSource(
+      self._records = open_shards(
         [str(self._path / name) for name in self.meta['shards']]
       )
     shape = (self.meta['top_k'], *self.meta['grid'])

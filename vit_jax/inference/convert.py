@@ -1,9 +1,11 @@
 """Converts weights from one format to another: `convert`."""
 
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
+
+from vit_jax.files import as_path, list_directory
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.loading import load_classifier
 from vit_jax.training.checkpoint import Checkpoints
@@ -40,7 +42,7 @@ def convert(
     WeightsError: the weights cannot be read or are of another model, or the
       target is a directory that is not empty, or has another suffix.
   """
-  path = pathlib.Path(target)
+  path = as_path(target)
   is_workdir = path.suffix == ''
   if not is_workdir and path.suffix not in _SUFFIXES:
     raise WeightsError(
@@ -48,7 +50,7 @@ def convert(
       'directory, whose name has no suffix'
     )
   if (
-    is_workdir and path.exists() and (not path.is_dir() or any(path.iterdir()))
+    is_workdir and path.exists() and (not path.is_dir() or list_directory(path))
   ):
     raise WeightsError(
       f'{target} exists and is not empty: give another directory'
@@ -67,7 +69,7 @@ def convert(
   return classifier
 
 
-def _save_step(classifier: Classifier, workdir: pathlib.Path) -> None:
+def _save_step(classifier: Classifier, workdir: epath.Path) -> None:
   """Writes a workdir with one step of parameters, without an optimizer."""
   variables = classifier.variables
   checkpoints = Checkpoints(workdir)

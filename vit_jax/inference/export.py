@@ -21,16 +21,16 @@ from importlib import metadata
 import importlib.util
 import json
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 from jax import export as jax_export
 from jax.extend import core as jax_core
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.files import write_atomically
+from vit_jax.files import as_path, write_atomically
 from vit_jax.inference.classifier import Classifier, ImageClassifier
 from vit_jax.inference.loading import load_classifier
 from vit_jax.models.tpu_layout import portable
@@ -86,7 +86,7 @@ def export(
     description['platforms'] = list(platforms)
     data = serialize(classifier, platforms, batch)
   text = json.dumps(description, indent=2) + '\n'
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  as_path(path).parent.mkdir(parents=True, exist_ok=True)
   # The program is written last, so that a new program never has the description
   # of an older one.
   write_atomically(_description_path(path), text)
@@ -101,8 +101,9 @@ def _check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
     )
 
 
-def _description_path(path: str | os.PathLike) -> pathlib.Path:
-  return pathlib.Path(f'{os.fspath(path)}.json')
+def _description_path(path: str | os.PathLike) -> epath.Path:
+  path = as_path(path)
+  return path.with_name(f'{path.name}.json')
 
 
 def describe(classifier: Classifier) -> dict[str, Any]:
@@ -264,7 +265,7 @@ def load_exported(path: str | os.PathLike) -> ExportedClassifier:
       f'{description} cannot be read ({e}): it has the class names and the '
       'preprocessing, and must be in the directory of the program'
     ) from e
-  data = pathlib.Path(path).read_bytes()
+  data = as_path(path).read_bytes()
   try:
     program = jax_export.deserialize(bytearray(data))
   except Exception as e:  # the deserializer raises many types on foreign bytes

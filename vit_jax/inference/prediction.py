@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 import os
-import pathlib
 from typing import Any
 
 from vit_jax.data import listing
 from vit_jax.data.decode import image_suffixes
+from vit_jax.files import as_path
 from vit_jax.inference.classifier import ImageClassifier
 from vit_jax.inference.export import load_exported
 from vit_jax.inference.loading import load_classifier
@@ -90,7 +90,7 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
     ValueError: a directory has no images.
   """
   images = []
-  for path in map(pathlib.Path, paths):
+  for path in map(as_path, paths):
     if not path.is_dir():
       images.append(str(path))
       continue

@@ -6,8 +6,8 @@ import os
 import sys
 
 from absl import logging
-from etils import epath
 
+from vit_jax.files import as_path, is_remote
 from vit_jax.parallel import processes
 
 
@@ -37,10 +37,10 @@ def log_to(workdir: str | os.PathLike) -> Iterator[None]:
     workdir: the run's directory. If it is in a bucket, nothing is logged to a
       file, because files in a bucket cannot be appended to.
   """
-  if '://' in str(workdir):
+  if is_remote(workdir):
     yield
     return
-  folder = epath.Path(workdir)
+  folder = as_path(workdir)
   handler = logging.get_absl_handler().python_handler
   process = processes.job_process()
   if process:

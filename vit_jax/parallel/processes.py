@@ -16,8 +16,9 @@ import time
 from typing import Any
 import uuid
 
-from etils import epath
 import jax
+
+from vit_jax.files import as_path
 
 # Clusters, by JAX's names, in which JAX detects the processes of a job.
 CLUSTERS = ('slurm', 'ompi', 'gcetpu', 'gketpu')
@@ -362,7 +363,7 @@ def check_shared_workdir(workdir: str | os.PathLike) -> None:
   """Raises ValueError if a process does not see what process 0 writes there."""
   if _job is None:
     return
-  folder = epath.Path(workdir)
+  folder = as_path(workdir)
   token = broadcast_from_first(f'.shared_{uuid.uuid4().hex}')
   if _job.process_id == 0:
     folder.mkdir(parents=True, exist_ok=True)

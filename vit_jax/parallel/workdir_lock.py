@@ -18,15 +18,10 @@ import time
 from typing import Any
 import uuid
 
-from etils import epath
-
-from vit_jax.files import write_atomically
+from vit_jax.files import as_path, create, is_remote, write_atomically
 from vit_jax.parallel import processes
 
 FILE = 'lock.json'
-# Seconds after which two runs that started together on an object store, which
-# cannot refuse to overwrite a file, look which of them wrote last.
-_SETTLE = 2.0
 
 
 class WorkdirInUse(ValueError):
@@ -55,8 +50,8 @@ class WorkdirLock:
     stale_after: float = 60.0,
   ):
     self._workdir, self._say = workdir, say
-    self._path = epath.Path(workdir) / FILE
-    self._local = '://' not in str(workdir)
+    self._path = as_path(workdir) / FILE
+    self._local = not is_remote(workdir)
     self._period, self._stale_after = period, stale_after
     self._record: dict[str, Any] = {
       'host': socket.gethostname(),
@@ -124,19 +119,7 @@ class WorkdirLock:
 
   def _create(self) -> bool:
     """Writes the lock; False if there is one."""
-    text = json.dumps(self._record)
-    if self._local:
-      try:
-        with open(self._path, 'x', encoding='utf-8') as file:
-          file.write(text)
-      except FileExistsError:
-        return False
-      return True
-    if self._read() is not None:
-      return False
-    self._path.write_text(text)
-    time.sleep(_SETTLE)
-    return self._is_own(self._read())
+    return create(self._path, json.dumps(self._record))
 
   def _remove_stale(self) -> None:
     """Removes the lock of a run that is gone, or raises WorkdirInUse."""

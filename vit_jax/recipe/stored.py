@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from absl import logging
-from etils import epath
 
+from vit_jax.files import as_path
 from vit_jax.models.registry import list_models, model_info
 from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
 from vit_jax.recipe.sections import Config
@@ -170,7 +170,7 @@ def _stored(workdir: str | os.PathLike) -> dict[str, Any] | None:
   steps = list_steps(absolute(workdir) / FOLDER)
   if not steps:
     return None
-  path = epath.Path(workdir) / 'config.json'
+  path = as_path(workdir) / 'config.json'
   try:
     recipe = json.loads(path.read_text())
     if not {'run', 'model'} <= recipe.keys():

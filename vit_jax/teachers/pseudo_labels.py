@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import dataclasses
 import io
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 from PIL import Image
 
@@ -30,6 +30,7 @@ from vit_jax.data.decode import image_suffixes
 from vit_jax.data.pack_inputs import list_items
 from vit_jax.data.records import PSEUDO_SPLIT
 from vit_jax.data.sources.source import Source
+from vit_jax.files import as_path
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.loading import load_classifier
 from vit_jax.teachers.classes import check_classes
@@ -107,7 +108,7 @@ def unlabeled(
       [_Example(images, i) for i in range(len(images))], images.name
     )
   inputs = [images] if isinstance(images, (str, os.PathLike)) else images
-  paths = [pathlib.Path(p).expanduser() for p in inputs]
+  paths = [as_path(p) for p in inputs]
   missing = [str(p) for p in paths if not p.exists()]
   if missing:
     raise ValueError(
@@ -264,7 +265,7 @@ def pseudo_label(
       not those of 'train', or there is such a split already.
   """
   _check_arguments(threshold, per_class, max_labels)
-  source, out = unlabeled(images), pathlib.Path(out).expanduser()
+  source, out = unlabeled(images), as_path(out)
   classifier = load_classifier(weights, **options)
   classes, columns = _classes(classifier, split, out, soft, match_classes)
   _check_free(out, split, overwrite)
@@ -311,7 +312,7 @@ def _counts(
   }
 
 
-def _check_free(out: pathlib.Path, split: str, overwrite: bool) -> None:
+def _check_free(out: epath.Path, split: str, overwrite: bool) -> None:
   """Raises ValueError if there is such a split and it must be kept."""
   if not overwrite and pack.has_split(out, split):
     raise ValueError(
@@ -347,7 +348,7 @@ def _probabilities(logits: np.ndarray, loss: str) -> np.ndarray:
 def _classes(
   classifier: Classifier,
   split: str,
-  out: pathlib.Path,
+  out: epath.Path,
   soft: bool,
   how: str,
 ) -> tuple[dict[str, Any], list[int] | None]:

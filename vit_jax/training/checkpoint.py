@@ -18,17 +18,20 @@ from absl import logging
 from etils import epath
 import orbax.checkpoint.experimental.v1 as ocp
 
-from vit_jax.files import write_atomically
+from vit_jax.files import is_remote, list_directory, write_atomically
 from vit_jax.parallel import processes
 from vit_jax.weights import checksums
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.steps import (
   CHECKSUMS,
+  COMMITTED,
   FOLDER,
+  STEP,
   CheckpointError,
   absolute,
   check_path,
   describe_mismatch,
+  is_complete,
   list_steps,
   orbax_context,
   read_step,
@@ -241,7 +244,7 @@ class Checkpoints:
     if processes.is_first():
       aside = [
         path.name
-        for path in self.directory.iterdir()
+        for path in list_directory(self.directory)
         if _UNREADABLE in path.name and path.is_dir()
       ]
     aside = processes.broadcast_from_first(aside)
@@ -278,7 +281,7 @@ def _is_sound(path: epath.Path) -> bool:
 
 def _is_there(path: epath.Path) -> bool:
   """Whether a name is taken, be it by a link to nothing."""
-  return path.exists() or ('://' not in str(path) and os.path.lexists(path))
+  return path.exists() or (not is_remote(path) and os.path.lexists(path))
 
 
 def _set_aside(path: epath.Path) -> epath.Path:
@@ -302,8 +305,15 @@ def _make_directory(directory: epath.Path) -> None:
 
 def _remove_unfinished(directory: epath.Path) -> None:
   """Removes what killed saves and killed deletions left behind."""
-  for path in directory.iterdir():
-    unfinished = _TEMPORARY in path.name or path.name.endswith(_DELETED)
+  for path in list_directory(directory):
+    unfinished = (
+      _TEMPORARY in path.name
+      or path.name.endswith(_DELETED)
+      # A bucket cannot rename, so a step has its own name from the beginning.
+      or (
+        is_remote(path) and STEP.fullmatch(path.name) and not is_complete(path)
+      )
+    )
     if unfinished and path.is_dir():
       path.rmtree(missing_ok=True)
 
@@ -311,7 +321,9 @@ def _remove_unfinished(directory: epath.Path) -> None:
 def _delete(path: epath.Path) -> None:
   """Deletes a step; a process that is killed meanwhile leaves no half of it."""
   try:
-    if '://' not in str(path):
+    if is_remote(path):
+      (path / COMMITTED).unlink(missing_ok=True)
+    else:
       path = path.rename(path.with_name(f'{path.name}{_DELETED}'))
     path.rmtree(missing_ok=True)
   except OSError as e:

@@ -7,6 +7,8 @@ Each object is called after every step and decides whether its work is due.
 import collections
 from collections.abc import Callable, Mapping, Sequence
 import os
+import shutil
+import tempfile
 import time
 from typing import Any
 
@@ -15,6 +17,7 @@ import jax
 import numpy as np
 
 from vit_jax.data.batches import TooManyBadImages
+from vit_jax.files import is_remote, upload
 from vit_jax.parallel.processes import broadcast_from_first
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.progress import Progress
@@ -91,14 +94,16 @@ class Profile:
   """
 
   def __init__(self, directory: str | os.PathLike, steps: Sequence[int] = ()):
-    self._directory = str(directory)
+    self._directory = directory
+    # The profiler writes local files only.
+    self._local = tempfile.mkdtemp() if is_remote(directory) else str(directory)
     self._first, self._last = steps or (0, 0)
     self._running = False
 
   def before(self, step: int) -> None:
     """Begins the trace if it is due after `step` finished steps."""
     if not self._running and self._first <= step < self._last:
-      jax.profiler.start_trace(self._directory)
+      jax.profiler.start_trace(self._local)
       self._running = True
 
   def after(self, step: int, values: Any) -> None:
@@ -112,6 +117,9 @@ class Profile:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
+      if is_remote(self._directory):
+        upload(self._local, self._directory)
+        shutil.rmtree(self._local)
 
 
 class Log:

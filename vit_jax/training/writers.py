@@ -10,7 +10,9 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
 import time
 from typing import Any
 
@@ -19,8 +21,11 @@ from etils import epath
 import jax
 
 import vit_jax
-from vit_jax.files import write_atomically
+from vit_jax.files import as_path, is_remote, upload, write_atomically
 
+# Seconds after which a bucket gets the metrics again. An object is replaced as
+# a whole, and a bucket allows one change of an object in a second.
+_UPLOAD_SECONDS = 20.0
 # Packages whose versions can change the numbers of a run.
 _PACKAGES = (
   'jax',
@@ -53,10 +58,11 @@ class Writer:
     tensorboard: bool = True,
     enabled: bool = True,
   ):
-    self.workdir = epath.Path(workdir)
+    self.workdir = as_path(workdir)
     self._enabled = enabled
     self._start = time.monotonic()
-    self._board = None
+    self._board, self._board_dir = None, ''
+    self._remote, self._uploaded = is_remote(workdir), self._start
     self._resumed_step, self._resumed_keys = resumed_step, set()
     if not enabled:
       return
@@ -72,8 +78,11 @@ class Writer:
       import tensorboardX
 
       # TensorBoard drops the events of `purge_step` and of all later steps.
+      self._board_dir = str(self.workdir / 'tensorboard')
+      if self._remote:
+        self._board_dir = tempfile.mkdtemp(prefix='vit_jax.')
       self._board = tensorboardX.SummaryWriter(
-        str(self.workdir / 'tensorboard'),
+        self._board_dir,
         purge_step=resumed_step + 1,
         # A killed run loses the events of the last seconds.
         flush_secs=10,
@@ -110,15 +119,16 @@ class Writer:
         **{k: v if math.isfinite(v) else str(v) for k, v in scalars.items()},
       }
     )
-    if '://' not in str(self.workdir):
+    if self._remote:  # nothing can be appended to an object
+      self._lines.append(line)
+    else:
       with self._path.open('a') as file:
         file.write(line + '\n')
-    else:  # object stores cannot append to a file
-      self._lines.append(line)
-      self._rewrite()
     if self._board is not None:
       for name, value in scalars.items():
         self._board.add_scalar(name, value, step)
+    if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+      self.flush()
 
   def has_results(self, step: int, eval_set: str = '') -> bool:
     """Whether the stopped run wrote results of the step that it goes on from.
@@ -155,10 +165,27 @@ class Writer:
       },
     )
 
+  def flush(self) -> None:
+    """Writes to a bucket what it does not have yet.
+
+    Local files have every line at once.
+    """
+    if not self._enabled or not self._remote:
+      return
+    self._uploaded = time.monotonic()
+    self._rewrite()
+    if self._board is not None:
+      self._board.flush()
+      upload(self._board_dir, self.workdir / 'tensorboard')
+
   def close(self) -> None:
-    """Flushes and closes the event file."""
+    """Flushes and closes the files."""
+    self.flush()
     if self._board is not None:
       self._board.close()
+      if self._remote:
+        upload(self._board_dir, self.workdir / 'tensorboard')
+        shutil.rmtree(self._board_dir)
 
   def _seconds(self) -> float:
     return time.monotonic() - self._start

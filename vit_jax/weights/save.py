@@ -5,7 +5,6 @@ import json
 import os
 from typing import Any
 
-from etils import epath
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 import numpy as np
@@ -59,7 +58,7 @@ def save_weights(
     WeightsError: the suffix is another one, or the format has no name for a
       parameter.
   """
-  path = epath.Path(path)
+  path = files.as_path(path)
   if path.suffix not in _PREFERRED:
     raise WeightsError(
       f'cannot write {path}: its suffix must be {" or ".join(_PREFERRED)}'

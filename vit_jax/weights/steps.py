@@ -10,14 +10,17 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from vit_jax.files import as_path, is_remote, list_directory
 from vit_jax.weights import checksums
 from vit_jax.weights.metadata import WeightsMetadata
 
 FOLDER = 'checkpoints'
 CHECKSUMS = checksums.ENTRY
+# The file that Orbax writes into a step in a bucket as the last one.
+COMMITTED = 'commit_success.txt'
 _RECORD = '_CHECKPOINT_METADATA'
 # Only canonical numbers in ASCII digits: int() would also take '²' or '007'.
-_STEP = re.compile('0|[1-9][0-9]*', re.ASCII)
+STEP = re.compile('0|[1-9][0-9]*', re.ASCII)
 
 
 class CheckpointError(ValueError):
@@ -26,9 +29,9 @@ class CheckpointError(ValueError):
 
 def absolute(path: str | os.PathLike) -> epath.Path:
   """The path in the form that Orbax needs: a local path must be absolute."""
-  if '://' in str(path):
-    return epath.Path(path)
-  return epath.Path(path).expanduser().resolve()
+  if is_remote(path):
+    return as_path(path)
+  return as_path(path).resolve()
 
 
 def describe_mismatch(path: str | os.PathLike, abstract: Any) -> str:
@@ -88,7 +91,7 @@ def find_step(path: str | os.PathLike) -> epath.Path | None:
   path = absolute(path)
   if not path.is_dir():
     return None
-  if _STEP.fullmatch(path.name) and (path / _RECORD).exists():
+  if STEP.fullmatch(path.name) and (path / _RECORD).exists():
     return path
   steps = list_steps(path if path.name == FOLDER else path / FOLDER)
   return steps[-1] if steps else None
@@ -100,24 +103,23 @@ def list_steps(folder: epath.Path) -> list[epath.Path]:
   Whatever else lies there, such as files, links to nothing and saves that were
   not finished, does not count.
   """
-  if not folder.is_dir():
+  if not is_remote(folder) and not folder.is_dir():
     return []
   steps = [
     path
-    for path in folder.iterdir()
-    if _STEP.fullmatch(path.name) and path.is_dir() and _is_complete(path)
+    for path in list_directory(folder)
+    if STEP.fullmatch(path.name) and path.is_dir() and is_complete(path)
   ]
   return sorted(steps, key=lambda path: int(path.name))
 
 
-def _is_complete(step: epath.Path) -> bool:
+def is_complete(step: epath.Path) -> bool:
   """Whether the writer of a step came to its end.
 
   A step gets its name at the end. Buckets cannot rename, and there Orbax writes
   a file as the last one.
   """
-  bucket = str(step).startswith('gs://')
-  return not bucket or (step / 'commit_success.txt').exists()
+  return not is_remote(step) or (step / COMMITTED).exists()
 
 
 def orbax_context() -> ocp.Context:

@@ -1,7 +1,6 @@
 """Opens a source by its name."""
 
 import difflib
-import pathlib
 
 from vit_jax.data.records import META_SUFFIX
 from vit_jax.data.sources.digits import Digits
@@ -12,6 +11,7 @@ from vit_jax.data.sources.source import Concat, Source, Subset
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.data.sources.tfds import Tfds
 from vit_jax.data.splits import parse_split, split_bounds
+from vit_jax.files import as_path
 
 SOURCES = ('digits', 'folder', 'packed', 'synthetic', 'tfds:NAME')
 
@@ -94,7 +94,7 @@ def directory_source(path: str) -> str:
   Raises:
     ValueError: `path` is no directory.
   """
-  directory = pathlib.Path(path).expanduser()
+  directory = as_path(path)
   if not directory.is_dir():
     raise ValueError(
       f'{path} is no directory. Give a folder with one directory of images '

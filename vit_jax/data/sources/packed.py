@@ -9,8 +9,10 @@ import numpy as np
 
 from vit_jax.data import records
 from vit_jax.data.decode import BadImage
+from vit_jax.data.shard_reader import open_shard
 from vit_jax.data.sources.source import Source, checked_index, data_directory
 from vit_jax.data.splits import pick_split
+from vit_jax.files import is_remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +95,14 @@ class Packed(Source):
 
     Raises:
       BadImage: the record or its shard is damaged, or its label is no class.
+      ConnectionError: a bucket does not answer.
     """
     shard, record = self._locate(i)
     try:
       data = self._reader(shard)[record]
       image, labels, name = records.decode_record(data)
+    except ConnectionError:
+      raise
     except Exception as e:  # the readers raise many kinds for damaged files
       reason = str(e).split('\n')[0] or type(e).__name__
       raise BadImage(f'damaged record: {reason}') from e
@@ -125,14 +130,10 @@ class Packed(Source):
 
   def _reader(self, shard: int) -> Any:
     if shard not in self._readers:
-      from array_record.python import array_record_data_source
-
       path = self._shards[shard].filename
-      if '://' not in path and not os.path.getsize(path):
+      if not is_remote(path) and not os.path.getsize(path):
         raise ValueError('the shard is empty')
-      self._readers[shard] = array_record_data_source.ArrayRecordDataSource(
-        [self._shards[shard]]  # pyright: ignore[reportArgumentType]
-      )
+      self._readers[shard] = open_shard(path, self._shards[shard])
     return self._readers[shard]
 
   def __getstate__(self):

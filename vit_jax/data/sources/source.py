@@ -34,6 +34,7 @@ from vit_jax.data.decode import (
   decode,
 )
 from vit_jax.data.identity import fingerprint
+from vit_jax.files import as_path
 
 
 class Source(Sequence):
@@ -256,7 +257,7 @@ def data_directory(data_dir: str, source: str) -> epath.Path:
       else f'data.source={source!r} needs data.dir: the directory that '
       '`vit-jax pack` wrote'
     )
-  root = epath.Path(data_dir).expanduser()
+  root = as_path(data_dir)
   if not root.exists():
     raise ValueError(f'data.dir={data_dir!r} does not exist')
   if not root.is_dir():

@@ -11,6 +11,7 @@ from etils import epath
 from vit_jax.data.identity import fingerprint
 from vit_jax.data.sources.source import Source, checked_index
 from vit_jax.data.splits import pick_split
+from vit_jax.files import as_path
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +101,9 @@ class Tfds(Source):
 
 def _tfds_directory(name: str, data_dir: str) -> str:
   """The directory of the newest (or the named) prepared version."""
-  root = epath.Path(
+  root = as_path(
     data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
-  ).expanduser()
+  )
   path, _, version = name.partition(':')
   base = root / path
   prepare = (
