@@ -15,7 +15,6 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
-from vit_jax.files import as_path
 from vit_jax.weights import hub, prefixes
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.metadata import WeightsMetadata
@@ -93,7 +92,7 @@ def read(
       loading would run code, or the hub cannot be reached. The message names
       the file.
   """
-  path = as_path(hub.local_file(path))
+  path = hub.local_file(path)
   try:
     if path.is_dir():
       return _read_step(path, average)

@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from vit_jax.files import as_path
 from vit_jax.weights.errors import WeightsError
 
 INDEX = '.index.json'
@@ -38,7 +39,7 @@ def local_file(source: str | os.PathLike) -> epath.Path:
   """
   if is_hub_name(source):
     return _downloaded(str(source))
-  path = epath.Path(source)
+  path = as_path(source)
   if path.is_dir():
     for name in _WEIGHTS:
       if (path / name).exists():
@@ -81,7 +82,7 @@ def read_config(
       org, repo = str(source).partition(':')[2].split('/')[:2]
       path = epath.Path(_hub().hf_hub_download(f'{org}/{repo}', name))
     else:
-      path = epath.Path(source)
+      path = as_path(source)
       path = (path if path.is_dir() else path.parent) / name
     values = json.loads(path.read_text())
   except Exception:  # the hub's errors have no common ancestor
