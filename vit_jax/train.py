@@ -11,10 +11,10 @@ import os
 from typing import Any, NamedTuple
 
 from clu import parameter_overview
-from etils import epath
 import jax
 
 from vit_jax.data.sources.source import Source
+from vit_jax.files import as_path
 from vit_jax.models import flops
 from vit_jax.parallel import processes
 from vit_jax.parallel.agreement import require_agreement
@@ -137,7 +137,7 @@ def train_and_evaluate(
       writer.summary(summary)
       return summary
 
-    profile = Profile(epath.Path(workdir) / 'profile', config.log.profile_steps)
+    profile = Profile(as_path(workdir) / 'profile', config.log.profile_steps)
     stack.callback(profile.close)
     train_step = compile_step(
       run, teacher=teacher, load_batch=inputs.load_batch
