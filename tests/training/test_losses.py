@@ -278,6 +278,25 @@ def test_token_label_count_is_checked():
     )
 
 
+def test_bce_threshold_comes_after_smoothing():
+  """Procedure A1 (arXiv:2110.00476): smoothing 0.1, threshold 0.2."""
+  logits = normal(0, B, C)
+  pair = lambda share: (
+    share * jnp.eye(C)[:B] + (1 - share) * jnp.eye(C)[1 : B + 1]
+  )
+  settings = config(name='bce', label_smoothing=0.1, bce_threshold=0.2)
+  value = lambda label: losses.total_loss(
+    settings, logits, {}, {'label': label}
+  )
+  both, first = pair(0.5), pair(0.9)
+  np.testing.assert_allclose(
+    value(both)[0], jnp.mean(losses.binary_xent(logits, both)), rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    value(first)[0], jnp.mean(losses.binary_xent(logits, pair(1.0))), rtol=1e-6
+  )
+
+
 def test_bce_makes_every_positive_target_one():
   """DeiT's --bce-loss on mixed targets: both labels count in full."""
   torch = pytest.importorskip('torch')

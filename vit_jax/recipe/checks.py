@@ -118,6 +118,7 @@ _LIMITS: tuple[_Limit, ...] = (
       'data.erasing',
       'loss.label_smoothing',
       'loss.distill_alpha',
+      'loss.bce_threshold',
     ),
   ),
   (
@@ -316,6 +317,12 @@ def _check_loss(config: Config) -> None:
   if loss.name != 'softmax' and loss.distill == 'hard':
     raise ConfigError(
       f"loss.distill='hard' needs loss.name='softmax', not {loss.name!r}"
+    )
+  if loss.name == 'bce' and loss.bce_threshold == 0 < loss.label_smoothing:
+    raise ConfigError(
+      f"loss.name='bce' with loss.label_smoothing={loss.label_smoothing:g} "
+      'makes every class a right one: set loss.bce_threshold, such as 0.2 '
+      '(arXiv:2110.00476), or loss.label_smoothing=0'
     )
   if config.eval.ema and not config.optim.ema:
     raise ConfigError(

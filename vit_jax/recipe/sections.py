@@ -71,6 +71,8 @@ def loss() -> Config:
   # 'softmax', 'sigmoid' (binary cross-entropy, summed over the classes) or
   # 'bce' (DeiT's: averaged over the classes).
   c.name = 'softmax'
+  # For 'bce': targets above this, after label smoothing, become 1, others 0.
+  c.bce_threshold = 0.0
   c.label_smoothing = 0.0
   # False smooths only labels of a single class, not soft ones (pseudo-labels).
   c.smooth_soft = True

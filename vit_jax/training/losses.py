@@ -55,8 +55,8 @@ def binary_xent(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """DeiT's `--bce-loss`: (..., C), (..., C) -> (...).
 
   Every positive target becomes 1, and the loss is the mean over the classes,
-  not their sum. Label smoothing would make every target positive, so the
-  published commands with this loss use none.
+  not their sum. `total_loss` sets targets up to `loss.bce_threshold` to 0
+  before, as timm's option `--bce-target-thresh` does.
   """
   hard = (targets > 0).astype(jnp.float32)
   return sigmoid_xent(logits, hard) / logits.shape[-1]
@@ -242,6 +242,8 @@ def _class_target(cfg, label: jax.Array) -> jax.Array:
   """The target (B, C) of the class branch, of labels that are not smoothed."""
   target = to_range(label, cfg.label_range)
   smoothed = smooth(target, cfg.label_smoothing)
+  if cfg.name == 'bce':
+    return (smoothed > cfg.bce_threshold).astype(smoothed.dtype)
   if cfg.smooth_soft:
     return smoothed
   is_hard = jnp.max(label, axis=-1, keepdims=True) == 1
