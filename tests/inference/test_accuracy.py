@@ -1,31 +1,49 @@
 """`evaluate` counts every image once, under the names of its class."""
 
+import csv
+import json
 import pathlib
 import shutil
+import tarfile
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from tests.inference.conftest import CLASSES
-from vit_jax import evaluate
+from vit_jax import evaluate, export
+from vit_jax.cli.parser import main
 from vit_jax.data.pack import pack
+from vit_jax.inference.accuracy import predict_labeled
 from vit_jax.inference.loading import load_classifier
 
 
 def by_hand(weights, folder) -> dict[str, float]:
   """The means that `evaluate` returns, from one image after the other."""
   classifier = load_classifier(weights)
-  top1, losses = [], []
+  right, losses, labels, confidence = [], [], [], []
   for path in sorted(pathlib.Path(folder).rglob('*.jpg')):
     (logits,), _ = classifier.run([path])
     label = CLASSES.index(path.parent.name)
-    top1.append(int(np.argmax(logits)) == label)
+    right.append(int(np.argmax(logits)) == label)
     losses.append(np.log(np.exp(logits).sum()) - logits[label])
+    confidence.append(np.exp(logits.max()) / np.exp(logits).sum())
+    labels.append(label)
+  right, labels = np.array(right), np.array(labels)
+  bins = np.ceil(np.array(confidence) * 15)
+  gaps = [
+    abs(sum(right[bins == b]) - sum(np.array(confidence)[bins == b]))
+    for b in range(16)
+  ]
   return {
-    'top1': np.mean(top1),
+    'top1': np.mean(right),
     'top5': 1.0,
     'loss': np.mean(losses),
-    'examples': len(top1),
+    'examples': len(right),
+    'mean_per_class': np.mean(
+      [np.mean(right[labels == c]) for c in set(labels)]
+    ),
+    'calibration_error': sum(gaps) / len(right),
   }
 
 
@@ -66,6 +84,166 @@ def test_classes_are_compared_by_their_names(weights, folder, tmp_path):
   (tmp_path / 'two' / 'red').rename(tmp_path / 'two' / 'violet')
   with pytest.raises(ValueError, match='not in the other: violet'):
     evaluate(weights, tmp_path / 'two')
+
+
+def test_a_tar_and_a_validation_folder_alone_give_the_same(
+  weights, folder, tmp_path
+):
+  expected = evaluate(weights, folder)
+  with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+    tar.add(folder, arcname='.')
+  assert evaluate(weights, tmp_path / 'x.tar') == expected
+  shutil.copytree(folder, tmp_path / 'imagenet' / 'val')
+  assert evaluate(weights, tmp_path / 'imagenet') == expected
+  assert evaluate(weights, tmp_path / 'imagenet', split='val') == expected
+
+
+@pytest.fixture(scope='module')
+def flat(folder, tmp_path_factory):
+  """The images in one folder, and their labels in the order of the names."""
+  root = tmp_path_factory.mktemp('flat')
+  files = sorted(pathlib.Path(folder).rglob('*.jpg'), key=lambda p: p.stem)
+  labels = []
+  for i, path in enumerate(files):
+    shutil.copy(path, root / f'val_{i:03d}.jpg')
+    labels.append(path.parent.name)
+  return root, labels
+
+
+def test_labels_of_a_flat_folder_may_be_written_in_every_way(
+  weights, folder, flat, tmp_path
+):
+  root, labels = flat
+  expected = evaluate(weights, folder)
+  numbers = [CLASSES.index(name) for name in labels]
+  names = [path.name for path in sorted(root.iterdir())]
+  rows = [f'{name},{label}' for name, label in zip(names, labels, strict=True)]
+  files = {
+    'numbers.txt': '\n'.join(map(str, numbers)),
+    'names.txt': '\n'.join(labels) + '\n',
+    'list.json': json.dumps(numbers),
+    'table.csv': '\n'.join(['file,label', *reversed(rows)]),
+  }
+  for name, content in files.items():
+    (tmp_path / name).write_text(content)
+    result = evaluate(weights, root, labels=tmp_path / name)
+    assert result == pytest.approx(expected, rel=1e-5), name
+  with tarfile.open(tmp_path / 'val.tar', 'w') as tar:
+    tar.add(root, arcname='.')
+  result = evaluate(
+    weights, tmp_path / 'val.tar', labels=tmp_path / 'numbers.txt'
+  )
+  assert result == pytest.approx(expected, rel=1e-5)
+
+
+def test_real_counts_any_label_and_leaves_out_images_without(
+  weights, flat, tmp_path
+):
+  """ReaL: right if the best class is among the labels (arXiv:2006.07159)."""
+  root, _ = flat
+  _, predictions = predict_labeled(
+    weights, root, labels=_write(tmp_path / 'a.txt', '0\n' * 12)
+  )
+  best = predictions.best[:, 0].tolist()
+  other = [(b + 1) % 3 for b in best]
+  # Right by the second label, wrong, without labels, and right by the first.
+  lists = [[o, b] for o, b in zip(other[:4], best[:4], strict=True)]
+  lists += [[o] for o in other[4:9]] + [[], []] + [[best[11]]]
+  real = _write(tmp_path / 'real.json', json.dumps(lists))
+  for protocol in ('real', 'multilabel', None):
+    result = evaluate(weights, root, labels=real, protocol=protocol)
+    assert result['top1'] == pytest.approx(5 / 10)
+    assert result['examples'] == 10
+  with pytest.raises(ValueError, match='several labels or none for an image'):
+    evaluate(weights, root, labels=real, protocol='imagenet')
+
+
+def test_folders_of_v2_are_class_numbers(weights, folder, tmp_path):
+  """As names, '10' would come before '2'; as numbers, they are the outputs."""
+  for i, name in enumerate(CLASSES[1:], start=1):
+    shutil.copytree(f'{folder}/{name}', tmp_path / 'v2' / str(i))
+    shutil.copytree(f'{folder}/{name}', tmp_path / 'names' / name)
+  assert evaluate(weights, tmp_path / 'v2', protocol='v2') == evaluate(
+    weights, tmp_path / 'names'
+  )
+  with pytest.raises(ValueError, match="has the folder 'blue'"):
+    evaluate(weights, folder, protocol='v2')
+
+
+def test_an_exported_program_gives_the_same(weights, folder, tmp_path):
+  export(weights, tmp_path / 'small.stablehlo', platforms=['cpu'])
+  assert evaluate(tmp_path / 'small.stablehlo', folder) == pytest.approx(
+    evaluate(weights, folder), rel=1e-4
+  )
+
+
+def test_another_crop_is_another_image(weights, folder):
+  cropped = evaluate(weights, folder, crop=0.5)
+  assert cropped['loss'] != pytest.approx(evaluate(weights, folder)['loss'])
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    ('0\n' * 11, '11 labels for 12 images'),
+    ('3\n' * 12, r'class number 3 is not in \[0, 3\)'),
+    ('val_000.jpg,blue\n', '11 images have no label, such as val_001.jpg'),
+    ('violet\n' * 12, 'not in the other: violet'),
+    ('[0, 1.5]', 'entry 1 is 1.5'),
+  ],
+)
+def test_labels_that_do_not_fit_are_refused(
+  weights, flat, tmp_path, content, message
+):
+  labels = _write(tmp_path / 'labels.txt', content)
+  with pytest.raises(ValueError, match=message):
+    evaluate(weights, flat[0], labels=labels)
+
+
+def test_unreadable_images_are_left_out_and_named(weights, folder, tmp_path):
+  shutil.copytree(folder, tmp_path / 'x')
+  (tmp_path / 'x' / 'red' / '0.jpg').write_bytes(b'no image')
+  _, predictions = predict_labeled(weights, tmp_path / 'x')
+  assert len(predictions.index) == 11
+  assert [pathlib.Path(path).name for path in predictions.bad] == ['0.jpg']
+
+
+def test_the_command_writes_tables_and_pictures(
+  weights, folder, tmp_path, capsys
+):
+  out = tmp_path / 'out'
+  assert main(['evaluate', weights, '--data', folder, '-o', str(out)]) == 0
+  printed = capsys.readouterr().out
+  assert '12 images of folder' in printed and 'calibration error' in printed
+  summary = json.loads((out / 'summary.json').read_text())
+  assert summary['top1'] == pytest.approx(evaluate(weights, folder)['top1'])
+  rows = list(csv.DictReader(open(out / 'predictions.csv')))
+  assert np.mean([int(row['right']) for row in rows]) == summary['top1']
+  assert {row['label'] for row in rows} == set(CLASSES)
+  classes = list(csv.DictReader(open(out / 'classes.csv')))
+  assert [int(row['images']) for row in classes] == [4, 4, 4]
+  wrong = list(csv.DictReader(open(out / 'confusions.csv')))
+  assert sum(int(row['images']) for row in wrong) == 12 - sum(
+    int(row['right']) for row in classes
+  )
+  for name in ('confusion.png', 'calibration.png'):
+    with Image.open(out / name) as picture:
+      assert min(picture.size) > 300
+
+
+def test_other_classes_end_the_command_with_exit_code_one(
+  weights, folder, tmp_path, capsys
+):
+  shutil.copytree(folder, tmp_path / 'x')
+  (tmp_path / 'x' / 'red').rename(tmp_path / 'x' / 'violet')
+  assert main(['evaluate', weights, '--data', str(tmp_path / 'x')]) == 1
+  message = capsys.readouterr().err
+  assert '--match-classes numbers' in message and 'violet' in message
+
+
+def _write(path: pathlib.Path, content: str) -> pathlib.Path:
+  path.write_text(content)
+  return path
 
 
 def test_wrong_data_is_refused(weights, tmp_path):

@@ -21,6 +21,7 @@ COMMANDS = (
   'info',
   'finetune',
   'predict',
+  'evaluate',
   'attention',
   'fewshot',
   'convert',

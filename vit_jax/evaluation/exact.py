@@ -75,7 +75,8 @@ def _count_nonfinite(variables: Any) -> list[jax.Array]:
   return [jnp.sum(~jnp.isfinite(x)) for x in jax.tree.leaves(variables)]
 
 
-def _check_finite(variables: Any) -> None:
+def check_finite(variables: Any) -> None:
+  """Raises NonFiniteWeights, which names the arrays, for NaN or infinity."""
   counts = [int(x) for x in jax.device_get(_count_nonfinite(variables))]
   paths = [
     jax.tree_util.keystr(path, simple=True, separator='/')
@@ -159,7 +160,7 @@ class Evaluator:
         be read.
       NonFiniteWeights: a variable has NaN or infinite values.
     """
-    _check_finite(variables)
+    check_finite(variables)
     return {
       name: self._evaluate(name, source, variables)
       for name, source in self._sets.items()

@@ -7,7 +7,7 @@ from vit_jax.data.sources.digits import Digits
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.packed import Packed
 from vit_jax.data.sources.renumbered import with_classes
-from vit_jax.data.sources.source import Concat, Source, Subset
+from vit_jax.data.sources.source import Concat, Source, Subset, is_tar
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.data.sources.tfds import Tfds
 from vit_jax.data.splits import parse_split, split_bounds
@@ -91,10 +91,14 @@ def open_source(
 def directory_source(path: str) -> str:
   """'packed' for a directory that `vit-jax pack` wrote, else 'folder'.
 
+  A tar file is read as the folder that it was made from.
+
   Raises:
-    ValueError: `path` is no directory.
+    ValueError: `path` is neither.
   """
   directory = as_path(path)
+  if directory.is_file() and is_tar(directory):
+    return 'folder'
   if not directory.is_dir():
     raise ValueError(
       f'{path} is no directory. Give a folder with one directory of images '

@@ -22,6 +22,7 @@ classes, so that a sub-split is a random sample.
 """
 
 from collections.abc import Sequence
+import os
 from typing import Any
 
 from etils import epath
@@ -245,7 +246,7 @@ def checked_index(i: int, length: int) -> int:
 
 
 def data_directory(data_dir: str, source: str) -> epath.Path:
-  """The path of a directory of data.
+  """The path of a directory of data, or for 'folder' of a tar file.
 
   Raises:
     ValueError: no directory is given, or it does not exist.
@@ -260,6 +261,11 @@ def data_directory(data_dir: str, source: str) -> epath.Path:
   root = as_path(data_dir)
   if not root.exists():
     raise ValueError(f'data.dir={data_dir!r} does not exist')
-  if not root.is_dir():
+  if not root.is_dir() and not (source == 'folder' and is_tar(root)):
     raise ValueError(f'data.dir={data_dir!r} is a file, not a directory')
   return root
+
+
+def is_tar(path: os.PathLike) -> bool:
+  """Whether a file is taken for a tar, by its name."""
+  return os.fspath(path).lower().endswith('.tar')
