@@ -84,7 +84,10 @@ def plot_calibration(
   width = np.diff(result.edges) * 0.94
   top.bar(center, 100 * result.count / result.count.sum(), width, color='0.6')
   top.set_ylabel('% of images')
-  top.set_title(title, fontsize=10)
+  top.set_title(
+    f'{title}\nexpected calibration error {100 * result.error:.2f} %',
+    fontsize=10,
+  )
   bottom.bar(center, result.accuracy, width, color='C0', label='accuracy')
   bottom.plot(
     result.confidence, result.accuracy, 'o', color='black', markersize=3
@@ -95,12 +98,4 @@ def plot_calibration(
   bottom.set_xlabel('confidence: probability of the best class')
   bottom.set_ylabel('accuracy')
   bottom.legend(loc='upper left', fontsize=8)
-  bottom.text(
-    0.97,
-    0.04,
-    f'expected calibration error {100 * result.error:.2f} %',
-    ha='right',
-    fontsize=9,
-    transform=bottom.transAxes,
-  )
   return save_figure(figure, path)
