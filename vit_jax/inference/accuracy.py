@@ -104,36 +104,14 @@ def predict_labeled(
   """
   if protocol is not None and protocol not in PROTOCOLS:
     raise ValueError(f'protocol={protocol!r}; allowed: {", ".join(PROTOCOLS)}')
-  classifier = open_classifier(weights, **options)
-  if not classifier.num_classes:
-    raise ValueError(
-      f'{weights} has no head, so it has features but no classes: fine-tune it '
-      'first, or measure its features with vit-jax fewshot'
-    )
-  changes = {'crop': crop, 'interpolation': interpolation}
-  classifier.preprocessing = dataclasses.replace(
-    classifier.preprocessing,
-    **{key: value for key, value in changes.items() if value is not None},
-  )
-  images = _open(data, source, split, labels, flat, classifier)
-  if protocol == 'v2':
-    images = _numbered_folders(images, classifier.num_classes)
-  else:
-    images = with_classes(
-      images,
-      classifier.num_classes,
-      classifier.classes,
-      str(weights),
-      how=match_classes,
-      fix='Rename the classes of the data; or take class i of the data for '
-      "output i of the weights, with match_classes='numbers'",
-    )
+  classifier = _load(weights, crop, interpolation, options)
+  opened = _open(data, source, split, labels, flat, classifier)
+  images = _with_outputs(opened, classifier, protocol, match_classes)
   protocol = _check_protocol(protocol, images)
-  is_program = not isinstance(classifier, Classifier)
-  devices = jax.local_devices()[:1] if is_program else jax.local_devices()
-  mesh = make_mesh(devices=devices)
-  variables = put_replicated(classifier.variables, mesh)
-  check_finite(variables)
+  # An exported program is one of a single device.
+  one = None if isinstance(classifier, Classifier) else 1
+  mesh = make_mesh(devices=jax.local_devices()[:one])
+  check_finite(variables := put_replicated(classifier.variables, mesh))
   predictions = predict_source(
     lambda variables, x: classifier.forward(variables, x)[0],
     variables,
@@ -149,6 +127,47 @@ def predict_labeled(
     keep_probabilities=protocol == 'multilabel',
   )
   return classifier, predictions
+
+
+def _load(
+  weights: str | os.PathLike,
+  crop: float | None,
+  interpolation: str | None,
+  options: dict[str, Any],
+) -> ImageClassifier:
+  """The classifier, with another preprocessing on request."""
+  classifier = open_classifier(weights, **options)
+  if not classifier.num_classes:
+    raise ValueError(
+      f'{weights} has no head, so it has features but no classes: fine-tune it '
+      'first, or measure its features with vit-jax fewshot'
+    )
+  changes = {'crop': crop, 'interpolation': interpolation}
+  classifier.preprocessing = dataclasses.replace(
+    classifier.preprocessing,
+    **{key: value for key, value in changes.items() if value is not None},
+  )
+  return classifier
+
+
+def _with_outputs(
+  images: Source,
+  classifier: ImageClassifier,
+  protocol: str | None,
+  match_classes: str,
+) -> Source:
+  """The images with their labels as the outputs are numbered."""
+  if protocol == 'v2':
+    return _numbered_folders(images, classifier.num_classes)
+  return with_classes(
+    images,
+    classifier.num_classes,
+    classifier.classes,
+    classifier.source or 'the program',
+    how=match_classes,
+    fix='Rename the classes of the data; or take class i of the data for '
+    "output i of the weights, with match_classes='numbers'",
+  )
 
 
 def _check_protocol(protocol: str | None, source: Source) -> str:
