@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 import os
-import pathlib
 
+from etils import epath
 import numpy as np
 
 from vit_jax.analysis.plots import new_figure, save_figure
@@ -18,7 +18,7 @@ def plot_confusion(
   names: Sequence[str],
   path: str | os.PathLike,
   title: str = '',
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws a confusion matrix; every row is divided by its sum.
 
   Args:
@@ -66,7 +66,7 @@ def plot_confusion(
 
 def plot_calibration(
   result: Calibration, path: str | os.PathLike, title: str = ''
-) -> pathlib.Path:
+) -> epath.Path:
   """Draws a reliability diagram (arXiv:1706.04599, figure 1).
 
   Above it is the share of the images in each bin of confidence.

@@ -13,13 +13,14 @@ and of the calibration.
 import argparse
 import csv
 import json
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 from vit_jax import text
 from vit_jax.cli import options
 
 if TYPE_CHECKING:
+  from etils import epath
+
   from vit_jax.evaluation.predictions import Predictions
 
 HELP = 'measure accuracy, calibration and confusions on labeled images'
@@ -119,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   from vit_jax.cli.predict import read_classes
+  from vit_jax.files import as_path
   from vit_jax.inference.accuracy import predict_labeled
 
   if not args.data and not args.source:
@@ -157,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
   else:
     _print(summary, predictions, names)
   if args.output:
-    written = _write(pathlib.Path(args.output), summary, predictions, names)
+    written = _write(as_path(args.output), summary, predictions, names)
     if not args.json:
       print(f'wrote {args.output}: {", ".join(written)}')
 
@@ -217,7 +219,7 @@ def _confusions(predictions: 'Predictions') -> list[tuple[int, int, int]]:
 
 
 def _write(
-  folder: pathlib.Path,
+  folder: 'epath.Path',
   summary: dict[str, Any],
   predictions: 'Predictions',
   names: list[str],
@@ -225,6 +227,7 @@ def _write(
   """Writes all tables and pictures; returns the names of the files."""
   from vit_jax.analysis import quality
   from vit_jax.evaluation.scores import confusion_matrix
+  from vit_jax.files import open_atomically, write_atomically
 
   folder.mkdir(parents=True, exist_ok=True)
   right, total = predictions.per_class()
@@ -258,11 +261,12 @@ def _write(
     predictions.calibration(), folder / 'calibration.png', title
   )
   for name, (header, rows) in tables.items():
-    with open(folder / name, 'w', newline='', encoding='utf-8') as file:
+    with open_atomically(folder / name) as file:
       writer = csv.writer(file)
       writer.writerow(header)
       writer.writerows(rows)
-  (folder / 'summary.json').write_text(json.dumps(summary, indent=2) + '\n')
+  text_of_summary = json.dumps(summary, indent=2) + '\n'
+  write_atomically(folder / 'summary.json', text_of_summary)
   return ['summary.json', *tables, *pictures, 'calibration.png']
 
 

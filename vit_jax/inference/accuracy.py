@@ -2,9 +2,9 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 
 from vit_jax.data.decode import Decoding
@@ -15,6 +15,7 @@ from vit_jax.data.sources.source import Source
 from vit_jax.data.splits import SPLIT_ALIASES, SPLIT_FOLDERS, NoSplit
 from vit_jax.evaluation.exact import check_finite
 from vit_jax.evaluation.predictions import Predictions, predict_source
+from vit_jax.files import as_path
 from vit_jax.inference.classifier import Classifier, ImageClassifier
 from vit_jax.inference.prediction import open_classifier
 from vit_jax.parallel.mesh import make_mesh, put_replicated
@@ -209,7 +210,7 @@ def _open(
   classifier: ImageClassifier,
 ) -> Source:
   """Opens a split of labeled images; see `predict_labeled` for None."""
-  data = os.fspath(data)
+  data = str(as_path(data)) if data else ''
   if labels is not None:
     if name or split:
       raise ValueError(
@@ -249,7 +250,7 @@ def _without_train(
   Returns:
     The folder to read and the split of it.
   """
-  root = pathlib.Path(data).expanduser()
+  root = as_path(data)
   if flat or not root.is_dir():
     return data, split
   folders = {
@@ -266,5 +267,5 @@ def _without_train(
   return data, split
 
 
-def _has_folders(folder: pathlib.Path) -> bool:
+def _has_folders(folder: epath.Path) -> bool:
   return any(path.is_dir() for path in folder.iterdir())

@@ -77,9 +77,7 @@ def load_classifier(
   file_size = metadata.image_size
   with _variants_named(arrays, name, metadata.model):
     contents = inspect(
-      create_model(name, **all_fields),
-      arrays,
-      source_image_size=file_size,
+      create_model(name, **all_fields), arrays, source_image_size=file_size
     )
     if file_classes is None:
       file_classes = contents.num_classes

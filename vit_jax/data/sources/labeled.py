@@ -8,7 +8,6 @@ names: a word on each line, or a JSON list, as ReaL's `real.json`.
 
 import json
 import os
-import pathlib
 import posixpath
 from typing import Any
 
@@ -18,6 +17,7 @@ from vit_jax.data.labels import Label, read_labels
 from vit_jax.data.listing import File, list_images, report
 from vit_jax.data.names import normalized, printable
 from vit_jax.data.sources.source import Source, checked_index
+from vit_jax.files import as_path
 
 
 class LabeledFiles(Source):
@@ -46,7 +46,7 @@ class LabeledFiles(Source):
     self._files = sorted(listing.files, key=lambda file: file.name)
     if not self._files:
       raise ValueError(f'{path} has no images')
-    self.name = f'{path} with {pathlib.Path(labels).name}'
+    self.name = f'{path} with {as_path(labels).name}'
     self.summary = f'{path}: {len(self._files):,} images'
     report(self.summary, True)
     ordered = _read_ordered(labels)
@@ -100,7 +100,7 @@ class LabeledFiles(Source):
 
 def _read_ordered(path: str | os.PathLike) -> list[Any] | None:
   """The labels of a file that names no images; None if it names them."""
-  path = pathlib.Path(path).expanduser()
+  path = as_path(path)
   if not path.is_file():
     raise ValueError(f'the labels file {path} does not exist')
   text, _ = decode_text(path)
