@@ -75,6 +75,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--overwrite', action='store_true', help='replace a split that exists'
   )
+  parser.add_argument(
+    '--runner',
+    metavar='NAME',
+    help='write the shards by an Apache Beam pipeline: DirectRunner, '
+    'DataflowRunner, FlinkRunner or SparkRunner; started again, it keeps the '
+    'shards that are finished',
+  )
+  parser.add_argument(
+    '--runner-option',
+    action='append',
+    default=[],
+    metavar='OPTION=VALUE',
+    help='an option of the runner, such as direct_num_workers=4; may be '
+    'repeated',
+  )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -85,9 +100,14 @@ def run(args: argparse.Namespace) -> None:
   terminal = sys.stderr.isatty()
 
   def progress(done, total):
-    if terminal and (done % 100 == 0 or done == total):
+    if terminal and (done % 100 == 0 or done == total or args.runner):
       print(f'\r{done:,} of {total:,} images', end='', file=sys.stderr)
 
+  if args.runner_option and not args.runner:
+    raise ValueError(
+      f'--runner-option {args.runner_option[0]} needs --runner, such as '
+      '--runner DirectRunner'
+    )
   splits = pack(
     args.inputs,
     args.out,
@@ -106,6 +126,8 @@ def run(args: argparse.Namespace) -> None:
     max_pixels=args.max_pixels,
     overwrite=args.overwrite,
     progress=progress,
+    runner=args.runner,
+    runner_options=[f'--{x.lstrip("-")}' for x in args.runner_option],
   )
   if terminal:
     print(file=sys.stderr)

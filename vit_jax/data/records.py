@@ -20,6 +20,8 @@ import struct
 VERSION = 1
 SOFT_VERSION = 2
 META_SUFFIX = '.packed.json'
+# The file of the images of a split that were left out, one JSON object a line.
+BAD_SUFFIX = '.bad.jsonl'
 # The split that `vit-jax pseudo-label` writes.
 PSEUDO_SPLIT = 'pseudo'
 _HEAD = struct.Struct('<BHH')
