@@ -30,7 +30,8 @@ def images(tmp_path):
 def test_workers_write_each_shard_once(images, tmp_path):
   """What the workers do, one task at a time in reverse order."""
   pack.pack(images, tmp_path / 'one', split='train', shards=3)
-  items = read_inputs([images], labeled=False, split='train')['train']
+  read = read_inputs([images], spool=tmp_path / 'spool', split='train')
+  items = read.splits['train']
   numbers, _ = number_labels(items, None, None)
   plans = plan_shards('train', items, numbers, shards=3, storing=Storing())
   out, folder = tmp_path / 'out', tmp_path / 'out' / 'train.packing'
@@ -102,7 +103,11 @@ def test_a_pipeline_packs_as_one_process_does(images, tmp_path, monkeypatch):
   monkeypatch.setattr(pack_beam, 'write_shard', fail_at_the_second)
   with pytest.raises(Exception, match='the disk is lost'):
     pack.pack(
-      images, tmp_path / 'out', shards=3, short_side=12, runner='DirectRunner'
+      images,
+      tmp_path / 'out',
+      shards=3,
+      short_side=12,
+      runner=pack_beam.Runner('DirectRunner'),
     )
   assert not list((tmp_path / 'out').glob('*.json'))
   done = calls[0]

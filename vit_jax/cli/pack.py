@@ -4,9 +4,15 @@
   vit-jax pack photos/ packed/ --short-side 256
 
 The inputs are a folder with one directory per class, a folder with train/ and
-test/, or tar files of such folders. With --labels, a file gives the labels
-instead. To train on the result, use data.source='packed' in a recipe, or give
-its directory to vit-jax finetune --data.
+test/, tar files of such folders, or files with labels of their own: webdataset
+tars, TFRecord and Parquet. With --labels, a file gives the labels instead. To
+train on the result, use data.source='packed' in a recipe, or give its directory
+to vit-jax finetune --data.
+
+  vit-jax pack gs://bucket/in gs://bucket/out --runner DataflowRunner \
+    --runner-option project=P --runner-option region=R
+
+writes the shards on many machines, see docs/packing.md.
 """
 
 import argparse
@@ -25,7 +31,7 @@ OPTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument('inputs', nargs='+', help='folders or tar files')
+  parser.add_argument('inputs', nargs='+', help='folders, tar or record files')
   parser.add_argument('out', help='directory to write')
   parser.add_argument(
     '--split',
@@ -38,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   for option, words in (
     ('--file-column', 'title or number of its column of file names'),
-    ('--label-column', 'the same of its column of labels, or several: 2,3'),
+    (
+      '--label-column',
+      'the same of its column of labels, or several: 2,3. Of files of records: '
+      'the name of the field of labels',
+    ),
   ):
     parser.add_argument(option, metavar='COLUMN', help=f'of --labels: {words}')
   parser.add_argument(
@@ -96,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
   import sys
 
   from vit_jax.data.pack import pack
+  from vit_jax.data.pack_beam import Runner
 
   terminal = sys.stderr.isatty()
 
@@ -103,7 +114,11 @@ def run(args: argparse.Namespace) -> None:
     if terminal and (done % 100 == 0 or done == total or args.runner):
       print(f'\r{done:,} of {total:,} images', end='', file=sys.stderr)
 
-  if args.runner_option and not args.runner:
+  runner = None
+  runner_options = [f'--{x.lstrip("-")}' for x in args.runner_option]
+  if args.runner:
+    runner = Runner(args.runner, runner_options)
+  elif runner_options:
     raise ValueError(
       f'--runner-option {args.runner_option[0]} needs --runner, such as '
       '--runner DirectRunner'
@@ -126,8 +141,7 @@ def run(args: argparse.Namespace) -> None:
     max_pixels=args.max_pixels,
     overwrite=args.overwrite,
     progress=progress,
-    runner=args.runner,
-    runner_options=[f'--{x.lstrip("-")}' for x in args.runner_option],
+    runner=runner,
   )
   if terminal:
     print(file=sys.stderr)

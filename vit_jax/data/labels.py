@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 KINDS = ('names', 'numbers', 'one-hot')
 # Titles of the column of labels, the best first.
-_LABELS = (
+LABEL_TITLES = (
   *('label', 'labels', 'class', 'classes', 'class_name', 'category'),
   *('target', 'species', 'tag', 'tags', 'label_name', 'class_id', 'label_id'),
 )
@@ -103,6 +103,51 @@ def read_labels(
   summary = f'{path.name} ({encoding}{table.form}): {labels.summary}'
   log.warning('%s', summary)
   return dataclasses.replace(labels, summary=summary)
+
+
+def understand(
+  entries: dict[str, list[Label]],
+  class_names: list[str] | None,
+  kind: str | None,
+  source: str,
+) -> Labels:
+  """The labels that files of records hold.
+
+  Args:
+    entries: {image: its labels as they stand}.
+    class_names: that the labels are numbers of; None if there are none.
+    kind: of KINDS; None decides by all labels.
+    source: of the labels, for messages.
+
+  Raises:
+    ValueError: a label is no class.
+  """
+  multi = any(len(labels) != 1 for labels in entries.values())
+  listed = ', several or none for some images' if multi else ''
+  if class_names:
+    wrong = sorted(
+      {str(x) for labels in entries.values() for x in labels}
+      - set(map(str, range(len(class_names))))
+    )
+    if wrong:
+      raise ValueError(
+        f'{source}: the label {wrong[0]} is none of the {len(class_names)} '
+        f'classes {class_names[0]}, ... (0 to {len(class_names) - 1}). A test '
+        'set may be without labels: pack its other splits, with --split'
+      )
+    numbers: dict[str, list[Label]] = {
+      name: [int(x) for x in labels] for name, labels in entries.items()
+    }
+    meaning = f'class numbers of {len(class_names)} names'
+    labels = Labels(numbers, multi, class_names, f'labels: {meaning}{listed}')
+  else:
+    try:
+      entries, meaning = _kind_of(entries, kind)
+    except ValueError as e:
+      raise ValueError(f'{source}: {e}') from e
+    labels = Labels(entries, multi, None, f'labels: {meaning}{listed}')
+  log.warning('%s: %s', source, labels.summary)
+  return labels
 
 
 def _understand(
@@ -185,7 +230,7 @@ def _label_columns(
     numbered = [
       c for c in rest if c < len(title) and _NUMBERED.fullmatch(title[c])
     ]
-    best = next((title.index(w) for w in _LABELS if w in title), None)
+    best = next((title.index(w) for w in LABEL_TITLES if w in title), None)
     if best is not None and best != files:
       columns = [best]
     elif len(rest) == 1 or (rest and _all_one_hot(table, rest)):

@@ -25,6 +25,7 @@ from vit_jax.data.names import is_hidden, printable
 log = logging.getLogger(__name__)
 
 _MOST_NESTED_TARS = 3  # a tar of tars, as ImageNet comes, is one
+SIDECARS = ('.cls', '.json')  # files beside images, of webdataset
 _LONGEST_SUFFIX = 8  # longer ones are not counted one by one
 
 
@@ -60,6 +61,8 @@ class Listing:
     files: its images, in no particular order.
     folders: names of all folders, as the names of files are given.
     skipped: how many files of each kind are no images.
+    sidecars: those of them that may hold the label of an image, by name.
+    flat_tars: names of the folders that stand for tars without folders.
   """
 
   root: str
@@ -68,10 +71,14 @@ class Listing:
   skipped: collections.Counter[str] = dataclasses.field(
     default_factory=collections.Counter
   )
+  sidecars: dict[str, File] = dataclasses.field(default_factory=dict)
+  flat_tars: set[str] = dataclasses.field(default_factory=set)
 
-  def skip(self, name: str) -> None:
+  def skip(self, name: str, file: File | None = None) -> None:
     """Counts a file that is no image, by its suffix."""
     suffix = posixpath.splitext(name)[1].lower()
+    if file is not None and suffix in SIDECARS:
+      self.sidecars[name] = file
     if not suffix:
       self.skipped['without a suffix'] += 1
     elif len(suffix) > _LONGEST_SUFFIX or not suffix.isprintable():
@@ -157,7 +164,7 @@ def _list_folder(
       elif tars and entry.name.lower().endswith('.tar') and entry.is_file():
         _list_tar_file(listing, entry.path, prefix)
       else:
-        listing.skip(name)
+        listing.skip(name, File(name, entry.path))
 
 
 def _identity(entry: os.DirEntry) -> tuple[int, int]:
@@ -259,7 +266,7 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
       # The last of several members of one name counts, as when extracting.
       members[name] = File(name, tar.path, member.size, start)
     else:
-      own.skip(name)
+      own.skip(name, File(name, tar.path, member.size, start))
   _check_end(own, tar)
   for name, target in links:
     if not is_image_name(name):
@@ -274,6 +281,9 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
   listing.files += [
     dataclasses.replace(file, name=inside + file.name) for file in own.files
   ]
+  listing.sidecars |= {inside + x: file for x, file in own.sidecars.items()}
+  listing.flat_tars |= {inside + x for x in own.flat_tars}
+  listing.flat_tars |= {inside[:-1]} if flat else set()
   listing.folders |= {inside + name for name in own.folders}
   listing.folders |= {inside[:-1]} if flat else set()
   listing.skipped += own.skipped

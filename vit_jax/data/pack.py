@@ -9,13 +9,16 @@ source 'packed' reads. The inputs may be
              flat tar per class, named after the class (ImageNet-21k); or a tar
              of such tars (ImageNet)
   a folder or tar files with a file of labels (labels.py)
+  files of records: webdataset tars (webdataset.py), TFRecord or Parquet
+             (record_files.py)
 
 records.py describes the files that are written. They get their final names when
 all of them are complete, the metadata file last.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+import contextlib
 import itertools
 import json
 import logging
@@ -48,6 +51,8 @@ log = logging.getLogger(__name__)
 
 # The folder of what a pipeline has finished of a split, until all is finished.
 PACKING_SUFFIX = '.packing'
+# The folder of the images of Parquet files, while they are packed.
+SPOOL = '.images'
 
 
 def pack(
@@ -66,48 +71,39 @@ def pack(
   threads: int | None = None,
   overwrite: bool = False,
   progress: Callable[[int, int], None] | None = None,
-  runner: str | None = None,
-  runner_options: Sequence[str] = (),
+  runner: Runner | None = None,
 ) -> dict[str, dict]:
   """Writes the shards and metadata of one or more splits.
 
   Args:
-    inputs: a directory, a tar file, or several of either.
+    inputs: a directory, a tar or a file of records, or several of either.
     out_dir: directory to write to; created if needed.
-    split: the name of the split; by default 'train', or those of a directory
-      that has train/ beside val/, validation/ or test/. Other splits take the
-      class numbers of the 'train' that is in `out_dir` already.
+    split: the name of the split; by default 'train', or all that the inputs
+      have. Others take the class numbers of the 'train' in `out_dir`.
     shards: number of files of a split; by default one per 10,000 images.
-    shuffle_seed: determines the order of the images; None keeps the order of
-      their names.
-    short_side: shrink images whose shorter side has more pixels to this one,
-      and encode them again as JPEG.
+    shuffle_seed: determines the order; None keeps that of their names.
+    short_side: shrink images whose shorter side is longer than this, as JPEG.
     quality: quality of that JPEG, 1 to 100.
     labels_file: JSON or CSV with the labels, see the module docstring.
-    label_columns: what is declared of that file: 'file_column', 'label_column'
-      and 'kind' of `labels.read_labels`.
+    label_columns: what is declared of that file, or of records: 'file_column',
+      'label_column' and 'kind' of `labels.read_labels`.
     flat: take every folder for a class, also one named 'train' or 'test'.
     max_pixels: larger images are left out as bad.
-    threads: number of threads that read, check and encode; by default one for
-      each core.
+    threads: that read, check and encode; by default one for each core.
     overwrite: replace a split that `out_dir` already has.
     progress: called with (images done, images in the split).
-    runner: the runner of an Apache Beam pipeline that writes the shards, see
-      pack_beam.py; None writes them in this process.
-    runner_options: options of the runner, such as '--direct_num_workers=4'.
+    runner: of an Apache Beam pipeline; None writes the shards in this process.
 
   Returns:
     {split: metadata}. `metadata['bad']` counts the images that were left out
-    because they cannot be decoded, and `metadata['bad_examples']` names them
-    with the reason. SPLIT.bad.jsonl beside the shards names all of them.
+    because they cannot be decoded; `metadata['bad_examples']` names the first
+    1,000 of them with the reason, and SPLIT.bad.jsonl names all of them.
 
   Raises:
     ValueError: there is nothing to pack, a class or label does not fit, or a
       split exists already; the message says what to change.
   """
   paths = _existing(inputs)
-  if shards is not None and shards < 1:
-    raise ValueError(f'shards={shards}: must be at least 1')
   options: dict[str, Any] = dict(
     shards=shards,
     shuffle_seed=shuffle_seed,
@@ -115,22 +111,40 @@ def pack(
     threads=threads or (4 if runner else os.cpu_count() or 1),
     overwrite=overwrite,
     progress=progress,
-    runner=Runner(runner, runner_options) if runner else None,
+    runner=runner,
   )
   out = files.as_path(out_dir)
   out.mkdir(parents=True, exist_ok=True)
-  labels = None
-  if labels_file:
-    labels = read_labels(labels_file, **(label_columns or {}))
-  splits = read_inputs(paths, labeled=bool(labels), split=split, flat=flat)
-  for name in splits:  # all splits are checked before the first is written
-    _refuse_existing(out, name, overwrite)
-  result = {}
-  for name, items in splits.items():
-    of_train = classes_of_train(name, out)
-    numbers, classes = number_labels(items, labels, of_train)
-    result[name] = write_split(name, out, items, numbers, classes, **options)
-  return result
+  columns = label_columns or {}
+  labels = read_labels(labels_file, **columns) if labels_file else None
+  with _temporary_folder(out / SPOOL) as spool:
+    read = read_inputs(
+      paths,
+      spool=spool,
+      labels=labels,
+      label_field=None if labels else columns.get('label_column'),
+      kind=columns.get('kind'),
+      split=split,
+      flat=flat,
+    )
+    for name in read.splits:  # all are checked before the first is written
+      _refuse_existing(out, name, overwrite)
+    result = {}
+    for name, items in read.splits.items():
+      of_train = classes_of_train(name, out)
+      numbers, classes = number_labels(items, read.labels_of(name), of_train)
+      result[name] = write_split(name, out, items, numbers, classes, **options)
+    return result
+
+
+@contextlib.contextmanager
+def _temporary_folder(path: epath.Path) -> Iterator[epath.Path]:
+  """Removes a folder at the end; whoever needs it makes it."""
+  try:
+    yield path
+  finally:
+    if path.exists():
+      path.rmtree()
 
 
 def _existing(

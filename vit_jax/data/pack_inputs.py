@@ -12,7 +12,10 @@ from vit_jax.data import layout as layouts
 from vit_jax.data.labels import Label, Labels
 from vit_jax.data.listing import File, Listing, list_images, report
 from vit_jax.data.names import normalized, printable
+from vit_jax.data.record_files import find_record_files, read_record_files
+from vit_jax.data.record_inputs import Records, name_records
 from vit_jax.data.splits import SPLIT_FOLDERS, pick_split
+from vit_jax.data.webdataset import read_webdataset
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +49,46 @@ def list_items(path: epath.Path) -> list[Item]:
   return [Item(file, file.name) for file in list_images(path).files]
 
 
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """The images to pack.
+
+  Attributes:
+    splits: {split: its images}, sorted by name.
+    labels: of all images; None if folders are the classes.
+  """
+
+  splits: dict[str, list[Item]]
+  labels: Labels | None
+
+  def labels_of(self, split: str) -> Labels | None:
+    """The labels of the images of a split."""
+    if self.labels is None or len(self.splits) == 1:
+      return self.labels
+    names = {normalized(item.name) for item in self.splits[split]}
+    entries = {k: v for k, v in self.labels.entries.items() if k in names}
+    return dataclasses.replace(self.labels, entries=entries)
+
+
 def read_inputs(
   paths: Sequence[epath.Path],
   *,
-  labeled: bool,
+  spool: epath.Path,
+  labels: Labels | None = None,
+  label_field: str | None = None,
+  kind: str | None = None,
   split: str | None = None,
   flat: bool = False,
-) -> dict[str, list[Item]]:
+) -> Inputs:
   """The images of each split, sorted by name.
 
   Args:
-    paths: folders and tar files, which are read alike (`vit_jax.data.layout`).
-    labeled: the classes come from elsewhere, so folders are no classes.
+    paths: folders and tar files, which are read alike (`vit_jax.data.layout`),
+      or files of records (record_files.py).
+    spool: see `record_files.read_record_files`.
+    labels: of a file; folders are no classes then, and labels beside the images
+      are not read.
+    label_field, kind: what is declared of the labels of files of records.
     split: the split to take of inputs that have splits, and the name of the
       others; None takes all splits, and calls the others 'train'.
     flat: take every folder for a class.
@@ -66,7 +97,37 @@ def read_inputs(
     ValueError: an input has no images of such a form, or only some inputs have
       splits.
   """
-  read = [_read_input(path, labeled, flat) for path in paths]
+  read: list[dict[str, list[Item]]] = []
+  records: list[Records] = []
+  for path in paths:
+    source = _open_input(path, spool, label_field, labels is not None)
+    if isinstance(source, Records):
+      records.append(source)
+    else:
+      read.append(_read_input(source, labels is not None, flat))
+  if records and read:
+    raise ValueError(
+      f'{records[0].root} has labels of its own, and the classes of other '
+      'inputs are their folders: pack them one after the other'
+    )
+  if records:
+    named, understood = name_records(records, kind)
+    labels = labels or understood
+    read = [
+      {split: [Item(x, x.name) for x in group] for split, group in x.items()}
+      for x in named
+    ]
+  elif labels is None:
+    _check_classes(paths, read)
+  return Inputs(_merge_splits(paths, read, split), labels)
+
+
+def _merge_splits(
+  paths: Sequence[epath.Path],
+  read: Sequence[dict[str, list[Item]]],
+  split: str | None,
+) -> dict[str, list[Item]]:
+  """The images of all inputs by split, sorted by name."""
   with_splits = [layouts.FLAT not in splits for splits in read]
   if split is None and any(with_splits) and not all(with_splits):
     raise ValueError(
@@ -74,8 +135,6 @@ def read_inputs(
       f'{paths[with_splits.index(False)]} has none: pack them one after the '
       'other, and name the split'
     )
-  if not labeled:
-    _check_classes(paths, read)
   merged: dict[str, list[Item]] = {}
   for path, splits in zip(paths, read, strict=True):
     if split is not None:
@@ -91,11 +150,24 @@ def read_inputs(
   }
 
 
+def _open_input(
+  path: epath.Path, spool: epath.Path, label_field: str | None, labeled: bool
+) -> Listing | Records:
+  """The records of an input, if it has some with labels, else its listing."""
+  found = [] if path.is_dir() else find_record_files(path)
+  listing = None if found else list_images(path)
+  if listing and not listing.files:
+    found = find_record_files(path)
+  if found:
+    return read_record_files(path, found, spool=spool, label_field=label_field)
+  assert listing
+  return (None if labeled else read_webdataset(listing, label_field)) or listing
+
+
 def _read_input(
-  path: epath.Path, labeled: bool, flat: bool
+  listing: Listing, labeled: bool, flat: bool
 ) -> dict[str, list[Item]]:
   """{split: images} of one folder or tar file."""
-  listing = list_images(path)
   if labeled:
     return _unclassified(listing, flat)
   layout = layouts.read_layout(listing, flat=flat)
@@ -177,7 +249,7 @@ def number_labels(
   else:
     names, multi_label = _entries(items, labels), labels.multi_label
     one_hot = labels.class_names
-  if one_hot is not None:
+  if one_hot is not None and classes and classes['class_names'] != one_hot:
     names = [[one_hot[int(k)] for k in n] for n in names]
   if classes:
     multi_label = classes['multi_label']

@@ -133,7 +133,12 @@ def plan_shards(
       examples differ by at most one.
     shuffle_seed: determines the order; None keeps that of `items`.
     storing: how images are stored.
+
+  Raises:
+    ValueError: `shards` is less than 1.
   """
+  if shards is not None and shards < 1:
+    raise ValueError(f'shards={shards}: must be at least 1')
   order = np.arange(len(items))
   if shuffle_seed is not None:
     rng = np.random.Generator(np.random.Philox(shuffle_seed))
