@@ -132,8 +132,11 @@ def open_atomically(path: str | os.PathLike, mode: str = 'w') -> Iterator[IO]:
   """
   if mode not in ('w', 'wb'):
     raise ValueError(f"mode={mode!r}; allowed: 'w', 'wb'")
-  text = {} if mode == 'wb' else {'encoding': 'utf-8', 'newline': ''}
-  with staged(path) as temporary, open(temporary, mode, **text) as file:
+  encoding, newline = (None, None) if mode == 'wb' else ('utf-8', '')
+  with (
+    staged(path) as temporary,
+    open(temporary, mode, encoding=encoding, newline=newline) as file,
+  ):
     yield file
 
 

@@ -48,7 +48,8 @@ def open_shard(path: str, instruction: Any = None) -> Sequence[bytes]:
     return RemoteShard(path)
   from array_record.python import array_record_data_source
 
-  return array_record_data_source.ArrayRecordDataSource([instruction or path])
+  source: Any = array_record_data_source
+  return source.ArrayRecordDataSource([instruction or path])
 
 
 def open_shards(paths: Sequence[str]) -> Sequence[bytes]:
@@ -57,7 +58,8 @@ def open_shards(paths: Sequence[str]) -> Sequence[bytes]:
     return _Chain([RemoteShard(path) for path in paths])
   from array_record.python import array_record_data_source
 
-  return array_record_data_source.ArrayRecordDataSource(list(paths))
+  source: Any = array_record_data_source
+  return source.ArrayRecordDataSource(list(paths))
 
 
 class _Chain(Sequence[bytes]):
