@@ -718,3 +718,36 @@ def test_pack_prints_what_it_understood(capsys, folder, tmp_path, caplog):
   assert code == 0 and '8 images of 2 classes' in out
   assert 'separated by semicolons, with a title line' in caplog.text
   assert "column 2: 2 class names, not numbers because of '00'" in caplog.text
+
+
+def test_no_argument_prints_the_help_and_version_the_versions(capsys):
+  code, out, _ = run(capsys)
+  assert code == 0 and 'COMMAND' in out and 'evaluate' in out
+  code, out, _ = run(capsys, '--version')
+  assert code == 0
+  assert re.match(r'vit_jax \d+\.\d+\.\d+ \(jax \d+\.\d+', out)
+
+
+def test_options_stand_before_and_after_the_words(capsys):
+  build = parser.build_parser()
+  first = parser._parse(build, ['attention', 'W', '--model', 'm', 'photos/'])
+  last = parser._parse(build, ['attention', '--model', 'm', 'W', 'photos/'])
+  assert vars(first) == vars(last) and first.command == 'attention'
+
+
+@pytest.mark.parametrize('command', ['train', 'ablate'])
+def test_programs_of_recipes_get_their_flags(monkeypatch, capsys, command):
+  """`vit-jax train` is `python -m vit_jax.main` with other words."""
+  module = {'train': 'main'}.get(command, command)
+  seen = []
+  monkeypatch.setattr(
+    f'vit_jax.{module}.main', lambda: seen.extend(sys.argv[1:])
+  )
+  monkeypatch.setattr(sys, 'argv', [])
+  words = ['configs/x.py:b16', 'optim.lr=3e-4', '--workdir', 'runs/x']
+  words += ['--config.data.dir=a b']
+  assert run(capsys, command, *words)[0] == 0
+  assert seen[:2] == ['--config=configs/x.py:b16', '--workdir=runs/x']
+  assert seen[-2:] == ['--config.optim.lr=3e-4', '--config.data.dir=a b']
+  code, _, error = run(capsys, command, 'configs/x.py', 'lr', '--workdir', 'x')
+  assert code == 1 and 'lr: must have the form KEY=VALUE' in error

@@ -19,6 +19,7 @@ from vit_jax.cli.options import in_options
 COMMANDS = (
   'models',
   'info',
+  'train',
   'finetune',
   'predict',
   'evaluate',
@@ -28,12 +29,18 @@ COMMANDS = (
   'export',
   'pack',
   'verify',
+  'ablate',
   'aot',
   'pseudo-label',
   'teacher-logits',
   'token-labels',
 )
-TAKES_KEYS = ('aot', 'finetune')  # commands that take --config.KEY=VALUE
+TAKES_KEYS = (
+  'ablate',
+  'aot',
+  'finetune',
+  'train',
+)  # commands that take --config.KEY=VALUE
 # Errors whose message is enough. Any other error is shown with its traceback.
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 
@@ -44,6 +51,19 @@ class Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
     print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
     sys.exit(1)
+
+
+class _Version(argparse.Action):
+  """Prints the versions of this package and of what it computes with."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    from importlib import metadata
+
+    import vit_jax
+
+    versions = [f'{x} {metadata.version(x)}' for x in ('jax', 'flax', 'optax')]
+    print(f'vit_jax {vit_jax.__version__} ({", ".join(versions)})')
+    parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,8 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
       prog, max_help_position=20
     ),
     description='The Vision Transformer family: look at models and weights, '
-    'fine-tune, predict, export. To train from a recipe: python -m '
-    'vit_jax.main --config=configs/X.py --workdir=DIR',
+    'train from recipes, fine-tune, evaluate, predict, export.',
+  )
+  parser.add_argument(
+    '--version', action=_Version, nargs=0, help='print the versions'
   )
   commands = parser.add_subparsers(
     dest='command', required=True, metavar='COMMAND', parser_class=Parser
@@ -84,7 +106,10 @@ def _run(argv: Sequence[str]) -> int:
 
     argv, keys = split_flags(argv)
   parser = build_parser()
-  args = parser.parse_args(argv)
+  if not argv:
+    parser.print_help()
+    return 0
+  args = _parse(parser, argv)
   if keys and args.command not in TAKES_KEYS:
     parser.error(
       f'--config.{next(iter(keys))}: {args.command} takes no keys of a recipe'
@@ -98,6 +123,23 @@ def _run(argv: Sequence[str]) -> int:
   except (ValueError, RuntimeError) as e:
     e.args = (in_options(str(e), _words(args)),)
     raise
+
+
+def _parse(
+  parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> argparse.Namespace:
+  """Parses options before, between and after the words of a command."""
+  commands = next(
+    action.choices
+    for action in parser._actions
+    if isinstance(action, argparse._SubParsersAction)
+  )
+  command = commands.get(argv[0])
+  if command is None:
+    return parser.parse_args(argv)
+  args = command.parse_intermixed_args(argv[1:])
+  args.command = argv[0]
+  return args
 
 
 def _words(args: argparse.Namespace) -> dict[str, str]:

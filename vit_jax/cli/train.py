@@ -1,0 +1,100 @@
+"""Trains and evaluates a recipe, as `python -m vit_jax.main` does.
+
+  vit-jax train configs/digits.py --workdir runs/digits
+  vit-jax train configs/vit_s16_i1k.py optim.lr=3e-4 data.dir=TFDS_DIR \\
+      --workdir runs/s16
+
+KEY=VALUE sets a key of the recipe. A stopped run continues when the same
+command is started again.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import sys
+
+HELP = 'train a recipe (configs/X.py)'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  add_recipe_arguments(parser)
+  parser.add_argument(
+    '--coordinator',
+    metavar='HOST:PORT',
+    help='of process 0, if it is not detected',
+  )
+  parser.add_argument(
+    '--num-processes',
+    type=int,
+    metavar='N',
+    help='number of processes, if it is not detected',
+  )
+  parser.add_argument(
+    '--process-id',
+    type=int,
+    metavar='N',
+    help='number of this process, from 0, if it is not detected',
+  )
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+  """The recipe, its keys and the workdir."""
+  parser.add_argument(
+    'config', metavar='CONFIG[:ARG]', help='recipe: configs/X.py[:ARG]'
+  )
+  parser.add_argument(
+    'settings',
+    nargs='*',
+    metavar='KEY=VALUE',
+    help='keys of the recipe, such as optim.lr=3e-4',
+  )
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    metavar='DIR',
+    help='directory for checkpoints, metrics and the summary',
+  )
+
+
+def run(args: argparse.Namespace) -> None:
+  from vit_jax import main
+
+  sys.argv = program_arguments(
+    'vit-jax train',
+    args,
+    {
+      'coordinator': args.coordinator,
+      'num_processes': args.num_processes,
+      'process_id': args.process_id,
+    },
+  )
+  main.main()
+
+
+def program_arguments(
+  name: str, args: argparse.Namespace, flags: Mapping[str, object]
+) -> list[str]:
+  """The command line of `vit_jax.main` and `vit_jax.ablate`.
+
+  Args:
+    name: of the program, for messages.
+    args: of `add_recipe_arguments`, and `keys`, {key: text} of
+      --config.KEY=VALUE.
+    flags: {flag: value}; None leaves a flag out.
+
+  Raises:
+    ValueError: a word is no KEY=VALUE.
+  """
+  words = [f'--config={args.config}', f'--workdir={args.workdir}']
+  words += [f'--{k}={v}' for k, v in flags.items() if v is not None]
+  words += _settings(args.settings)
+  return [name, *words, *(f'--config.{k}={v}' for k, v in args.keys.items())]
+
+
+def _settings(words: Sequence[str]) -> list[str]:
+  for word in words:
+    key, equals, _ = word.partition('=')
+    if not equals or not key:
+      raise ValueError(
+        f'{word}: must have the form KEY=VALUE, such as optim.lr=3e-4'
+      )
+  return [f'--config.{word}' for word in words]
