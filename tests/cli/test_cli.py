@@ -730,9 +730,11 @@ def test_no_argument_prints_the_help_and_version_the_versions(capsys):
 
 def test_options_stand_before_and_after_the_words(capsys):
   build = parser.build_parser()
-  first = parser._parse(build, ['attention', 'W', '--model', 'm', 'photos/'])
-  last = parser._parse(build, ['attention', '--model', 'm', 'W', 'photos/'])
+  words = ['W', '--model', 'm', 'photos/', '-o', 'x.png']
+  orders = (words, [*words[1:3], 'W', *words[4:], 'photos/'])
+  first, last = (parser._parse(build, ['attention', *x]) for x in orders)
   assert vars(first) == vars(last) and first.command == 'attention'
+  assert parser._parse(build, ['models']).pattern == '*'
 
 
 @pytest.mark.parametrize('command', ['train', 'ablate'])
