@@ -6,12 +6,12 @@ they appear only when they are complete.
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import os
 import re
 import stat
 import tempfile
 from typing import IO
-import uuid
 
 from etils import epath
 
@@ -73,7 +73,9 @@ def staged(path: str | os.PathLike) -> Iterator[str]:
 
   A local file is renamed, so its temporary name is in the directory of `path`.
   For a bucket the file is uploaded as one object. A reader never sees an
-  incomplete file, and if the writer is killed, the old file stays.
+  incomplete file, and if the writer is killed, the old file stays. The
+  temporary name cannot be guessed, and only this user may read the file until
+  it is complete.
 
   Args:
     path: local or remote file; its directory must exist.
@@ -82,16 +84,17 @@ def staged(path: str | os.PathLike) -> Iterator[str]:
     OSError: the file cannot be written. The temporary file is removed.
   """
   path = as_path(path)
-  unique = f'{uuid.uuid4().hex[:8]}.tmp'
-  if is_remote(path):
-    temporary = os.path.join(tempfile.gettempdir(), f'vit_jax.{unique}')
-  else:
-    temporary = os.fspath(path.with_name(f'.{path.name}.{unique}'))
+  folder = None if is_remote(path) else os.fspath(path.parent)
+  descriptor, temporary = tempfile.mkstemp(
+    '.tmp', f'.{path.name[:100]}.', folder
+  )
+  os.close(descriptor)
   try:
     yield temporary
     if is_remote(path):
       upload(temporary, path)
     else:
+      os.chmod(temporary, 0o666 & ~_umask())
       os.replace(temporary, path)
   finally:
     with contextlib.suppress(FileNotFoundError):
@@ -186,20 +189,72 @@ def create(path: str | os.PathLike, text: str) -> bool:
   return True
 
 
-def read_regular(path: str | os.PathLike) -> bytes:
-  """The bytes of a local or remote file.
+@functools.cache
+def _umask() -> int:
+  """The permissions that this process withholds from new files."""
+  mask = os.umask(0o077)  # it can be read only by setting it
+  os.umask(mask)
+  return mask
 
-  Raises:
-    OSError: there is no such file, or it is a pipe, a socket or a device.
-      Those are not opened, because opening or reading one may never return.
+
+def check_regular(path: str | os.PathLike) -> None:
+  """Raises OSError if a file does not exist, or is a pipe, socket or device.
+
+  Those are not opened, because opening or reading one may never return. Remote
+  files are not checked.
   """
   if is_remote(path):
-    return as_path(path).read_bytes()
+    return
   kind = special_kind(os.stat(path).st_mode)
   if kind:
     raise OSError(f'{kind}, not a regular file')
+
+
+def check_size(size: int, limit: int) -> None:
+  """Raises OSError for a size, in bytes, above a limit.
+
+  A file can claim any size without taking space on the disk.
+  """
+  if size > limit:
+    raise OSError(f'{size:,} bytes, which is more than the limit of {limit:,}')
+
+
+def read_regular(path: str | os.PathLike, limit: int | None = None) -> bytes:
+  """The bytes of a local or remote file.
+
+  Args:
+    path: of the file.
+    limit: the largest size of a local file, in bytes; None for any.
+
+  Raises:
+    OSError: see `check_regular`, or the file is larger.
+  """
+  check_regular(path)
+  if is_remote(path):
+    return as_path(path).read_bytes()
+  if limit is not None:
+    check_size(os.stat(path).st_size, limit)
   with open(path, 'rb') as file:
     return file.read()
+
+
+def read_text(path: str | os.PathLike, errors: str = 'strict') -> str:
+  """The text, in UTF-8, of a local or remote file.
+
+  Args:
+    path: of the file.
+    errors: what becomes of bytes that are not UTF-8, as in `bytes.decode`.
+
+  Raises:
+    OSError: see `check_regular`; the message names the file.
+    UnicodeDecodeError: it is not UTF-8.
+  """
+  try:
+    return read_regular(path).decode(errors=errors)
+  except OSError as e:
+    if e.filename is None:
+      raise OSError(f'{os.fspath(path)}: {e}') from e
+    raise
 
 
 def special_kind(mode: int) -> str:

@@ -1,7 +1,10 @@
-"""Writes numbers and tables as text."""
+"""Writes numbers, tables and JSON as text."""
 
 from collections.abc import Iterable, Sequence
 import io
+import json
+from typing import Any
+import zlib
 
 
 def duration(seconds: float) -> str:
@@ -17,6 +20,11 @@ def duration(seconds: float) -> str:
     return f'{hours}h{minutes:02d}m'
   days, hours = divmod(hours, 24)
   return f'{days}d{hours:02d}h'
+
+
+def json_checksum(values: Any) -> int:
+  """A checksum (CRC-32) of JSON values, whatever the order of their keys."""
+  return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def shape(dimensions: Iterable[int]) -> str:

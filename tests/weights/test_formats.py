@@ -300,8 +300,8 @@ def test_hub_names(tmp_path, monkeypatch):
   save_file({'a': A}, tmp_path / 'model.safetensors')
   requests = []
 
-  def download(repo, file):
-    requests.append((repo, file))
+  def download(repo, file, *, revision):
+    requests.append((repo, file, revision))
     if file == 'model.safetensors' and repo == 'org/old':
       raise KeyError(file)
     return str(tmp_path / 'model.safetensors')
@@ -310,18 +310,35 @@ def test_hub_names(tmp_path, monkeypatch):
   np.testing.assert_array_equal(read('hf:org/name')[0]['a'], A)
   read('hf:org/old')
   read('hf:org/name/sub/x.safetensors')
+  read('hf:org/name@v1.2/sub/x.safetensors')
+  read('hf://org/name@0a1b')
   assert requests == [
-    ('org/name', 'model.safetensors'),
-    ('org/old', 'model.safetensors'),
-    ('org/old', 'pytorch_model.bin'),
-    ('org/name', 'sub/x.safetensors'),
+    ('org/name', 'model.safetensors', 'main'),
+    ('org/old', 'model.safetensors', 'main'),
+    ('org/old', 'pytorch_model.bin', 'main'),
+    ('org/name', 'sub/x.safetensors', 'main'),
+    ('org/name', 'sub/x.safetensors', 'v1.2'),
+    ('org/name', 'model.safetensors', '0a1b'),
   ]
   with pytest.raises(WeightsError, match='hf:ORG/NAME'):
     read('hf:name')
 
 
+def test_the_hub_revision_that_was_taken_is_said(tmp_path, monkeypatch, caplog):
+  commit = '0123456789abcdef' * 2 + '01234567'
+  path = tmp_path / 'snapshots' / commit / 'model.safetensors'
+  path.parent.mkdir(parents=True)
+  save_file({'a': A}, path)
+  fake_hub(monkeypatch, lambda repo, file, *, revision: str(path))
+  read('hf:org/name')
+  assert f'hf:org/name@{commit}' in caplog.text
+  caplog.clear()
+  read(f'hf:org/name@{commit}')
+  assert not caplog.text
+
+
 def test_hub_offline_or_not_installed(monkeypatch):
-  def download(repo, file):
+  def download(repo, file, *, revision):
     raise ConnectionError('no route to host')
 
   fake_hub(monkeypatch, download)

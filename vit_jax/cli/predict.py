@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from vit_jax import text
 from vit_jax.cli import options
+from vit_jax.files import as_path, read_text
 
 HELP = 'classify images with class names and probabilities'
 OPTIONS = {'batch_size=': '--batch=', 'top_k=': '--top-k='}
@@ -159,9 +160,7 @@ def _print(results: _Readable) -> None:
 
 def read_classes(path: str) -> list[str]:
   """Reads class names from a file: a JSON list, or one name per line."""
-  from vit_jax.files import as_path
-
-  content = as_path(path).read_text()
+  content = read_text(as_path(path))
   if content.lstrip().startswith('['):
     return [str(name) for name in json.loads(content)]
   return [line.strip() for line in content.splitlines() if line.strip()]

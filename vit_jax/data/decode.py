@@ -17,6 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vit_jax.data import headers
+from vit_jax.data.headers import BadImage
+
 cv2.setNumThreads(0)  # several images are decoded at once, each by one thread
 # `decode` compares the size with `Decoding.max_pixels`, which the user can
 # raise. Pillow's own limit could not be raised with it.
@@ -59,10 +62,6 @@ _TURNS = {
   7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
   8: lambda x: np.rot90(x),
 }
-
-
-class BadImage(ValueError):
-  """The bytes are not an image that can be decoded as a whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +115,7 @@ def decode(
   try:
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
       _check_size(image.size, decoding.max_pixels)
+      headers.check(data, image, decoding.max_pixels)
       pixels = _decode_fast(data, image.format, decoding.jpeg_dct)
       if pixels is None:
         # Pillow reads a few files that OpenCV does not, and says what is wrong

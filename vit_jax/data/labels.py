@@ -21,6 +21,7 @@ import os
 import re
 from typing import Any
 
+from vit_jax import files
 from vit_jax.data.label_table import (
   FILE_TITLES,
   ONE_HOT,
@@ -32,6 +33,7 @@ from vit_jax.data.label_table import (
 from vit_jax.data.listing import is_image_name
 from vit_jax.data.names import normalized
 from vit_jax.files import as_path
+from vit_jax.weights.metadata import MOST_CLASSES
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,6 @@ LABEL_TITLES = (
   *('target', 'species', 'tag', 'tags', 'label_name', 'class_id', 'label_id'),
 )
 _NUMBERED = re.compile(r'(label|class|tag)[_ ]?\d+')
-_MOST_CLASSES = 10_000_000  # larger class numbers are taken for a mistake
 Label = str | int
 
 
@@ -86,6 +87,10 @@ def read_labels(
   path = as_path(path)
   if not path.exists():
     raise ValueError(f'labels_file={path} does not exist')
+  try:
+    files.check_regular(path)
+  except OSError as e:
+    raise ValueError(f'labels_file={path}: {e}') from e
   if kind is not None and kind not in KINDS:
     raise ValueError(
       f'the kind of labels {kind!r} is unknown; allowed: {", ".join(KINDS)}'
@@ -354,10 +359,10 @@ def _kind_of(
       why = f', not numbers because of {odd[0]!r}'
     return named, f'{count:,} class name{"" if count == 1 else "s"}{why}'
   values = sorted(int(x) for x in texts)
-  if values[0] < 0 or values[-1] >= _MOST_CLASSES:
+  if values[0] < 0 or values[-1] >= MOST_CLASSES:
     wrong = values[0] if values[0] < 0 else values[-1]
     raise ValueError(
-      f'the class number {wrong} is not in [0, {_MOST_CLASSES:,}). If the '
+      f'the class number {wrong} is not in [0, {MOST_CLASSES:,}). If the '
       "labels are names, declare it: kind='names' (--label-kind names)"
     )
   gaps = values[-1] + 1 - len(values)

@@ -6,7 +6,7 @@ file, are left out; every kind that is left out is counted.
 """
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import logging
@@ -20,12 +20,15 @@ from etils import epath
 
 from vit_jax import files
 from vit_jax.data.decode import image_suffixes, missing_plugin
+from vit_jax.data.headers import MAX_BYTES
 from vit_jax.data.names import is_hidden, printable
 
 log = logging.getLogger(__name__)
 
 _MOST_NESTED_TARS = 3  # a tar of tars, as ImageNet comes, is one
 SIDECARS = ('.cls', '.json')  # files beside images, of webdataset
+_MOST_LINKS = 100_000  # to folders
+_DEEPEST = 100  # folders within one another
 _LONGEST_SUFFIX = 8  # longer ones are not counted one by one
 
 
@@ -48,7 +51,8 @@ class File:
   def read(self) -> bytes:
     """The encoded image; OSError if it cannot be read."""
     if self.offset < 0:
-      return files.read_regular(self.path)
+      return files.read_regular(self.path, MAX_BYTES)
+    files.check_size(self.size, MAX_BYTES)
     return files.read_range(self.path, self.offset, self.offset + self.size)
 
 
@@ -63,6 +67,7 @@ class Listing:
     skipped: how many files of each kind are no images.
     sidecars: those of them that may hold the label of an image, by name.
     flat_tars: names of the folders that stand for tars without folders.
+    links: how many links to folders were followed.
   """
 
   root: str
@@ -73,6 +78,7 @@ class Listing:
   )
   sidecars: dict[str, File] = dataclasses.field(default_factory=dict)
   flat_tars: set[str] = dataclasses.field(default_factory=set)
+  links: int = 0
 
   def skip(self, name: str, file: File | None = None) -> None:
     """Counts a file that is no image, by its suffix."""
@@ -148,23 +154,46 @@ def _list_folder(
   """Adds a local folder; `above` identifies the folders that hold it."""
   status = os.stat(folder)
   above = (*above, (status.st_dev, status.st_ino))
+  if len(above) > _DEEPEST:
+    raise ValueError(
+      f'{listing.root} has folders within more than {_DEEPEST} others, such as '
+      f'{prefix[:80]}...: give the folder that has the images'
+    )
   with os.scandir(folder) as entries:
     for entry in entries:
       name = prefix + printable(entry.name)
       if is_hidden(entry.name):
         listing.skipped['hidden'] += 1
-      elif entry.is_dir():
+      elif _is_kind(entry.is_dir):
         if entry.is_symlink() and _identity(entry) in above:
           listing.skipped['link to a folder that holds it'] += 1
           continue
+        listing.links += entry.is_symlink()
+        if listing.links > _MOST_LINKS:
+          raise ValueError(
+            f'{listing.root} has more than {_MOST_LINKS:,} links to folders, '
+            f'such as {name}: links within linked folders multiply; remove them'
+          )
         listing.folders.add(name)
         _list_folder(listing, entry.path, name + '/', tars, above)
       elif is_image_name(entry.name):
         _add_file(listing, entry, name)
-      elif tars and entry.name.lower().endswith('.tar') and entry.is_file():
+      elif (
+        tars and entry.name.lower().endswith('.tar') and _is_kind(entry.is_file)
+      ):
         _list_tar_file(listing, entry.path, prefix)
       else:
         listing.skip(name, File(name, entry.path))
+
+
+def _is_kind(question: Callable[[], bool]) -> bool:
+  """The answer of an `os.DirEntry`; False for a link that leads nowhere."""
+  try:
+    return question()
+  except PermissionError:
+    raise
+  except OSError:  # a link to itself
+    return False
 
 
 def _identity(entry: os.DirEntry) -> tuple[int, int]:
@@ -204,24 +233,27 @@ def _list_remote(listing: Listing, folder: epath.Path, prefix: str) -> None:
 
 def _list_tar_file(listing: Listing, path: str, prefix: str) -> None:
   """Adds the contents of a tar file under the name `prefix`."""
-  kind = 'it does not exist' if not os.path.exists(path) else ''
   try:
-    if not kind:
-      kind = files.special_kind(os.stat(path).st_mode)
-    if kind or not tarfile.is_tarfile(path):
-      raise ValueError(
-        f'{path} is neither a directory nor a tar file'
-        + (f' ({kind})' if kind else '')
-      )
+    kind = files.special_kind(os.stat(path).st_mode)
+    is_tar = not kind and tarfile.is_tarfile(path)
+  except OSError as e:
+    kind = 'it does not exist' if isinstance(e, FileNotFoundError) else str(e)
+    is_tar = False
+  if not is_tar:
+    raise ValueError(
+      f'{path} is neither a directory nor a tar file'
+      + (f' ({kind})' if kind else '')
+    )
+  try:
     with tarfile.open(path, 'r:', encoding='utf-8') as tar:
       stem = printable(pathlib.Path(path).name.split('.')[0])
       _list_tar(
         listing, _Tar(path, tar, 0, os.path.getsize(path), stem), prefix
       )
-  except (tarfile.TarError, EOFError, OverflowError, MemoryError) as e:
+  except Exception as e:  # Python's reader raises anything for damaged headers
     raise ValueError(
-      f'{path} is a compressed or broken tar ({e}). Compressed tars cannot '
-      'be read at random: decompress it first, e.g. gunzip '
+      f'{path} is a compressed or broken tar ({str(e)[:200]}). Compressed tars '
+      'cannot be read at random: decompress it first, e.g. gunzip '
       f'{pathlib.Path(path).name}'
     ) from e
 
@@ -334,7 +366,11 @@ def _members(
   listing: Listing, tar: tarfile.TarFile
 ) -> Iterator[tuple[tarfile.TarInfo, str]]:
   """The members that are not hidden, with their printable names."""
+  position = -1
   while (member := tar.next()) is not None:
+    if tar.offset <= position:  # a negative size would be read for ever
+      raise tarfile.ReadError(f'{printable(member.name)} has a negative size')
+    position = tar.offset
     archive: Any = tar
     archive.members.clear()  # else all of them stay in memory
     name = printable(posixpath.normpath(member.name)).lstrip('/')

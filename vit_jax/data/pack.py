@@ -263,7 +263,9 @@ def _withdraw(split: str, out: epath.Path) -> list[str]:
   index = out / (split + records.META_SUFFIX)
   if not index.exists():
     return []
-  stale = [s['file'] for s in json.loads(index.read_text())['shards']]
+  stale = []
+  with contextlib.suppress(ValueError):  # damaged: its shards are unknown
+    stale = [s['file'] for s in records.read_metadata(index)['shards']]
   index.unlink()
   return stale
 
@@ -281,7 +283,7 @@ def classes_of_train(split: str, out: epath.Path) -> dict | None:
   index = out / ('train' + records.META_SUFFIX)
   if split == 'train' or not index.exists():
     return None
-  meta = json.loads(index.read_text())
+  meta = records.read_metadata(index)
   return {k: meta[k] for k in ('num_classes', 'class_names', 'multi_label')}
 
 
@@ -318,4 +320,6 @@ def _publish(
     files.write_atomically(left_out, ''.join(f'{json.dumps(x)}\n' for x in bad))
   else:
     left_out.unlink(missing_ok=True)
-  files.write_atomically(index, json.dumps(meta, indent=1))
+  files.write_atomically(
+    index, json.dumps(records.seal_metadata(meta), indent=1)
+  )

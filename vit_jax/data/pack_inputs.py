@@ -16,6 +16,7 @@ from vit_jax.data.record_files import find_record_files, read_record_files
 from vit_jax.data.record_inputs import Records, name_records
 from vit_jax.data.splits import SPLIT_FOLDERS, pick_split
 from vit_jax.data.webdataset import read_webdataset
+from vit_jax.weights.metadata import MOST_CLASSES
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +282,7 @@ def _class_numbers(
   """{label: class number}, and the class names, None if labels are numbers."""
   numbers: dict[Label, int] = {}
   if all(isinstance(x, int) for x in labels):
-    limit = classes['num_classes'] if classes else float('inf')
+    limit = classes['num_classes'] if classes else MOST_CLASSES
     numbers.update((x, x) for x in labels if isinstance(x, int))
     wrong = sorted(x for x in numbers.values() if not 0 <= x < limit)
     names = classes['class_names'] if classes else one_hot

@@ -83,6 +83,10 @@ def read_record_files(
     below = os.path.relpath(path, root) if path != root else path.name
     reader = _reader(path.name)
     assert reader
+    try:
+      files.check_regular(path)
+    except OSError as e:
+      raise ValueError(f'{path}: {e}') from e
     rows, names = reader(path, printable(below), spool, label_field)
     if i and names != class_names:
       raise ValueError(f'{path} and {paths[0]} name different classes')

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax import files
 from vit_jax.data.shard_reader import open_shards
 from vit_jax.data.sources.source import Source
 from vit_jax.data.token_targets import token_source
@@ -79,7 +80,7 @@ class TokenLabels:
         f'{path} has no {META}: it has no token labels, or unfinished ones. '
         'Make or finish them with `vit-jax token-labels`'
       )
-    self.meta = json.loads(meta.read_text())
+    self.meta = json.loads(files.read_text(meta))
     if self.meta.get('version') != VERSION:
       raise ValueError(
         f'{path} has labels of version {self.meta.get("version")}; this '
@@ -87,7 +88,7 @@ class TokenLabels:
         '`vit-jax token-labels`'
       )
     missing = [
-      name for name in self.meta['shards'] if not (self._path / name).exists()
+      name for name in self.meta['shards'] if not (self._path / name).is_file()
     ]
     if missing:
       raise ValueError(

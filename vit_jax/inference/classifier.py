@@ -23,6 +23,7 @@ import numpy as np
 
 from vit_jax.data.classes import replace_names
 from vit_jax.data.decode import MAX_PIXELS, BadImage, Decoding, decode
+from vit_jax.data.headers import MAX_BYTES
 from vit_jax.data.names import printable
 from vit_jax.data.transforms import eval_image
 from vit_jax.files import read_regular
@@ -127,7 +128,7 @@ class ImageClassifier(abc.ABC):
       BadImage: the data is not an image, or is truncated.
     """
     if isinstance(image, str | os.PathLike):
-      image = read_regular(os.fspath(image))
+      image = read_regular(os.fspath(image), MAX_BYTES)
     decoding = Decoding(
       upright=self.preprocessing.upright, max_pixels=self.max_pixels
     )

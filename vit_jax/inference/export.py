@@ -17,6 +17,7 @@ its results are compared with the model's before the file is written.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import hashlib
 from importlib import metadata
 import importlib.util
 import json
@@ -30,10 +31,11 @@ from jax.extend import core as jax_core
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.files import as_path, write_atomically
+from vit_jax.files import as_path, read_regular, read_text, write_atomically
 from vit_jax.inference.classifier import Classifier, ImageClassifier
 from vit_jax.inference.loading import load_classifier
 from vit_jax.models.tpu_layout import portable
+from vit_jax.text import json_checksum
 from vit_jax.weights import WeightsMetadata
 
 FORMATS = ('stablehlo', 'onnx')
@@ -85,6 +87,9 @@ def export(
   else:
     description['platforms'] = list(platforms)
     data = serialize(classifier, platforms, batch)
+  description['program'] = hashlib.sha256(data).hexdigest()
+  description = json.loads(json.dumps(description))
+  description['checksum'] = json_checksum(description)
   text = json.dumps(description, indent=2) + '\n'
   as_path(path).parent.mkdir(parents=True, exist_ok=True)
   # The program is written last, so that a new program never has the description
@@ -257,16 +262,25 @@ def load_exported(path: str | os.PathLike) -> ExportedClassifier:
   """
   description = _description_path(path)
   try:
-    record = WeightsMetadata.from_json(json.loads(description.read_text()))
+    values = json.loads(read_text(description))
+    checksum = values.pop('checksum', None)  # version 0.1.0 wrote none
+    if checksum not in (None, json_checksum(values)):
+      raise ValueError('its values are not those that were written')
+    record = WeightsMetadata.from_json(values)
     if record.model is None or record.preprocessing is None:
       raise ValueError('it lacks the name or the preprocessing of the model')
-  except (OSError, ValueError) as e:
+  except Exception as e:  # damaged values can raise anything
     raise ValueError(
       f'{description} cannot be read ({e}): it has the class names and the '
       'preprocessing, and must be in the directory of the program'
     ) from e
-  data = as_path(path).read_bytes()
   try:
+    data = read_regular(path)
+    expected = values.get('program')
+    if expected not in (None, hashlib.sha256(data).hexdigest()):
+      raise ValueError(
+        f'its bytes are not those for which {description.name} was written'
+      )
     program = jax_export.deserialize(bytearray(data))
   except Exception as e:  # the deserializer raises many types on foreign bytes
     raise ValueError(

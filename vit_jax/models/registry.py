@@ -213,7 +213,8 @@ def released_model(source: str | os.PathLike) -> str | None:
   """The model whose published weights have the name of a file or hub entry.
 
   Args:
-    source: a path, or a hub name such as 'hf:timm/regnety_160.deit_in1k'.
+    source: a path, or a hub name such as 'hf:timm/regnety_160.deit_in1k', with
+      or without '@REVISION'.
 
   Returns:
     The registered name of the model; None if no published weights have this
@@ -221,6 +222,8 @@ def released_model(source: str | os.PathLike) -> str | None:
   """
   _load_families()
   file = os.fspath(source).rstrip('/').rpartition('/')[2]
+  if os.fspath(source).startswith('hf:'):
+    file = file.partition('@')[0]
   names = [
     info.name
     for info in _MODELS.values()

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from vit_jax.files import as_path
+from vit_jax.files import as_path, read_text
 from vit_jax.models.registry import list_models, model_info
 from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
 from vit_jax.recipe.sections import Config
@@ -172,7 +172,7 @@ def _stored(workdir: str | os.PathLike) -> dict[str, Any] | None:
     return None
   path = as_path(workdir) / 'config.json'
   try:
-    recipe = json.loads(path.read_text())
+    recipe = json.loads(read_text(path))
     if not {'run', 'model'} <= recipe.keys():
       raise ValueError('it is no recipe')
     return upgrade(recipe)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
+from vit_jax import files
 from vit_jax.data import loader
 from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.source import Source
-from vit_jax.files import write_atomically
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.loading import load_classifier
 from vit_jax.parallel.mesh import (
@@ -48,7 +48,7 @@ def is_stored(path: str | os.PathLike) -> bool:
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
   """The metadata that `write_logits` returned and wrote."""
-  return json.loads((pathlib.Path(path) / META).read_text())
+  return json.loads(files.read_text(pathlib.Path(path) / META))
 
 
 def check_data(
@@ -112,6 +112,19 @@ def _rows(examples: int, mesh: Mesh) -> int:
   return -(-examples // shards) * shards
 
 
+def _open_table(path: str | os.PathLike) -> np.ndarray:
+  """The logits, which are read from the file when they are needed."""
+  table = pathlib.Path(path) / LOGITS
+  try:
+    files.check_regular(table)
+    return np.load(table, mmap_mode='r', allow_pickle=False)
+  except (OSError, ValueError) as e:
+    raise ConfigError(
+      f'{table} cannot be read ({e}): copy it again, or compute the logits '
+      'again with `vit-jax teacher-logits`'
+    ) from e
+
+
 def put_logits(path: str | os.PathLike, mesh: Mesh) -> jax.Array:
   """Loads the table of logits (examples, C) onto a mesh, split by rows.
 
@@ -122,7 +135,7 @@ def put_logits(path: str | os.PathLike, mesh: Mesh) -> jax.Array:
     path: directory of the stored logits.
     mesh: mesh of the run.
   """
-  table = np.load(pathlib.Path(path) / LOGITS, mmap_mode='r')
+  table = _open_table(path)
   rows = _rows(len(table), mesh)
 
   def block(index):
@@ -139,7 +152,7 @@ def describe_logits(
   path: str | os.PathLike, meta: dict[str, Any], mesh: Mesh
 ) -> jax.ShapeDtypeStruct:
   """The shape, dtype and sharding of what `put_logits` returns."""
-  table = np.load(pathlib.Path(path) / LOGITS, mmap_mode='r')
+  table = _open_table(path)
   return jax.ShapeDtypeStruct(
     (_rows(meta['examples'], mesh), meta['num_classes']),
     table.dtype,
@@ -265,5 +278,5 @@ def write_logits(
     'num_classes': classifier.num_classes,
     'classes': classifier.classes,
   }
-  write_atomically(out / META, json.dumps(meta))
+  files.write_atomically(out / META, json.dumps(meta))
   return meta

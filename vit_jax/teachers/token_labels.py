@@ -21,7 +21,7 @@ from vit_jax.data.token_labels import (
   model_outputs,
   token_grid,
 )
-from vit_jax.files import write_atomically
+from vit_jax.files import staged, write_atomically
 from vit_jax.parallel.mesh import make_mesh, put_batch, put_replicated
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
@@ -252,20 +252,19 @@ def _write_shard(
   """
   from array_record.python import array_record_module  # pyright: ignore
 
-  partial = path.with_name(path.name + '.partial')
-  writer = array_record_module.ArrayRecordWriter(
-    str(partial), 'group_size:1,uncompressed'
-  )
-  try:
-    for batch in batches:
-      logits, classes = best(batch['image'])
-      # Zeros for images that cannot be read; padding is not written.
-      logits = logits * batch['mask'].reshape(-1, 1, 1, 1)
-      for j in np.flatnonzero(batch['index'] < examples):
-        writer.write(encode_record(logits[j], classes[j]))
-  finally:
-    writer.close()
-  os.replace(partial, path)
+  with staged(path) as unfinished:
+    writer = array_record_module.ArrayRecordWriter(
+      unfinished, 'group_size:1,uncompressed'
+    )
+    try:
+      for batch in batches:
+        logits, classes = best(batch['image'])
+        # Zeros for images that cannot be read; padding is not written.
+        logits = logits * batch['mask'].reshape(-1, 1, 1, 1)
+        for j in np.flatnonzero(batch['index'] < examples):
+          writer.write(encode_record(logits[j], classes[j]))
+    finally:
+      writer.close()
 
 
 def _claim(out: pathlib.Path, meta: dict[str, Any]) -> None:

@@ -18,7 +18,12 @@ from absl import logging
 from etils import epath
 import orbax.checkpoint.experimental.v1 as ocp
 
-from vit_jax.files import is_remote, list_directory, write_atomically
+from vit_jax.files import (
+  is_remote,
+  list_directory,
+  read_text,
+  write_atomically,
+)
 from vit_jax.parallel import processes
 from vit_jax.weights import checksums
 from vit_jax.weights.metadata import WeightsMetadata
@@ -335,7 +340,7 @@ def _read_scores(step: epath.Path) -> dict[str, float]:
   # Version 0.1.0 wrote them as an item of Orbax.
   for path in (step / _SCORES, step / 'metrics' / 'metrics'):
     try:
-      scores = json.loads(path.read_text())
+      scores = json.loads(read_text(path))
       return {str(k): float(v) for k, v in scores.items()}
     except (OSError, ValueError, TypeError, AttributeError):
       continue

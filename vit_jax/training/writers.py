@@ -21,7 +21,13 @@ from etils import epath
 import jax
 
 import vit_jax
-from vit_jax.files import as_path, is_remote, upload, write_atomically
+from vit_jax.files import (
+  as_path,
+  is_remote,
+  read_regular,
+  upload,
+  write_atomically,
+)
 
 # Seconds after which a bucket gets the metrics again. An object is replaced as
 # a whole, and a bucket allows one change of an object in a second.
@@ -204,7 +210,7 @@ def _lines_until(
 ) -> list[tuple[str, dict[str, Any]]]:
   """The sound lines of a metrics file up to a step, with their values."""
   lines, damaged = [], 0
-  for data in path.read_bytes().split(b'\n') if path.exists() else ():
+  for data in read_regular(path).split(b'\n') if path.exists() else ():
     if not data.strip():
       continue
     try:

@@ -18,6 +18,8 @@ import zlib
 import jax
 import numpy as np
 
+from vit_jax import text
+
 # {array: {'dtype', 'shape', 'shards': {'0:64,128:256': CRC-32}}}
 Checksums = dict[str, dict[str, Any]]
 ENTRY = 'checksums'  # key of the arrays' checksums in the record of a step
@@ -98,7 +100,7 @@ def compare(tree: Any, stored: Checksums) -> tuple[list[str], list[str]]:
 def seal(record: Mapping[str, Any]) -> dict[str, Any]:
   """Adds to a record of JSON values its own checksum."""
   record = json.loads(json.dumps(record))
-  return {**record, _SEAL: _text_crc(record)}
+  return {**record, _SEAL: text.json_checksum(record)}
 
 
 def is_sealed_correctly(record: Mapping[str, Any]) -> bool:
@@ -109,11 +111,7 @@ def is_sealed_correctly(record: Mapping[str, Any]) -> bool:
   if _SEAL not in record:
     return ENTRY not in record
   rest = {k: v for k, v in record.items() if k != _SEAL}
-  return record[_SEAL] == _text_crc(rest)
-
-
-def _text_crc(record: Mapping[str, Any]) -> int:
-  return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+  return record[_SEAL] == text.json_checksum(rest)
 
 
 def _named(tree: Any) -> Iterator[tuple[str, Any]]:

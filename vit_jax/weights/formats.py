@@ -5,7 +5,9 @@ a file is run.
 """
 
 from collections.abc import Callable
+import io
 import json
+import math
 import os
 from typing import IO, Any, NamedTuple
 import zipfile
@@ -15,7 +17,8 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
-from vit_jax.weights import hub, prefixes
+from vit_jax import files
+from vit_jax.weights import archives, hub, prefixes
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.metadata import WeightsMetadata
 from vit_jax.weights.torch_reader import read_torch
@@ -80,7 +83,8 @@ def read(
   Args:
     path: local or remote file (.npz, .pth, .bin, .pth.tar, .safetensors, or
       the .index.json of a file in shards), a vit_jax workdir or step, a folder
-      with the files of a hub entry, or 'hf:ORG/NAME' of the Hugging Face hub.
+      with the files of a hub entry, or 'hf:ORG/NAME' of the Hugging Face hub,
+      with '@REVISION' for a commit, tag or branch of it.
     average: whether to read the moving average of the parameters from a workdir
       or step that has one.
     prefix: what stands before the names of the model's tensors in a .pth or
@@ -126,6 +130,7 @@ def _read_file(path: epath.Path) -> WeightFile:
     shards = [_read_file(shard) for shard in hub.shards(path)]
     tensors = {k: x for shard in shards for k, x in shard.arrays.items()}
     return shards[0]._replace(arrays=tensors)
+  files.check_regular(path)
   with path.open('rb') as file:
     head = file.read(512)
     file.seek(0)
@@ -179,19 +184,53 @@ def _read_zip(file: IO[bytes]) -> WeightFile:
       'it is a zip archive, but neither .npz nor .pth: it '
       f'holds {", ".join(names[:3]) or "nothing"}'
     )
-  arrays = {}
-  with np.load(file, allow_pickle=False) as archive:
-    for name in archive.files:
-      try:
-        arrays[name] = _float32(archive[name])
-      except Exception as e:
-        if 'allow_pickle' in str(e):
-          raise WeightsError(
-            f'{name} holds Python objects, whose loading would run code'
-          ) from e
-        raise WeightsError(f'{name} is damaged ({e})') from e
+  with zipfile.ZipFile(file) as archive:
+    archives.check(archive, file.seek(0, os.SEEK_END))
+    arrays = {
+      name: _float32(_read_npy(archive, name))
+      for name in (member.removesuffix('.npy') for member in names)
+    }
   metadata = json.loads(str(arrays.pop(METADATA, '{}')))
   return WeightFile(arrays, WeightsMetadata.from_json(metadata), 'npz')
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+  """One array of a .npz file.
+
+  numpy would make room for the shape in the header before it reads the values,
+  whatever is in the file.
+  """
+  try:
+    raw = archives.read_member(archive, f'{name}.npy')
+    file = io.BytesIO(raw)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+      header = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+      header = np.lib.format.read_array_header_2_0(file)
+    else:
+      raise ValueError(f'its version {version} is unknown')
+    shape, column_major, dtype = header
+    if dtype.hasobject:
+      raise WeightsError(
+        f'{name} holds Python objects, whose loading would run code'
+      )
+    count = math.prod(shape)
+    stored = len(raw) - file.tell()
+    fits = min(shape, default=0) >= 0 and count * dtype.itemsize == stored
+    if not fits or (count and not dtype.itemsize):
+      raise ValueError(
+        f'its header claims shape {shape} of {dtype}, which does not fit its '
+        f'{stored:,} bytes'
+      )
+    if not stored:
+      return np.zeros(shape, dtype)
+    array = np.frombuffer(raw, dtype, count, file.tell())
+    return array.reshape(shape, order='F' if column_major else 'C')
+  except WeightsError:
+    raise
+  except Exception as e:  # a damaged archive can raise anything
+    raise WeightsError(f'{name} is damaged ({e})') from e
 
 
 def _read_torch(file: IO[bytes]) -> WeightFile:

@@ -7,12 +7,14 @@ transformers `preprocessor_config.json`.
 
 import json
 import os
+import re
 import types
 from typing import Any
 
+from absl import logging
 from etils import epath
 
-from vit_jax.files import as_path
+from vit_jax.files import as_path, read_text
 from vit_jax.weights.errors import WeightsError
 
 INDEX = '.index.json'
@@ -24,6 +26,11 @@ _WEIGHTS = (
   f'pytorch_model.bin{INDEX}',
 )
 _SCHEMES = ('hf:', 'hf-hub:', 'hf_hub:')
+_NAME = re.compile(
+  r'[^:]*:(//)?(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?(/(?P<file>.+))?'
+)
+# The hub's cache keeps each file in a folder that is named after the commit.
+_COMMIT = re.compile(r'[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]')
 
 
 def is_hub_name(source: str | os.PathLike) -> bool:
@@ -55,7 +62,7 @@ def shards(index: epath.Path) -> list[epath.Path]:
       is missing.
   """
   try:
-    names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    names = sorted(set(json.loads(read_text(index))['weight_map'].values()))
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     raise WeightsError(f'it is no index of shards ({e})') from e
   if not names or any('/' in name or '\\' in name for name in names):
@@ -79,12 +86,12 @@ def read_config(
   """
   try:
     if is_hub_name(source):
-      org, repo = str(source).partition(':')[2].split('/')[:2]
-      path = epath.Path(_hub().hf_hub_download(f'{org}/{repo}', name))
+      repo, revision, _ = _split(str(source))
+      path = epath.Path(_hub().hf_hub_download(repo, name, revision=revision))
     else:
       path = as_path(source)
       path = (path if path.is_dir() else path.parent) / name
-    values = json.loads(path.read_text())
+    values = json.loads(read_text(path))
   except Exception:  # the hub's errors have no common ancestor
     return None
   return values if isinstance(values, dict) else None
@@ -97,15 +104,27 @@ def _hub() -> types.ModuleType:
   return huggingface_hub
 
 
-def _downloaded(name: str) -> epath.Path:
-  """Downloads 'hf:ORG/NAME' or 'hf:ORG/NAME/FILE'; returns the local path."""
-  org, _, rest = name.partition(':')[2].partition('/')
-  repo, _, file = rest.partition('/')
-  if not org or not repo:
+def _split(name: str) -> tuple[str, str, str]:
+  """The entry, revision and file of 'hf:ORG/NAME@REVISION/FILE'.
+
+  Without a revision it is 'main', the newest files. The file may be missing.
+
+  Raises:
+    WeightsError: it is not such a name.
+  """
+  match = _NAME.fullmatch(name)
+  if not match:
     raise WeightsError(
       f'{name!r} is not a hub name: write hf:ORG/NAME, such as '
-      'hf:timm/vit_base_patch16_224.augreg_in21k'
+      'hf:timm/vit_base_patch16_224.augreg_in21k, or with the revision, '
+      'hf:ORG/NAME@REVISION'
     )
+  return match['repo'], match['revision'] or 'main', match['file'] or ''
+
+
+def _downloaded(name: str) -> epath.Path:
+  """Downloads a file of the hub, see `_split`; returns the local path."""
+  repo, revision, file = _split(name)
   try:
     huggingface_hub = _hub()
   except ImportError as e:
@@ -115,7 +134,9 @@ def _downloaded(name: str) -> epath.Path:
       'path'
     ) from e
   missing = huggingface_hub.errors.EntryNotFoundError
-  download = lambda file: huggingface_hub.hf_hub_download(f'{org}/{repo}', file)
+  download = lambda file: huggingface_hub.hf_hub_download(
+    repo, file, revision=revision
+  )
   candidates = [file] if file else list(_WEIGHTS)
   for candidate in candidates:
     try:
@@ -132,6 +153,15 @@ def _downloaded(name: str) -> epath.Path:
         f'{str(e).splitlines()[0] if str(e) else ""}). Check the name and '
         'the connection, or download the file and give its path'
       ) from e
+    commit = _COMMIT.search(str(path))
+    if revision == 'main' and commit:
+      logging.warning(
+        '%s names no revision, so its newest files were taken. To get the same '
+        'files again, write hf:%s@%s',
+        name,
+        repo,
+        commit[1] + (f'/{file}' if file else ''),
+      )
     return path
   raise WeightsError(
     f'{name} has no file {" or ".join(candidates)}: name the file of weights, '

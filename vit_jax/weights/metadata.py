@@ -6,6 +6,12 @@ from typing import Any, ClassVar
 
 from vit_jax.preprocessing import Preprocessing, as_size
 
+# Larger numbers are taken for a mistake or damage: a head of so many classes
+# has more parameters than any model, and an image of such sides does not fit
+# into memory.
+MOST_CLASSES = 10_000_000
+_LONGEST_SIDE = 2**15
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightsMetadata:
@@ -55,6 +61,19 @@ class WeightsMetadata:
     size = self.preprocessing.size if self.preprocessing else self.image_size
     if size is not None:
       object.__setattr__(self, 'image_size', as_size(size))
+      if max(self.image_size or ()) > _LONGEST_SIDE:
+        raise ValueError(
+          f'its metadata has image_size={size}; at most {_LONGEST_SIDE:,} '
+          'pixels are allowed for each side'
+        )
+    if self.num_classes is not None and not (
+      isinstance(self.num_classes, int)
+      and 0 <= self.num_classes <= MOST_CLASSES
+    ):
+      raise ValueError(
+        f'its metadata has num_classes={self.num_classes!r}; allowed: 0 to '
+        f'{MOST_CLASSES:,}'
+      )
 
   def to_json(self) -> dict[str, Any]:
     """The record as JSON values, with 'version' and without what is None."""

@@ -30,6 +30,7 @@ _COPY = re.compile(
 )
 # Parts of a name that a prefix can be made of: no more than these are tried.
 _LONGEST = 6
+_MOST_VISITED = 1_000_000
 # transformers puts the name of the base model before all names but the head's.
 _BASE_MODEL = re.compile(
   r'(^|\.)(?:vit|deit)\.(?=embeddings\.|encoder\.|layers\.|layernorm\.|pooler\.)'
@@ -68,8 +69,15 @@ class Selection(NamedTuple):
 def flatten(tree: Any, is_leaf: Callable[[Any], bool]) -> dict[str, Any]:
   """{names joined by dots: leaf} of nested dictionaries and lists."""
   flat: dict[str, Any] = {}
+  visited = 0
 
   def visit(prefix: str, value: Any, depth: int) -> None:
+    nonlocal visited
+    visited += 1
+    if visited > _MOST_VISITED:  # containers that hold one another many times
+      raise WeightsError(
+        f'its dictionaries and lists hold more than {_MOST_VISITED:,} values'
+      )
     if is_leaf(value):
       flat[prefix] = value
       return

@@ -1,12 +1,12 @@
 """Data sets in packed shards, as `vit-jax pack` writes them."""
 
 import dataclasses
-import json
 import os
 from typing import Any
 
 import numpy as np
 
+from vit_jax import files
 from vit_jax.data import records
 from vit_jax.data.decode import BadImage
 from vit_jax.data.shard_reader import open_shard
@@ -54,13 +54,7 @@ class Packed(Source):
         'set, or its packing did not finish. Write it with `vit-jax pack`.'
       )
     chosen = pick_split(split, packed, f'packed data in {root}')
-    meta = json.loads((root / (chosen + records.META_SUFFIX)).read_text())
-    if meta.get('version') not in (records.VERSION, records.SOFT_VERSION):
-      raise ValueError(
-        f'{root}/{chosen}{records.META_SUFFIX} has version '
-        f'{meta.get("version")}; this version of vit_jax reads '
-        f'{records.VERSION} and {records.SOFT_VERSION}. Pack the images again'
-      )
+    meta = records.read_metadata(root / (chosen + records.META_SUFFIX))
     missing = [
       s['file'] for s in meta['shards'] if not (root / s['file']).exists()
     ]
@@ -131,6 +125,7 @@ class Packed(Source):
   def _reader(self, shard: int) -> Any:
     if shard not in self._readers:
       path = self._shards[shard].filename
+      files.check_regular(path)
       if not is_remote(path) and not os.path.getsize(path):
         raise ValueError('the shard is empty')
       self._readers[shard] = open_shard(path, self._shards[shard])

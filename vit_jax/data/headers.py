@@ -1,0 +1,118 @@
+"""What the header of an image claims, held against its bytes.
+
+Pillow tells the size of an image before any pixel is decoded. The decoders read
+the headers again on their own, and a file can be made in which they find other
+sizes than Pillow does, or in which a few bytes claim a huge image.
+"""
+
+import re
+import struct
+
+from PIL import Image
+
+# Tags of TIFF: the width, height and number of rows of a block of pixels.
+_TILE_WIDTH, _TILE_HEIGHT, _ROWS_PER_STRIP = 322, 323, 278
+_LARGE_TILE = 2**22  # pixels; tiles may be larger than a small image
+# The most pixels that a byte of a whole file can stand for. In a JPEG each
+# block of 8 x 8 takes at least a bit. A PNG has up to 8 pixels in a byte, and
+# is compressed 1,032 times at most.
+_PIXELS_PER_BYTE = {'JPEG': 512, 'MPO': 512, 'PNG': 8256}
+_MOST_SMALL = 2**22  # pixels that any file may claim
+# The start of the image of a JPEG 2000 file: its sizes and its offsets.
+_CODESTREAM = re.compile(rb'\xff\x4f\xff\x51.{4}(.{16})', re.DOTALL)
+
+
+# Larger files are not read. Images of the largest allowed size take as much
+# without compression, at 8 bytes a pixel.
+MAX_BYTES = 2**30
+
+
+class BadImage(ValueError):
+  """The bytes are not an image that can be decoded as a whole."""
+
+
+def check(data: bytes, image: Image.Image, max_pixels: int) -> None:
+  """Checks an image that Pillow has opened, but not decoded.
+
+  Args:
+    data: the bytes of the file.
+    image: the image; its size is within the limits.
+    max_pixels: what a decoder may have to make room for.
+
+  Raises:
+    BadImage: the bytes claim several sizes, or more pixels than they can hold.
+  """
+  width, height = image.size
+  kind = image.format or ''
+  limit = max(_MOST_SMALL, len(data) * _PIXELS_PER_BYTE.get(kind, max_pixels))
+  if width * height > limit:
+    raise BadImage(
+      f'{width} x {height} pixels are more than {len(data):,} bytes can hold'
+    )
+  sizes = []
+  if kind in ('JPEG', 'MPO'):
+    sizes = _jpeg_sizes(data)
+  elif kind == 'PNG':
+    sizes = [struct.unpack_from('>II', data, 16)]
+  elif kind == 'JPEG2000':
+    sizes = _jpeg_2000_sizes(data)
+  elif kind == 'TIFF':
+    _check_tiles(image, max_pixels)
+  if any(size != (width, height) for size in sizes) or (
+    kind != 'JPEG2000' and len(sizes) > 1
+  ):
+    named = {(width, height), *sizes}
+    raise BadImage(
+      'its headers name several sizes: '
+      + ', '.join(f'{w} x {h}' for w, h in sorted(named)[:4])
+    )
+
+
+def _jpeg_sizes(data: bytes) -> list[tuple[int, int]]:
+  """(width, height) of every frame that begins before the first scan."""
+  sizes: list[tuple[int, int]] = []
+  i = 2
+  while (i := data.find(b'\xff', i)) >= 0:
+    i += 1
+    marker = data[i] if i < len(data) else 0xD9
+    if marker == 0xFF:  # any number of these may precede a marker
+      continue
+    i += 1
+    if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
+      continue  # markers without a segment
+    if marker in (0xD9, 0xDA) or i + 2 > len(data):
+      break
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      if i + 7 > len(data):
+        break
+      height, width = struct.unpack_from('>HH', data, i + 3)
+      sizes.append((width, height))
+    i += struct.unpack_from('>H', data, i)[0]
+  return sizes
+
+
+def _jpeg_2000_sizes(data: bytes) -> list[tuple[int, int]]:
+  sizes = []
+  for match in _CODESTREAM.finditer(data):
+    right, bottom, left, top = struct.unpack('>4I', match[1])
+    sizes.append((right - left, bottom - top))
+  return sizes
+
+
+def _check_tiles(image: Image.Image, max_pixels: int) -> None:
+  """Refuses a TIFF file whose blocks are much larger than the image."""
+  tags = getattr(image, 'tag_v2', {})
+  width, height = image.size
+  tile_width = _number(tags.get(_TILE_WIDTH), width)
+  tile_height = _number(tags.get(_TILE_HEIGHT), 0)
+  rows = min(_number(tags.get(_ROWS_PER_STRIP), height), height)
+  block = tile_width * max(tile_height, rows)
+  if block > min(max_pixels, max(_LARGE_TILE, 4 * width * height)):
+    raise BadImage(
+      f'its blocks of {tile_width} x {max(tile_height, rows)} pixels are '
+      f'larger than the image of {width} x {height}'
+    )
+
+
+def _number(value: object, default: int) -> int:
+  return value if isinstance(value, int) else default
