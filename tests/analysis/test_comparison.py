@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import re
 
 import pytest
 
 from tests.families import CONV_COUNTS, recorded_counts
+from tests.helpers import ROOT
 from vit_jax.analysis import comparison
 from vit_jax.analysis.published import published
 from vit_jax.cli import parser
@@ -90,3 +92,12 @@ def test_command(tmp_path, capsys):
   assert '74.50' in table.read_text()
   assert parser.main(['models', 'deit_ti16', '--throughput']) == 1
   assert '--throughput needs --table=FILE or' in capsys.readouterr().err
+
+
+def test_the_page_has_every_model_and_published_result():
+  """docs/models.md; `vit-jax models --table` writes it."""
+  text = (ROOT / 'docs' / 'models.md').read_text()
+  rows = re.findall(r'^\| `(\w+)` \| (\d+) \|', text, re.MULTILINE)
+  assert sorted({name for name, _ in rows}) == list_models()
+  results = {(r.model, str(r.size)) for r in published()}
+  assert results <= set(rows)
