@@ -104,7 +104,7 @@ def test_colors_are_told_apart():
   for result in results.values():
     assert result.mean == 1.0 and result.seeds == (1.0, 1.0)
   with pytest.raises(
-    ValueError, match='colors has 3 training images: give fewer shots than 4'
+    ValueError, match='class has 3 training images: give fewer shots than 4'
   ):
     fewshot(mean_color, Colors(9), Colors(12), PREPROCESSING, shots=(4,))
 

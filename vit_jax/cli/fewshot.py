@@ -1,10 +1,13 @@
-"""Few-shot accuracy of frozen features on a folder of images.
+"""Probes of frozen features on a folder of images.
 
   vit-jax fewshot ViT-B_16.npz --model vit_b16 --data flowers
+  vit-jax fewshot runs/flowers --data flowers --knn 5 20 --logistic
 
 A ridge regression is fitted to the features of 1, 5, 10 and 25 images per
 class, and tested on the test images of the folder. The accuracy is the mean
-over three random choices of the training images.
+over three random choices of the training images. --knn and --logistic are
+probes on all training images: the votes of the nearest ones, and scikit-learn's
+logistic regression.
 """
 
 import argparse
@@ -49,6 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='number of random choices of the training images (3)',
   )
   parser.add_argument(
+    '--knn',
+    type=options.positive,
+    nargs='+',
+    default=[],
+    metavar='K',
+    help='numbers of nearest training images that vote',
+  )
+  parser.add_argument(
+    '--logistic',
+    action='store_true',
+    help='fit a logistic regression to all training images',
+  )
+  parser.add_argument(
     '--holdout',
     type=options.fraction,
     default=0.5,
@@ -73,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
   from vit_jax.data.sources.opening import directory_source, open_source
   from vit_jax.data.sources.renumbered import with_classes
-  from vit_jax.evaluation.fewshot import fewshot
+  from vit_jax.evaluation.fewshot import extract_features, probe_features
   from vit_jax.inference.loading import load_classifier
 
   classifier = load_classifier(args.weights, **options.loading(args))
@@ -95,17 +111,19 @@ def run(args: argparse.Namespace) -> None:
     _, out = classifier.forward(classifier.on_device, images)
     return out['pre_logits']
 
-  results = fewshot(
-    features,
-    train,
-    test,
-    classifier.preprocessing,
-    shots=args.shots,
-    seeds=args.seeds,
-    batch_size=args.batch,
+  train_set, test_set = (
+    extract_features(
+      features, source, classifier.preprocessing, batch_size=args.batch
+    )
+    for source in (train, test)
   )
+  results = probe_features(
+    train_set, test_set, train.num_classes, shots=args.shots, seeds=args.seeds
+  )
+  others = _probes_of_all(train_set, test_set, train.num_classes, args)
   if args.json:
-    print(json.dumps({n: dataclasses.asdict(r) for n, r in results.items()}))
+    shots = {n: dataclasses.asdict(r) for n, r in results.items()}
+    print(json.dumps({**shots, **others}))
     return
   rows = [
     (n, f'{r.mean:.2%}', ', '.join(f'{x:.2%}' for x in r.seeds))
@@ -113,3 +131,25 @@ def run(args: argparse.Namespace) -> None:
   ]
   header = ('shots', 'accuracy', 'of each choice')
   print(text.table(rows, header=header, right=(0, 1)))
+  if others:
+    rows = [(name, f'{value:.2%}') for name, value in others.items()]
+    header = ('all training images', 'accuracy')
+    print('\n' + text.table(rows, header=header, right=(1,)))
+
+
+def _probes_of_all(
+  train_set: tuple, test_set: tuple, classes: int, args: argparse.Namespace
+) -> dict[str, float]:
+  """{name of the probe: accuracy} of the probes on all training images."""
+  from vit_jax.evaluation.probes import knn_scores, logistic_scores
+
+  (x, y), (test_x, test_y) = train_set, test_set
+  accuracy = lambda scores: float((scores.argmax(axis=1) == test_y).mean())
+  results = {
+    f'{k} nearest neighbors': accuracy(knn_scores(x, y, test_x, classes, k=k))
+    for k in args.knn
+  }
+  if args.logistic:
+    scores, strength = logistic_scores(x, y, test_x, classes)
+    results[f'logistic regression, C = {strength:g}'] = accuracy(scores)
+  return results

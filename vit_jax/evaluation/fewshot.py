@@ -182,22 +182,49 @@ def fewshot(
   test_x, test_y = extract_features(
     features, test, preprocessing, batch_size=batch_size
   )
-  smallest = int(np.bincount(y, minlength=train.num_classes).min())
+  return probe_features(
+    (x, y), (test_x, test_y), train.num_classes, shots=shots, seeds=seeds
+  )
+
+
+def probe_features(
+  train: tuple[np.ndarray, np.ndarray],
+  test: tuple[np.ndarray, np.ndarray],
+  num_classes: int,
+  *,
+  shots: Sequence[int] = SHOTS,
+  seeds: int = 3,
+) -> dict[int, FewshotResult]:
+  """`fewshot` of features (N, D) and labels (N,) that are known already.
+
+  Args:
+    train, test: features and labels.
+    num_classes: C.
+    shots, seeds: as for `fewshot`.
+
+  Returns:
+    {shots: result}.
+
+  Raises:
+    ValueError: all of `shots` are above the size of the smallest class.
+  """
+  (x, y), (test_x, test_y) = train, test
+  smallest = int(np.bincount(y, minlength=num_classes).min())
   results = {}
   for count in shots:
     if count > smallest:
       continue
     accuracies = []
     for seed in range(seeds):
-      support = support_indices(y, train.num_classes, count, seed)
-      scores = ridge_scores(x[support], y[support], test_x, train.num_classes)
+      support = support_indices(y, num_classes, count, seed)
+      scores = ridge_scores(x[support], y[support], test_x, num_classes)
       accuracies.append(float(np.mean(np.argmax(scores, axis=1) == test_y)))
     results[count] = FewshotResult(
       math.fsum(accuracies) / seeds, tuple(accuracies)
     )
   if not results:
     raise ValueError(
-      f'the smallest class of {train.name} has {smallest} training images: '
+      f'the smallest class has {smallest} training images: '
       f'give fewer shots than {min(shots)}'
     )
   return results
