@@ -51,7 +51,7 @@ from vit_jax.recipe.command_line import run_program
 def run(values: flags.FlagValues, overrides: dict[str, str]) -> int:
   """Does the ablation, or one of its runs; returns the exit code."""
   from vit_jax.parallel import processes
-  from vit_jax.parallel.watchdog import session
+  from vit_jax.parallel.session import session
 
   if values.run is None:
     processes.initialize()

@@ -24,7 +24,7 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> int:
   check(config)
 
   from vit_jax.parallel import processes
-  from vit_jax.parallel.watchdog import session
+  from vit_jax.parallel.session import session
 
   processes.initialize(
     values.coordinator, values.num_processes, values.process_id

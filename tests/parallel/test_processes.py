@@ -14,14 +14,14 @@ import jax
 import pytest
 
 from vit_jax.parallel import processes
-from vit_jax.parallel.watchdog import session
+from vit_jax.parallel.session import session
 
 ROOT = pathlib.Path(__file__).parents[2]
 PRELUDE = """
 import os, sys, time
 import jax, jax.numpy as jnp, numpy as np
 from vit_jax.parallel import processes as d
-from vit_jax.parallel.watchdog import session
+from vit_jax.parallel.session import session
 I = int(os.environ['JAX_PROCESS_ID'])
 def start(**kwargs):
   d.initialize(timeout=float(os.environ.get('WAIT', 60)), **kwargs)
@@ -171,34 +171,6 @@ def test_two_processes_work_together(tmp_path):
   assert not list((tmp_path / 'run').glob('.shared*'))
 
 
-def test_a_missing_process_is_named(tmp_path):
-  job = Job(tmp_path, 3, 'start()', start=[0, 1], WAIT='4')
-  codes, outputs = job.finish(timeout=40)
-  assert codes == [1, 1]
-  for output in outputs:
-    assert 'TimeoutError: process 2 of 3 did not start within 4 s' in output
-
-
-def test_a_missing_coordinator_is_named(tmp_path):
-  job = Job(tmp_path, 2, 'start()', start=[1], WAIT='2')
-  codes, (output,) = job.finish(timeout=30)
-  assert codes == [1]
-  assert 'process 0 did not answer at 127.0.0.1' in output
-
-
-def test_processes_that_disagree(tmp_path):
-  job = Job(
-    tmp_path,
-    2,
-    """
-      d.initialize(num_processes=2 + I, timeout=20)
-      """,
-  )
-  codes, (zero, one) = job.finish()
-  assert codes == [1, 1]
-  assert 'says it is one of 3, process 0' in zero and 'expects 2' in one
-
-
 def test_barrier_names_who_is_missing(tmp_path):
   codes, (zero, one) = Job(
     tmp_path,
@@ -207,13 +179,11 @@ def test_barrier_names_who_is_missing(tmp_path):
       start()
       if I == 1:
         time.sleep(2.5)
-        os._exit(0)
+        sys.exit(0)
       try:
         d.barrier('the checkpoint', timeout=1)
       except TimeoutError as e:
         print('caught', e, flush=True)
-      time.sleep(3)
-      os._exit(0)
       """,
   ).finish()
   assert codes == [0, 0], zero + one
@@ -246,61 +216,69 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
     assert 'not reached' not in output
 
 
-# Ways in which one process can end while the other waits in a collective.
+# Ways in which one process can end while the others wait in a collective: its
+# code, its number, and what the logs of the others say.
 ENDINGS = {
   'raises': (
     "raise ValueError('a bad image')",
-    0,
+    1,
     r'process 1 \(\S+\) failed: ValueError: a bad image',
   ),
   'raises_in_0': (
     "raise ValueError('a bad image')",
-    1,
+    0,
     r'process 0 \(\S+\) failed: ValueError: a bad image',
+  ),
+  'out_of_memory': (
+    "raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 GB')",
+    1,
+    r'process 1 \(\S+\) failed: JaxRuntimeError: RESOURCE_EXHAUSTED: 9 GB',
   ),
   'killed': (
     'os.kill(os.getpid(), 9)',
-    0,
-    r'process 1 \(\S+\) is gone: no heartbeat for 3 s',
+    1,
+    r'process 1 \(\S+\) is gone: its connection closed',
   ),
   'killed_0': (
     'os.kill(os.getpid(), 9)',
+    0,
+    r'process 0 \(\S+\) is gone: its connection closed',
+  ),
+  'exits': (
+    'sys.exit(0)',
     1,
-    r'process 0 \(\S+\), the coordinator, is gone|'
-    r'UNAVAILABLE|coordination service',
+    r'process 1 \(\S+\) failed: SystemExit: 0',
+  ),
+  'exits_at_once': (
+    'os._exit(0)',
+    0,
+    r'process 0 \(\S+\) is gone: its connection closed',
   ),
   'stopped': (
     'os.kill(os.getpid(), 19)',
-    0,
+    1,
     r'process 1 \(\S+\) is gone: no heartbeat for 3 s',
+  ),
+  'stopped_0': (
+    'os.kill(os.getpid(), 19)',
+    0,
+    r'process 0 \(\S+\) is gone: no heartbeat for 3 s',
   ),
   'stuck': (
     'time.sleep(100)',
-    0,
+    1,
     r'no progress for 4 s: process 1 \(\S+\) stands at step 7, '
     'the first at step 9',
   ),
 }
 
 
-@pytest.mark.parametrize(
-  'ending',
-  [
-    pytest.param(
-      e,
-      marks=[pytest.mark.slow]
-      if e in ('raises_in_0', 'killed_0', 'stopped')
-      else [],
-    )
-    for e in ENDINGS
-  ],
-)
-def test_the_end_of_one_is_the_end_of_all(tmp_path, ending):
-  what, survivor, says = ENDINGS[ending]
-  start = time.monotonic()
+def end_of_one(tmp_path, ending, count):
+  """Runs a job in which one process ends; its exit codes and outputs."""
+  what, who, _ = ENDINGS[ending]
   job = Job(
     tmp_path,
-    2,
+    count,
     f"""
       start(lost_after=3, stuck_after=4)
       with session(os.environ['WORKDIR']):
@@ -308,21 +286,89 @@ def test_the_end_of_one_is_the_end_of_all(tmp_path, ending):
         d.barrier('start')
         d.tick(7)
         time.sleep(0.5)
-        if I != {survivor}:
+        if I == {who}:
           {what}
         d.tick(9)
         x = jax.make_array_from_process_local_data(
-            jax.NamedSharding(jax.make_mesh((4,), ('data',)), jax.P('data')),
+            jax.NamedSharding(
+                jax.make_mesh((2 * {count},), ('data',)), jax.P('data')),
             np.ones(2))
         print(float(jax.jit(jnp.sum)(x)))
       """,
   )
-  code = job.processes[survivor].wait(timeout=50)
-  for p in job.processes.values():
-    if ending == 'stopped':
-      p.send_signal(signal.SIGKILL)
-  codes, outputs = job.finish(timeout=20)
-  assert code == 1 or (ending == 'killed_0' and code != 0)
-  assert 0 not in codes
-  assert re.search(says, outputs[survivor]), outputs[survivor]
-  assert time.monotonic() - start < 45
+  try:
+    for i, p in job.processes.items():
+      if i != who:
+        p.wait(timeout=90)
+    if ending.startswith('stopped'):  # it learns that the others have gone
+      job.processes[who].send_signal(signal.SIGCONT)
+    return job.finish(timeout=30)
+  finally:
+    for p in job.processes.values():
+      p.kill()
+
+
+@pytest.mark.parametrize(
+  'ending',
+  [
+    pytest.param(
+      e, marks=[] if e in ('raises', 'killed_0') else [pytest.mark.slow]
+    )
+    for e in ENDINGS
+  ],
+)
+def test_the_end_of_one_is_the_end_of_all(tmp_path, ending):
+  """Exit code 1, and the log of the other process names the first."""
+  _, who, says = ENDINGS[ending]
+  codes, outputs = end_of_one(tmp_path, ending, 2)
+  assert codes[1 - who] == 1, outputs[1 - who]
+  assert re.search(says, outputs[1 - who]), outputs[1 - who]
+  assert 'Check failure stack trace' not in outputs[1 - who]
+  expected = {'killed': -9, 'killed_0': -9, 'exits_at_once': 0}
+  assert codes[who] == expected.get(ending, 1), outputs[who]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ending', ['killed', 'killed_0', 'raises_in_0'])
+def test_all_of_four_name_the_first_that_ends(tmp_path, ending):
+  _, who, says = ENDINGS[ending]
+  codes, outputs = end_of_one(tmp_path, ending, 4)
+  for i in range(4):
+    if i != who:
+      assert codes[i] == 1, outputs[i]
+      assert re.search(says, outputs[i]), outputs[i]
+      assert 'Check failure stack trace' not in outputs[i]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('who', [0, 1])
+@pytest.mark.parametrize('phase', ['meet', 'initialize'])
+def test_sigterm_during_the_joint_start(tmp_path, who, phase):
+  """While the processes meet, and while JAX starts."""
+  job = Job(
+    tmp_path,
+    3,
+    f"""
+      if I == {who} and {phase == 'initialize'}:
+        real = jax.distributed.initialize
+        def initialize(*args, **kwargs):
+          os.kill(os.getpid(), 15)
+        jax.distributed.initialize = initialize
+      start()
+      time.sleep(60)
+      """,
+    start=[0, 1] if phase == 'meet' else None,
+  )
+  if phase == 'meet':
+    # Both have come when this stranger gets in.
+    time.sleep(6)
+    job.processes[who].terminate()
+  codes, outputs = job.finish(timeout=60)
+  assert codes[who] == -15
+  for i in job.processes:
+    if i != who:
+      assert codes[i] == 1, outputs[i]
+      assert re.search(
+        rf'process {who} .*(ended while the job started|is gone)', outputs[i]
+      ), outputs[i]
+      assert 'Check failure stack trace' not in outputs[i]

@@ -31,7 +31,7 @@ class _Tee:
 
 @contextlib.contextmanager
 def log_to(workdir: str | os.PathLike) -> Iterator[None]:
-  """Sends the output of this process to its log; see `watchdog.session`.
+  """Sends the output of this process to its log; see `session.session`.
 
   Args:
     workdir: the run's directory. If it is in a bucket, nothing is logged to a

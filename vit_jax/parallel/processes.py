@@ -1,28 +1,32 @@
 """Joins the processes of a job, with barriers and broadcasts.
 
 There is one process on every host of a TPU slice, or for every GPU.
-`initialize` joins them. Barriers and broadcasts use the key-value store of
-JAX's coordination service, which process 0 hosts. With a single process, all
-functions return at once. `watchdog.session` ends a job of which a process
-fails.
+`initialize` joins them, and from then on a job of which a process is lost ends
+as a whole, see `watchdog.Watch`. Barriers and broadcasts use the key-value
+store of JAX's coordination service, which process 0 hosts. With a single
+process, all functions return at once.
 """
 
-import contextlib
+import atexit
 import dataclasses
 import json
 import os
-import socket
-import time
 from typing import Any
 import uuid
 
 import jax
 
 from vit_jax.files import as_path
+from vit_jax.parallel.connections import job_token
+from vit_jax.parallel.rendezvous import meet
+from vit_jax.parallel.watchdog import Watch
 
 # Clusters, by JAX's names, in which JAX detects the processes of a job.
 CLUSTERS = ('slurm', 'ompi', 'gcetpu', 'gketpu')
 _PREFIX = 'vit_jax'
+# Seconds without a heartbeat after which JAX would abort without naming the
+# process that is gone. The watchdog ends the job long before.
+_JAX_HEARTBEAT = 24 * 3600
 
 
 @dataclasses.dataclass
@@ -31,9 +35,7 @@ class _Job:
 
   process_id: int
   hosts: list[str]  # host name of every process
-  lost_after: float  # seconds, see `initialize`
-  stuck_after: float
-  step: int = -1  # the step of the last `tick`
+  watch: Watch
   calls: int = 0  # number of barriers and broadcasts, for unique names
 
   @property
@@ -109,7 +111,9 @@ def initialize(
 
   The three settings come from the arguments, else from JAX_COORDINATOR_ADDRESS,
   JAX_NUM_PROCESSES and JAX_PROCESS_ID, else from the cluster (TPU slice, GKE,
-  SLURM, MPI). On a plain machine without them it does nothing.
+  SLURM, MPI). On a plain machine without them it does nothing. The processes
+  prove to each other that they know the text of VIT_JAX_JOB_TOKEN, which must
+  be the same in all of them.
 
   Args:
     coordinator: host:port of process 0.
@@ -125,6 +129,8 @@ def initialize(
     ValueError: only some of the settings are given, or they disagree.
     TimeoutError: not all processes have started; the message names the missing
       ones.
+    ConnectionError: a process ended while the job started.
+    OSError: process 0 cannot listen on the coordinator's port.
   """
   global _job
   if coordinator is None:
@@ -152,20 +158,26 @@ def initialize(
     )
   if num_processes == 1:
     return
-  hosts = _rendezvous(coordinator, num_processes, process_id, timeout)
+  peers = meet(coordinator, num_processes, process_id, timeout, job_token())
+  watch = Watch(
+    process_id, peers.hosts, peers.connections, lost_after, stuck_after
+  )
+  watch.start()
   # JAX still detects the cluster, to choose the local devices: on SLURM it
   # gives each task one of them.
   jax.distributed.initialize(
-    coordinator,
+    peers.tunnel.address,
     num_processes,
     process_id,
     cluster_detection_method=None if detected else 'deactivate',
-    initialization_timeout=int(timeout),
-    # JAX would abort without naming the process that is gone. Its timeout is
-    # longer than lost_after, so that the watchdog ends the job first.
-    heartbeat_timeout_seconds=max(100, int(2 * lost_after)),
+    coordinator_bind_address=peers.tunnel.address,
+    initialization_timeout=max(1, int(timeout)),
+    heartbeat_timeout_seconds=_JAX_HEARTBEAT,
   )
-  _job = _Job(process_id, hosts, lost_after, stuck_after)
+  # Functions of atexit run in reverse order, so JAX leaves after this one.
+  atexit.register(peers.tunnel.close)
+  atexit.register(watch.leave)
+  _job = _Job(process_id, peers.hosts, watch)
 
 
 def _int_of(variable: str) -> int | None:
@@ -175,100 +187,6 @@ def _int_of(variable: str) -> int | None:
     return int(value) if value else None
   except ValueError as e:
     raise ValueError(f'{variable}={value!r} is not a whole number') from e
-
-
-def _rendezvous(
-  coordinator: str, count: int, process_id: int, timeout: float
-) -> list[str]:
-  """Waits until all processes have called; returns their host names in order.
-
-  It is called before JAX's own start, which would abort if a process is missing
-  without naming it. Process 0 listens on the coordinator's port, and closes it
-  before JAX opens it.
-  """
-  host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdigit():
-    raise ValueError(f'coordinator={coordinator!r} is not host:port')
-  deadline = time.monotonic() + timeout
-  mine = socket.gethostname()
-  if process_id:
-    return _report(host, int(port), count, process_id, mine, deadline)
-  hosts, peers = {0: mine}, []
-  family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-  with socket.create_server(
-    ('', int(port)),
-    family=family,
-    reuse_port=False,
-    dualstack_ipv6=family == socket.AF_INET6,
-    backlog=count,
-  ) as server:
-    problem = ''
-    while len(hosts) < count and not problem:
-      server.settimeout(max(0.01, deadline - time.monotonic()))
-      try:
-        peer, _ = server.accept()
-        peer.settimeout(10)
-        other, theirs, name = peer.makefile().readline().split()
-      except TimeoutError:
-        missing = [i for i in range(count) if i not in hosts]
-        problem = (
-          f'process {", ".join(map(str, missing))} of {count} did not start '
-          f'within {timeout:g} s; those that did: '
-          + ', '.join(f'{i} ({hosts[i]})' for i in sorted(hosts))
-        )
-        break
-      except (OSError, ValueError):
-        continue  # not a process of the job, but a port scan, for example
-      peers.append(peer)
-      if int(theirs) != count or int(other) in hosts:
-        problem = (
-          f'process {other} ({name}) says it is one of {theirs}, '
-          f'process 0 ({mine}) expects {count}'
-          if int(theirs) != count
-          else f'two processes say they are process {other}: '
-          f'{hosts[int(other)]} and {name}'
-        )
-      hosts[int(other)] = name
-    reply = {'problem': problem, 'hosts': [hosts.get(i) for i in range(count)]}
-    for peer in peers:
-      with peer, contextlib.suppress(OSError):
-        peer.sendall(json.dumps(reply).encode() + b'\n')
-        peer.recv(1)  # waits until the peer has closed, which frees the port
-  if problem:
-    raise (
-      TimeoutError(problem)
-      if 'did not start' in problem
-      else (ValueError(problem))
-    )
-  return reply['hosts']
-
-
-def _report(host, port, count, process_id, mine, deadline) -> list[str]:
-  """`_rendezvous` of the other processes: report to 0, return its answer."""
-  start = time.monotonic()
-  while True:
-    left = deadline - time.monotonic()
-    try:
-      with socket.create_connection((host, port), timeout=max(0.1, left)) as s:
-        s.sendall(f'{process_id} {count} {mine}\n'.encode())
-        s.settimeout(max(0.1, left) + 10)
-        reply = json.loads(s.makefile().readline())
-        break
-    except (OSError, ValueError) as e:
-      if left <= 0:
-        raise TimeoutError(
-          f'process 0 did not answer at {host}:{port} within '
-          f'{time.monotonic() - start:.0f} s: is it running, and is the port '
-          f'open? ({e})'
-        ) from e
-      time.sleep(min(0.3, max(0.0, left)))
-  if reply['problem']:
-    raise (
-      TimeoutError(reply['problem'])
-      if 'did not start' in (reply['problem'])
-      else ValueError(reply['problem'])
-    )
-  return reply['hosts']
 
 
 def is_first() -> bool:
@@ -387,4 +305,4 @@ def check_shared_workdir(workdir: str | os.PathLike) -> None:
 def tick(step: int) -> None:
   """Reports the step that training has reached; see `initialize`."""
   if _job is not None:
-    _job.step = step
+    _job.watch.step = step

@@ -1,201 +1,216 @@
 """Watches the processes of a job and ends all of them when one is lost.
 
-Each process writes heartbeats to the key-value store of JAX's coordination
-service, which process 0 hosts. Process 0 compares them. If one is missing, it
-writes a verdict, which the other processes read before they end.
+Every process sends a heartbeat to process 0, and process 0 sends one to every
+other process. Whichever is silent for too long, closes its connection or
+reports an error is named in the log of every process, and all end with exit
+code 1. The messages are JSON objects:
+
+  {'step': S}        a heartbeat, with the step of training
+  {'failed': TEXT}   this process ends because of an error
+  {'verdict': TEXT}  from process 0: the job ends, for this reason
+  {'bye': N}         this process ends in order, after N sessions
 """
 
-from collections.abc import Iterator
 import contextlib
 import os
 import sys
 import threading
 import time
+from typing import Any
 
 import jax
 
-from vit_jax.parallel.logs import log_to
-from vit_jax.parallel.processes import (
-  _PREFIX,
-  _Job,
-  barrier,
-  check_shared_workdir,
-  current_job,
-)
+from vit_jax.parallel.connections import Connection
 
-# A process that fails waits so many seconds, in which the others read the
-# reason.
+# A process that fails ends at the latest after so many seconds. A normal exit
+# would wait minutes for the other processes, in JAX.
 _FAREWELL = 5.0
-# Seconds to wait for the other processes at the end. The watchdog ends the job
-# if one of them is lost in the meantime.
-_DAY = 24 * 3600
 
 
-@contextlib.contextmanager
-def session(
-  workdir: str | os.PathLike, orderly: tuple[type[BaseException], ...] = ()
-) -> Iterator[None]:
-  """Context manager for a run: logs its output, and ends the job as a whole.
-
-  Process 0 writes to the console and to WORKDIR/log.txt, process I to
-  WORKDIR/logs/process_I.txt. If WORKDIR is in a bucket, all write to their
-  console only. If a process raises an exception or dies, all end with exit code
-  1 within `lost_after` (60) seconds, and the message names that process. The
-  same happens if no process makes progress for `stuck_after` seconds.
+class Watch:
+  """Threads that send and receive messages, and end the process.
 
   Args:
-    workdir: the run's directory.
-    orderly: exceptions that all processes raise together, such as that of a
-      preemption.
+    process_id: number of this process.
+    hosts: host name of every process.
+    connections: to every other process for process 0, to process 0 for the
+      others.
+    lost_after: seconds without a heartbeat after which a process is gone.
+    stuck_after: seconds without a new step in any process after which the job
+      ends.
 
-  Raises:
-    ValueError: the processes do not share the workdir.
-  """
-  job = current_job()
-  if job is None:
-    with log_to(workdir):
-      yield
-    return
-  watch = _Watch(job)
-  watch.start()
-  try:
-    check_shared_workdir(workdir)
-    with log_to(workdir):
-      try:
-        yield
-      except orderly:
-        barrier('the end', timeout=_DAY)
-        watch.stop()
-        raise
-      except BaseException as e:
-        watch.fail(e)
-        raise
-      barrier('the end', timeout=_DAY)
-      watch.stop()
-  except BaseException as e:
-    if not isinstance(e, orderly):
-      watch.fail(e)
-    raise
-
-
-class _Watch:
-  """Threads that write and read heartbeats, and end the process.
-
-  A heartbeat is the text 'NUMBER STEP': a number that grows, and the step of
-  training.
+  Attributes:
+    step: number of finished steps of this process; -1 before training.
   """
 
-  def __init__(self, job: _Job):
-    self._job = job
-    self._stop = threading.Event()
-    self._answered = time.monotonic()  # when the coordinator last answered
-    self._failed = False
-    self._period = min(2.0, job.lost_after / 10)
-    # Of process 0: the last heartbeat of each process and when it came, and the
-    # steps of all processes and when one of them last changed.
-    self._heartbeats: dict[int, tuple[str | None, float]] = {}
-    self._steps: tuple[list[int] | None, float] = (None, time.monotonic())
+  def __init__(
+    self,
+    process_id: int,
+    hosts: list[str],
+    connections: dict[int, Connection],
+    lost_after: float,
+    stuck_after: float,
+  ):
+    self._id, self._hosts = process_id, hosts
+    self._connections = connections
+    self._lost_after, self._stuck_after = lost_after, stuck_after
+    self._period = min(2.0, lost_after / 10)
+    self.step = -1
+    self._sessions = 0  # that this process has begun
+    self._in_session = False
+    self._lock = threading.Lock()
+    self._ending = False
+    now = time.monotonic()
+    self._heard = dict.fromkeys(connections, now)  # of the last message
+    self._steps = dict.fromkeys(connections, -1)
+    self._left: set[int] = set()  # processes that have ended in order
+    # The steps of all processes, and when one of them last changed.
+    self._progress: tuple[list[int], float] = ([], now)
 
   def start(self) -> None:
-    for target in (self._exchange, self._watch_coordinator):
-      threading.Thread(target=target, daemon=True).start()
+    """Starts the threads."""
+    for process, connection in self._connections.items():
+      threading.Thread(
+        target=self._listen, args=(process, connection), daemon=True
+      ).start()
+    threading.Thread(target=self._beat, daemon=True).start()
 
-  def stop(self) -> None:
-    self._stop.set()
+  def begin_session(self) -> None:
+    """From now on no process may end before the others."""
+    self._sessions += 1
+    self._in_session = True
+
+  def end_session(self) -> None:
+    """All processes have come to the end of the session."""
+    self._in_session = False
+
+  def leave(self) -> None:
+    """Tells the other processes that this one ends in order."""
+    if not self._ending:
+      self._tell({'bye': self._sessions})
 
   def fail(self, error: BaseException) -> None:
     """Tells the other processes why this one fails, and ends it soon after."""
-    if self._failed:
+    if self._ending:
       return
-    if isinstance(error, jax.errors.JaxRuntimeError):
-      # JAX also raises this error if another process has died. The wait lets
-      # the watchdog name that process instead of this one.
-      time.sleep(self._job.lost_after + 4 * self._period)
-    self._failed = True
-    reason = str(error).strip().splitlines() or ['']
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      self._job.put(
-        f'failed/{self._job.process_id}', f'{type(error).__name__}: {reason[0]}'
-      )
-    # A normal exit would wait minutes for the other processes, in JAX.
+    if _may_come_from_others(error):
+      # The wait lets the watchdog name the process that is gone, instead of
+      # this one.
+      time.sleep(self._lost_after + 2 * self._period)
+    if not self._begin_to_end():
+      return
+    reason = f'{type(error).__name__}: {_first_line(error)}'
+    if self._id:
+      self._tell({'failed': reason})
+    else:
+      self._tell({'verdict': f'{self._name(0)} failed: {reason}'})
     timer = threading.Timer(_FAREWELL, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
+  def _begin_to_end(self) -> bool:
+    """Whether this call is the first one, so that only one reason is said."""
+    with self._lock:
+      first, self._ending = not self._ending, True
+    return first
+
   def _end(self, verdict: str) -> None:
-    if self._stop.is_set() or self._failed:
+    if not self._begin_to_end():
       return
+    if not self._id:
+      self._tell({'verdict': verdict})
     print(f'error: {verdict}', file=sys.stderr, flush=True)
     sys.stdout.flush()
-    if self._job.process_id == 0:
-      # Process 0 hosts the store, so it waits until the others have read the
-      # verdict.
-      time.sleep(min(_FAREWELL, 2 * self._period + 1))
+    if not self._id:
+      time.sleep(1.0)  # in which the others read the verdict
     os._exit(1)
 
-  def _exchange(self) -> None:
-    """Writes heartbeats; process 0 writes the verdict, the others read it."""
-    job, beat = self._job, 0
-    while not self._stop.wait(self._period):
-      beat += 1
+  def _name(self, process: int) -> str:
+    return f'process {process} ({self._hosts[process]})'
+
+  def _tell(self, message: dict[str, Any]) -> None:
+    for connection in self._connections.values():
+      # The thread that listens sees that a connection is broken.
+      with contextlib.suppress(OSError):
+        connection.send(message)
+
+  def _listen(self, process: int, connection: Connection) -> None:
+    while True:
       try:
-        job.put(f'alive/{job.process_id}', f'{beat} {job.step}')
-        if job.process_id == 0:
-          verdict = self._judge()
-          if verdict:
-            job.put('verdict/0', verdict)
-        else:
-          verdict = self._read('verdict').get(0)
-        self._answered = time.monotonic()
-      except jax.errors.JaxRuntimeError:
-        continue  # `_watch_coordinator` ends the process if this goes on
+        message = connection.receive()
+      except (OSError, ValueError):
+        break
+      self._heard[process] = time.monotonic()
+      if 'step' in message:
+        self._steps[process] = int(message['step'])
+      elif 'verdict' in message:
+        self._end(str(message['verdict']))
+      elif 'failed' in message:
+        self._end(f'{self._name(process)} failed: {message["failed"]}')
+      elif 'bye' in message:
+        self._left.add(process)
+        if self._in_session and int(message['bye']) < self._sessions:
+          self._end(f'{self._name(process)} ended before the others')
+    if process not in self._left:
+      self._end(f'{self._name(process)} is gone: its connection closed')
+
+  def _beat(self) -> None:
+    """Sends heartbeats, and looks for processes that send none."""
+    last = time.monotonic()
+    while True:
+      time.sleep(self._period)
+      now = time.monotonic()
+      halted = now - last - self._period
+      last = now
+      if halted > self._period:
+        # This process was halted itself, so it has heard nobody.
+        for process in self._heard:
+          self._heard[process] += halted
+        self._progress = self._progress[0], self._progress[1] + halted
+      self._tell({'step': self.step})
+      verdict = self._judge(now)
       if verdict:
         self._end(verdict)
 
-  def _read(self, folder: str) -> dict[int, str]:
-    """{process: the text that it has written to FOLDER/PROCESS}."""
-    entries = self._job.client.key_value_dir_get(f'{_PREFIX}/{folder}')
-    return {int(key.rsplit('/', 1)[1]): value for key, value in entries}
-
-  def _judge(self) -> str:
-    """The reason why the job must end, or ''. Runs in process 0."""
-    job, now = self._job, time.monotonic()
-    failed = self._read('failed')
-    if failed:
-      return '; '.join(
-        f'{job.name(i)} failed: {failed[i]}' for i in sorted(failed)
-      )
-    alive = self._read('alive')
-    for i in range(len(job.hosts)):
-      beat = alive.get(i)
-      if i not in self._heartbeats or self._heartbeats[i][0] != beat:
-        self._heartbeats[i] = (beat, now)
+  def _judge(self, now: float) -> str:
+    """The reason why the job must end, or ''."""
     gone = [
-      i
-      for i, (_, when) in self._heartbeats.items()
-      if now - when > job.lost_after
+      process
+      for process, heard in self._heard.items()
+      if now - heard > self._lost_after and process not in self._left
     ]
     if gone:
-      return f'{job.names(gone)} is gone: no heartbeat for {job.lost_after:g} s'
-    steps = [
-      int(beat.split()[1]) if beat else -1
-      for beat, _ in self._heartbeats.values()
-    ]
-    if steps != self._steps[0]:
-      self._steps = (steps, now)
-    if max(steps) >= 0 and now - self._steps[1] > job.stuck_after:
+      return (
+        f'{", ".join(map(self._name, gone))} is gone: no heartbeat for '
+        f'{self._lost_after:g} s'
+      )
+    if self._id:  # process 0 alone knows the steps of all
+      return ''
+    steps = [self.step, *(self._steps[i] for i in sorted(self._steps))]
+    if steps != self._progress[0]:
+      self._progress = (steps, now)
+    if max(steps) >= 0 and now - self._progress[1] > self._stuck_after:
       behind = [i for i, step in enumerate(steps) if step == min(steps)]
       return (
-        f'no progress for {job.stuck_after:g} s: {job.names(behind)} stands at '
-        f'step {min(steps)}, the first at step {max(steps)}'
+        f'no progress for {self._stuck_after:g} s: '
+        f'{", ".join(map(self._name, behind))} stands at step {min(steps)}, '
+        f'the first at step {max(steps)}'
       )
     return ''
 
-  def _watch_coordinator(self) -> None:
-    """Ends the process if process 0 no longer answers."""
-    while not self._stop.wait(self._period):
-      if time.monotonic() - self._answered > self._job.lost_after:
-        self._end(
-          f'{self._job.name(0)}, the coordinator, is gone: no answer for '
-          f'{self._job.lost_after:g} s'
-        )
+
+def _first_line(error: BaseException) -> str:
+  # A message has a length limit, see `Connection.receive`.
+  return (str(error).strip().splitlines() or [''])[0][:1000]
+
+
+def _may_come_from_others(error: BaseException | None) -> bool:
+  """Whether an error can be the consequence of another process's death.
+
+  JAX raises JaxRuntimeError for it, which other errors can have as their cause.
+  """
+  while error is not None:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      return 'RESOURCE_EXHAUSTED' not in str(error)
+    error = error.__cause__ or error.__context__
+  return False
