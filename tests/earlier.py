@@ -54,6 +54,8 @@ CLOCK = (
   'img_per_sec_per_device',
   'eta_seconds',
   'mfu',
+  'goodput',
+  'steps_repeated',
 )
 
 # Every number depends on the program, that is on these packages,
@@ -193,7 +195,11 @@ def metrics(workdir) -> list[dict]:
   """The lines of metrics.jsonl, without values that depend on the clock."""
   lines = pathlib.Path(workdir, 'metrics.jsonl').read_text().splitlines()
   return [
-    {k: v for k, v in json.loads(line).items() if k not in CLOCK}
+    {
+      k: v
+      for k, v in json.loads(line).items()
+      if k not in CLOCK and not k.startswith('time_')
+    }
     for line in lines
   ]
 

@@ -42,6 +42,7 @@ from vit_jax.recipe.start import initial_state
 from vit_jax.recipe.stored import adopt_earlier, check_workdir
 from vit_jax.teachers.teacher import make_teacher
 from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.goodput import Goodput
 from vit_jax.training.periodic import (
   Evaluation,
   Log,
@@ -88,6 +89,7 @@ def train_and_evaluate(
     ProcessesDiffer: the processes of a job differ in recipe, data or version.
     WorkdirInUse: another run uses the workdir.
   """
+  goodput = Goodput()
   config, adopted = _checked(config, workdir)
   run, source, eval_sets, new_head = _built(config, workdir, devices)
   inputs, teacher = train_input(run, source), None
@@ -102,13 +104,7 @@ def train_and_evaluate(
     stack.enter_context(jax.set_mesh(run.mesh))
     stop = stack.enter_context(StopSignal())
     lock = stack.enter_context(WorkdirLock(workdir, _say))
-    checkpoints = Checkpoints(
-      workdir,
-      keep_latest=config.log.keep_latest,
-      keep_best=config.log.keep_best,
-      keep_every=config.log.keep_every_steps,
-      metric=f'{next(iter(eval_sets), "")}_top1',
-    )
+    checkpoints = _checkpoints(config, workdir, eval_sets)
     stack.callback(checkpoints.close)
     state, first_step = initial_state(run, checkpoints, _say, new_head)
     require_agreement({'step': first_step}, 'after the restore')
@@ -120,16 +116,17 @@ def train_and_evaluate(
     )
     stack.callback(writer.close)
     writer.config(to_json(config))
-    progress = Progress(
-      run.total_steps,
-      first_step,
-      config.data.batch_size,
-      flops_per_image=_FLOPS_PER_MAC * macs,
-      peak_flops=flops.peak_flops(run.mesh.devices.flat[0]),
-      devices=run.mesh.size,
-    )
+    goodput.resume(writer.kept, writer.last, first_step)
+    progress = _progress(run, first_step, macs)
     log, evaluate, save = _actions(
-      run, source, eval_sets, writer, progress, checkpoints, lock, first_step
+      run,
+      source,
+      eval_sets,
+      writer,
+      (progress, goodput),
+      checkpoints,
+      lock,
+      first_step,
     )
     summary: dict[str, Any] = {'step': first_step, 'parameters': run.parameters}
     if config.run.eval_only:
@@ -145,17 +142,20 @@ def train_and_evaluate(
     batches = inputs.batches(first_step)
     stack.callback(batches.close)
     throttle, step = Throttle(), first_step
+    goodput.was('time_start')
     if step in checkpoints.steps() and step < run.total_steps:
       evaluate.make_up(step, state)
     while step < run.total_steps:
       profile.before(step)
-      state, values = train_step(state, next(batches), inputs.extras)
+      batch = goodput.wait_for(batches)
+      state, values = train_step(state, batch, inputs.extras)
       step += 1
       processes.tick(step)
       throttle(values)
       if step == first_step + 1:
         jax.block_until_ready(values)
         progress.start(step)  # leaves the compilation out of the speed
+        goodput.was('time_compilation')
       profile.after(step, values)
       log(step, state, values)
       with progress.paused():
@@ -163,7 +163,6 @@ def train_and_evaluate(
         # Before the evaluation, which may fail or take long.
         save(step, state, now=stopping)
         if stopping:
-          checkpoints.wait()
           raise Preempted(
             f'stopped at step {step} of {run.total_steps}; the state is saved '
             f'in {workdir}: start the same command again'
@@ -171,6 +170,7 @@ def train_and_evaluate(
         evaluate(step, state)
 
     # A finished run that is started again has not been evaluated yet.
+    save.wait()
     summary.update(
       results=evaluate.at(step) or evaluate.evaluate(step, state),
       step=step,
@@ -178,9 +178,10 @@ def train_and_evaluate(
       gmacs=macs / 1e9,
       img_per_sec=progress.img_per_sec,
       config=to_json(config),
+      goodput=goodput.totals(),
       **skipped_steps(state, step),
     )
-    checkpoints.wait()
+    _say(goodput.line())
     writer.summary(summary)
     return summary
 
@@ -244,6 +245,31 @@ def _announce(
     )
 
 
+def _checkpoints(
+  config: Config, workdir: str | os.PathLike, eval_sets: dict[str, Source]
+) -> Checkpoints:
+  """The steps of a workdir, of which the first eval set tells the best."""
+  return Checkpoints(
+    workdir,
+    keep_latest=config.log.keep_latest,
+    keep_best=config.log.keep_best,
+    keep_every=config.log.keep_every_steps,
+    metric=f'{next(iter(eval_sets), "")}_top1',
+  )
+
+
+def _progress(run: Run, first_step: int, macs: int) -> Progress:
+  """Measures the speed of a run whose model has so many MACs."""
+  return Progress(
+    run.total_steps,
+    first_step,
+    run.config.data.batch_size,
+    flops_per_image=_FLOPS_PER_MAC * macs,
+    peak_flops=flops.peak_flops(run.mesh.devices.flat[0]),
+    devices=run.mesh.size,
+  )
+
+
 class _Actions(NamedTuple):
   """The work that a run does at some of its steps."""
 
@@ -257,7 +283,7 @@ def _actions(
   source: Source,
   eval_sets: dict[str, Source],
   writer: Writer,
-  progress: Progress,
+  clocks: tuple[Progress, Goodput],
   checkpoints: Checkpoints,
   lock: WorkdirLock,
   first_step: int,
@@ -272,7 +298,7 @@ def _actions(
   check = _ignore if config.run.nan == 'skip' else check_finite
   log = Log(
     writer,
-    progress,
+    *clocks,
     _say,
     every_steps=config.log.every_steps,
     first_step=first_step,
@@ -283,6 +309,7 @@ def _actions(
   evaluate = Evaluation(
     make_evaluator(run, eval_sets),
     writer,
+    clocks[1],
     _say,
     every_steps=in_steps(config, 'eval', 'every_', steps_per_epoch=per_epoch),
     total_steps=run.total_steps,
@@ -294,6 +321,7 @@ def _actions(
   save = Saving(
     checkpoints,
     run_metadata(run, source),
+    clocks[1],
     every_steps=config.log.checkpoint_steps,
     every_minutes=config.log.checkpoint_minutes,
     ask_every_steps=config.log.every_steps,

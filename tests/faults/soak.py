@@ -158,10 +158,14 @@ class Soak:
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of metrics.jsonl, without what depends on time."""
-  timed = ('seconds', 'eta_seconds', 'img_per_sec', 'img_per_sec_per_device')
+  timed = ('seconds', 'eta_seconds', 'goodput', 'steps_repeated')
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   return [
-    {k: v for k, v in json.loads(line).items() if k not in timed}
+    {
+      k: v
+      for k, v in json.loads(line).items()
+      if k not in timed and not k.startswith(('img_per_sec', 'time_'))
+    }
     for line in lines
   ]
 

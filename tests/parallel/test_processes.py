@@ -340,35 +340,39 @@ def test_all_of_four_name_the_first_that_ends(tmp_path, ending):
       assert 'Check failure stack trace' not in outputs[i]
 
 
+# What a process does just before SIGTERM ends it.
+MOMENTS = {
+  'process 0, when the first one has come': (0, 'rendezvous', '_examine'),
+  'process 1, when it has come': (1, 'rendezvous', 'connect'),
+  'process 0, when JAX starts': (0, 'jax.distributed', 'initialize'),
+  'process 1, when JAX starts': (1, 'jax.distributed', 'initialize'),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('who', [0, 1])
-@pytest.mark.parametrize('phase', ['meet', 'initialize'])
-def test_sigterm_during_the_joint_start(tmp_path, who, phase):
-  """While the processes meet, and while JAX starts."""
-  job = Job(
+@pytest.mark.parametrize('moment', MOMENTS)
+def test_sigterm_during_the_joint_start(tmp_path, moment):
+  who, module, function = MOMENTS[moment]
+  codes, outputs = Job(
     tmp_path,
-    3,
+    2,
     f"""
-      if I == {who} and {phase == 'initialize'}:
-        real = jax.distributed.initialize
-        def initialize(*args, **kwargs):
+      from vit_jax.parallel import rendezvous
+      if I == {who}:
+        real = {module}.{function}
+        def until_it_ends(*args, **kwargs):
+          if {module} is rendezvous:
+            real(*args, **kwargs)
           os.kill(os.getpid(), 15)
-        jax.distributed.initialize = initialize
+          time.sleep(60)
+        {module}.{function} = until_it_ends
       start()
       time.sleep(60)
       """,
-    start=[0, 1] if phase == 'meet' else None,
-  )
-  if phase == 'meet':
-    # Both have come when this stranger gets in.
-    time.sleep(6)
-    job.processes[who].terminate()
-  codes, outputs = job.finish(timeout=60)
+  ).finish(timeout=100)
   assert codes[who] == -15
-  for i in job.processes:
-    if i != who:
-      assert codes[i] == 1, outputs[i]
-      assert re.search(
-        rf'process {who} .*(ended while the job started|is gone)', outputs[i]
-      ), outputs[i]
-      assert 'Check failure stack trace' not in outputs[i]
+  output = outputs[1 - who]
+  assert codes[1 - who] == 1, output
+  says = rf'process {who} .*(ended while the job started|is gone)'
+  assert re.search(says, output), output
+  assert 'Check failure stack trace' not in output

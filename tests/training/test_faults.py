@@ -45,14 +45,17 @@ def run(workdir, **sections):
   )
 
 
+TIMED = ('seconds', 'eta_seconds', 'goodput', 'steps_repeated')
+
+
 def values(workdir):
   """{(step, name): value} of metrics.jsonl, without what time changes."""
   result = {}
   for line in (workdir / 'metrics.jsonl').read_text().splitlines():
     line = json.loads(line)
     for name, value in line.items():
-      if name not in ('step', 'epoch', 'seconds', 'eta_seconds') and (
-        'img_per_sec' not in name
+      if name not in ('step', 'epoch', *TIMED) and not name.startswith(
+        ('img_per_sec', 'time_')
       ):
         assert (line['step'], name) not in result
         result[line['step'], name] = value

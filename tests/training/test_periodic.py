@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import tiny_config
 from vit_jax import train
 from vit_jax.training import periodic
+from vit_jax.training.goodput import Goodput
 from vit_jax.training.progress import Progress
 from vit_jax.training.state import TrainState
 from vit_jax.training.writers import Writer
@@ -47,6 +48,9 @@ class Kept:
     assert int(tree['step']) == step
     assert metadata == WeightsMetadata(model='x')
     self.steps.append(step)
+
+  def wait(self):
+    pass
 
 
 @pytest.fixture
@@ -131,6 +135,7 @@ def make_log(workdir, said, **options):
   return periodic.Log(
     writer,
     progress,
+    Goodput(),
     said.append,
     **{
       'every_steps': 4,
@@ -175,6 +180,7 @@ def test_evaluation(tmp_path):
   evaluate = periodic.Evaluation(
     evaluator,
     Writer(tmp_path, tensorboard=False),
+    Goodput(),
     said.append,
     every_steps=3,
     total_steps=7,
@@ -204,6 +210,7 @@ def saving(kept, clock, **options):
   return periodic.Saving(
     kept,
     WeightsMetadata(model='x'),
+    Goodput(),
     **{
       'every_steps': None,
       'every_minutes': None,

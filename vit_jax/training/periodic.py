@@ -20,6 +20,7 @@ from vit_jax.data.batches import TooManyBadImages
 from vit_jax.files import is_remote, upload
 from vit_jax.parallel.processes import broadcast_from_first
 from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.goodput import Goodput
 from vit_jax.training.progress import Progress
 from vit_jax.training.state import TrainState, to_tree, variables
 from vit_jax.training.writers import Writer
@@ -128,6 +129,7 @@ class Log:
   Args:
     writer: writes metrics.jsonl and TensorBoard events.
     progress: measures the speed and makes the live line.
+    goodput: adds up what the time is spent on.
     say: prints a line.
     every_steps: n.
     first_step: number of finished steps when the run was started or resumed.
@@ -140,6 +142,7 @@ class Log:
     self,
     writer: Writer,
     progress: Progress,
+    goodput: Goodput,
     say: Say,
     *,
     every_steps: int,
@@ -149,6 +152,7 @@ class Log:
     check: Callable[[TrainState], None] = check_finite,
   ):
     self._writer, self._progress, self._say = writer, progress, say
+    self._goodput = goodput
     self._every, self._check = every_steps, check
     self._always = (first_step + 1, total_steps)
     self._steps_per_epoch = steps_per_epoch
@@ -167,7 +171,9 @@ class Log:
     self._warn_of_skipped(step, int(state.skipped))
     speed = self._progress.update(step)
     epoch = step / self._steps_per_epoch
-    self._writer.write(step, {**numbers, **speed}, epoch=epoch)
+    self._writer.write(
+      step, {**numbers, **speed, **self._goodput.totals()}, epoch=epoch
+    )
     self._say(self._progress.line(step, epoch, numbers, speed))
 
   def _warn_of_skipped(self, step: int, skipped: int) -> None:
@@ -193,6 +199,7 @@ class Evaluation:
   Args:
     evaluator: variables -> results of every eval set.
     writer: writes metrics.jsonl and TensorBoard events.
+    goodput: adds up what the time is spent on.
     say: prints a line.
     every_steps: n; None evaluates the last step only.
     total_steps: length of the run in steps.
@@ -206,6 +213,7 @@ class Evaluation:
     self,
     evaluator: Callable[[Any], Results],
     writer: Writer,
+    goodput: Goodput,
     say: Say,
     *,
     every_steps: int | None,
@@ -215,7 +223,7 @@ class Evaluation:
     check: Callable[[TrainState], None] = check_finite,
     score: Callable[[int, dict[str, float]], None] | None = None,
   ):
-    self._score = score
+    self._score, self._goodput = score, goodput
     self._evaluator, self._writer, self._say = evaluator, writer, say
     self._every, self._total = every_steps, total_steps
     self._steps_per_epoch = steps_per_epoch
@@ -264,7 +272,8 @@ class Evaluation:
 
   def evaluate(self, step: int, state: TrainState) -> Results:
     """Evaluates a state, and writes and prints the results."""
-    self._results = self._evaluator(variables(state, average=self._average))
+    with self._goodput.spent_on('time_evaluation'):
+      self._results = self._evaluator(variables(state, average=self._average))
     self._step = step
     epoch = step / self._steps_per_epoch
     if self._score:
@@ -291,6 +300,7 @@ class Saving:
   Args:
     checkpoints: the saved steps of the run.
     metadata: stored with every step.
+    goodput: adds up what the time is spent on.
     every_steps: n; None does not save by steps.
     every_minutes: minutes from one save to the next; None does not save by
       time.
@@ -307,6 +317,7 @@ class Saving:
     self,
     checkpoints: Checkpoints,
     metadata: WeightsMetadata,
+    goodput: Goodput,
     *,
     every_steps: int | None,
     every_minutes: float | None,
@@ -320,7 +331,7 @@ class Saving:
     self._every, self._minutes = every_steps, every_minutes
     self._ask_every = 1 if jax.process_count() == 1 else ask_every_steps
     self._total, self._check, self._clock = total_steps, check, clock
-    self._guard = guard
+    self._guard, self._goodput = guard, goodput
     self._last_time = clock()
 
   def __call__(
@@ -331,15 +342,23 @@ class Saving:
     Args:
       step: number of finished steps.
       state: the state after this step.
-      now: save even if it is not due.
+      now: save even if it is not due, and wait until it is saved.
     """
     if not (now or self._is_due(step)):
       return
     self._check(state)
     if self._guard:
       self._guard()
-    self._checkpoints.save(step, to_tree(state), self._metadata)
+    with self._goodput.spent_on('time_checkpoints'):
+      self._checkpoints.save(step, to_tree(state), self._metadata)
+    if now:
+      self.wait()
     self._last_time = self._clock()
+
+  def wait(self) -> None:
+    """Waits for the save in progress; CheckpointError if it failed."""
+    with self._goodput.spent_on('time_checkpoints'):
+      self._checkpoints.wait()
 
   def _is_due(self, step: int) -> bool:
     if step == self._total or (self._every and step % self._every == 0):

@@ -54,6 +54,10 @@ class Writer:
       again.
     tensorboard: also write event files into WORKDIR/tensorboard.
     enabled: False writes nothing, for all processes but process 0.
+
+  Attributes:
+    kept: the newest value of each name in the lines that are kept.
+    last: the same with the lines that are removed.
   """
 
   def __init__(
@@ -70,12 +74,18 @@ class Writer:
     self._board, self._board_dir = None, ''
     self._remote, self._uploaded = is_remote(workdir), self._start
     self._resumed_step, self._resumed_keys = resumed_step, set()
+    self.kept: dict[str, Any] = {}
+    self.last: dict[str, Any] = {}
     if not enabled:
       return
     self.workdir.mkdir(parents=True, exist_ok=True)
     self._path = self.workdir / 'metrics.jsonl'
     self._lines = []
-    for line, values in _lines_until(self._path, resumed_step):
+    for line, values in _sound_lines(self._path):
+      self.last.update(values)
+      if values['step'] > resumed_step:
+        continue
+      self.kept.update(values)
       self._lines.append(line)
       if values['step'] == resumed_step:
         self._resumed_keys |= values.keys()
@@ -205,10 +215,8 @@ class Writer:
       write_atomically(self.workdir / name, text + '\n')
 
 
-def _lines_until(
-  path: epath.Path, last_step: int
-) -> list[tuple[str, dict[str, Any]]]:
-  """The sound lines of a metrics file up to a step, with their values."""
+def _sound_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
+  """The sound lines of a metrics file, with their values."""
   lines, damaged = [], 0
   for data in read_regular(path).split(b'\n') if path.exists() else ():
     if not data.strip():
@@ -221,8 +229,7 @@ def _lines_until(
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
       damaged += 1
       continue
-    if values['step'] <= last_step:
-      lines.append((line, values))
+    lines.append((line, values))
   if damaged:  # a killed run can leave half a line
     logging.warning(
       '%s: %d damaged lines were left out of %d',
