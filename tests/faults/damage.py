@@ -7,7 +7,8 @@ import random
 def draw(rng: random.Random, workdir: pathlib.Path) -> str:
   """Damages one thing of a workdir; the name of the damage, or ''.
 
-  Of the steps only the newest is damaged, and only if there is another one.
+  Of the steps only the two newest are damaged, and one only if there is an
+  older one, which stays as it is.
   """
   kind = rng.choice(sorted(KINDS))
   return kind if KINDS[kind](rng, workdir) else ''
@@ -25,6 +26,21 @@ def _file_of_newest(rng, workdir) -> pathlib.Path | None:
     return None
   files = sorted(p for p in steps[-1].rglob('*') if p.is_file())
   return rng.choice(files) if files else None
+
+
+def _two_steps(rng, workdir) -> bool:
+  """Whether the two newest steps could be damaged, each in its own way."""
+  steps = _steps(workdir)
+  if len(steps) < 3:
+    return False
+  for step in steps[-2:]:
+    files = sorted(p for p in step.rglob('*') if p.is_file())
+    if not files:
+      return False
+    # The arrays, whose loss cannot be repaired.
+    largest = max(files, key=lambda p: p.stat().st_size)
+    rng.choice((_tear, _lose))(rng, largest)
+  return True
 
 
 def _tear(rng, path: pathlib.Path | None) -> bool:
@@ -79,7 +95,9 @@ KINDS = {
   'torn file of a step': lambda r, w: _tear(r, _file_of_newest(r, w)),
   'flipped bit in a step': lambda r, w: _flip(r, _file_of_newest(r, w)),
   'lost file of a step': lambda r, w: _lose(r, _file_of_newest(r, w)),
+  'two damaged steps': _two_steps,
   'torn config.json': lambda r, w: _tear(r, w / 'config.json'),
+  'torn summary.json': lambda r, w: _tear(r, w / 'summary.json'),
   'bad line of metrics.jsonl': _bad_line,
   'stray in checkpoints': _stray,
 }

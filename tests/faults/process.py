@@ -1,6 +1,6 @@
-"""One training process, forked, in which a fault happens.
+"""Training processes, forked, in one of which a fault happens.
 
-The harness imports everything once and forks a process for every run, which
+The harness imports everything once and forks the processes of every run, which
 costs a fraction of starting Python again. Nothing of JAX runs before the fork.
 """
 
@@ -10,7 +10,9 @@ import json
 import os
 import pathlib
 import random
+import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ import types
 from typing import Any
 
 from absl import flags, logging
+import jax
 import numpy as np
 import sklearn.datasets  # noqa: F401  # imported once, before the forks
 
@@ -30,41 +33,52 @@ from vit_jax.evaluation.exact import Evaluator
 from vit_jax.parallel import processes
 from vit_jax.recipe import inputs
 from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.writers import Writer
 
-PHASES = ('start', 'step', 'save', 'evaluation', 'restore')
+PHASES = ('start', 'step', 'log', 'save', 'evaluation', 'restore')
+FULL_DISK = 'full disk'
 SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGINT', 'SIGSTOP')
 FIRED = 'fired'  # the file that a process leaves when its fault happens
 LIMIT = 900.0  # seconds after which a run counts as hanging
+_ROOM = 20_000  # bytes that a file may have on a full disk
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """A signal that a process gets.
+  """What happens to a process.
 
   Attributes:
-    signal: its name.
+    kind: the name of a signal that it gets, or FULL_DISK.
     phase: of PHASES; what the process has begun.
     number: the how manieth time that it begins it, from 1.
     delay: seconds after it has begun.
+    process: its number in its job.
   """
 
-  signal: str
+  kind: str
   phase: str
   number: int
   delay: float
+  process: int
 
   @classmethod
-  def draw(cls, rng: random.Random) -> 'Fault':
+  def draw(cls, rng: random.Random, count: int) -> 'Fault':
+    """A fault of a job of so many processes."""
+    process = rng.randrange(count)
+    if rng.random() < 0.1:
+      return cls(FULL_DISK, 'save', rng.randint(1, 6), 0.0, process)
     phase = rng.choice(PHASES)
+    most = {'step': 20, 'log': 20, 'save': 6, 'evaluation': 4}
     return cls(
       rng.choice(SIGNALS),
       phase,
-      rng.randint(1, {'step': 20, 'save': 6, 'evaluation': 4}.get(phase, 1)),
+      rng.randint(1, most.get(phase, 1)),
       rng.random() * (2.0 if phase == 'start' else 0.05),
+      process,
     )
 
   def __str__(self) -> str:
-    return f'{self.signal} at {self.phase}'
+    return f'{self.kind} at {self.phase}'
 
 
 @dataclasses.dataclass
@@ -76,53 +90,91 @@ class Ended:
     hung: it had to be killed.
     seconds: of CPU.
     megabytes: largest resident memory.
+    log: what it printed.
   """
 
   code: int
   hung: bool
   seconds: float
   megabytes: float
+  log: str = ''
 
 
-class Process:
-  """A forked training process.
+class Job:
+  """Forked training processes of one run.
 
   Args:
     workdir: of the run.
-    folder: for the log and the records of what was trained on.
-    fault: what happens to it; None for nothing.
+    folder: for the logs and the records of what was trained on.
+    fault: what happens to one of them; None for nothing.
+    count: number of processes.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, folder: pathlib.Path, fault: Fault | None
+    self,
+    workdir: pathlib.Path,
+    folder: pathlib.Path,
+    fault: Fault | None,
+    count: int,
   ):
+    self._logs = [
+      [folder / f'log_{i}.txt', workdir / f'logs/process_{i}.txt']
+      for i in range(count)
+    ]
+    self._printed = [
+      [path.stat().st_size if path.exists() else 0 for path in logs]
+      for logs in self._logs
+    ]
     sys.stdout.flush()
     sys.stderr.flush()
-    self.pid = os.fork()
-    if not self.pid:
-      _leave(lambda: _train(workdir, folder, fault), folder / 'log.txt')
-
-  def wait(self) -> Ended:
-    """Waits for its end; a process that was halted goes on after a while."""
-    deadline = time.monotonic() + LIMIT
-    hung = False
-    while True:
-      pid, status, usage = os.wait4(self.pid, os.WNOHANG | os.WUNTRACED)
-      if pid and os.WIFSTOPPED(status):
-        time.sleep(0.3)
-        os.kill(self.pid, signal.SIGCONT)
-      elif pid:
-        return Ended(
-          os.waitstatus_to_exitcode(status),
-          hung,
-          usage.ru_utime + usage.ru_stime,
-          usage.ru_maxrss / 1024,
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      port = free.getsockname()[1]
+    self._pids = []
+    for i in range(count):
+      pid = os.fork()
+      if not pid:
+        own = fault if fault and fault.process == i else None
+        where = (f'127.0.0.1:{port}', count, i) if count > 1 else (None,) * 3
+        _leave(
+          lambda: _train(workdir, folder, own, *where),
+          folder / f'log_{i}.txt',
         )
-      elif time.monotonic() > deadline and not hung:
-        hung = True
-        os.kill(self.pid, signal.SIGKILL)
-      else:
-        time.sleep(0.01)
+      self._pids.append(pid)
+
+  def wait(self) -> list[Ended]:
+    """Waits for their ends; a process that was halted goes on after a while."""
+    deadline = time.monotonic() + LIMIT
+    hung, ended = False, {}
+    while len(ended) < len(self._pids):
+      for i, process in enumerate(self._pids):
+        if i in ended:
+          continue
+        pid, status, usage = os.wait4(process, os.WNOHANG | os.WUNTRACED)
+        if pid and os.WIFSTOPPED(status):
+          time.sleep(0.3)
+          os.kill(pid, signal.SIGCONT)
+        elif pid:
+          ended[i] = Ended(
+            os.waitstatus_to_exitcode(status),
+            hung,
+            usage.ru_utime + usage.ru_stime,
+            usage.ru_maxrss / 1024,
+            self._log(i),
+          )
+        elif time.monotonic() > deadline and not hung:
+          hung = True
+          for other in set(self._pids) - {self._pids[j] for j in ended}:
+            os.kill(other, signal.SIGKILL)
+      time.sleep(0.01)
+    return [ended[i] for i in range(len(self._pids))]
+
+  def _log(self, i: int) -> str:
+    texts = []
+    for path, size in zip(self._logs[i], self._printed[i], strict=True):
+      if path.exists():
+        texts.append(path.read_bytes()[size:].decode(errors='replace'))
+    return '\n'.join(texts).strip()
 
 
 def digest(workdir: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
@@ -132,7 +184,7 @@ def digest(workdir: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
   sys.stdout.flush()
   pid = os.fork()
   if not pid:
-    _leave(lambda: _digest(workdir, path), folder / 'log.txt')
+    _leave(lambda: _digest(workdir, path), folder / 'log_0.txt')
   os.waitpid(pid, 0)
   return json.loads(path.read_text())
 
@@ -164,24 +216,33 @@ def _leave(work, log: pathlib.Path) -> None:
   finally:
     sys.stdout.flush()
     sys.stderr.flush()
+    job = processes.current_job()
+    if job is not None:  # as Python's own exit does it
+      job.watch.leave()
+      jax.distributed.shutdown()
     os._exit(code)
 
 
 def _train(
-  workdir: pathlib.Path, folder: pathlib.Path, fault: Fault | None
+  workdir: pathlib.Path,
+  folder: pathlib.Path,
+  fault: Fault | None,
+  coordinator: str | None,
+  count: int | None,
+  process: int | None,
 ) -> int:
   logging.set_verbosity(logging.WARNING)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-  _record(folder / 'trained.jsonl')
+  _record(folder / f'trained_{process or 0}.jsonl')
   if fault is not None:
     _arrange(fault, folder / FIRED)
   values = types.SimpleNamespace(
     config=recipe.__file__,
     workdir=str(workdir),
-    coordinator=None,
-    num_processes=None,
-    process_id=None,
+    coordinator=coordinator,
+    num_processes=count,
+    process_id=process,
   )
   return vit_main.run(values, {})
 
@@ -192,7 +253,11 @@ def _arrange(fault: Fault, fired: pathlib.Path) -> None:
 
   def send():
     fired.touch()
-    os.kill(os.getpid(), signal.Signals[fault.signal])
+    if fault.kind == FULL_DISK:
+      _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (_ROOM, hard))
+    else:
+      os.kill(os.getpid(), signal.Signals[fault.kind])
 
   def begin():
     nonlocal count
@@ -217,6 +282,8 @@ def _arrange(fault: Fault, fired: pathlib.Path) -> None:
     before(processes, 'tick')
   elif fault.phase == 'evaluation':
     before(Evaluator, '__call__')
+  elif fault.phase == 'log':
+    before(Writer, 'write')
   else:
     before(Checkpoints, fault.phase)
 

@@ -6,13 +6,22 @@ import json
 import pathlib
 import random
 import shutil
+import sys
 import time
 from typing import Any
 
 from tests.faults import damage, recipe
-from tests.faults.process import FIRED, Ended, Fault, Process, digest
+from tests.faults.process import (
+  FIRED,
+  FULL_DISK,
+  Ended,
+  Fault,
+  Job,
+  digest,
+)
 
 _SCENARIO_FAULTS = 5  # at most, before a run may come to its end
+_EVERY_NTH_HAS_TWO = 4  # of the scenarios, two processes
 
 
 @dataclasses.dataclass
@@ -63,8 +72,17 @@ class Report:
     ]
 
 
+@dataclasses.dataclass
+class _Undisturbed:
+  """What a run ends with: arrays, metrics, and examples of each process."""
+
+  arrays: dict[str, Any]
+  metrics: list[dict[str, Any]]
+  examples: list[dict[int, list[list[int]]]]
+
+
 class Soak:
-  """Scenarios by a seed.
+  """Scenarios by a seed, most of one process and some of two.
 
   Args:
     folder: for workdirs and logs; it must be empty.
@@ -74,86 +92,118 @@ class Soak:
   def __init__(self, folder: pathlib.Path, seed: int):
     self._folder, self._seed = folder, seed
     self.report = Report()
-    reference = folder / 'undisturbed'
-    reference.mkdir()
-    ended = self._run(reference, None)
-    if ended.code:
-      raise RuntimeError((reference / 'log.txt').read_text()[-3000:])
-    self._expected = digest(reference / 'run', reference)
-    self._metrics = metrics(reference / 'run')
-    self._examples, _, _ = trained(reference)
+    self._undisturbed: dict[int, _Undisturbed] = {}
+
+  def _expected(self, count: int) -> _Undisturbed:
+    """The undisturbed run of so many processes, made when it is needed."""
+    if count not in self._undisturbed:
+      folder = self._folder / f'undisturbed_{count}'
+      folder.mkdir()
+      ended = self._run(folder, None, count)
+      if any(e.code for e in ended):
+        raise RuntimeError('\n'.join(e.log[-3000:] for e in ended))
+      self._undisturbed[count] = _Undisturbed(
+        digest(folder / 'run', folder),
+        metrics(folder / 'run'),
+        [trained(folder, i)[0] for i in range(count)],
+      )
+    return self._undisturbed[count]
 
   def scenario(self, number: int) -> None:
     """Injures one workdir several times, and lets it come to its end."""
     rng = random.Random(f'{self._seed} {number}')
+    count = 2 if number % _EVERY_NTH_HAS_TWO == _EVERY_NTH_HAS_TWO - 1 else 1
+    self._expected(count)
     folder = self._folder / f'{number}'
     folder.mkdir()
     before = len(self.report.problems)
     for _ in range(rng.randint(2, _SCENARIO_FAULTS)):
-      fault = Fault.draw(rng)
-      ended = self._run(folder, fault)
-      self._judge(folder, ended, fault)
-      if rng.random() < 0.6:
+      fault = Fault.draw(rng, count)
+      self._judge(folder, self._run(folder, fault, count), fault)
+      for _ in range(rng.choice((0, 1, 1, 2))):
         kind = damage.draw(rng, folder / 'run')
         self.report.faults.update([kind] if kind else [])
-    self._judge(folder, self._run(folder, None), None)
-    self._compare(folder)
+    self._judge(folder, self._run(folder, None, count), None)
+    self._compare(folder, count)
     self.report.scenarios += 1
     if len(self.report.problems) == before:
       shutil.rmtree(folder)
 
-  def _run(self, folder: pathlib.Path, fault: Fault | None) -> Ended:
+  def _run(
+    self, folder: pathlib.Path, fault: Fault | None, count: int
+  ) -> list[Ended]:
     fired = folder / FIRED
     fired.unlink(missing_ok=True)
-    ended = Process(folder / 'run', folder, fault).wait()
-    self.report.runs += 1
-    self.report.seconds.append(ended.seconds)
-    if ended.code == 0:
-      self.report.megabytes.append(ended.megabytes)
+    ended = Job(folder / 'run', folder, fault, count).wait()
+    self.report.runs += count
+    self.report.seconds += [e.seconds for e in ended]
+    self.report.megabytes += [e.megabytes for e in ended if e.code == 0]
     if fault and fired.exists():  # a run can end before its fault is due
-      self.report.faults[str(fault)] += 1
+      self.report.faults[f'{fault}{", of two" * (count > 1)}'] += 1
     return ended
 
   def _judge(
-    self, folder: pathlib.Path, ended: Ended, fault: Fault | None
+    self, folder: pathlib.Path, ended: list[Ended], fault: Fault | None
   ) -> None:
-    """Whether a process ended as it may."""
-    allowed = {0}
-    if fault and fault.signal == 'SIGKILL':
-      allowed |= {-9}
-    if fault and fault.signal in ('SIGTERM', 'SIGINT'):
-      allowed |= {3}
-      if fault.phase in ('start', 'restore'):  # before it can save anything
-        allowed |= {-15, 130}
-    if ended.hung or ended.code not in allowed:
-      log = (folder / 'log.txt').read_text().strip().splitlines()
+    """Whether the processes of a job ended as they may."""
+    codes = [e.code for e in ended]
+    wrong = ''
+    if any(e.hung for e in ended):
+      wrong = 'hung'
+    elif set(codes) not in ({0}, {3} if _can_stop(fault) else {0}):
+      # The process ends by its fault, and the others with exit code 1.
+      for i, (code, e) in enumerate(zip(codes, ended, strict=True)):
+        hit = fault is not None and i == fault.process
+        if code not in (_own_codes(fault) if hit else {1}):
+          wrong = f'exit codes {codes}'
+        elif not hit and fault and f'process {fault.process} ' not in e.log:
+          wrong = f'process {i} does not name process {fault.process}'
+    if wrong:
+      last = [(e.log.splitlines() or [''])[-1] for e in ended]
       self.report.problems.append(
-        f'{folder.name}: {fault or "undisturbed"}: '
-        f'{"hung" if ended.hung else f"exit code {ended.code}"}: '
-        f'{log[-1] if log else ""}'
+        f'{folder.name}: {fault or "undisturbed"}: {wrong}: {last}'
       )
 
-  def _compare(self, folder: pathlib.Path) -> None:
+  def _compare(self, folder: pathlib.Path, count: int) -> None:
     """Holds a finished workdir against the undisturbed one."""
     name, problems = folder.name, self.report.problems
+    expected = self._expected(count)
     try:
       state = digest(folder / 'run', folder)
     except (OSError, ValueError) as e:
       problems.append(f'{name}: no state: {e}')
       return
-    different = [k for k, v in self._expected.items() if state.get(k) != v]
-    if different or state.keys() != self._expected.keys():
+    different = [k for k, v in expected.arrays.items() if state.get(k) != v]
+    if different or state.keys() != expected.arrays.keys():
       problems.append(f'{name}: other arrays: {", ".join(different[:3])}')
-    if metrics(folder / 'run') != self._metrics:
+    if metrics(folder / 'run') != expected.metrics:
       problems.append(f'{name}: other metrics')
-    examples, resumes, repeated = trained(folder)
-    self.report.resumes += resumes
-    self.report.repeated += repeated
-    for step, expected in self._examples.items():
-      for indices in examples.get(step, [[]]):
-        wrong = Counter(expected[0])
-        wrong.subtract(indices)
-        self.report.wrong_examples += sum(map(abs, wrong.values()))
+    for i in range(count):
+      examples, resumes, repeated = trained(folder, i)
+      if not i:
+        self.report.resumes += resumes
+        self.report.repeated += repeated
+      for step, once in expected.examples[i].items():
+        for indices in examples.get(step, [[]]):
+          wrong = Counter(once[0])
+          wrong.subtract(indices)
+          self.report.wrong_examples += sum(map(abs, wrong.values()))
+
+
+def _can_stop(fault: Fault | None) -> bool:
+  """Whether all processes may stop together after saving."""
+  return fault is not None and fault.kind in ('SIGTERM', 'SIGINT')
+
+
+def _own_codes(fault: Fault) -> set[int]:
+  """The exit codes of a process that its fault ends at once."""
+  if fault.kind == 'SIGKILL':
+    return {-9}
+  if fault.kind == FULL_DISK:
+    return {1}
+  if _can_stop(fault) and fault.phase in ('start', 'restore'):
+    return {-15, 130, 1}  # before it can save anything
+  return set()
 
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -171,12 +221,12 @@ def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def trained(
-  folder: pathlib.Path,
+  folder: pathlib.Path, process: int
 ) -> tuple[dict[int, list[list[int]]], int, int]:
   """The examples by step, each time they were sent; resumes; steps repeated."""
   examples: dict[int, list[list[int]]] = {}
   resumes = 0
-  path = folder / 'trained.jsonl'
+  path = folder / f'trained_{process}.jsonl'
   for line in path.read_text().splitlines() if path.exists() else ():
     try:
       values = json.loads(line)
@@ -194,9 +244,17 @@ def soak(
   folder: pathlib.Path, seed: int, minutes: float, scenarios: int | None
 ) -> Report:
   """Scenarios until the time is over, or until so many of them are made."""
-  deadline = time.monotonic() + 60 * minutes
+  start = time.monotonic()
+  deadline = start + 60 * minutes
   runs, number = Soak(folder, seed), 0
   while time.monotonic() < deadline and number != scenarios:
     runs.scenario(number)
     number += 1
+    report = runs.report
+    print(
+      f'{(time.monotonic() - start) / 60:.1f} min: {number} workdirs, '
+      f'{sum(report.faults.values())} faults, {len(report.problems)} problems',
+      file=sys.stderr,
+      flush=True,
+    )
   return runs.report
