@@ -6,6 +6,8 @@ import pathlib
 import sys
 import tempfile
 
+from tests.helpers import FAST_COMPILE
+
 
 def main() -> int:
   """Prints the table; 1 if something happened that must not."""
@@ -19,7 +21,7 @@ def main() -> int:
     (folder / 'runs').mkdir()
     os.environ.update(
       JAX_PLATFORMS='cpu',
-      XLA_FLAGS='--xla_force_host_platform_device_count=1',
+      XLA_FLAGS=f'--xla_force_host_platform_device_count=1 {FAST_COMPILE}',
       # Every process but the first one finds its programs compiled.
       JAX_COMPILATION_CACHE_DIR=str(folder / 'compiled'),
       JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
