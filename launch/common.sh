@@ -36,6 +36,10 @@ quote() {
   printf '%s\n' "$line"
 }
 
+# job_token: prints a random token, by which the processes of a job know each
+# other.
+job_token() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
+
 # run COMMAND ARG...: runs a command, or prints it with DRY_RUN=1.
 run() {
   if [[ $DRY_RUN == 1 ]]; then

@@ -21,6 +21,7 @@ with socket.socket() as s:
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port
 export JAX_NUM_PROCESSES=$processes
+export VIT_JAX_JOB_TOKEN=${VIT_JAX_JOB_TOKEN:-$(job_token)}
 XLA_FLAGS="${XLA_FLAGS:-} \
 --xla_force_host_platform_device_count=${DEVICES:-1}"
 export XLA_FLAGS

@@ -43,7 +43,7 @@ def test_processes_with_other_recipes_end_before_the_first_step(tmp_path):
 )
 def test_the_first_difference(monkeypatch, change, says):
   """As process 1 of two sees it; process 0 has FACTS."""
-  job = processes._Job(1, ['left', 'right'], 60, 60)
+  job = processes._Job(1, ['left', 'right'], watch=None)
   sent = []
   monkeypatch.setattr(agreement, 'current_job', lambda: job)
   monkeypatch.setattr(

@@ -251,12 +251,38 @@ def test_a_killed_process_ends_the_job_and_is_named(one, tmp_path):
   codes = job.finish(timeout=100)
   assert codes == [1, -9], job.outputs()
   assert time.monotonic() - start < 4 * LOST_AFTER + 10
-  assert re.search(r'process 1 \(\S+\) is gone: no heartbeat', job.output(0))
+  assert re.search(
+    r'process 1 \(\S+\) is gone: its connection closed', job.output(0)
+  )
   # Until then its metrics are those of one process.
   want, got = metrics(one), metrics(workdir)
   for step in (6, 7):
     assert abs(want[step, 'loss'] - got[step, 'loss']) < 1e-5
   assert steps_of(workdir) == {5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('who', [0, 1])
+def test_a_torn_step_and_a_killed_process(one, tmp_path, who):
+  """Both fall back to the step before; one is killed; both start again."""
+  workdir = until(one, 10, tmp_path / 'run')
+  files = [p for p in (workdir / 'checkpoints/10').rglob('*') if p.is_file()]
+  torn = max(files, key=lambda p: p.stat().st_size)
+  torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+  tmp_path.joinpath('job').mkdir()
+  flag = '--config.mesh.preset=fsdp'
+  event = f'SIGKILL:{who}:8'
+  job = Job(tmp_path / 'job', [workdir] * 2, flag, event=event, devices=1)
+  codes = job.finish()
+  assert codes[who] == -9 and codes[1 - who] == 1, job.outputs()
+  assert 'resumed step 5' in job.output(0)
+  assert re.search(
+    rf'process {who} \(\S+\) is gone: its connection', job.output(1 - who)
+  )
+  assert (workdir / 'checkpoints/10.unreadable').is_dir()
+  again = run(tmp_path / 'again', workdir, 2, flag, devices=1)
+  assert 'resumed step 5' in again.output(0)
+  assert_equal_runs(one, workdir)
 
 
 def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
