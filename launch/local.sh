@@ -34,7 +34,7 @@ signal() {
   done
 }
 trap 'signal TERM' TERM INT
-trap 'signal KILL' EXIT
+trap 'signal KILL; rm -f "$ERRORS"' EXIT
 
 for ((i = 0; i < processes; i++)); do
   if [[ $DRY_RUN == 1 ]]; then

@@ -7,7 +7,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 
-state=$(tpu_state)
+state=$(tpu_state) ||
+  die "gcloud failed ($(error_kind)): the state of $TPU_NAME is unknown"
 echo "$TPU_NAME $state"
 if [[ $state == READY || $DRY_RUN == 1 ]]; then
   worker_states

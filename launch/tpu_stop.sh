@@ -9,7 +9,11 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 
-if [[ $DRY_RUN == 1 || $(tpu_state) == READY ]]; then
+if ! state=$(tpu_state); then
+  die "gcloud failed ($(error_kind)): it is not known whether $TPU_NAME runs," \
+    'so it may still cost money'
+fi
+if [[ $DRY_RUN == 1 || $state == READY ]]; then
   worker all stop "${GRACE:-120}"
 fi
 if [[ ${DELETE:-0} == 1 ]]; then

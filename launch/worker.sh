@@ -19,7 +19,8 @@ VENV=${VENV:-$HOME/vit_jax_venv}
 RUN=${RUN:-$HOME/vit_jax_run}
 PYTHON_VERSION=${PYTHON_VERSION:-3.11}
 EXTRA=${EXTRA:-tpu}
-CODE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# The folder of one version, not the link to it: a running job keeps its code.
+CODE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 # Makes the virtual environment. The TPU images have Python 3.10, for which pip
 # would install an old JAX.

@@ -20,6 +20,8 @@ import time
 import pytest
 import yaml
 
+from vit_jax.aot import chips
+
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'launch'
 SCRIPTS = [*sorted(LAUNCH.glob('*.sh')), LAUNCH / 'slurm.sbatch']
@@ -31,6 +33,17 @@ args = sys.argv[1:]
 with open(fake / 'calls', 'a') as f:
   f.write('gcloud ' + ' '.join(args) + '\n')
 state = fake / 'state'
+failures = fake / f'fail_{args[3]}'
+if failures.exists():  # what the next calls of this verb answer
+  first, *rest = failures.read_text().split('\n')
+  failures.write_text('\n'.join(rest)) if rest else failures.unlink()
+  if first == 'HANG':
+    import time
+    time.sleep(60)
+  if first.startswith('SAY '):
+    sys.exit(print(first[4:]))
+  if first:
+    sys.exit(first)
 flags = dict(a[2:].split('=', 1) for a in args if a[:2] == '--' and '=' in a)
 verb = args[3]
 if verb == 'create':
@@ -141,7 +154,12 @@ def fake(tmp_path):
     path = tmp_path / 'calls'
     return path.read_text().splitlines() if path.exists() else []
 
+  def fail(verb, *messages):
+    """What gcloud answers the next calls of a verb; '' is what it should."""
+    (tmp_path / f'fail_{verb}').write_text('\n'.join(messages))
+
   run.calls, run.dir, run.env, run.repo = calls, tmp_path, env, repo
+  run.fail, run.git = fail, git
   return run
 
 
@@ -301,6 +319,212 @@ def test_retry_stops_at_an_error(fake):
   assert result.returncode == 1
   assert 'ValueError: bad value' in result.stderr
   assert verbs(fake.calls()) == ['create', 'scp', 'scp']
+
+
+OUTAGES = (
+  'ERROR: (gcloud.compute.tpus.tpu-vm.list) HttpError 503: try again',
+  'ERROR: gcloud crashed (TransportError): network is unreachable',
+  'ERROR: (gcloud) UNAUTHENTICATED: Request had invalid credentials',
+  'HANG',
+  'SAY Updates are available for some Google Cloud CLI components.',
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('message', OUTAGES)
+def test_a_failing_gcloud_does_not_mean_that_the_slice_is_absent(fake, message):
+  fake('tpu_create.sh')
+  fake('tpu_run.sh', '--config=c.py', FOLLOW='0', PLAN='forever')
+  before = verbs(fake.calls())
+  fake.fail('list', message, message, message)
+  fails = {'check': False, 'GCLOUD_TIMEOUT': '3'}
+  for script in ('tpu_status.sh', 'tpu_stop.sh'):
+    result = fake(script, **fails)
+    assert result.returncode == 1 and 'gcloud failed' in result.stderr
+  result = fake(
+    'tpu_retry.sh', '--config=c.py', OUTAGE='0', RETRIES='0', **fails
+  )
+  assert result.returncode == 1 and 'gave up after 0 s' in result.stderr
+  assert 'the state of slice is unknown' in result.stderr
+  assert 'restart' not in result.stderr
+  assert verbs(fake.calls()) == before  # nothing was created or deleted
+  fake('tpu_stop.sh')
+
+
+@pytest.mark.slow
+def test_no_restart_is_lost_while_gcloud_quota_or_capacity_are_missing(fake):
+  fake.fail('list', OUTAGES[0], '', OUTAGES[1])
+  fake.fail(
+    'create',
+    'ERROR: {"code": 8, "message": "There is no more capacity in the zone"}',
+    "ERROR: RESOURCE_EXHAUSTED: Quota 'TPUV3sPreemptiblePerProject' exhausted",
+    'ERROR: HttpError 500: Internal error',
+  )
+  result = fake('tpu_retry.sh', '--config=c.py', RETRIES='0', POLL='0.05')
+  assert 'there is no capacity for v3-32 in europe-west4-a' in result.stderr
+  assert 'the quota of the project in europe-west4-a' in result.stderr
+  waits = re.findall(r'again in ([\d.]+) s', result.stderr)
+  assert len(waits) == 5 and float(waits[-1]) > float(waits[0])
+  assert verbs(fake.calls()) == ['create'] * 4 + ['scp', 'scp']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'message, said',
+  [
+    ("PERMISSION_DENIED: Permission 'tpu.nodes.create' denied", 'may not cre'),
+    ('INVALID_ARGUMENT: acceleratorType is not supported', 'refuses these'),
+  ],
+)
+def test_an_error_that_would_come_again_ends_at_once(fake, message, said):
+  fake.fail('create', message)
+  result = fake('tpu_retry.sh', '--config=c.py', check=False)
+  assert result.returncode == 1
+  assert said in result.stderr and 'restart' not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_slice_that_is_there_already_is_waited_for(fake):
+  fake('tpu_create.sh')
+  fake('tpu_create.sh')  # ALREADY_EXISTS
+  fake.fail('delete', OUTAGES[0])
+  result = fake('tpu_stop.sh', check=False, DELETE='1')
+  assert result.returncode != 0
+  fake('tpu_stop.sh', DELETE='1')
+  fake.fail('delete', 'ERROR: NOT_FOUND: Resource was not found')
+  fake('tpu_stop.sh', DELETE='1')
+
+
+def test_a_running_job_keeps_its_code(fake):
+  fake('tpu_create.sh')
+  fake('tpu_run.sh', '--config=c.py', FOLLOW='0', PLAN='forever')
+  home = fake.dir / 'worker_0'
+  first = (home / 'vit_jax').resolve()
+  assert first.parent == home / 'vit_jax_code'
+  (fake.repo / 'new.py').write_text('')
+  for command in (['add', '.'], ['commit', '-qm', 'y']):
+    subprocess.run([*fake.git, *command], check=True)
+  again = fake('tpu_run.sh', '--config=c.py', FOLLOW='0', check=False)
+  assert 'already running' in again.stderr
+  assert (first / 'launch' / 'worker.sh').exists()
+  assert not (first / 'new.py').exists()
+  assert (home / 'vit_jax' / 'new.py').exists()
+  assert fake('tpu_stop.sh').stdout.count('exited 3') == 2
+
+
+def test_the_table_of_slices_is_that_of_aot():
+  assert (LAUNCH / 'accelerators.txt').read_text() == chips.table()
+  for x in chips.SLICES:
+    for name in x.aliases:
+      assert chips.parse_topology(name) == (x.chip, x.grid)
+  names = [x.name for x in chips.SLICES]
+  assert len(set(names)) == len(names)
+  assert {'v2-8', 'v3-2048', 'v4-32', 'v5litepod-16', 'v5p-8', 'v6e-256'} <= {
+    *names
+  }
+  assert chips.parse_topology('v5p-128') == ('v5p', '4x4x4')
+  with pytest.raises(ValueError, match='v5e-16'):
+    chips.parse_topology('v5e-17')
+
+
+@pytest.mark.parametrize(
+  'settings, expected',
+  [
+    ({'ACCELERATOR': 'v5e-16'}, '--accelerator-type=v5litepod-16 '),
+    ({'ACCELERATOR': 'v4:2x2x4'}, '--accelerator-type=v4-32 '),
+    ({'ACCELERATOR': 'v6e-8'}, '--version=v2-alpha-tpuv6e '),
+    ({'ACCELERATOR': 'v5p-8'}, '--version=v2-alpha-tpuv5 '),
+    ({'RESERVED': '1'}, '--accelerator-type=v3-32 --reserved '),
+    (
+      {
+        'QUEUED': '1',
+        'SPOT': '1',
+        'VALID_UNTIL': '6h',
+        'NETWORK': 'n',
+        'SUBNETWORK': 's',
+        'SERVICE_ACCOUNT': 'a',
+      },
+      '--spot --network=n --subnetwork=s --service-account=a '
+      '--valid-until-duration=6h ',
+    ),
+    (
+      {'QUEUED': '1', 'RESERVATION': 'r'},
+      '--accelerator-type=v3-32 --reserved --reservation=r ',
+    ),
+    (
+      {'QUEUED': '1', 'SLICES': '2', 'ACCELERATOR': 'v5e-64'},
+      'slice --node-count=2 --node-prefix=slice ',
+    ),
+  ],
+)
+def test_settings_of_slices(fake, settings, expected):
+  out = fake('tpu_create.sh', DRY_RUN='1', **settings).stdout
+  assert expected in out
+
+
+@pytest.mark.parametrize(
+  'settings, said',
+  [
+    ({'ACCELERATOR': 'v5e-17'}, 'v5e-16 v5e-32'),
+    ({'VALID_UNTIL': '6h'}, 'need QUEUED=1'),
+    ({'SLICES': '2'}, 'needs QUEUED=1'),
+    ({'SPOT': '1', 'RESERVED': '1'}, 'exclude each other'),
+  ],
+)
+def test_settings_that_do_not_fit(fake, settings, said):
+  result = fake('tpu_create.sh', DRY_RUN='1', check=False, **settings)
+  assert result.returncode == 1 and said in result.stderr
+
+
+def test_several_slices_are_reached_through_their_resource(fake):
+  out = fake(
+    'tpu_run.sh', '--config=c.py', DRY_RUN='1', QUEUED='1', SLICES='2'
+  ).stdout
+  assert 'gcloud alpha compute tpus queued-resources scp ' in out
+  assert 'gcloud alpha compute tpus queued-resources ssh slice ' in out
+  assert '--worker=all --node=all' in out.replace(
+    "'--ssh-flag=-o ServerAliveInterval=30' ", ''
+  )
+
+
+def test_gke_spot_and_exit_codes(fake):
+  settings = {'JOB_NAME': 'v', 'IMAGE': 'i', 'ACCELERATOR': 'v5e-32'}
+  fake('gke_run.sh', '--config=c.py', SPOT='1', **settings)
+  job = yaml.safe_load((fake.dir / 'manifest').read_text())['spec']
+  slices = job['replicatedJobs'][0]['template']['spec']
+  pod = slices['template']['spec']
+  assert pod['nodeSelector'] == {
+    'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
+    'cloud.google.com/gke-tpu-topology': '4x8',
+    'cloud.google.com/gke-spot': 'true',
+  }
+  assert slices['parallelism'] == 8
+  assert 'cloud.google.com/gke-spot' in {t['key'] for t in pod['tolerations']}
+  count, fail = slices['podFailurePolicy']['rules']
+  assert count['onPodConditions'] == [{'type': 'DisruptionTarget'}]
+  assert fail['action'] == 'FailJob'
+  assert fail['onExitCodes']['values'] == [1]
+  assert fail['onExitCodes']['containerName'] == pod['containers'][0]['name']
+  rule = job['failurePolicy']['rules'][0]
+  assert rule['action'] == 'FailJobSet'
+  assert rule['onJobFailureReasons'] == ['PodFailurePolicy']
+  fake('gke_run.sh', '--config=c.py', STOP_ON_ERROR='0', **settings)
+  text = (fake.dir / 'manifest').read_text()
+  assert 'odFailurePolicy' not in text and 'spot' not in text
+  yaml.safe_load(text)
+  bad = {**settings, 'ACCELERATOR': '', 'TOPOLOGY': '5x5'}
+  result = fake(
+    'gke_run.sh', 'x', check=False, GKE_ACCELERATOR='tpu-v6e-slice', **bad
+  )
+  assert result.returncode == 1 and 'known: 1x1 2x2' in result.stderr
+
+
+def test_the_image_has_what_it_copies():
+  text = (LAUNCH / 'Dockerfile').read_text()
+  copied = re.findall(r'(?m)^COPY (.+) \S+$', text)
+  for name in ' '.join(copied).split():
+    assert (ROOT / name).exists(), name
+  assert 'ENTRYPOINT ["python", "-m", "vit_jax.main"]' in text
 
 
 def test_retry_is_bounded(fake):

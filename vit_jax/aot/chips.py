@@ -1,7 +1,14 @@
-"""The TPU chips for which a recipe can be compiled."""
+"""The TPU chips for which a recipe can be compiled, and their slices.
+
+`python -m vit_jax.aot.chips v5e-16` prints what Google Cloud calls a slice, and
+without a name all slices: this is launch/accelerators.txt, from which the
+launch scripts know them.
+"""
 
 import dataclasses
+import math
 import re
+import sys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,34 +25,133 @@ class Chip:
       none.
     config_name: libtpu's name for the configuration of the chip, if it has
       several.
+    devices: devices of JAX in a chip.
   """
 
   clock: float
   memory: float
   bandwidth: float | None
   config_name: str | None = None
+  devices: int = 1
 
 
 CHIPS = {
-  'v2': Chip(clock=0.70, memory=7.48, bandwidth=117),
-  'v3': Chip(clock=0.94, memory=15.48, bandwidth=166),
+  'v2': Chip(clock=0.70, memory=7.48, bandwidth=117, devices=2),
+  'v3': Chip(clock=0.94, memory=15.48, bandwidth=166, devices=2),
   'v4': Chip(clock=1.05, memory=30.75, bandwidth=268, config_name='megacore'),
   'v5e': Chip(clock=1.50, memory=15.75, bandwidth=200),
   'v5p': Chip(clock=1.75, memory=95.74, bandwidth=None, config_name='megacore'),
   'v6e': Chip(clock=1.75, memory=31.25, bandwidth=400),
-  'tpu7x': Chip(clock=1.90, memory=94.75, bandwidth=None),
+  'tpu7x': Chip(clock=1.90, memory=94.75, bandwidth=None, devices=2),
 }
-# Google Cloud names a v2 or v3 slice by its number of cores; the compiler needs
-# the grid of its chips.
-CORES = {
-  '8': '2x2',
-  '32': '4x4',
-  '128': '8x8',
-  '256': '8x16',
-  '512': '16x16',
-  '1024': '16x32x1',
-  '2048': '32x32',
+_2D = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_3D = (
+  *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'),
+  *('8x8x16', '8x16x16'),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """The slices of a chip that Google Cloud offers.
+
+  Attributes:
+    prefix: what stands before the number in the name of a slice.
+    unit: what the number counts for each chip: 2 cores or 1 chip.
+    grids: of the slices, in chips.
+    runtime: the software version of a TPU VM.
+    gke: the label of the nodes of GKE; '' if GKE does not have it.
+  """
+
+  prefix: str
+  unit: int
+  grids: tuple[str, ...]
+  runtime: str
+  gke: str = ''
+
+
+FAMILIES = {
+  'v2': Family(
+    'v2', 2, ('2x2', '4x4', '8x8', '8x16', '16x16'), 'tpu-ubuntu2204-base'
+  ),
+  'v3': Family(
+    'v3',
+    2,
+    ('2x2', '4x4', '8x8', '8x16', '16x16', '16x32x1', '32x32'),
+    'tpu-ubuntu2204-base',
+  ),
+  'v4': Family('v4', 2, _3D, 'tpu-ubuntu2204-base', 'tpu-v4-podslice'),
+  'v5e': Family(
+    'v5litepod', 1, _2D, 'v2-alpha-tpuv5-lite', 'tpu-v5-lite-podslice'
+  ),
+  'v5p': Family(
+    'v5p',
+    2,
+    (*_3D, '8x8x12', '8x12x16', '12x16x16', '16x16x16', '16x16x24'),
+    'v2-alpha-tpuv5',
+    'tpu-v5p-slice',
+  ),
+  'v6e': Family('v6e', 1, _2D, 'v2-alpha-tpuv6e', 'tpu-v6e-slice'),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """A slice that Google Cloud offers.
+
+  Attributes:
+    chip: key of CHIPS.
+    grid: of its chips.
+  """
+
+  chip: str
+  grid: str
+
+  @property
+  def chips(self) -> int:
+    return math.prod(map(int, self.grid.split('x')))
+
+  @property
+  def name(self) -> str:
+    """Google Cloud's name, such as 'v5litepod-16'."""
+    family = FAMILIES[self.chip]
+    return f'{family.prefix}-{family.unit * self.chips}'
+
+  @property
+  def aliases(self) -> tuple[str, ...]:
+    """All names that are understood."""
+    number = self.name.rpartition('-')[2]
+    names = (self.name, f'{self.chip}-{number}', f'{self.chip}:{self.grid}')
+    return tuple(dict.fromkeys(names))
+
+  def line(self) -> str:
+    """Its line of launch/accelerators.txt."""
+    family = FAMILIES[self.chip]
+    # A v5e or v6e slice of up to 8 chips is one host.
+    per_host = self.chips if self.chips <= 4 else 4
+    if family.unit == 1 and self.chips == 8:
+      per_host = 8
+    return ' '.join(
+      (
+        self.name,
+        ','.join(self.aliases),
+        self.grid,
+        str(self.chips),
+        str(per_host),
+        family.runtime,
+        family.gke or '-',
+      )
+    )
+
+
+SLICES = tuple(
+  x
+  for chip, family in FAMILIES.items()
+  for x in sorted(
+    (Slice(chip, grid) for grid in family.grids), key=lambda x: x.chips
+  )
+)
+_BY_NAME = {alias: x for x in SLICES for alias in x.aliases}
 # {number of classes: training examples of the known data set that has them},
 # for recipes whose data is not on this machine.
 EXAMPLES = {
@@ -59,7 +165,7 @@ EXAMPLES = {
 
 
 def parse_topology(topology: str) -> tuple[str, str]:
-  """Reads 'v3:8x8' or 'v3-128' as ('v3', '8x8').
+  """Reads 'v3:8x8', 'v3-128' or 'v5litepod-64' as ('v3', '8x8').
 
   Raises:
     ValueError: an unknown chip, or another form.
@@ -67,11 +173,48 @@ def parse_topology(topology: str) -> tuple[str, str]:
   match = re.fullmatch(r'(\w+):(\d+(?:x\d+){1,2})', topology)
   if match and match[1] in CHIPS:
     return match[1], match[2]
-  match = re.fullmatch(r'(v[23])-(\d+)', topology)
-  if match and match[2] in CORES:
-    return match[1], CORES[match[2]]
+  if topology in _BY_NAME:
+    return _BY_NAME[topology].chip, _BY_NAME[topology].grid
   raise ValueError(
     f'topology {topology!r}: give CHIP:GRID with the grid in chips, such as '
-    f'v3:8x8 (128 cores), v4:4x4x4, v5e:8x8; chips: {", ".join(CHIPS)}; or '
-    f'v2-N, v3-N with N cores of {", ".join(CORES)}'
+    f'v3:8x8 (128 cores), v4:4x4x4, v5e:8x8; chips: {", ".join(CHIPS)}; or a '
+    f'slice of Google Cloud: {_near(topology)}'
   )
+
+
+def _near(name: str) -> str:
+  """The names of the slices of the chip that a name begins with, or of all."""
+  chip = next((c for c in FAMILIES if name.startswith(c)), '')
+  if name.startswith('v5lite'):
+    chip = 'v5e'
+  slices = [x for x in SLICES if x.chip == chip] or SLICES
+  return ', '.join(x.aliases[-2] for x in slices)
+
+
+def table() -> str:
+  """The contents of launch/accelerators.txt."""
+  head = (
+    '# By `python -m vit_jax.aot.chips`: name, all names, grid, chips, chips\n'
+    '# of a host, runtime version of TPU VMs, node label of GKE.\n'
+  )
+  return head + ''.join(f'{x.line()}\n' for x in SLICES)
+
+
+def main() -> int:
+  """Prints the table, or the lines of the slices that are named."""
+  if len(sys.argv) == 1:
+    print(table(), end='')
+    return 0
+  for name in sys.argv[1:]:
+    if name not in _BY_NAME:
+      print(
+        f'error: {name!r} is no slice of Google Cloud; known: {_near(name)}',
+        file=sys.stderr,
+      )
+      return 1
+    print(_BY_NAME[name].line())
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

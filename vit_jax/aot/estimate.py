@@ -31,7 +31,7 @@ import sys
 import tempfile
 from typing import Any
 
-from vit_jax.aot.chips import parse_topology
+from vit_jax.aot.chips import CHIPS, parse_topology
 from vit_jax.aot.compile import compile_recipe
 from vit_jax.aot.report import CALIBRATION, advice
 from vit_jax.aot.request import Request
@@ -93,6 +93,9 @@ def estimate(
   )
   if 'value_error' in report:
     raise ValueError(report['value_error'])
+  report['chips'] = report['devices'] // CHIPS[chip].devices
+  if 'days' in report:
+    report['chip_hours'] = 24 * report['days'] * report['chips']
   report['advice'] = advice(report)
   report['note'] = CALIBRATION
   return report

@@ -99,6 +99,12 @@ def describe(report: dict[str, Any]) -> str:
       f'  estimated whole recipe, {r["steps"]:,} steps: {r["days"]:.2f} '
       f'days, {r["device_days"]:,.0f} {device}-days',
     ]
+    if 'chip_hours' in r:
+      hours = f'  {r["chip_hours"]:,.0f} chip-hours on {r["chips"]} chips'
+      if r.get('price_per_chip_hour') is not None:
+        price = r['price_per_chip_hour']
+        hours += f', at {price:g} each {price * r["chip_hours"]:,.0f}'
+      lines.append(hours + ': evaluation, input and restarts are not in it')
     lines.append(
       '  ms by kind of layer: '
       + ', '.join(f'{k} {v:.1f}' for k, v in r['milliseconds_by_part'].items())

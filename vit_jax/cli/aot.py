@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--topology',
     required=True,
-    help='CHIP:GRID, such as v3:8x8 or v5e:8x8, or v3-CORES, such as v3-128; '
-    'several with commas',
+    help='CHIP:GRID, such as v3:8x8 or v5e:8x8, or a slice of Google Cloud, '
+    'such as v3-128 or v5e-64; several with commas',
   )
   parser.add_argument('--preset', help='sets mesh.preset; several with commas')
   parser.add_argument(
@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--num_examples',
     type=int,
     help='number of training images, if the data is not on this machine',
+  )
+  parser.add_argument(
+    '--price-per-chip-hour',
+    type=float,
+    metavar='PRICE',
+    help='price of a chip for an hour, in any currency, for the cost of a run',
   )
   parser.add_argument(
     '--json', action='store_true', help='print the report as JSON'
@@ -108,6 +114,12 @@ def run(args: argparse.Namespace) -> int:
           hlo=args.hlo,
         )
       )
+      if args.price_per_chip_hour is not None:
+        reports[-1]['price_per_chip_hour'] = args.price_per_chip_hour
+        if 'chip_hours' in reports[-1]:
+          reports[-1]['cost'] = (
+            args.price_per_chip_hour * reports[-1]['chip_hours']
+          )
       if not args.json and not args.sweep:
         print(describe(reports[-1]))
   except (ValueError, RuntimeError, KeyError, TypeError) as e:
