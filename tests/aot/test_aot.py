@@ -125,13 +125,16 @@ def test_collectives_by_kind_axis_and_bytes():
     ('v3-512', ('v3', '16x16')),
     ('v2-8', ('v2', '2x2')),
     ('v4:4x4x4', ('v4', '4x4x4')),
+    ('v5e-16', ('v5e', '4x4')),
+    ('v5litepod-64', ('v5e', '8x8')),
+    ('v5p-128', ('v5p', '4x4x4')),
   ],
 )
 def test_topologies(text, expected):
   assert parse_topology(text) == expected
 
 
-@pytest.mark.parametrize('text', ['v3', 'v9:2x2', 'v3-7', 'v5e-8', 'v3:8'])
+@pytest.mark.parametrize('text', ['v3', 'v9:2x2', 'v3-7', 'v5e-9', 'v3:8'])
 def test_unknown_topologies(text):
   with pytest.raises(ValueError, match='CHIP:GRID'):
     parse_topology(text)
@@ -261,6 +264,13 @@ SMALL = [
 ]
 
 
+def test_the_cost_of_a_recipe():
+  values = report(chip_hours=1234.4, chips=32)
+  assert report_lib.cost(values).startswith('1,234 chip-hours on 32 chips, wit')
+  priced = report_lib.cost({**values, 'price_per_chip_hour': 1.5})
+  assert ', at 1.5 each 1,852, without evaluation' in priced
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_a_step_for_a_v3_8(capsys, tmp_path):
@@ -270,6 +280,7 @@ def test_a_step_for_a_v3_8(capsys, tmp_path):
       f'--config={ROOT}/configs/vit_b16_i21k.py',
       '--topology=v3:2x2',
       '--batch=256',
+      '--price-per-chip-hour=2',
       '--json',
       *SMALL,
       f'--hlo={tmp_path}/program.txt',
@@ -289,6 +300,8 @@ def test_a_step_for_a_v3_8(capsys, tmp_path):
   np.testing.assert_allclose(
     r['device_days'], 8 * r['steps'] * r['step_seconds'] / 86_400
   )
+  assert r['chips'] == 4
+  np.testing.assert_allclose(r['cost'], 2 * 24 * r['device_days'] / 2)
   kinds = {c['kind'] for c in r['collectives']}
   assert kinds == {'all-reduce', 'all-gather'}
   assert (tmp_path / 'program.txt').stat().st_size > 10_000

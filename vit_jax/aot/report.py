@@ -56,6 +56,16 @@ def _gib(size) -> str:
   return f'{size / 2**30:.2f} GiB'
 
 
+def cost(report: dict[str, Any]) -> str:
+  """The chip-hours of a whole recipe, and their price if it is known."""
+  hours = report['chip_hours']
+  text = f'{hours:,.0f} chip-hours on {report["chips"]} chips'
+  price = report.get('price_per_chip_hour')
+  if price is not None:
+    text += f', at {price:g} each {price * hours:,.0f}'
+  return f'{text}, without evaluation, input wait and restarts'
+
+
 def describe(report: dict[str, Any]) -> str:
   """The report as text."""
   r, device = report, report['device']
@@ -99,12 +109,7 @@ def describe(report: dict[str, Any]) -> str:
       f'  estimated whole recipe, {r["steps"]:,} steps: {r["days"]:.2f} '
       f'days, {r["device_days"]:,.0f} {device}-days',
     ]
-    if 'chip_hours' in r:
-      hours = f'  {r["chip_hours"]:,.0f} chip-hours on {r["chips"]} chips'
-      if r.get('price_per_chip_hour') is not None:
-        price = r['price_per_chip_hour']
-        hours += f', at {price:g} each {price * r["chip_hours"]:,.0f}'
-      lines.append(hours + ': evaluation, input and restarts are not in it')
+    lines.append(f'  {cost(r)}')
     lines.append(
       '  ms by kind of layer: '
       + ', '.join(f'{k} {v:.1f}' for k, v in r['milliseconds_by_part'].items())
