@@ -14,7 +14,9 @@ if ! state=$(tpu_state); then
     'so it may still cost money'
 fi
 if [[ $DRY_RUN == 1 || $state == READY ]]; then
-  worker all stop "${GRACE:-120}"
+  # A slice that was never set up has nothing to stop.
+  on_workers all "if [ -e vit_jax/launch/worker.sh ]; then
+bash vit_jax/launch/worker.sh stop ${GRACE:-120}; fi"
 fi
 if [[ ${DELETE:-0} == 1 ]]; then
   delete_tpu
