@@ -3,7 +3,7 @@
 Models are traced with shapes instead of arrays, so nothing is computed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import math
 import os
 import re
@@ -230,7 +230,9 @@ def _check(
 
 
 def matching_models(
-  arrays: Mapping[str, np.ndarray], module: type[nn.Module] | None = None
+  arrays: Mapping[str, np.ndarray],
+  module: type[nn.Module] | None = None,
+  names: Iterable[str] | None = None,
 ) -> list[str]:
   """The registered names of the models that have these parameters.
 
@@ -240,11 +242,12 @@ def matching_models(
   Args:
     arrays: {name in a file: array}.
     module: class of the models that are tried; None for all models.
+    names: names of the models that are tried; None for all registered ones.
   """
   sizes = {n for x in arrays.values() for n in x.shape}
   numbers = {int(n) for name in arrays for n in re.findall(r'\d+', name)}
-  names = []
-  for name in list_models():
+  fitting = []
+  for name in list_models() if names is None else names:
     model = create_model(name)
     if module is not None and type(model) is not module:
       continue
@@ -254,8 +257,8 @@ def matching_models(
       _check(name, 'the file', arrays)
     except (WeightsError, ValueError, TypeError):
       continue
-    names.append(name)
-  return names
+    fitting.append(name)
+  return fitting
 
 
 def _may_match(model: nn.Module, sizes: set[int], numbers: set[int]) -> bool:
@@ -268,9 +271,15 @@ def _may_match(model: nn.Module, sizes: set[int], numbers: set[int]) -> bool:
     sizes: lengths of the axes of all tensors in the file.
     numbers: numbers in the names of the tensors.
   """
-  lengths = [getattr(model, name, None) for name in ('width', 'patch_size')]
-  lengths.append(int(64 * getattr(model, 'width_factor', 0)))
+  lengths = [
+    getattr(model, 'width', None),
+    int(64 * getattr(model, 'width_factor', 0)),
+  ]
   if any(isinstance(n, int) and n > 1 and n not in sizes for n in lengths):
+    return False
+  # A stem of stride 2 or 4 makes the patches of the embedding smaller.
+  patch = getattr(model, 'patch_size', None)
+  if isinstance(patch, int) and not {patch, patch // 2, patch // 4} & sizes:
     return False
   depth = getattr(model, 'depth', None)
   # A RegNet's depth counts the blocks of all stages, each numbered from 1.

@@ -5,8 +5,8 @@
 
 Workdirs, and files that `vit-jax convert` wrote, have the name, preprocessing
 and class names of their model. The name of a published file, such as
-regnety_160-a5fe301d.pth, tells the model too. For other files, `model` must be
-given.
+regnety_160-a5fe301d.pth, the config.json of a hub entry, or the tensors tell
+the model too (`identify`). For other files, `model` must be given.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from vit_jax.inference.classifier import Classifier
-from vit_jax.models.registry import (
-  create_model,
-  load_module,
-  model_info,
-  released_model,
+from vit_jax.inference.identify import (
+  Identity,
+  fields_of_format,
+  identify,
+  without_area_attention,
 )
+from vit_jax.models.registry import create_model, load_module, model_info
 from vit_jax.preprocessing import as_size
 from vit_jax.weights import WeightsError, from_state_dict, inspect, read
 
@@ -42,8 +43,8 @@ def load_classifier(
 
   Args:
     source: workdir, step, .npz, .pth or .safetensors file, or hub name.
-    model: registered name of the model. None is the name in the source's
-      metadata, or the model that was published under the name of the source.
+    model: registered name of the model, or timm's; None finds it by
+      `identify.identify`.
     module: Python module that registers the model, see
       `models.registry.load_module`; '' is the module in the metadata.
     image_size: int or (height, width) in pixels; None is the size that the
@@ -68,22 +69,26 @@ def load_classifier(
   module = module or metadata.module
   if module:
     load_module(module)
-  name = model or metadata.model or released_model(source)
-  if name is None:
-    raise WeightsError(_which_model(source, arrays))
-  all_fields = dict(metadata.fields if name == metadata.model else {})
-  all_fields.update(fields or {})
+  known = Identity(model) if model else identify(source, arrays, metadata)
+  name, file_size = known.name, metadata.image_size
+  if name == metadata.model:
+    known = dataclasses.replace(
+      known, fields=metadata.fields, preprocessing=metadata.preprocessing
+    )
+  all_fields = {**known.fields, **(fields or {})}
   file_classes = all_fields.pop('num_classes', metadata.num_classes)
-  file_size = metadata.image_size
   with _variants_named(arrays, name, metadata.model):
     contents = inspect(
       create_model(name, **all_fields), arrays, source_image_size=file_size
     )
     if file_classes is None:
       file_classes = contents.num_classes
+    if not metadata.model:
+      all_fields = {**fields_of_format(name, contents.format), **all_fields}
     if contents.representation_size and _has_representation_size(name):
       all_fields.setdefault('representation_size', contents.representation_size)
-    preprocessing = metadata.preprocessing or model_info(name).preprocessing
+    preprocessing = known.preprocessing or metadata.preprocessing
+    preprocessing = preprocessing or model_info(name).preprocessing
     size = as_size(image_size or contents.image_size or preprocessing.size)
     net = create_model(name, file_classes, **all_fields)
     variables, report = from_state_dict(
@@ -102,8 +107,9 @@ def load_classifier(
     module=module,
     report=report,
   )
-  if metadata.classes and len(metadata.classes) == file_classes:
-    classifier.set_classes(metadata.classes)
+  own_classes = metadata.classes or known.classes
+  if own_classes and len(own_classes) == file_classes:
+    classifier.set_classes(own_classes)
   if classes:
     classifier.set_classes(classes)
   return classifier
@@ -127,6 +133,7 @@ def _variants_named(
 
     module = model_info(name).module
     names = [known] if known else matching_models(arrays, module)
+    names = without_area_attention(arrays, names)
     if not names or names == [name]:
       raise
     raise WeightsError(
@@ -139,17 +146,3 @@ def _has_representation_size(name: str) -> bool:
   """Whether the class of a model has the field `representation_size`."""
   fields = dataclasses.fields(model_info(name).module)
   return any(field.name == 'representation_size' for field in fields)
-
-
-def _which_model(
-  source: str | os.PathLike, arrays: Mapping[str, np.ndarray]
-) -> str:
-  """The error message for weights that do not tell their model."""
-  from vit_jax.inference.describe import matching_models
-
-  names = matching_models(arrays)
-  return f'{source} does not say which model it is for: ' + (
-    f'name it (--model NAME). Its tensors fit {", ".join(names[:6])}'
-    if names
-    else 'name it (--model NAME; vit-jax models lists all names)'
-  )

@@ -62,6 +62,7 @@ class MultiHeadDotProductAttention(nn.Module):
     num_heads: H.
     dropout: rate of dropout on the attention probabilities, in training.
     qkv_bias: whether query, key and value have a bias.
+    out_bias: whether the output has a bias.
     dtype: dtype of the activations.
     kernel_init, bias_init: initializers of all four layers.
     attend_fn: a function like `attend`, or a Linen module called in the same
@@ -81,6 +82,7 @@ class MultiHeadDotProductAttention(nn.Module):
   attend_fn: Callable[..., Any] = attend
   head_width: int | None = None
   before_dropout: bool = False
+  out_bias: bool = True
 
   @nn.compact
   def __call__(
@@ -126,6 +128,7 @@ class MultiHeadDotProductAttention(nn.Module):
     y = nn.DenseGeneral(
       width,
       axis=(-2, -1),
+      use_bias=self.out_bias,
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       bias_init=self.bias_init,

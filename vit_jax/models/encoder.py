@@ -161,14 +161,18 @@ class Encoder(nn.Module):
 
   Attributes:
     depth: number of blocks.
-    block: fields of `EncoderBlock` that all blocks share.
+    block: fields of `block_cls` that all blocks share.
+    block_cls: class of the blocks.
+    numbered: whether blocks have a field `number`, theirs from 0.
     posemb: one of `position.POSEMBS`.
     posemb_at: one of `position.POSEMB_AT`.
     prefix_posemb: whether the table has rows for the tokens in front of the
       patches.
     area_sizes: the field `area` of each leading block with area attention.
     drop_path: rate of the last block; linear from 0 at the first.
+    pre_norm: a module that normalizes the tokens before the first block.
     final_norm: whether there is a norm after the last block.
+    norm: class of this norm.
     remat: key of `blocks.REMAT`.
     scan: compiles one program for all blocks after the area blocks.
     class_token_only: whether the last block computes only the first token, in
@@ -177,12 +181,16 @@ class Encoder(nn.Module):
 
   depth: int
   block: Mapping[str, Any]
+  block_cls: Callable[..., nn.Module] = EncoderBlock
+  numbered: bool = False
   posemb: str = 'learn1d'
   posemb_at: str = 'stem'
   prefix_posemb: bool = True
   area_sizes: tuple = ()
   drop_path: float = 0.0
+  pre_norm: nn.Module | None = None
   final_norm: bool = True
+  norm: Callable[..., nn.Module] = nn.LayerNorm
   remat: str = 'none'
   scan: bool = False
   class_token_only: bool = False
@@ -203,7 +211,8 @@ class Encoder(nn.Module):
       'attention', a list of one (B, H, T, T) per block.
     """
     width, block = x.shape[-1], dict(self.block)
-    block['relative'] = self.posemb == 'relative'
+    if self.posemb == 'relative':
+      block['relative'] = True
     table = None
     if self.posemb in TABLES:
       # Learned tables can differ between blocks. The fixed one cannot, so all
@@ -226,6 +235,8 @@ class Encoder(nn.Module):
     elif table is not None:
       extra = (table,)
     x = Dropout(block['dropout'], deterministic=not train)(x)
+    if self.pre_norm is not None:
+      x = self.pre_norm(x)
     x = tpu_layout.constrain(x)
     out: dict[str, Any] = {'with_posemb': x}
 
@@ -233,7 +244,7 @@ class Encoder(nn.Module):
     auxes = []
     for first, end, fields in self._runs(train):
       x, more = run_blocks(
-        functools.partial(EncoderBlock, **block, **fields),
+        functools.partial(self.block_cls, **block, **fields),
         x,
         rates[first:end],
         train,
@@ -250,13 +261,15 @@ class Encoder(nn.Module):
       out['attention'] = [aux['attention'] for aux in auxes]
     if self.final_norm:
       # The head reads the result, so it is float32, as in big_vision.
-      x = nn.LayerNorm(
+      x = self.norm(
         epsilon=block['norm_eps'], dtype=jnp.float32, name='encoder_norm'
       )(x)
     return x, out
 
   def _runs(self, train: bool) -> list[tuple[int, int, dict[str, Any]]]:
     """The runs of equal blocks: (first block, end, fields that differ)."""
+    if self.numbered:
+      return [(i, i + 1, {'number': i}) for i in range(self.depth)]
     runs: list[tuple[int, int, dict[str, Any]]] = [
       (i, i + 1, {'area': tuple(area)})
       for i, area in enumerate(self.area_sizes)

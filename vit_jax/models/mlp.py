@@ -13,10 +13,11 @@ from vit_jax.models.initializers import normal02
 from vit_jax.models.tpu_layout import dot_general
 
 # The allowed values of `activation`. Google's code uses the tanh approximation
-# of GELU, PyTorch the exact function.
+# of GELU, PyTorch the exact function, and OpenAI's CLIP a sigmoid.
 GELU = {
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
   'gelu_erf': functools.partial(nn.gelu, approximate=False),
+  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
 }
 
 

@@ -28,6 +28,7 @@ def embed_patches(
   init: Initializers = GOOGLE,
   dtype: DTypeLike = 'float32',
   name: str = 'embedding',
+  use_bias: bool = True,
 ) -> jax.Array:
   """Maps every patch linearly: a convolution whose stride is its kernel size.
 
@@ -43,6 +44,7 @@ def embed_patches(
       used.
     dtype: dtype of the convolution and of the result.
     name: name of the convolution.
+    use_bias: whether the convolution has a bias.
 
   Returns:
     (B, H / patch height, W / patch width, width).
@@ -57,6 +59,7 @@ def embed_patches(
     shape,
     strides=shape,
     padding='VALID',
+    use_bias=use_bias,
     dtype=dtype,
     kernel_init=init.patch_kernel,
     bias_init=init.patch_bias(math.prod(shape) * x.shape[-1]),

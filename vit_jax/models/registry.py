@@ -195,18 +195,44 @@ def list_models(pattern: str = '*') -> list[str]:
 
 
 def model_info(name: str) -> ModelInfo:
-  """What is registered under a name.
+  """What is registered under a name, or what a name of timm stands for.
+
+  Args:
+    name: a registered name, or one of timm such as
+      'vit_base_patch16_224.augreg2_in21k_ft_in1k' or 'hf-hub:timm/...'; see
+      `timm_names`.
 
   Raises:
-    ValueError: the name is unknown; the message has the nearest names.
+    ValueError: the name is unknown, or of a model of timm that is not of this
+      family; the message has the nearest names.
   """
   _load_families()
   if name not in _MODELS:
+    info = _timm_info(name)
+    if info is not None:
+      return info
     raise ValueError(
       f'unknown model {name!r}.{_nearest(name, _MODELS)} '
       'All names: vit-jax models, or vit_jax.list_models().'
     )
   return _MODELS[name]
+
+
+def _timm_info(name: str) -> ModelInfo | None:
+  """What a name of timm stands for; None if it is none."""
+  from vit_jax.models import timm_names
+  from vit_jax.models.towers.tower import Tower
+
+  timm = timm_names.find(name)
+  if timm is None:
+    return None
+  module, fields = Tower, {}
+  if timm.base != 'Tower':
+    base = _MODELS[timm.base]
+    module, fields = base.module, base.fields
+  return ModelInfo(
+    timm.name, module, {**fields, **timm.fields}, timm.preprocessing
+  )
 
 
 def released_model(source: str | os.PathLike) -> str | None:
@@ -217,17 +243,31 @@ def released_model(source: str | os.PathLike) -> str | None:
       or without '@REVISION'.
 
   Returns:
-    The registered name of the model; None if no published weights have this
-    name, or if those of several models do.
+    The registered name of the model, or timm's; None if no published weights
+    have this name, or if those of several models do.
+
+  Raises:
+    ValueError: it is the name of a model of timm that is not of this family.
   """
+  from vit_jax.models import timm_names
+
   _load_families()
   file = os.fspath(source).rstrip('/').rpartition('/')[2]
-  if os.fspath(source).startswith('hf:'):
+  if os.fspath(source).startswith(('hf:', 'hf-hub:', 'hf_hub:')):
     file = file.partition('@')[0]
+  stem = timm_names.plain_name(file)
+  for suffix in ('.safetensors', '.pth', '.bin', '.npz'):
+    stem = stem.removesuffix(suffix)
+  timm = timm_names.find(stem)
+  if timm is not None:
+    return timm.name
   names = [
     info.name
     for info in _MODELS.values()
-    if any(fnmatch.fnmatchcase(file, pattern) for pattern in info.released)
+    if any(
+      fnmatch.fnmatchcase(file, pattern.rpartition('/')[2])
+      for pattern in info.released
+    )
   ]
   return names[0] if len(names) == 1 else None
 
@@ -238,7 +278,7 @@ def create_model(
   """Builds a Linen module by name.
 
   Args:
-    name: one of `list_models()`.
+    name: one of `list_models()`, or a name of timm.
     num_classes: size of the head; 0 for no head (logits are `pre_logits`).
     **fields: fields of the module class, instead of the variant's values.
 

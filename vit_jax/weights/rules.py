@@ -36,12 +36,14 @@ class Rule:
     chunk: (j, n): the parameter is the j-th of n equal slices of the file's
       array along axis 0, such as the key in fused query, key and value. None
       for an array of its own.
+    rows: (start, end) of the slice along axis 0, for slices that are not equal.
   """
 
   pattern: str
   name: str | Callable[[re.Match[str]], str]
   layout: str = 'same'
   chunk: tuple[int, int] | None = None
+  rows: tuple[int, int] | None = None
 
   def match(self, path: str) -> str | None:
     """The released name of a Flax path; None if the pattern does not match."""
@@ -70,6 +72,10 @@ class Rule:
         raise ShapeMismatch
       step = x.shape[0] // n
       x = x[j * step : (j + 1) * step]
+    if self.rows is not None:
+      if not x.ndim or x.shape[0] < self.rows[1]:
+        raise ShapeMismatch
+      x = x[slice(*self.rows)]
     if math.prod(x.shape) != math.prod(shape):
       raise ShapeMismatch
     if self.layout in ('conv', 'flat_conv'):

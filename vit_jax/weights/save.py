@@ -172,7 +172,7 @@ def _chunks(
     )
   numbered: dict[str, dict[int, np.ndarray]] = {}
   for path, (rule, name) in assigned.items():
-    number, _ = rule.chunk or (0, 1)
+    number, _ = rule.chunk or rule.rows or (0, 1)
     if fmt in _WITH_COLLECTION and not name.startswith('batch_stats/'):
       name = f'params/{name}'
     chunks = numbered.setdefault(name, {})

@@ -4,11 +4,13 @@ The formats: 'npz' is that of the published Google files, which are older than
 Linen and number the submodules of a block by their position and not by class.
 'big_vision' has Linen names, but its position table is at the top level and has
 no row for the class token. 'timm' is that of timm, DeiT and DINOv2. 'official'
-is that of the area-attention project. Files with plain Linen names are in the
-format 'flax'.
+is that of the area-attention project. 'transformers' and 'transformers5' are
+those of Hugging Face's library. Files with plain Linen names are in the format
+'flax'.
 """
 
 from vit_jax.models.vit import ViT
+from vit_jax.weights import transformers_rules
 from vit_jax.weights.rules import Rule
 from vit_jax.weights.torch_rules import attention, fused, layer, mlp, norm
 
@@ -82,7 +84,7 @@ def encoder_rules() -> list[Rule]:
   ]
 
 
-def _timm_pool() -> list[Rule]:
+def pool_rules() -> list[Rule]:
   """timm's names of the attention pooling (SigLIP), the MAP head here."""
   flax, torch = f'MAPHead_0/{_ATTENTION}', 'attn_pool'
   return [
@@ -99,7 +101,7 @@ def _timm(model: ViT) -> list[Rule]:
   stem = model.stem
   return [
     *encoder_rules(),
-    *_timm_pool(),
+    *pool_rules(),
     *([] if stem is None else _timm_stem(root_only=not stem)),
   ]
 
@@ -148,7 +150,9 @@ MAPS = {
     'big_vision': _big_vision(),
     'timm': _timm,
     'official': _area,
+    'transformers': transformers_rules.rules(version=4),
+    'transformers5': transformers_rules.rules(version=5),
   }
 }
 # DINOv2's files have a token that is used in pre-training only.
-IGNORED = ['mask_token']
+IGNORED = ['mask_token', *transformers_rules.IGNORED]

@@ -1,0 +1,186 @@
+"""Which model a file is for: its name, its config.json, its tensors."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from vit_jax.inference.identify import identify
+from vit_jax.inference.loading import load_classifier
+from vit_jax.models.registry import create_model, released_model
+from vit_jax.weights import (
+  WeightsError,
+  WeightsMetadata,
+  from_state_dict,
+  read,
+  released_shapes,
+  to_state_dict,
+)
+
+TINY = dict(width=8, depth=1, num_heads=2, mlp_dim=8, patch_size=16)
+
+
+def names_of(model, fmt='timm'):
+  """The names of a model's file with arrays that take no memory."""
+  shapes = released_shapes(create_model(model), 224, fmt)
+  return {k: np.broadcast_to(np.float32(0), s) for k, s in shapes.items()}
+
+
+def weights(model, fmt):
+  images = np.zeros((1, 32, 32, 3), np.float32)
+  variables = model.init(jax.random.key(0), images, train=False)
+  return variables, to_state_dict(variables, model, fmt)
+
+
+@pytest.mark.parametrize(
+  'source,name',
+  [
+    ('a/ViT-B_16.npz', 'vit_b16'),
+    ('a/R50+ViT-B_16.npz', 'r50_vit_b16'),
+    ('Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03.npz', 'vit_ti16'),
+    ('deit_small_patch16_224-cd65a155.pth', 'deit_s16'),
+    ('vit_tiny_patch16_224.safetensors', 'vit_tiny_patch16_224'),
+    (
+      'hf:timm/vit_base_patch16_clip_224.openai',
+      'vit_base_patch16_clip_224.openai',
+    ),
+    (
+      'd/deit3_small_patch16_224.fb_in1k.bin',
+      'deit3_small_patch16_224.fb_in1k',
+    ),
+    ('model.safetensors', None),
+  ],
+)
+def test_published_names(source, name):
+  assert released_model(source) == name
+
+
+def test_the_folder_counts_for_a_file_without_a_name_of_its_own():
+  source = 'hub/vit_small_patch32_224.augreg_in21k/model.safetensors'
+  found = identify(source, {}, WeightsMetadata())
+  assert found.name == 'vit_small_patch32_224.augreg_in21k'
+
+
+def test_tensors_decide_if_the_models_that_they_fit_agree():
+  nothing = WeightsMetadata()
+  assert identify('x.pth', names_of('vit_l32'), nothing).name == 'vit_l32'
+  with pytest.raises(WeightsError) as e:
+    identify('x.pth', names_of('vit_ti16'), nothing)
+  assert 'fit deit_ti16, vit_ti16, which differ' in str(e.value)
+  assert 'aa_vit' not in str(e.value)
+  area = names_of('aa_vit_ti16', 'official')
+  assert identify('x.pth', area, nothing).name == 'aa_vit_ti16'
+  volo = names_of('volo_d1', 'official')
+  assert identify('x.pth', volo, nothing).name == 'volo_d1'
+
+
+@pytest.fixture
+def entry(tmp_path):
+  """A folder as timm's entries on the hub are."""
+  model = create_model('vit_tiny_patch16_224', 3, **TINY)
+  variables, arrays = weights(model, 'timm')
+  save_file(arrays, tmp_path / 'model.safetensors')
+  config = {
+    'architecture': 'vit_tiny_patch16_224',
+    'label_names': ['ant', 'bee', 'cat'],
+    'pretrained_cfg': {
+      'tag': 'mine',
+      'input_size': [3, 32, 32],
+      'interpolation': 'bilinear',
+      'crop_pct': 0.75,
+      'mean': [0.5, 0.5, 0.5],
+      'std': [0.5, 0.5, 0.25],
+    },
+    'model_args': {'depth': 1, 'embed_dim': 8, 'num_heads': 2, 'img_size': 32},
+  }
+  return tmp_path, config, variables
+
+
+def test_the_config_of_timm(entry):
+  folder, config, variables = entry
+  (folder / 'config.json').write_text(json.dumps(config))
+  for source in (folder, folder / 'model.safetensors'):
+    classifier = load_classifier(source, fields={'mlp_dim': 8})
+    jax.tree.map(
+      np.testing.assert_array_equal, classifier.variables, dict(variables)
+    )
+  assert classifier.name == 'vit_tiny_patch16_224.mine'
+  assert classifier.classes == ['ant', 'bee', 'cat']
+  feeding = classifier.preprocessing
+  assert feeding.size == (32, 32) and feeding.crop == 0.75
+  assert feeding.interpolation == 'bilinear_antialias'
+  assert feeding.normalize == 'mean_std(0.5,0.5,0.5,0.5,0.5,0.25)'
+  assert classifier.model.activation == 'gelu_erf'
+  config['model_args']['block_fn'] = 'x'
+  (folder / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(WeightsError, match="by 'block_fn'.*--model"):
+    load_classifier(folder)
+
+
+def test_a_file_of_timm_has_timms_activation(entry):
+  folder, _, _ = entry
+  load = lambda **fields: load_classifier(
+    folder, model='vit_ti16', fields={**TINY, **fields}
+  )
+  assert load().fields['activation'] == 'gelu_erf'
+  assert load(activation='gelu_tanh').model.activation == 'gelu_tanh'
+
+
+def test_the_configs_of_transformers(tmp_path):
+  model = create_model('vit_b16', 2, **TINY)
+  variables, arrays = weights(model, 'transformers')
+  assert 'encoder.layer.0.attention.attention.query.weight' in arrays
+  arrays = {
+    ('' if k.startswith('classifier') else 'vit.') + k: x
+    for k, x in arrays.items()
+  }
+  first = dict(list(arrays.items())[:5])
+  second = dict(list(arrays.items())[5:])
+  save_file(first, tmp_path / 'model-00001-of-00002.safetensors')
+  save_file(second, tmp_path / 'model-00002-of-00002.safetensors')
+  index = {
+    'weight_map': {
+      k: f'model-0000{1 + (k in second)}-of-00002.safetensors' for k in arrays
+    }
+  }
+  (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
+  config = {
+    'model_type': 'vit',
+    'hidden_size': 8,
+    'num_hidden_layers': 1,
+    'num_attention_heads': 2,
+    'intermediate_size': 8,
+    'patch_size': 16,
+    'hidden_act': 'gelu',
+    'layer_norm_eps': 1e-12,
+    'id2label': {'1': 'bee', '0': 'ant'},
+  }
+  feeding = {'size': {'height': 32, 'width': 32}, 'resample': 3}
+  feeding |= {'image_mean': [0, 0, 0], 'image_std': [1, 1, 1]}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(feeding))
+  classifier = load_classifier(tmp_path)
+  jax.tree.map(
+    np.testing.assert_array_equal, classifier.variables, dict(variables)
+  )
+  assert classifier.model.norm_eps == 1e-12
+  assert classifier.model.activation == 'gelu_erf'
+  assert classifier.classes == ['ant', 'bee']
+  assert classifier.preprocessing.normalize == 'unit'
+  assert classifier.preprocessing.interpolation == 'bicubic'
+  (tmp_path / 'model-00002-of-00002.safetensors').unlink()
+  with pytest.raises(WeightsError, match='1 of its 2 shards are missing'):
+    read(tmp_path / 'model.safetensors.index.json')
+
+
+def test_names_of_transformers_5_and_of_mae():
+  model = create_model('vit_b16', 0, **TINY)
+  variables, arrays = weights(model, 'transformers5')
+  assert 'layers.0.attention.q_proj.weight' in arrays
+  arrays = {f'vit.{k}': x for k, x in arrays.items()}
+  arrays['decoder.decoder_pred.weight'] = np.zeros((3, 3), np.float32)
+  loaded, report = from_state_dict(model, arrays, 32)
+  jax.tree.map(np.testing.assert_array_equal, loaded, dict(variables))
+  assert [r.name for r in report.dropped] == ['decoder.decoder_pred.weight']
