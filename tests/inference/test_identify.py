@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from vit_jax.inference import describe
 from vit_jax.inference.identify import identify
 from vit_jax.inference.loading import load_classifier
 from vit_jax.models.registry import create_model, released_model
@@ -63,6 +64,19 @@ def test_the_folder_counts_for_a_file_without_a_name_of_its_own():
   assert found.name == 'vit_small_patch32_224.augreg_in21k'
 
 
+def test_area_attention_is_taken_only_for_its_own_files(monkeypatch):
+  fitting = ['aa_vit_ti16', 'deit_ti16', 'vit_ti16']
+  monkeypatch.setattr(describe, 'matching_models', lambda *_, **__: fitting)
+  nothing = WeightsMetadata()
+  with pytest.raises(WeightsError, match='fit deit_ti16, vit_ti16, which diff'):
+    identify('x.pth', {'cls_token': 0}, nothing)
+  fitting.remove('deit_ti16')
+  assert identify('x.pth', {'cls_token': 0}, nothing).name == 'vit_ti16'
+  fitting.remove('vit_ti16')
+  assert identify('x.pth', {'cls_token': 0}, nothing).name == 'aa_vit_ti16'
+
+
+@pytest.mark.slow
 def test_tensors_decide_if_the_models_that_they_fit_agree():
   nothing = WeightsMetadata()
   assert identify('x.pth', names_of('vit_l32'), nothing).name == 'vit_l32'
