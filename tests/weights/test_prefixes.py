@@ -13,8 +13,15 @@ import jax
 import numpy as np
 import pytest
 
+from vit_jax.models.registry import create_model
 from vit_jax.models.vit import ViT
-from vit_jax.weights import WeightsError, load_pretrained, read, to_state_dict
+from vit_jax.weights import (
+  WeightsError,
+  load_pretrained,
+  read,
+  released_shapes,
+  to_state_dict,
+)
 from vit_jax.weights.prefixes import select
 
 MODEL = ViT(
@@ -91,6 +98,13 @@ def test_a_copy_is_taken_only_if_it_is_named(first, second, names):
 def test_a_prefix_that_no_name_has_is_an_error(names):
   with pytest.raises(WeightsError, match="'nett.'.*there are models under 'ne"):
     select(under('net.', names), prefix='nett')
+
+
+@pytest.mark.parametrize('name', ['r26_vit_s32', 'r_vit_ti16'])
+def test_the_stem_of_a_hybrid_is_no_model_of_its_own(name):
+  model = create_model(name, depth=1)
+  tensors = dict.fromkeys(released_shapes(model, 224, 'timm'), 0)
+  assert select(tensors).prefix == ''
 
 
 def test_names_of_other_models_keep_theirs():

@@ -68,6 +68,7 @@ def identify(
   source: str | os.PathLike,
   arrays: Mapping[str, np.ndarray],
   metadata: WeightsMetadata,
+  model: str | None = None,
 ) -> Identity:
   """Finds the model of a file.
 
@@ -75,19 +76,24 @@ def identify(
     source: path or hub name.
     arrays: {name in the file: array}.
     metadata: what vit_jax wrote into the file.
+    model: the name that the user gave; None searches it.
 
   Raises:
     WeightsError: the file does not tell its model; the message lists those that
       its tensors fit.
     ValueError: it is a published model that is not of this family.
   """
+  feeding, classes = metadata.preprocessing, metadata.classes
+  if model and model != metadata.model:
+    name = model_info(model).name
+    return Identity(name, {}, feeding, classes, 'the name that was given')
   if metadata.model:
     return Identity(
-      metadata.model, metadata.fields, metadata.preprocessing, reason='metadata'
+      metadata.model, metadata.fields, feeding, classes, 'metadata'
     )
   for name in _names(source):
     if model := released_model(name):
-      return Identity(model, reason=f'the name {name}')
+      return Identity(model, {}, feeding, classes, f'the name {name}')
   config = hub.read_config(source)
   if config is not None:
     if 'architecture' in config:

@@ -19,7 +19,6 @@ import numpy as np
 
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.identify import (
-  Identity,
   fields_of_format,
   identify,
   without_area_attention,
@@ -69,12 +68,8 @@ def load_classifier(
   module = module or metadata.module
   if module:
     load_module(module)
-  known = Identity(model) if model else identify(source, arrays, metadata)
+  known = identify(source, arrays, metadata, model)
   name, file_size = known.name, metadata.image_size
-  if name == metadata.model:
-    known = dataclasses.replace(
-      known, fields=metadata.fields, preprocessing=metadata.preprocessing
-    )
   all_fields = {**known.fields, **(fields or {})}
   file_classes = all_fields.pop('num_classes', metadata.num_classes)
   with _variants_named(arrays, name, metadata.model):
@@ -87,8 +82,7 @@ def load_classifier(
       all_fields = {**fields_of_format(name, contents.format), **all_fields}
     if contents.representation_size and _has_representation_size(name):
       all_fields.setdefault('representation_size', contents.representation_size)
-    preprocessing = known.preprocessing or metadata.preprocessing
-    preprocessing = preprocessing or model_info(name).preprocessing
+    preprocessing = known.preprocessing or model_info(name).preprocessing
     size = as_size(image_size or contents.image_size or preprocessing.size)
     net = create_model(name, file_classes, **all_fields)
     variables, report = from_state_dict(
@@ -107,9 +101,8 @@ def load_classifier(
     module=module,
     report=report,
   )
-  own_classes = metadata.classes or known.classes
-  if own_classes and len(own_classes) == file_classes:
-    classifier.set_classes(own_classes)
+  if known.classes and len(known.classes) == file_classes:
+    classifier.set_classes(known.classes)
   if classes:
     classifier.set_classes(classes)
   return classifier

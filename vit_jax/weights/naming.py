@@ -154,17 +154,25 @@ def _regex_of(template: str) -> str:
 def torch_patterns() -> set[str]:
   """Regexes for whole names of all PyTorch formats, with 0 for any number.
 
-  Rules that depend on a model's fields are those of the first registered model
-  of each class. Names that rules compute are left out.
+  Names that rules compute are left out.
   """
   from vit_jax.models.registry import create_model, list_models
+  from vit_jax.models.towers.tower import BLOCKS, Tower
 
-  patterns, classes = set(), set()
-  for name in list_models():
-    model = create_model(name)
-    if type(model) in classes:
+  models = [
+    *map(create_model, list_models()),
+    *(Tower(block=block) for block in BLOCKS),
+    *(Tower(mlp=mlp) for mlp in ('swiglu', 'swiglu_packed')),
+  ]
+  patterns, seen = set(), set()
+  for model in models:
+    # Rules depend on the class and on these fields.
+    stem = getattr(model, 'stem', None)
+    areas = bool(getattr(model, 'area_sizes', ()))
+    kind = (type(model), stem is None, not stem, areas)
+    if kind in seen and not isinstance(model, Tower):
       continue
-    classes.add(type(model))
+    seen.add(kind)
     for template in _names(known_formats(model).values()):
       if '/' not in template and _says(_regex_of(template)):
         patterns.add(re.sub(r'\d+', '0', _regex_of(template)[:-1]))

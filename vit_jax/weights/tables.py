@@ -18,6 +18,9 @@ Grid = tuple[int, int]
 
 # Paths of position tables.
 TABLE = re.compile(r'(?:.*/)?(?:pos|row|col)_embedding')
+# The largest number of rows before those of the patches: a class token and
+# registers, or a class token and a distillation token.
+MOST_TOKENS = 17
 # The formats of Google's code, which resizes tables linearly.
 LINEAR_FORMATS = ('npz', 'big_vision')
 
@@ -82,7 +85,7 @@ class Tables:
     if len(shape) == 4:
       return TableFit((table[1], table[2]), 0, (shape[1], shape[2]), 0)
     rows = shape[1]
-    if grid is None or not 0 <= rows - math.prod(grid) <= 2:
+    if grid is None or not 0 <= rows - math.prod(grid) <= MOST_TOKENS:
       grid = _square(rows, range(3))
       if grid is None:
         raise ShapeMismatch('the grid of the model is not known')
@@ -102,7 +105,7 @@ class Tables:
     """
     if self.source_image_size is not None:
       known = naming.model_shapes(self.model, self.source_image_size)[1]
-      if known is not None and 0 <= rows - math.prod(known) <= 2:
+      if known and 0 <= rows - math.prod(known) <= MOST_TOKENS:
         return known, rows - math.prod(known)
     tokens = sum(
       any(name in self.arrays for name in names)
