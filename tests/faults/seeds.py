@@ -158,7 +158,7 @@ READERS = (
   Reader('tar', 'x.tar', _read_tar, weight=8),
   Reader('packed shards', 'packed/out', _read_packed, checked=True, weight=8),
   Reader('.npz', 'weights.npz', _read_weights, checked=True, weight=8),
-  Reader('.safetensors', 'weights.safetensors', _read_weights, weight=8),
+  Reader('.safetensors', 'weights.safetensors', _read_weights, True, weight=8),
   Reader('.pth, zip', 'zip.pth', _read_weights, checked=True, weight=8),
   Reader('.pth, old', 'legacy.pth', _read_weights, weight=8),
   Reader('.pth, hostile', 'hostile.pth', _read_weights, weight=8),

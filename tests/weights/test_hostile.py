@@ -12,6 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from tests.weights.test_formats import A, tensor_pickle, zip_checkpoint
 from vit_jax.weights import (
@@ -23,6 +24,7 @@ from vit_jax.weights import (
   prefixes,
   read,
 )
+from vit_jax.weights.formats import CHECKSUMS, checksums
 
 MOST = 20_000  # instructions, in place of a million
 START, STOP = b'\x80\x02', b'.'
@@ -283,6 +285,17 @@ def test_safetensors_headers_of_an_impossible_length(tmp_path):
   nested = b'{"a":' + b'[' * 100_000
   path.write_bytes(struct.pack('<Q', len(nested)) + nested)
   refused(path)
+
+
+def test_flipped_bits_of_safetensors_files_are_noticed(tmp_path):
+  path = tmp_path / 'x.safetensors'
+  header = {'format': 'pt', CHECKSUMS: checksums({'a': A})}
+  data = bytearray(save({'a': A}, header))
+  path.write_bytes(data)
+  np.testing.assert_array_equal(read(path).arrays['a'], A)
+  data[-5] ^= 1
+  path.write_bytes(data)
+  assert 'the checksums of its arrays' in refused(path)
 
 
 @pytest.mark.parametrize(

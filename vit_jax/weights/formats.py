@@ -4,13 +4,14 @@ The kind of a file is recognized by its first bytes, not by its name. No code in
 a file is run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import io
 import json
 import math
 import os
 from typing import IO, Any, NamedTuple
 import zipfile
+import zlib
 
 from absl import logging
 from etils import epath
@@ -25,6 +26,9 @@ from vit_jax.weights.torch_reader import read_torch
 
 # Name under which .npz and .safetensors files hold `WeightsMetadata` as JSON.
 METADATA = 'vit_jax'
+# Name under which .safetensors files hold the checksums of their arrays; .npz
+# files have checksums in their zip archive.
+CHECKSUMS = 'vit_jax_crc32'
 
 _SAFETENSORS_DTYPES = {
   'F64': 'f8',
@@ -260,8 +264,23 @@ def _read_safetensors(file: IO[bytes]) -> WeightFile:
     dtype = np.dtype(_SAFETENSORS_DTYPES[tensor['dtype']])
     x = np.frombuffer(tensor['data'], dtype).reshape(tensor['shape'])
     arrays[name] = x  # `read` converts those that it takes to float32
+  expected = checksums(arrays, header.get(METADATA, ''))
+  if header.get(CHECKSUMS) not in (None, expected):
+    raise WeightsError(
+      'it is damaged: the checksums of its arrays are not those that were '
+      'written'
+    )
   metadata = json.loads(header.get(METADATA, '{}'))
   return WeightFile(arrays, WeightsMetadata.from_json(metadata), 'safetensors')
+
+
+def checksums(arrays: Mapping[str, np.ndarray], metadata: str = '') -> str:
+  """The CRC-32 of each array, by name, and of the metadata, as JSON."""
+  values = {
+    name: zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+    for name, x in sorted(arrays.items())
+  }
+  return json.dumps({**values, METADATA: zlib.crc32(metadata.encode())})
 
 
 def _read_step(path: epath.Path, average: bool) -> WeightFile:

@@ -14,7 +14,7 @@ from vit_jax.preprocessing import as_size
 from vit_jax.weights import naming
 from vit_jax.weights.blocks import unstack_blocks
 from vit_jax.weights.errors import WeightsError
-from vit_jax.weights.formats import METADATA
+from vit_jax.weights.formats import CHECKSUMS, METADATA, checksums
 from vit_jax.weights.metadata import WeightsMetadata
 
 # The formats to try for each kind of file, in order. Every model has 'flax'.
@@ -76,9 +76,10 @@ def save_weights(
   else:
     from safetensors.numpy import save
 
-    header = {'format': 'pt'}
+    text = json.dumps(metadata.to_json()) if metadata else ''
+    header = {'format': 'pt', CHECKSUMS: checksums(arrays, text)}
     if metadata:
-      header[METADATA] = json.dumps(metadata.to_json())
+      header[METADATA] = text
     files.write_atomically(path, save(arrays, header))
   return fmt
 
