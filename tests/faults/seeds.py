@@ -124,7 +124,7 @@ def _read_config(path: pathlib.Path) -> str:
   from vit_jax.recipe.stored import check_workdir
 
   recipe = json.loads((path.parent / 'recipe.json').read_text())
-  check_workdir(path, recipe)
+  check_workdir(path.parent, recipe)
   return 'continues'
 
 
