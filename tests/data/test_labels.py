@@ -110,9 +110,46 @@ def test_declared_columns(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'text,entries,summary',
+  [
+    # Labels that a data frame wrote as floats, because one was missing once.
+    ('file,label\nx.png,1.0\ny.png,10.0\n', [1, 10], 'class numbers 1 to 10'),
+    ('x.png,1\ny.png,cat\n', ['1', 'cat'], "not numbers because of 'cat'"),
+    ('x.png,Cat\ny.png,cat\n', ['Cat', 'cat'], 'differ only in case'),
+    ('"x,1.png";a\n"y,2.png";b\n', ['a', 'b'], 'by semicolons'),
+    ('sep=;\nfile;label\nx.png;a\ny.png;b\n', ['a', 'b'], 'by semicolons'),
+    ('file,label\nx.png,"a\nb"\ny.png,c\n', ['a\nb', 'c'], '2 class names'),
+    ('file,label,\nx.png,a,\ny.png,b,\n', ['a', 'b'], 'not used: untitled'),
+    ('x.png,\u20ac\ny.png,b\n'.encode('cp1252'), ['\u20ac', 'b'], 'Windows'),
+    ('x.png,é\ny.png,b\n'.encode('utf-32'), ['é', 'b'], 'UTF-32'),
+    (b'file,label\rx.png,a\ry.png,b\r', ['a', 'b'], '2 class names'),
+  ],
+)
+def test_odd_tables(tmp_path, text, entries, summary):
+  labels = labels_of(tmp_path, text)
+  assert [x for (x,) in labels.entries.values()] == entries
+  assert summary in labels.summary
+
+
+def test_addresses_stand_for_the_files_that_were_downloaded(tmp_path):
+  text = 'url,label\nhttps://h/p/x%201.png?w=3#a,a\nhttps://h/y.png,b\n'
+  labels = labels_of(tmp_path, text)
+  assert [k.split('/')[-1] for k in labels.entries] == ['x 1.png', 'y.png']
+
+
+@pytest.mark.parametrize(
   'text,message',
   [
     ('', 'is empty'),
+    ('file,label\n', 'has no labels'),
+    ('file,label\nx.png,a,b\ny.png,b\n', 'line 2 has more cells than'),
+    ('file,label\nx.png,a\ny.png,NaN\n', 'for a missing one.*names'),
+    ('x.png,1\ny.png,nan\n', 'for a missing one'),
+    ('file,label,label\nx.png,a,b\n', "2 columns are called 'label'"),
+    ('file,cat,cat\nx.png,0,1\ny.png,1,0\n', "2 columns are called 'cat'"),
+    ('file,label,split\nx.png,a,train\ny.png,b,test\n', 'would be mixed'),
+    ('x.png,a\0\n', 'NUL characters'),
+    ('{"x.png": "a", "x.png": "b"}', "'x.png' occurs twice, with"),
     ('file,a,b\n0.jpg,x,y\n', 'which of the columns file, a, b'),
     ('0.jpg,1\n0.jpg,2\n', "lines 1 and 2 give '0.jpg' different labels"),
     ('0.jpg,1\n1.jpg,\n', "line 2 gives '1.jpg' no label"),

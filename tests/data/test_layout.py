@@ -203,6 +203,7 @@ def test_a_class_called_train(tmp_path):
     (('train/a/1.png', 'Train/a/2.png'), "both the split 'train'"),
     (('val/a/1.png', 'val/b/1.png'), 'no train directory'),
     (('x.png', 'y.png'), 'no class directories'),
+    (('a/train/1.png', 'b/test/2.png'), 'within the folders of classes'),
   ],
 )
 def test_folders_and_tars_give_the_same_error(tmp_path, names, message):
@@ -269,6 +270,81 @@ def test_hostile_tars(tmp_path):
     file.write(huge.tobuf() + bytes(2048))
   with pytest.raises(ValueError, match='past the end|broken tar'):
     pack.pack(tmp_path / 'huge.tar', tmp_path / 'out')
+
+
+def test_members_that_leave_a_tar_are_counted(tmp_path, caplog):
+  with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+    write(tmp_path / 'in', '1.png')
+    for name in ('a/1.png', 'b/1.png', '../c/1.png'):
+      tar.add(tmp_path / 'in' / '1.png', name)
+  packed(tmp_path / 'x.tar', tmp_path / 'out')
+  assert '1 with a path that leaves the tar' in caplog.text
+
+
+def test_linked_folders_are_classes_in_folder_and_tar(tmp_path):
+  root = write(tmp_path / 'in', 'a/1.png', 'a/sub/2.png')
+  (root / 'b').symlink_to('a')
+  (root / 'a' / 'up').symlink_to('..')
+  want = packed(root, tmp_path / 'out')
+  assert want['train'] == [(c, f'{i}.png') for c in 'ab' for i in (1, 2)]
+  assert packed(to_tar(root, tmp_path / 'x.tar'), tmp_path / 'tar') == want
+
+
+# --- Splits of images whose labels are in a file ----------------------------
+
+
+def pack_labeled(tmp_path, names, **options):
+  write(tmp_path / 'in', *names)
+  (tmp_path / 'labels.csv').write_text(
+    ''.join(f'{name},c\n' for name in options.pop('entries', names))
+  )
+  result = packed(
+    tmp_path / 'in',
+    tmp_path / 'out',
+    labels_file=tmp_path / 'labels.csv',
+    **options,
+  )
+  return {split: [x for _, x in group] for split, group in result.items()}
+
+
+def test_splits_with_a_file_of_labels(tmp_path):
+  names = ('data/Train/1.png', 'data/Test/2.png')
+  want = {'train': ['1.png'], 'test': ['2.png']}
+  assert pack_labeled(tmp_path / 'in_a_folder', names) == want
+  entries = ('1.png', '2.png')
+  assert pack_labeled(tmp_path / 'short', names, entries=entries) == want
+  assert pack_labeled(tmp_path / 'one', names, split='test') == {
+    'test': ['2.png']
+  }
+  assert pack_labeled(tmp_path / 'flat', names, flat=True) == {
+    'train': ['1.png', '2.png']
+  }
+
+
+@pytest.mark.parametrize(
+  'names,entries,message',
+  [
+    (('train/1.png', 'x/2.png', 'test/3.png'), None, 'and x beside them'),
+    (('train/1.png', '2.png'), None, 'and images beside them'),
+    (('val/1.png',), None, 'val but no train'),
+    (('train/1.png', 'Train/2.png'), None, "both the split 'train'"),
+    (
+      ('train/1.png', 'test/1.png'),
+      ('1.png',),
+      "one entry, '1.png', for several images: train/1.png and test/1.png",
+    ),
+  ],
+)
+def test_splits_that_would_be_mixed(tmp_path, names, entries, message):
+  with pytest.raises(ValueError, match=message):
+    pack_labeled(tmp_path, names, entries=entries or names)
+
+
+def test_inputs_that_overlap_are_refused(tmp_path):
+  root = write(tmp_path, 'a/1.png', 'b/2.png', 'b/x/3.png')
+  for inputs in ((root, root), (root, root / 'b')):
+    with pytest.raises(ValueError, match='two of the inputs|no class direct'):
+      pack.pack(inputs, tmp_path / 'out')
 
 
 # --- Orientation ------------------------------------------------------------

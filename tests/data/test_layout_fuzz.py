@@ -1,7 +1,9 @@
-"""Random data sets: folder, tar and packed data agree, or fail alike."""
+"""Random data sets: folder, tar, packed data and pipeline agree."""
 
 import collections
+import csv
 import os
+import pathlib
 import shutil
 import tarfile
 import tempfile
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from tests.data.helpers import encode, make_image
 from vit_jax.data import pack
+from vit_jax.data.names import normalized, printable
+from vit_jax.data.pack_beam import Runner, write_task
 from vit_jax.data.sources.opening import open_source
 
 IMAGES = [encode(make_image(i, 8, 9), 'PNG') for i in range(6)]
@@ -48,6 +52,17 @@ def build(root, entries):
       pass
 
 
+class Workers(Runner):
+  """The work of a pipeline, without Beam: each task alone, the last first."""
+
+  def __post_init__(self):
+    pass
+
+  def run_tasks(self, tasks):
+    for task in reversed(tasks):
+      write_task(*task)
+
+
 def contents(out):
   """{split: classes, and how often each image is in each class}."""
   splits = {}
@@ -59,19 +74,23 @@ def contents(out):
 
 
 def count(source):
+  names = source.class_names or range(source.num_classes)
   return collections.Counter(
-    (source.class_names[example['label']], example['image'])
-    for example in source
+    (names[example['label']], example['image']) for example in source
   )
 
 
-def packed(path, out):
+def packed(path, out, **options):
   """What pack makes of a folder or tar; the words of the error if it fails."""
   try:
-    pack.pack(path, out, threads=1)
+    pack.pack(path, out, threads=1, shards=2, **options)
   except ValueError as e:
     return str(e).replace(path, 'ROOT')
   return contents(out)
+
+
+def bytes_of(out):
+  return {path.name: path.read_bytes() for path in pathlib.Path(out).iterdir()}
 
 
 @settings(
@@ -100,11 +119,81 @@ def test_folder_tar_and_packed_data_agree(entries):
     if isinstance(from_folder, str):
       return
     # The source 'folder' reads the same, in the same classes.
+    assert packed(root, f'{base}/pipeline', runner=Workers('')) == from_folder
+    assert bytes_of(f'{base}/pipeline') == bytes_of(f'{base}/folder')
     source = open_source('folder', split='train', data_dir=root, holdout=0.0)
     names, images = from_folder['train']
     assert source.class_names == names
     assert count(source) == images
     for example in source:  # names can be printed and stored
       example['id'].encode()
+  finally:
+    shutil.rmtree(base)
+
+
+LABELS = st.sampled_from(
+  ('cat', 'Cat', '1', '01', '7', '1.0', 'caf\u00e9', NFD, 'a b', 'nan', '')
+)
+
+
+@settings(
+  max_examples=40,
+  derandomize=True,
+  deadline=None,
+  database=None,
+  suppress_health_check=list(HealthCheck),
+)
+@given(
+  LAYOUTS,
+  st.lists(LABELS, min_size=14, max_size=14),
+  st.sampled_from((',', ';', '\t')),
+  st.sampled_from(('', 'file,label')),
+  st.sampled_from(('utf-8', 'utf-8-sig', 'utf-16')),
+  st.booleans(),
+)
+def test_folder_and_tar_agree_with_a_file_of_labels(
+  entries, labels, delimiter, title, encoding, paths
+):
+  """Every image is packed with the label of its line, or there is an error."""
+  base = tempfile.mkdtemp()
+  try:
+    root = os.path.join(base, 'in')
+    os.mkdir(root)
+    build(root, entries)
+    with tarfile.open(f'{base}/in.tar', 'w') as tar:
+      tar.add(root, '.')
+    given_labels = {}
+    with open(f'{base}/labels.csv', 'w', encoding=encoding, newline='') as file:
+      table = csv.writer(file, delimiter=delimiter)
+      if title:
+        table.writerow(title.split(','))
+      for (name, _), label in zip(entries, labels, strict=False):
+        name = printable(name if paths else name.rpartition('/')[2])
+        if given_labels.setdefault(name, label) == label:
+          table.writerow([name, label])
+    options = {'labels_file': f'{base}/labels.csv'}
+    from_folder = packed(root, f'{base}/folder', **options)
+    from_tar = packed(f'{base}/in.tar', f'{base}/tar', **options)
+    assert sorted(from_tar) == sorted(from_folder)
+    if isinstance(from_folder, str):
+      return
+    assert bytes_of(f'{base}/tar') == bytes_of(f'{base}/folder')
+    packed(root, f'{base}/pipeline', runner=Workers(''), **options)
+    assert bytes_of(f'{base}/pipeline') == bytes_of(f'{base}/folder')
+    for split in from_folder:
+      source = open_source('packed', split=split, data_dir=f'{base}/folder')
+      for example in source:
+        # The label of the line; numbers are numbers if all of them are.
+        label = example['label']
+        names = source.class_names
+        shown = names[label] if names else str(label)
+        name = example['id']
+        lines = {
+          normalized(line).removesuffix('.0')
+          for key, line in given_labels.items()
+          if normalized(key).rpartition('/')[2] == name.rpartition('/')[2]
+          or pathlib.PurePosixPath(key).name == pathlib.PurePosixPath(name).stem
+        }
+        assert shown.removesuffix('.0') in lines
   finally:
     shutil.rmtree(base)

@@ -32,7 +32,7 @@ def test_workers_write_each_shard_once(images, tmp_path):
   pack.pack(images, tmp_path / 'one', split='train', shards=3)
   read = read_inputs([images], spool=tmp_path / 'spool', split='train')
   items = read.splits['train']
-  numbers, _ = number_labels(items, None, None)
+  numbers, _ = number_labels(read.names['train'], None, None)
   plans = plan_shards('train', items, numbers, shards=3, storing=Storing())
   out, folder = tmp_path / 'out', tmp_path / 'out' / 'train.packing'
   folder.mkdir(parents=True)

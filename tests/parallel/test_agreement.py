@@ -1,7 +1,10 @@
 """Processes of a job that were started differently are told so and end."""
 
+import socket
+
 import pytest
 
+from tests.data.helpers import write_images
 from tests.parallel.test_multihost import Job
 from vit_jax.parallel import agreement, processes
 from vit_jax.parallel.agreement import ProcessesDiffer, require_agreement
@@ -22,6 +25,27 @@ def test_processes_with_other_recipes_end_before_the_first_step(tmp_path):
   assert job.finish() == [1, 1], job.outputs()
   for i in range(2):
     assert 'recipe.data.num_examples is 90, in process 0 84' in job.output(i)
+  assert not (workdir / 'metrics.jsonl').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('fault', ['another order', 'an incomplete copy'])
+def test_processes_with_other_data_end_before_the_first_step(tmp_path, fault):
+  """As many classes, and another class or fewer images in process 1."""
+  write_images(tmp_path / '0', {'cat': 12, 'dog': 12})
+  if fault == 'another order':
+    write_images(tmp_path / '1', {'cat': 12, 'ant': 12})
+    says = 'training data.classes[0] is ant, in process 0 cat'
+  else:
+    write_images(tmp_path / '1', {'cat': 12, 'dog': 11})
+    says = 'training data.'
+  own = {i: [f'--config.data.dir={tmp_path}/{i}'] for i in range(2)}
+  flags = ['--config.data.source=folder', '--config.data.num_examples=None']
+  workdir = tmp_path / 'run'
+  job = Job(tmp_path, [workdir] * 2, *flags, own_flags=own, devices=1)
+  assert job.finish() == [1, 1], job.outputs()
+  for i in range(2):
+    assert f'process 1 ({socket.gethostname()}): {says}' in job.output(i)
   assert not (workdir / 'metrics.jsonl').exists()
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from typing import Any
 
 from etils import epath
@@ -14,7 +15,7 @@ from vit_jax.data.listing import is_image_name
 FILE_TITLES = (
   *('file', 'filename', 'file_name', 'filepath', 'file_path', 'path'),
   *('image', 'images', 'image_name', 'image_path', 'image_id', 'img'),
-  *('photo', 'name', 'id', 'key'),
+  *('photo', 'name', 'id', 'key', 'url', 'image_url', 'link'),
 )
 # The values of a column that stands for one class.
 ONE_HOT = {'0': 0, '1': 1, '0.0': 0, '1.0': 1, 'false': 0, 'true': 1}
@@ -24,16 +25,28 @@ _DELIMITERS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'bars'}
 def decode_text(path: epath.Path) -> tuple[str, str]:
   """The text of a file and the name of its encoding."""
   data = path.read_bytes()
+  if data.startswith((b'\xff\xfe\0\0', b'\0\0\xfe\xff')):
+    return data.decode('utf-32'), 'UTF-32'
   if data.startswith((b'\xff\xfe', b'\xfe\xff')):
     return data.decode('utf-16'), 'UTF-16'
   nul = data[:200].count(0)
   if nul and nul >= len(data[:200]) // 3:  # UTF-16 without its mark
     little = data[1:2] == b'\0'
     return data.decode('utf-16-le' if little else 'utf-16-be'), 'UTF-16'
+  if b'\0' in data:
+    raise ValueError('it is no text: it has NUL characters')
   try:
     return data.decode('utf-8-sig'), 'UTF-8'
   except UnicodeDecodeError:
+    pass
+  if not any(0x80 <= byte < 0xA0 for byte in set(data)):
     return data.decode('latin-1'), 'Latin-1'
+  try:
+    return data.decode('cp1252'), 'Windows-1252'
+  except UnicodeDecodeError as e:
+    raise ValueError(
+      'the text is neither UTF-8, UTF-16 nor Latin-1: save it as UTF-8'
+    ) from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +64,10 @@ class Table:
 
 def read_json(text: str) -> Table:
   try:
-    values = json.loads(text)
+    values = _load_json(text)
   except json.JSONDecodeError as e:
     try:  # one object a line
-      values = [json.loads(line) for line in text.splitlines() if line.strip()]
+      values = [_load_json(line) for line in text.splitlines() if line.strip()]
     except json.JSONDecodeError:
       raise ValueError(f'is not JSON: {e}') from e
   if isinstance(values, dict) and not any(
@@ -78,15 +91,37 @@ def read_json(text: str) -> Table:
   return Table(title, rows, list(range(1, len(rows) + 1)), '')
 
 
+def _load_json(text: str) -> Any:
+  """The value of JSON, in which no key occurs twice with different values."""
+
+  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(reversed(pairs))
+    for key, value in pairs:
+      if values[key] != value:
+        raise ValueError(
+          f'{key!r} occurs twice, with {values[key]!r} and {value!r}: keep one'
+        )
+    return values
+
+  return json.loads(text, object_pairs_hook=unique)
+
+
 def read_table(
   text: str, file_column: str | None, label_column: str | None
 ) -> Table:
+  # Excel writes a first line such as 'sep=;'.
+  declared = re.match(r'sep=([,;|\t])\r?\n', text)
+  text = text[declared.end() :] if declared else text
   lines = [(i, x) for i, x in enumerate(text.splitlines(), 1) if x.strip()]
   if not lines:
     raise ValueError('the file is empty')
-  first = lines[0][1]
-  delimiter = min(
-    (x for x in _DELIMITERS if x in first), key=first.index, default=None
+  first = re.sub('"[^"]*"', '', lines[0][1])  # quoted text has no delimiters
+  delimiter = (
+    declared[1]
+    if declared
+    else min(
+      (x for x in _DELIMITERS if x in first), key=first.index, default=None
+    )
   )
   if delimiter is None:
     cells = [(i, line.strip().rsplit(None, 1)) for i, line in lines]
@@ -100,12 +135,12 @@ def read_table(
     form = f', separated by {_DELIMITERS[delimiter]}'
   rows = [[cell.strip() for cell in row] for _, row in cells]
   numbers = [i for i, _ in cells]
-  declared = [
+  titles = [
     word
     for column in (file_column, *(label_column or '').split(','))
     if (word := (column or '').strip()) and not word.isdigit()
   ]
-  if declared or _is_title(rows):
+  if titles or _is_title(rows):
     return Table(rows[0], rows[1:], numbers[1:], f'{form}, with a title line')
   return Table(None, rows, numbers, form)
 
@@ -113,10 +148,12 @@ def read_table(
 def _is_title(rows: list[list[str]]) -> bool:
   """Whether the first row names the columns."""
   first, others = rows[0], rows[1:]
-  if any(is_image_name(cell) for cell in first) or not others:
+  if any(is_image_name(cell) for cell in first):
     return False
   if any(cell.lower() in FILE_TITLES for cell in first):
     return True
+  if not others:
+    return False
   if all(any(is_image_name(cell) for cell in row) for row in others):
     return True
   return not any(cell.lower() in ONE_HOT for cell in first[1:]) and all(

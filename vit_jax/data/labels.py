@@ -20,30 +20,33 @@ import logging
 import os
 import re
 from typing import Any
+import urllib.parse
 
 from vit_jax import files
+from vit_jax.data.label_columns import (
+  all_one_hot,
+  find_files,
+  find_labels,
+  refuse_long_rows,
+  refuse_twice,
+)
 from vit_jax.data.label_table import (
-  FILE_TITLES,
   ONE_HOT,
   Table,
   decode_text,
   read_json,
   read_table,
 )
-from vit_jax.data.listing import is_image_name
-from vit_jax.data.names import normalized
+from vit_jax.data.names import look_alikes, normalized
 from vit_jax.files import as_path
 from vit_jax.weights.metadata import MOST_CLASSES
 
 log = logging.getLogger(__name__)
 
 KINDS = ('names', 'numbers', 'one-hot')
-# Titles of the column of labels, the best first.
-LABEL_TITLES = (
-  *('label', 'labels', 'class', 'classes', 'class_name', 'category'),
-  *('target', 'species', 'tag', 'tags', 'label_name', 'class_id', 'label_id'),
-)
-_NUMBERED = re.compile(r'(label|class|tag)[_ ]?\d+')
+_FLOAT = re.compile(r'-?(0|[1-9]\d*)\.0+')
+# What spreadsheets and data frames write where there is no value.
+_MISSING = {'nan', 'NaN', 'NAN', 'null', 'NULL', '#N/A', '<NA>', 'N/A'}
 Label = str | int
 
 
@@ -95,9 +98,9 @@ def read_labels(
     raise ValueError(
       f'the kind of labels {kind!r} is unknown; allowed: {", ".join(KINDS)}'
     )
-  text, encoding = decode_text(path)
-  first = text.lstrip()[:1]
   try:
+    text, encoding = decode_text(path)
+    first = text.lstrip()[:1]
     if path.suffix.lower() in ('.json', '.jsonl') or first in ('{', '['):
       table = read_json(text)
     else:
@@ -165,10 +168,11 @@ def _understand(
   if not table.rows:
     raise ValueError('the file has no labels')
   width = max(map(len, table.rows))
-  files = _file_column(table, width, file_column)
-  columns, unused = _label_columns(table, width, files, label_column, kind)
+  refuse_long_rows(table, width)
+  files = find_files(table, width, file_column)
+  columns, unused = find_labels(table, width, files, label_column, kind)
   one_hot = kind == 'one-hot' or (
-    kind is None and len(columns) > 1 and _all_one_hot(table, columns)
+    kind is None and len(columns) > 1 and all_one_hot(table, columns)
   )
   seen: dict[str, tuple[list[Label], int]] = {}
   several = False
@@ -195,6 +199,8 @@ def _understand(
   words = _words(table, columns)
   if one_hot:
     names = [str(table.title[c]) for c in columns] if table.title else None
+    for name in names or ():
+      refuse_twice(name, names or [])
     summary = f'one-hot over {len(columns)} columns'
     if multi:
       summary += ', several or no classes for some images'
@@ -204,88 +210,12 @@ def _understand(
   return Labels(entries, multi, None, f'{words}: {meaning}{listed}{unused}')
 
 
-def _file_column(table: Table, width: int, declared: str | None) -> int:
-  if declared:
-    return _column(table, width, declared)
-  title = [str(cell).lower() for cell in table.title or ()]
-  for word in FILE_TITLES:
-    if word in title:
-      return title.index(word)
-  for c in range(width):
-    if all(len(r) > c and is_image_name(str(r[c])) for r in table.rows):
-      return c
-  return 0
-
-
-def _label_columns(
-  table: Table,
-  width: int,
-  files: int,
-  declared: str | None,
-  kind: str | None,
-) -> tuple[list[int], str]:
-  """The columns of labels, and words on the columns that are not used."""
-  rest = [c for c in range(width) if c != files]
-  if declared:
-    columns = [_column(table, width, x) for x in declared.split(',')]
-  elif table.title is None or kind == 'one-hot':
-    columns = rest
-  else:
-    title = [str(cell).lower() for cell in table.title]
-    numbered = [
-      c for c in rest if c < len(title) and _NUMBERED.fullmatch(title[c])
-    ]
-    best = next((title.index(w) for w in LABEL_TITLES if w in title), None)
-    if best is not None and best != files:
-      columns = [best]
-    elif len(rest) == 1 or (rest and _all_one_hot(table, rest)):
-      columns = rest
-    elif numbered:
-      columns = numbered
-    elif rest and width > len(title):
-      columns = rest  # more labels than titles
-    else:
-      raise ValueError(
-        f'which of the columns {", ".join(map(str, table.title))} has the '
-        'label? Name it with label_column (--label-column)'
-      )
-  if not columns:
-    raise ValueError('there is no column of labels beside that of files')
-  unused = [c for c in rest if c not in columns]
-  if not unused or table.title is None:
-    return columns, ''
-  names = [str(table.title[c]) for c in unused if c < len(table.title)]
-  return columns, f'; not used: {", ".join(n or "untitled" for n in names)}'
-
-
-def _column(table: Table, width: int, declared: str) -> int:
-  """The position of a column that is declared by its title or number."""
-  declared = declared.strip()
-  title = [str(cell) for cell in table.title or ()]
-  if declared in title:
-    return title.index(declared)
-  if declared.isdigit() and 1 <= int(declared) <= width:
-    return int(declared) - 1
-  raise ValueError(
-    f'there is no column {declared!r}; there are '
-    + (', '.join(title) if title else f'the columns 1 to {width}')
-  )
-
-
 def _words(table: Table, columns: Sequence[int]) -> str:
   """'column 2' or 'columns 2, 3'."""
   if table.title is not None and not table.form:
     return 'labels'  # JSON has no columns
   numbers = ', '.join(str(c + 1) for c in columns[:10])
   return f'column{"s" if len(columns) > 1 else ""} {numbers}'
-
-
-def _all_one_hot(table: Table, columns: Sequence[int]) -> bool:
-  return all(
-    c < len(row) and str(row[c]).lower() in ONE_HOT
-    for row in table.rows
-    for c in columns
-  )
 
 
 def _cell(row: list[Any], column: int, line: int) -> str:
@@ -319,7 +249,10 @@ def _file_key(cell: Any, line: int) -> str:
   """The name of a file as it is looked up."""
   if not isinstance(cell, str | int) or not str(cell).strip():
     raise ValueError(f'line {line} names no file')
-  return normalized(str(cell).strip().replace('\\', '/').removeprefix('./'))
+  text = str(cell).strip()
+  if re.match(r'https?://', text):  # the file that was downloaded
+    text = urllib.parse.unquote(urllib.parse.urlsplit(text).path)
+  return normalized(text.replace('\\', '/').removeprefix('./'))
 
 
 def _refuse_empty(seen: dict[str, tuple[list[Label], int]]) -> None:
@@ -337,6 +270,13 @@ def _kind_of(
   """Labels as numbers or names, by all of them, and the words for it."""
   labels = {x for value in entries.values() for x in value}
   texts = {str(x) for x in labels}
+  if kind != 'names' and texts and all(_FLOAT.fullmatch(x) for x in texts):
+    # Tables in which a label was once missing have 1.0 for 1.
+    entries = {
+      k: [str(x).partition('.')[0] for x in value]
+      for k, value in entries.items()
+    }
+    return _kind_of(entries, kind)
   whole = {x for x in texts if re.fullmatch(r'-?(0|[1-9]\d*)', x)}
   strings = {x for x in labels if isinstance(x, str)}
   from_json = len(strings) < len(labels)  # numbers are no text there
@@ -348,15 +288,24 @@ def _kind_of(
       str(x) for x in labels if isinstance(x, int) and str(x) in strings
     )
     raise ValueError(f'{both} is there as a number and as a name: write one')
+  missing = sorted(texts & _MISSING)
+  if missing and kind is None:
+    raise ValueError(
+      f'the label {missing[0]!r} is what tables write for a missing one: add '
+      "the label, or declare that it is a name: kind='names' (--label-kind "
+      'names)'
+    )
   if kind == 'names' or (kind is None and not numbers) or not labels:
     named: dict[str, list[Label]] = {
       k: [normalized(str(x)) for x in value] for k, value in entries.items()
     }
     count = len({x for value in named.values() for x in value})
     why = ''
-    odd = sorted(x for x in texts - whole if x.isdigit())
+    odd = sorted(x for x in texts - whole if whole or x.isdigit())
     if odd and kind is None:
       why = f', not numbers because of {odd[0]!r}'
+    alike = look_alikes({str(x) for value in named.values() for x in value})
+    why += f', of which {alike} differ only in case or blanks' if alike else ''
     return named, f'{count:,} class name{"" if count == 1 else "s"}{why}'
   values = sorted(int(x) for x in texts)
   if values[0] < 0 or values[-1] >= MOST_CLASSES:

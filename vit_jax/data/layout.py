@@ -18,7 +18,7 @@ import dataclasses
 
 from vit_jax.data.decode import image_suffixes
 from vit_jax.data.listing import File, Listing, in_words
-from vit_jax.data.names import normalized
+from vit_jax.data.names import look_alikes, normalized
 from vit_jax.data.splits import SPLIT_FOLDERS
 
 FLAT = ''  # the name of the only split of a flat data set
@@ -102,10 +102,68 @@ def read_layout(listing: Listing, *, flat: bool = False) -> Layout:
         'Put them into one directory a class: '
         f'{listing.root}/CLASS/{loose[0].name.split("/")[-1]}'
       )
+    if not flat:
+      _refuse_inner_splits(listing.root, groups, depth)
     splits = {FLAT: Split(depth + 1, _classes(groups))}
   return Layout(
     listing.root, splits, *_summarize(listing, splits, named, depth, notes)
   )
+
+
+def read_splits(
+  listing: Listing, *, flat: bool, every: bool = True
+) -> dict[str, dict[File, str]]:
+  """The splits of images whose labels are in a file.
+
+  Args:
+    listing: of a folder or tar file.
+    flat: take no folder for a split.
+    every: whether all images are wanted, or those of one split.
+
+  Returns:
+    {split: {image: its name below the folder of the split}}; without splits
+    only FLAT.
+
+  Raises:
+    ValueError: there are no images, or it is not clear which folders are
+      splits.
+  """
+  if not listing.files:
+    read_layout(listing)  # raises, and says what was left out
+  depth = _common_folders(listing.files)
+  groups, loose = _group(listing.files, depth)
+  named = {
+    f: SPLIT_FOLDERS[f.lower()] for f in groups if f.lower() in SPLIT_FOLDERS
+  }
+  if flat or not named:
+    return {FLAT: {file: file.name for file in listing.files}}
+  others = [f for f in groups if f not in named]
+  flat_fix = 'If they are no splits, say so: data.flat=True takes them as one'
+  if every and (others or loose or 'train' not in named.values()):
+    beside = ', '.join([*others[:3], *(['images'] if loose else [])])
+    raise ValueError(
+      f'{listing.root} has {", ".join(named)}'
+      + (f', and {beside} beside them' if beside else ' but no train')
+      + f'. Pack one split after the other, with --split. {flat_fix}'
+    )
+  _refuse_same_split(listing.root, named, flat_fix)
+  return {
+    named[folder]: {
+      file: file.name.split('/', depth + 1)[depth + 1] for file in group
+    }
+    for folder, group in groups.items()
+    if folder in named
+  }
+
+
+def _common_folders(images: Sequence[File]) -> int:
+  """How many folders, one in the other and no splits, hold all images."""
+  depth = 0
+  while True:
+    groups, loose = _group(images, depth)
+    if loose or len(groups) != 1 or next(iter(groups)).lower() in SPLIT_FOLDERS:
+      return depth
+    depth += 1
 
 
 def _group(
@@ -186,15 +244,40 @@ def _split_folders(
       'directories. Class numbers come from the training images: add '
       f'train/CLASS/*.jpg, or give a flat directory of classes. {flat}'
     )
+  _refuse_same_split(root, named, flat)
+  return named
+
+
+def _refuse_same_split(root: str, named: dict[str, str], fix: str) -> None:
+  """Raises ValueError if two folders are the same split."""
   taken: dict[str, str] = {}
   for folder, split in named.items():
     if split in taken:
       raise ValueError(
         f'{root} has {taken[split]} and {folder}, which are both the split '
-        f'{split!r}: keep one of them. {flat}'
+        f'{split!r}: keep one of them. {fix}'
       )
     taken[split] = folder
-  return named
+
+
+def _refuse_inner_splits(
+  root: str, groups: dict[str, list[File]], depth: int
+) -> None:
+  """Raises ValueError for CLASS/SPLIT/x.jpg, whose splits would be mixed."""
+  inner = {
+    file.name.split('/')[depth + 1].lower()
+    for group in groups.values()
+    for file in group
+    if file.name.count('/') > depth + 1
+  }
+  names = {SPLIT_FOLDERS[x] for x in inner if x in SPLIT_FOLDERS}
+  if 'train' in names and len(names) > 1:
+    raise ValueError(
+      f'{root} has the splits {", ".join(sorted(names))} within the folders of '
+      'classes, where they would be mixed. Put the classes into the splits: '
+      'train/CLASS/*.jpg. If they are no splits, say so: data.flat=True takes '
+      'every folder for a class'
+    )
 
 
 def _summarize(
@@ -221,8 +304,11 @@ def _summarize(
   )
   if nested:
     text += f'; {nested:,} of them in folders below the folder of their class'
+  alike = look_alikes(names)
+  if alike:
+    text += f'; the classes {alike} differ only in case or blanks'
   left_out = _empty(listing.folders, splits, named, depth)
-  complete = not left_out and not set(+notes) - {'hidden'}
+  complete = not (left_out or alike or set(+notes) - {'hidden'})
   if +notes:
     left_out = [in_words(notes), *left_out]
   if left_out:

@@ -301,7 +301,15 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
       own.skip(name, File(name, tar.path, member.size, start))
   _check_end(own, tar)
   for name, target in links:
-    if not is_image_name(name):
+    inside = [x for x in members if x.startswith(target + '/')]
+    if name.startswith(target + '/'):
+      own.skipped['link to a folder that holds it'] += 1
+    elif inside or target in own.folders:  # as in a folder: read again
+      own.folders.add(name)
+      for x in inside:
+        copy = name + x.removeprefix(target)
+        members[copy] = dataclasses.replace(members[x], name=copy)
+    elif not is_image_name(name):
       own.skip(name)
     elif target in members:
       members[name] = dataclasses.replace(members[target], name=name)
@@ -376,7 +384,9 @@ def _members(
     name = printable(posixpath.normpath(member.name)).lstrip('/')
     if name == '.':  # the folder itself, as `tar -C folder .` stores it
       continue
-    if any(is_hidden(component) for component in name.split('/')):
+    if name.startswith('../'):
+      listing.skipped['with a path that leaves the tar'] += 1
+    elif any(is_hidden(component) for component in name.split('/')):
       listing.skipped['hidden'] += member.isreg()
     else:
       yield member, name

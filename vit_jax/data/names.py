@@ -1,5 +1,6 @@
 """Names of files and classes, the same on every file system."""
 
+from collections.abc import Iterable
 import os
 import unicodedata
 
@@ -27,3 +28,13 @@ def normalized(name: str) -> str:
 def is_hidden(name: str) -> bool:
   """Whether a file or folder is hidden, or a folder that archivers add."""
   return name.startswith('.') or name in ('__MACOSX', '@eaDir')
+
+
+def look_alikes(names: Iterable[str]) -> str:
+  """'"Cat" and "cat"': the first names that differ only in case or blanks."""
+  seen: dict[str, str] = {}
+  for name in sorted(names):
+    other = seen.setdefault(' '.join(name.casefold().split()), name)
+    if other != name:
+      return f'"{other}" and "{name}"'
+  return ''

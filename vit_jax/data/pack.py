@@ -132,7 +132,7 @@ def pack(
     result = {}
     for name, items in read.splits.items():
       of_train = classes_of_train(name, out)
-      numbers, classes = number_labels(items, read.labels_of(name), of_train)
+      numbers, classes = number_labels(read.names[name], read.labels, of_train)
       result[name] = write_split(name, out, items, numbers, classes, **options)
     return result
 

@@ -73,24 +73,28 @@ class Runner:
     Returns:
       The shards, in the order of the plans.
     """
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
     store_plans(plans, folder)
     tasks = [
       (os.fspath(folder), plan.name, os.fspath(path), threads)
       for plan, path in zip(plans, paths, strict=True)
     ]
-    options = PipelineOptions(list(self.options), runner=self.name)
     with _progress_of(folder, plans, progress):
-      with beam.Pipeline(options=options) as pipeline:
-        _ = (
-          pipeline
-          | 'Shards' >> beam.Create(tasks, reshuffle=True)
-          | 'Write' >> beam.MapTuple(write_task)
-        )
+      self.run_tasks(tasks)
     shards = [_read_done(folder, plan) for plan in plans]
     return [shard for shard in shards if shard]
+
+  def run_tasks(self, tasks: Sequence[tuple[str, str, str, int]]) -> None:
+    """Runs a pipeline that calls `write_task` for each task."""
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    options = PipelineOptions(list(self.options), runner=self.name)
+    with beam.Pipeline(options=options) as pipeline:
+      _ = (
+        pipeline
+        | 'Shards' >> beam.Create(tasks, reshuffle=True)
+        | 'Write' >> beam.MapTuple(write_task)
+      )
 
 
 def store_plans(plans: Sequence[ShardPlan], folder: epath.Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -10,11 +11,16 @@ from etils import epath
 
 from vit_jax.data import layout as layouts
 from vit_jax.data.labels import Label, Labels
-from vit_jax.data.listing import File, Listing, list_images, report
+from vit_jax.data.listing import (
+  File,
+  Listing,
+  list_images,
+  report,
+)
 from vit_jax.data.names import normalized, printable
 from vit_jax.data.record_files import find_record_files, read_record_files
 from vit_jax.data.record_inputs import Records, name_records
-from vit_jax.data.splits import SPLIT_FOLDERS, pick_split
+from vit_jax.data.splits import pick_split
 from vit_jax.data.webdataset import read_webdataset
 from vit_jax.weights.metadata import MOST_CLASSES
 
@@ -56,19 +62,13 @@ class Inputs:
 
   Attributes:
     splits: {split: its images}, sorted by name.
-    labels: of all images; None if folders are the classes.
+    names: {split: the labels of each image}, names or numbers of classes.
+    labels: where they come from; None if folders are the classes.
   """
 
   splits: dict[str, list[Item]]
+  names: dict[str, list[list[Label]]]
   labels: Labels | None
-
-  def labels_of(self, split: str) -> Labels | None:
-    """The labels of the images of a split."""
-    if self.labels is None or len(self.splits) == 1:
-      return self.labels
-    names = {normalized(item.name) for item in self.splits[split]}
-    entries = {k: v for k, v in self.labels.entries.items() if k in names}
-    return dataclasses.replace(self.labels, entries=entries)
 
 
 def read_inputs(
@@ -105,7 +105,10 @@ def read_inputs(
     if isinstance(source, Records):
       records.append(source)
     else:
-      read.append(_read_input(source, labels is not None, flat))
+      if labels is not None and len(paths) == 1:
+        source = _without_tar_name(source)
+      every = split is None
+      read.append(_read_input(source, labels is not None, flat, every))
   if records and read:
     raise ValueError(
       f'{records[0].root} has labels of its own, and the classes of other '
@@ -120,7 +123,15 @@ def read_inputs(
     ]
   elif labels is None:
     _check_classes(paths, read)
-  return Inputs(_merge_splits(paths, read, split), labels)
+  splits = _merge_splits(paths, read, split)
+  if labels is None:
+    return Inputs(
+      splits, {k: [[x.label] for x in v] for k, v in splits.items()}, None
+    )
+  # All splits at once: an entry is for one image of all of them.
+  entries = iter(_entries([x for v in splits.values() for x in v], labels))
+  names = {k: [next(entries) for _ in v] for k, v in splits.items()}
+  return Inputs(splits, names, labels)
 
 
 def _merge_splits(
@@ -145,10 +156,30 @@ def _merge_splits(
       splits = {split: splits[key]}
     for name, items in splits.items():
       merged.setdefault(name or 'train', []).extend(items)
+  _refuse_overlap(paths, merged)
   return {
     name: sorted(merged[name], key=lambda item: (item.name, item.file.path))
     for name in sorted(merged, key=lambda name: (name != 'train', name))
   }
+
+
+def _refuse_overlap(
+  paths: Sequence[epath.Path], merged: dict[str, list[Item]]
+) -> None:
+  """Raises ValueError if two inputs hold the same image, or are the same."""
+  if len(paths) == 1:
+    return
+  seen: set[tuple[str, int, int]] = set()
+  for items in merged.values():
+    for item in items:
+      file = item.file
+      key = (os.path.abspath(file.path), file.offset, file.size)
+      if key in seen:
+        raise ValueError(
+          f'{file.path} is in two of the inputs {", ".join(map(str, paths))}: '
+          'give every image once'
+        )
+      seen.add(key)
 
 
 def _open_input(
@@ -165,12 +196,35 @@ def _open_input(
   return (None if labeled else read_webdataset(listing, label_field)) or listing
 
 
+def _without_tar_name(listing: Listing) -> Listing:
+  """The listing of a tar without folders, whose name is then no folder.
+
+  Where labels are in a file, the images have the names that they have in the
+  folder that the tar was made from.
+  """
+  if os.path.isdir(listing.root) or len(listing.flat_tars) != 1:
+    return listing
+  (folder,) = listing.flat_tars
+  names = [file.name.removeprefix(folder + '/') for file in listing.files]
+  return dataclasses.replace(
+    listing,
+    files=[
+      dataclasses.replace(file, name=name)
+      for file, name in zip(listing.files, names, strict=True)
+    ],
+  )
+
+
 def _read_input(
-  listing: Listing, labeled: bool, flat: bool
+  listing: Listing, labeled: bool, flat: bool, every: bool
 ) -> dict[str, list[Item]]:
   """{split: images} of one folder or tar file."""
   if labeled:
-    return _unclassified(listing, flat)
+    splits = layouts.read_splits(listing, flat=flat, every=every)
+    return {
+      split: [Item(file, name) for file, name in group.items()]
+      for split, group in splits.items()
+    }
   layout = layouts.read_layout(listing, flat=flat)
   report(layout.summary, layout.complete)
   return {
@@ -205,34 +259,16 @@ def _check_classes(
     )
 
 
-def _unclassified(listing: Listing, flat: bool) -> dict[str, list[Item]]:
-  """{split: images} where the labels come from a file."""
-  if not listing.files:
-    layouts.read_layout(listing)  # raises, and says what was left out
-  splits: dict[str, list[Item]] = {}
-  outside = 0
-  for file in listing.files:
-    folder, _, below = file.name.partition('/')
-    if below and folder.lower() in SPLIT_FOLDERS and not flat:
-      split = SPLIT_FOLDERS[folder.lower()]
-      splits.setdefault(split, []).append(Item(file, below))
-    else:
-      outside += 1
-  if 'train' not in splits or outside:
-    return {layouts.FLAT: [Item(file, file.name) for file in listing.files]}
-  return splits
-
-
 def number_labels(
-  items: list[Item],
+  names: list[list[Label]],
   labels: Labels | None,
   classes: dict[str, Any] | None,
 ) -> tuple[list[list[int]], dict[str, Any]]:
   """The class numbers of each image, and the classes.
 
   Args:
-    items: the images.
-    labels: of a file of labels; None to take the folders.
+    names: the labels of each image, as in `Inputs`.
+    labels: where they come from; None if folders are the classes.
     classes: of the packed training split, which others must follow:
       'num_classes', 'class_names' (or None) and 'multi_label'. None to take
       the classes that occur.
@@ -243,13 +279,8 @@ def number_labels(
   Raises:
     ValueError: an image has no label, or one that is not a class.
   """
-  multi_label = False
-  one_hot = None
-  if labels is None:
-    names: list[list[Label]] = [[i.label] for i in items]
-  else:
-    names, multi_label = _entries(items, labels), labels.multi_label
-    one_hot = labels.class_names
+  multi_label = labels is not None and labels.multi_label
+  one_hot = labels.class_names if labels else None
   if one_hot is not None and classes and classes['class_names'] != one_hot:
     names = [[one_hot[int(k)] for k in n] for n in names]
   if classes:
@@ -315,16 +346,19 @@ def _entries(items: list[Item], labels: Labels) -> list[list[Label]]:
   taken: dict[str, str] = {}
   entries, lost = [], []
   for item in items:
-    key = _key(normalized(item.name), labels.entries, by_file_name)
+    # An entry may name the folder of the split, or not.
+    key = normalized(item.file.name)
+    if key not in labels.entries:
+      key = _key(normalized(item.name), labels.entries, by_file_name)
     if key is None:
       lost.append(item.name)
       continue
     if key in taken:
       raise ValueError(
         f'the labels file has one entry, {key!r}, for several images: '
-        f'{taken[key]} and {item.name}. Give their paths'
+        f'{taken[key]} and {item.file.name}. Give their paths'
       )
-    taken[key] = item.name
+    taken[key] = item.file.name
     entries.append(labels.entries[key])
   if lost:
     raise ValueError(

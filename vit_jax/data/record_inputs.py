@@ -6,7 +6,8 @@ import os
 import re
 from typing import Any
 
-from vit_jax.data.labels import LABEL_TITLES, Label, Labels, understand
+from vit_jax.data.label_columns import LABEL_TITLES
+from vit_jax.data.labels import Label, Labels, understand
 from vit_jax.data.listing import File
 from vit_jax.data.names import normalized, printable
 from vit_jax.data.splits import SPLIT_FOLDERS
