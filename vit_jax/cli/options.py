@@ -144,6 +144,31 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
   add_model_arguments(parser)
 
 
+def add_share_arguments(parser: argparse.ArgumentParser) -> None:
+  """Which process this is, of commands that several processes can share."""
+  parser.add_argument(
+    '--num-processes',
+    type=positive,
+    default=1,
+    metavar='N',
+    help='number of processes that share the images (1)',
+  )
+  parser.add_argument(
+    '--process-id',
+    type=int,
+    default=0,
+    metavar='I',
+    help='number of this process, from 0; process 0 joins the results (0)',
+  )
+
+
+def share(args: argparse.Namespace) -> Any:
+  """The `vit_jax.inference.jobs.Share` of `add_share_arguments`."""
+  from vit_jax.inference.jobs import Share
+
+  return Share(args.process_id, args.num_processes)
+
+
 def positive(text: str) -> int:
   """A whole number of at least 1, for `type=` of an argument."""
   try:

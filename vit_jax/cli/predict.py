@@ -4,7 +4,10 @@
   vit-jax predict ViT-B_16.npz --model vit_b16 photos/ --csv=result.csv
 
 If an image cannot be read, its name is printed, the other images are
-classified, and the exit code is 1.
+classified, and the exit code is 1. If a command that writes to a file is
+stopped, the same command goes on where it was. Several processes or machines
+share the images with --num-processes=N --process-id=0 to N-1; process 0 writes
+the file.
 """
 
 import argparse
@@ -54,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   options.add_model_arguments(parser)
   options.add_max_pixels_argument(parser)
+  options.add_share_arguments(parser)
   formats = parser.add_mutually_exclusive_group()
   formats.add_argument(
     '--json',
@@ -73,35 +77,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   from vit_jax.inference import prediction
-  from vit_jax.training.progress import progress_bar
+  from vit_jax.training.progress import ImageProgress
 
-  images = prediction.list_images(args.images)
+  share, target = options.share(args), args.json or args.csv
+  images = prediction.list_sizes(args.images)
   classifier = prediction.open_classifier(
     args.weights,
     classes=read_classes(args.classes) if args.classes else None,
     **options.loading(args),
   )
   classifier.max_pixels = args.max_pixels
-  results = _Readable(
-    progress_bar(
-      classifier.classify(images, top_k=args.top_k, batch_size=args.batch),
-      len(images),
-      'predicting',
+  how: dict[str, Any] = {'top_k': args.top_k, 'batch_size': args.batch}
+  job = None
+  if target and target != '-':
+    job = prediction.predict_in_shards(
+      classifier, images, f'{target}.unfinished', share=share, **how
     )
-  )
+    if not job.is_complete():
+      return
+    results = _Readable(prediction.read_results(job))
+  elif share.processes > 1:
+    raise ValueError(
+      f'--num-processes={share.processes}: several processes need a file that '
+      'all of them can write to: --csv=FILE or --json=FILE'
+    )
+  else:
+    names = [path for path, _ in images]
+    results = _Readable(
+      _counted(
+        classifier.classify(names, **how),
+        ImageProgress(len(images), 'predicting'),
+      )
+    )
   if args.json is not None:
     with _output(args.json) as file:
-      json.dump(list(results), file, indent=2)
-      file.write('\n')
+      _write_json(results, file)
   elif args.csv is not None:
     with _output(args.csv) as file:
       _write_csv(results, file)
   else:
     _print(results)
+  if job:
+    job.remove()
   if results.unreadable:
     raise ValueError(
       f'{results.unreadable} of {len(images)} images could not be read'
     )
+
+
+def _counted(results: Iterator, progress: Any) -> Iterator:
+  with progress:
+    for result in results:
+      yield result
+      progress.advance()
 
 
 class _Readable:
@@ -134,6 +162,16 @@ def _output(path: str) -> Iterator[IO[str]]:
   else:
     with open_atomically(path) as file:
       yield file
+
+
+def _write_json(results: _Readable, file: IO[str]) -> None:
+  """Writes a JSON list, one element after the other."""
+  separator = '['
+  for result in results:
+    element = json.dumps(result, indent=2).replace('\n', '\n  ')
+    file.write(f'{separator}\n  {element}')
+    separator = ','
+  file.write('[]\n' if separator == '[' else '\n]\n')
 
 
 def _write_csv(results: _Readable, file: IO[str]) -> None:

@@ -9,7 +9,7 @@
 """
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from vit_jax.data.classes import replace_names
@@ -27,6 +28,7 @@ from vit_jax.data.headers import MAX_BYTES
 from vit_jax.data.names import printable
 from vit_jax.data.transforms import eval_image
 from vit_jax.files import read_regular
+from vit_jax.parallel.mesh import make_mesh, put_batch, put_replicated
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
 from vit_jax.weights import Report, WeightsMetadata
@@ -135,21 +137,50 @@ class ImageClassifier(abc.ABC):
     return eval_image(decode(image, decoding), self.preprocessing)
 
   @functools.cached_property
+  def _mesh(self) -> Mesh | None:
+    """The devices that share a batch; None for one device.
+
+    An exported program is for one device.
+    """
+    devices = jax.local_devices()
+    if len(devices) == 1 or not self.variables:
+      return None
+    return make_mesh('data', devices=devices)
+
+  @functools.cached_property
+  def _on_mesh(self) -> tuple[Callable[[np.ndarray], Any], Any]:
+    """What puts a batch onto the devices, and the variables there."""
+    mesh = self._mesh
+    if mesh is None:
+      return lambda batch: batch, self.on_device
+    return lambda batch: put_batch(batch, mesh), put_replicated(
+      self.variables, mesh
+    )
+
+  @functools.cached_property
   def on_device(self) -> Any:
     """The variables as arrays on the device."""
     return jax.device_put(self.variables)
 
   def classify(
-    self, images: Sequence[Image], *, top_k: int = 5, batch_size: int = 32
+    self,
+    images: Sequence[Image],
+    *,
+    top_k: int = 5,
+    batch_size: int = 32,
+    fixed: bool = False,
   ) -> Iterator[dict[str, Any]]:
-    """Classifies images, one batch at a time.
+    """Classifies images, one batch at a time, on all local devices.
 
     The program is compiled when a batch size is used for the first time.
 
     Args:
       images: paths, bytes of files, or uint8 arrays.
       top_k: how many of the most probable classes to return.
-      batch_size: number of images in a batch.
+      batch_size: number of images in a batch; rounded up to a multiple of the
+        number of devices.
+      fixed: keep the batch size for fewer images, so that the program of an
+        earlier call is used.
 
     Returns:
       An iterator over a result for each image, in order: {'image': its path or
@@ -168,7 +199,11 @@ class ImageClassifier(abc.ABC):
       raise ValueError(
         f'batch_size={batch_size} and top_k={top_k} must be at least 1'
       )
-    batch_size = min(batch_size, max(1, len(images)))
+    if not fixed:
+      batch_size = min(batch_size, max(1, len(images)))
+    devices = self._mesh.size if self._mesh is not None else 1
+    if batch_size >= devices:
+      batch_size = -(-batch_size // devices) * devices
     return self._results(images, min(top_k, self.num_classes), batch_size)
 
   def _results(
@@ -220,8 +255,11 @@ class ImageClassifier(abc.ABC):
       return []
     batch = np.zeros((batch_size, *images[0].shape), images[0].dtype)
     batch[: len(images)] = images
+    put, variables = self._on_mesh
+    if self._mesh is not None and batch_size < self._mesh.size:
+      put, variables = lambda batch: batch, self.on_device
     probabilities, indices = jax.device_get(
-      self._top_classes(self.on_device, batch, top_k)
+      self._top_classes(variables, put(batch), top_k)
     )
     return [
       [

@@ -1,15 +1,26 @@
 """Classifies image files and directories: `predict`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import json
 import os
+import sys
 from typing import Any
+
+from etils import epath
 
 from vit_jax.data import listing
 from vit_jax.data.decode import image_suffixes
-from vit_jax.files import as_path
+from vit_jax.data.identity import fingerprint
+from vit_jax.data.names import printable
+from vit_jax.files import as_path, is_remote, open_atomically
 from vit_jax.inference.classifier import ImageClassifier
 from vit_jax.inference.export import load_exported
+from vit_jax.inference.jobs import ALONE, Job, Share, identify
 from vit_jax.inference.loading import load_classifier
+from vit_jax.training.progress import ImageProgress
+
+# Images whose results a run that is killed loses at most, for each process.
+SHARD_SIZE = 512
 
 
 def predict(
@@ -89,10 +100,15 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
   Raises:
     ValueError: a directory has no images.
   """
+  return [path for path, _ in list_sizes(paths)]
+
+
+def list_sizes(paths: Sequence[str | os.PathLike]) -> list[tuple[str, int]]:
+  """The images of `list_images` with their sizes in bytes, -1 if not known."""
   images = []
   for path in map(as_path, paths):
     if not path.is_dir():
-      images.append(str(path))
+      images.append((str(path), _size(path)))
       continue
     read = listing.list_images(path, tars=False)
     left_out = listing.in_words(read.skipped)
@@ -105,5 +121,82 @@ def list_images(paths: Sequence[str | os.PathLike]) -> list[str]:
     if left_out:
       summary += f'; skipped: {left_out}'
     listing.report(summary, not set(+read.skipped) - {'hidden'})
-    images += sorted(file.path for file in read.files)
+    images += sorted((file.path, file.size) for file in read.files)
   return images
+
+
+def _size(path: epath.Path) -> int:
+  if is_remote(path):
+    return -1
+  try:
+    return os.stat(path).st_size
+  except OSError:  # reading the image will give the reason
+    return -1
+
+
+def predict_in_shards(
+  classifier: ImageClassifier,
+  images: Sequence[tuple[str, int]],
+  directory: str | os.PathLike,
+  *,
+  top_k: int = 5,
+  batch_size: int = 32,
+  share: Share = ALONE,
+) -> Job:
+  """Classifies images so that a run that was killed goes on where it was.
+
+  Args:
+    classifier: the model.
+    images: paths and sizes, see `list_sizes`.
+    directory: directory of the shards of results.
+    top_k, batch_size: as in `predict`.
+    share: which of several processes this one is.
+
+  Returns:
+    The job, all of whose shards of this process are written; see
+    `read_results`.
+
+  Raises:
+    ValueError: the directory has results of another model, other images or
+      options.
+  """
+  names = [path for path, _ in images]
+  job = Job(
+    as_path(directory),
+    len(names),
+    {
+      **identify(classifier),
+      'images': fingerprint([(printable(p), size) for p, size in images]),
+      'top_k': top_k,
+      'max_pixels': classifier.max_pixels,
+    },
+    shard_size=SHARD_SIZE,
+    suffix='.jsonl',
+    share=share,
+  )
+  own, shards = job.own_images(), job.open_shards()
+  todo = sum(stop - start for start, stop in map(job.bounds, shards))
+  if todo < own:
+    print(
+      f'{directory}: {own - todo:,} of {own:,} images are done, '
+      f'{todo:,} are left',
+      file=sys.stderr,
+    )
+  batch_size = min(batch_size, len(names))
+  with ImageProgress(todo, 'predicting') as progress:
+    for shard in shards:
+      start, stop = job.bounds(shard)
+      with open_atomically(job.path(shard)) as file:
+        for result in classifier.classify(
+          names[start:stop], top_k=top_k, batch_size=batch_size, fixed=True
+        ):
+          file.write(json.dumps(result) + '\n')
+          progress.advance()
+  return job
+
+
+def read_results(job: Job) -> Iterator[dict[str, Any]]:
+  """The results of all images in order, from the shards of a complete job."""
+  for shard in range(len(job.names)):
+    for line in job.path(shard).read_text().splitlines():
+      yield json.loads(line)

@@ -148,3 +148,76 @@ def progress_bar(
     console=console.Console(stderr=True),
   ) as bar:
     yield from bar.track(items, total=total)
+
+
+class ImageProgress:
+  """A context that shows how far a job over images is, on stderr.
+
+  On a terminal it is a bar; elsewhere, such as in the log of a batch system, a
+  line now and then. Both have the images done, img/s and the remaining time.
+
+  Args:
+    total: number of images.
+    label: text at the left.
+    period: seconds from line to line.
+    clock: seconds that only increase.
+  """
+
+  def __init__(
+    self,
+    total: int,
+    label: str,
+    *,
+    period: float = 60.0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._total, self._label, self._period = total, label, period
+    self._clock, self._done, self._bar = clock, 0, None
+    self._start = self._said = clock()
+
+  def __enter__(self) -> 'ImageProgress':
+    if sys.stderr.isatty():
+      from rich import console, progress
+
+      self._bar = progress.Progress(
+        progress.TextColumn(self._label),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn('{task.fields[speed]}'),
+        console=console.Console(stderr=True),
+      )
+      self._bar.start()
+      self._bar.add_task('', total=self._total, speed='')
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+    elif self._said > self._start:  # a long job
+      print(self.line(), file=sys.stderr, flush=True)
+
+  def advance(self, images: int = 1) -> None:
+    """Adds to the images that are done."""
+    self._done += images
+    if self._bar is not None:
+      self._bar.update(
+        self._bar.task_ids[0], completed=self._done, speed=self._speed()
+      )
+    elif self._clock() - self._said >= self._period:
+      self._said = self._clock()
+      print(self.line(), file=sys.stderr, flush=True)
+
+  def line(self) -> str:
+    """'predicting: 1,000 of 20,000 images  250 img/s  ETA 1m16s'."""
+    return (
+      f'{self._label}: {self._done:,} of {self._total:,} images  '
+      f'{self._speed()}'
+    )
+
+  def _speed(self) -> str:
+    seconds = self._clock() - self._start
+    if not self._done or seconds <= 0:
+      return ''
+    speed = self._done / seconds
+    left = (self._total - self._done) / speed
+    return f'{speed:.4g} img/s' + (f'  ETA {duration(left)}' if left else '')
