@@ -142,6 +142,11 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
   add_match_argument(parser)
   add_flat_argument(parser)
   add_model_arguments(parser)
+  add_share_arguments(parser)
+
+
+# What a process says that does not join the results.
+SHARE_DONE = 'this process has written its shards; process 0 joins them'
 
 
 def add_share_arguments(parser: argparse.ArgumentParser) -> None:

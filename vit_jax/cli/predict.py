@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
       classifier, images, f'{target}.unfinished', share=share, **how
     )
     if not job.is_complete():
+      print(options.SHARE_DONE, file=sys.stderr)
       return
     results = _Readable(prediction.read_results(job))
   elif share.processes > 1:

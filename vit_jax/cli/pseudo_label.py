@@ -85,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="split of --source, such as 'train[10%%:]' (train)",
   )
   options.add_match_argument(parser)
+  options.add_share_arguments(parser)
   options.add_model_arguments(parser)
 
 
@@ -114,8 +115,12 @@ def run(args: argparse.Namespace) -> None:
     threads=args.threads,
     overwrite=args.overwrite,
     match_classes=args.match_classes,
+    share=options.share(args),
     **options.loading(args),
   )
+  if args.process_id:
+    print(options.SHARE_DONE)
+    return
   counts = [n for n in meta['examples_per_class'] if n]
   print(
     f'{meta["images"]:,} images, {meta["unreadable"]:,} unreadable; '

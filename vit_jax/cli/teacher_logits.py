@@ -39,8 +39,12 @@ def run(args: argparse.Namespace) -> None:
     dtype=args.dtype,
     match_classes=args.match_classes,
     flat=args.flat,
+    share=options.share(args),
     **options.loading(args),
   )
+  if args.process_id:
+    print(options.SHARE_DONE)
+    return
   print(
     f'wrote the logits of {meta["model"]} for {meta["examples"]:,} '
     f'examples to {args.output}: set loss.teacher_weights to it in a recipe'

@@ -58,8 +58,11 @@ def run(args: argparse.Namespace) -> None:
     batch_size=args.batch_size,
     threads=args.threads,
     teacher=teacher.name,
-    progress=lambda done: print(f'{done:,} of {len(source):,}', flush=True),
+    share=options.share(args),
   )
+  if args.process_id:
+    print(options.SHARE_DONE)
+    return
   print(
     f'wrote {meta["grid"][0]}x{meta["grid"][1]} maps of the '
     f'{meta["top_k"]} best classes of {meta["examples"]:,} examples to '

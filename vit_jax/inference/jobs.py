@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from vit_jax.data.identity import fingerprint
 from vit_jax.files import as_path, list_directory, write_atomically
 from vit_jax.inference.classifier import ImageClassifier
+from vit_jax.training.progress import ImageProgress
 
 PLAN = 'plan.json'
 
@@ -57,7 +59,7 @@ class Job:
     plan: what the results depend on: the model, its weights, the images and
       the options. It is written into the directory as `plan.json`.
     shard_size: number of images of a shard.
-    suffix: suffix of the files of shards.
+    prefix, suffix: of the names of the files of shards.
     share: which shards this process works on.
 
   Raises:
@@ -71,14 +73,15 @@ class Job:
     plan: Mapping[str, Any],
     *,
     shard_size: int,
-    suffix: str,
+    prefix: str = 'shard',
+    suffix: str = '',
     share: Share = ALONE,
   ):
     self.directory = as_path(directory)
     self.items, self.shard_size, self.share = items, shard_size, share
     number = -(-items // shard_size)
     self.names = [
-      f'shard-{i:05d}-of-{number:05d}{suffix}' for i in range(number)
+      f'{prefix}-{i:05d}-of-{number:05d}{suffix}' for i in range(number)
     ]
     self.directory.mkdir(parents=True, exist_ok=True)
     claim(self.directory, {**plan, 'shard_size': shard_size})
@@ -101,6 +104,18 @@ class Job:
     present = self._present()
     own = range(self.share.process, len(self.names), self.share.processes)
     return [shard for shard in own if self.names[shard] not in present]
+
+  def progress(self, label: str) -> ImageProgress:
+    """The progress of this process, which says how much was done before."""
+    sizes = [np.diff(self.bounds(shard))[0] for shard in self.open_shards()]
+    own, left = self.own_images(), int(sum(sizes))
+    if left < own:
+      print(
+        f'{self.directory}: {own - left:,} of {own:,} images are done, '
+        f'{left:,} are left',
+        file=sys.stderr,
+      )
+    return ImageProgress(left, label)
 
   def is_complete(self, period: float = 2.0) -> bool:
     """Whether this process is to join the results, which are all there.
@@ -144,12 +159,14 @@ def claim(directory: epath.Path, plan: Mapping[str, Any]) -> None:
     if stored == text:
       return
     old = json.loads(stored)
-    different = [key for key in plan if old.get(key) != plan[key]]
+    # Version 0.1.0 wrote plans with fewer entries.
+    different = [key for key in old if plan.get(key) != old[key]]
+    if not different:
+      return
     raise ValueError(
-      f'{directory} has unfinished results with another '
-      f'{", ".join(different) or "plan"}: to go on, give the arguments with '
-      'which they were begun; to start anew, remove this directory or write '
-      'to another one'
+      f'{directory} has results with another {", ".join(different)}: to go on '
+      'with them, give the arguments with which they were begun; to start '
+      'anew, remove this directory or write to another one'
     )
   write_atomically(path, text)
 

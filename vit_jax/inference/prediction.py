@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 import json
 import os
-import sys
 from typing import Any
 
 from etils import epath
@@ -17,7 +16,6 @@ from vit_jax.inference.classifier import ImageClassifier
 from vit_jax.inference.export import load_exported
 from vit_jax.inference.jobs import ALONE, Job, Share, identify
 from vit_jax.inference.loading import load_classifier
-from vit_jax.training.progress import ImageProgress
 
 # Images whose results a run that is killed loses at most, for each process.
 SHARD_SIZE = 512
@@ -174,17 +172,9 @@ def predict_in_shards(
     suffix='.jsonl',
     share=share,
   )
-  own, shards = job.own_images(), job.open_shards()
-  todo = sum(stop - start for start, stop in map(job.bounds, shards))
-  if todo < own:
-    print(
-      f'{directory}: {own - todo:,} of {own:,} images are done, '
-      f'{todo:,} are left',
-      file=sys.stderr,
-    )
   batch_size = min(batch_size, len(names))
-  with ImageProgress(todo, 'predicting') as progress:
-    for shard in shards:
+  with job.progress('predicting') as progress:
+    for shard in job.open_shards():
       start, stop = job.bounds(shard)
       with open_atomically(job.path(shard)) as file:
         for result in classifier.classify(

@@ -27,14 +27,21 @@ from PIL import Image
 
 from vit_jax.data import pack
 from vit_jax.data.decode import image_suffixes
+from vit_jax.data.identity import fingerprint
 from vit_jax.data.pack_inputs import list_items
 from vit_jax.data.records import PSEUDO_SPLIT
 from vit_jax.data.sources.source import Source
 from vit_jax.files import as_path
 from vit_jax.inference.classifier import Classifier
+from vit_jax.inference.jobs import ALONE, Job, Share, identify
 from vit_jax.inference.loading import load_classifier
 from vit_jax.teachers.classes import check_classes
-from vit_jax.teachers.stored_logits import forward
+from vit_jax.teachers.predictions import (
+  Predictions,
+  predict_all,
+  read_predictions,
+)
+from vit_jax.teachers.stored_logits import SHARD_SIZE
 
 
 class Unlabeled(Source):
@@ -67,6 +74,10 @@ class Unlabeled(Source):
 
   def describe(self, i: int) -> str:
     return self.items[i].name
+
+  def names(self) -> list[str]:
+    """The names of all images, in their order."""
+    return [item.name for item in self.items]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,70 +168,6 @@ def balance(
   return np.concatenate(chosen) if chosen else kept
 
 
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-  """The predictions of a teacher for N images.
-
-  Attributes:
-    classes: int32 (N, k), the most probable classes, the best one first.
-    probabilities: float32 (N, k), the probabilities of these classes.
-    readable: bool (N,), False for images that could not be decoded.
-  """
-
-  classes: np.ndarray
-  probabilities: np.ndarray
-  readable: np.ndarray
-
-  @property
-  def confidence(self) -> np.ndarray:
-    """The probability of the best class, (N,); -1 for unreadable images."""
-    return np.where(self.readable, self.probabilities[:, 0], -1.0)
-
-  def soft_label(self, i: int) -> dict[int, float]:
-    """{class: probability} of image i, scaled to a sum of 1."""
-    total = float(self.probabilities[i].sum())
-    return {
-      int(c): float(p) / total
-      for c, p in zip(self.classes[i], self.probabilities[i], strict=True)
-    }
-
-
-def predict_all(
-  classifier: Classifier,
-  source: Source,
-  k: int,
-  *,
-  columns: Sequence[int] | None = None,
-  batch_size: int = 64,
-  threads: int = 4,
-) -> Predictions:
-  """Predicts the k most probable classes of every image of a source.
-
-  Args:
-    classifier: the teacher.
-    source: the images.
-    k: number of classes to keep for each image.
-    batch_size, threads: as in `stored_logits.forward`.
-  """
-  classes = np.zeros((len(source), k), np.int32)
-  probabilities = np.zeros((len(source), k), np.float32)
-  readable = np.zeros(len(source), bool)
-  for index, logits in forward(
-    classifier,
-    source,
-    batch_size=batch_size,
-    threads=threads,
-    max_bad_fraction=1.0,
-  ):
-    if columns is not None:
-      logits = logits[:, np.asarray(columns)]
-    p = _probabilities(logits, classifier.loss)
-    best = np.argsort(-p, axis=1, kind='stable')[:, :k]
-    classes[index], readable[index] = best, True
-    probabilities[index] = np.take_along_axis(p, best, axis=1)
-  return Predictions(classes, probabilities, readable)
-
-
 def pseudo_label(
   weights: str | os.PathLike,
   images: Source | str | os.PathLike | Sequence[str | os.PathLike],
@@ -236,6 +183,7 @@ def pseudo_label(
   threads: int = 4,
   overwrite: bool = False,
   match_classes: str = 'names',
+  share: Share = ALONE,
   **options: Any,
 ) -> dict[str, Any]:
   """Labels images with a teacher, and packs the confident ones.
@@ -252,13 +200,16 @@ def pseudo_label(
     max_labels: see `soft`.
     split, overwrite: name of the split, and whether to replace it.
     match_classes: see `classes.check_classes`.
-    batch_size, threads: as in `stored_logits.forward`.
+    batch_size, threads: as in `stored_logits.Forward`.
+    share: which of several processes this one is. A run that was stopped goes
+      on where it was; process 0 writes the split.
     **options: other arguments of `load_classifier`.
 
   Returns:
     The metadata of the split, and numbers of images: all 'images', those that
     are 'unreadable' or 'confident', those in the split ('distinct'), and those
-    in the split with repetitions ('labelled').
+    in the split with repetitions ('labelled'). For a process other than 0,
+    which only predicts, {}.
 
   Raises:
     ValueError: there are no images, no prediction is confident, the classes are
@@ -269,14 +220,25 @@ def pseudo_label(
   classifier = load_classifier(weights, **options)
   classes, columns = _classes(classifier, split, out, soft, match_classes)
   _check_free(out, split, overwrite)
-  predictions = predict_all(
-    classifier,
-    source,
-    min(max_labels if soft else 1, classes['num_classes']),
-    columns=columns,
-    batch_size=batch_size,
-    threads=threads,
+  k = min(max_labels if soft else 1, classes['num_classes'])
+  job = Job(
+    out / f'{split}.unfinished',
+    len(source),
+    {
+      **identify(classifier),
+      'images': fingerprint(source.names()),
+      'columns': fingerprint(columns),
+      'labels': k,
+    },
+    shard_size=SHARD_SIZE,
+    suffix='.npz',
+    share=share,
   )
+  how = {'batch_size': batch_size, 'threads': threads}
+  predict_all(classifier, source, job, k, columns=columns, **how)
+  if not job.is_complete():
+    return {}
+  predictions = read_predictions(job)
   best, confidence = predictions.classes[:, 0], predictions.confidence
   chosen = balance(
     best, confidence, threshold=threshold, per_class=per_class, seed=seed
@@ -286,7 +248,6 @@ def pseudo_label(
       f'none of the {predictions.readable.sum()} readable images reaches '
       f'threshold={threshold}; the highest confidence is {confidence.max():.3f}'
     )
-  out.mkdir(parents=True, exist_ok=True)
   meta = pack.write_split(
     split,
     out,
@@ -296,6 +257,7 @@ def pseudo_label(
     threads=threads,
     overwrite=overwrite,
   )
+  job.remove()
   return {**meta, **_counts(source, predictions, threshold, chosen)}
 
 
@@ -329,20 +291,6 @@ def _check_arguments(
   for key, value in (('per_class', per_class), ('max_labels', max_labels)):
     if value is not None and value < 1:
       raise ValueError(f'{key}={value}: must be at least 1')
-
-
-def _probabilities(logits: np.ndarray, loss: str) -> np.ndarray:
-  """The probabilities (n, C) for logits (n, C), in float64.
-
-  Args:
-    logits: the logits.
-    loss: 'softmax', or 'sigmoid' for a probability of each class by itself.
-  """
-  x = logits.astype(np.float64)
-  if loss == 'sigmoid':
-    return 1 / (1 + np.exp(-x))
-  x = np.exp(x - x.max(axis=1, keepdims=True))
-  return x / x.sum(axis=1, keepdims=True)
 
 
 def _classes(

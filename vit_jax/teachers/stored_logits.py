@@ -9,21 +9,30 @@ teacher with the student's images is better. Mixup and CutMix are not possible.
 """
 
 from collections.abc import Iterator
+import io
 import json
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
-from vit_jax import files
 from vit_jax.data import loader
 from vit_jax.data.sources.opening import open_source
-from vit_jax.data.sources.source import Source
+from vit_jax.data.sources.source import Source, Subset
+from vit_jax.files import (
+  as_path,
+  check_regular,
+  is_remote,
+  open_atomically,
+  read_text,
+  write_atomically,
+)
 from vit_jax.inference.classifier import Classifier
+from vit_jax.inference.jobs import ALONE, Job, Share, identify
 from vit_jax.inference.loading import load_classifier
 from vit_jax.parallel.mesh import (
   BATCH,
@@ -35,20 +44,21 @@ from vit_jax.parallel.mesh import (
 )
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.teachers.classes import check_classes
-from vit_jax.training.progress import progress_bar
 
 LOGITS, META = 'logits.npy', 'logits.json'
+# Examples of a shard, which a run that is killed loses at most.
+SHARD_SIZE = 8192
 DTYPES = ('float32', 'float16')
 
 
 def is_stored(path: str | os.PathLike) -> bool:
   """Whether a path is a directory of stored logits."""
-  return (pathlib.Path(path) / META).exists()
+  return bool(path) and (as_path(path) / META).exists()
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
   """The metadata that `write_logits` returned and wrote."""
-  return json.loads(files.read_text(pathlib.Path(path) / META))
+  return json.loads(read_text(as_path(path) / META))
 
 
 def check_data(
@@ -112,15 +122,47 @@ def _rows(examples: int, mesh: Mesh) -> int:
   return -(-examples // shards) * shards
 
 
-def _open_table(path: str | os.PathLike) -> np.ndarray:
-  """The logits, which are read from the file when they are needed."""
-  table = pathlib.Path(path) / LOGITS
+class _Table:
+  """The stored logits (examples, C), of which rows are read from their files.
+
+  Args:
+    path: directory of the stored logits.
+    meta: their metadata.
+  """
+
+  def __init__(self, path: str | os.PathLike, meta: dict[str, Any]):
+    self._directory = as_path(path)
+    self.shape = meta['examples'], meta['num_classes']
+    # Version 0.1.0 wrote one file.
+    self._files = meta.get('shards', [LOGITS])
+    self._rows = meta.get('shard_size', meta['examples'])
+    self._last: tuple[int, Any] = (-1, None)  # the shard that was read last
+    self.dtype = self.rows(0, 1).dtype
+
+  def rows(self, start: int, stop: int) -> np.ndarray:
+    """The rows [start, stop)."""
+    blocks = []
+    for shard in range(start // self._rows, -(-stop // self._rows)):
+      first = shard * self._rows
+      if self._last[0] != shard:
+        path = self._directory / self._files[shard]
+        self._last = shard, _read_table(path)
+      blocks.append(self._last[1][max(start - first, 0) : stop - first])
+    if not blocks:
+      return np.zeros((0, self.shape[1]), self.dtype)
+    return np.concatenate(blocks)
+
+
+def _read_table(path: epath.Path) -> np.ndarray:
+  """An array in a .npy file; of a local file only the rows that are used."""
   try:
-    files.check_regular(table)
-    return np.load(table, mmap_mode='r', allow_pickle=False)
+    if is_remote(path):
+      return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    check_regular(path)
+    return np.load(path, mmap_mode='r', allow_pickle=False)
   except (OSError, ValueError) as e:
     raise ConfigError(
-      f'{table} cannot be read ({e}): copy it again, or compute the logits '
+      f'{path} cannot be read ({e}): copy it again, or compute the logits '
       'again with `vit-jax teacher-logits`'
     ) from e
 
@@ -129,18 +171,20 @@ def put_logits(path: str | os.PathLike, mesh: Mesh) -> jax.Array:
   """Loads the table of logits (examples, C) onto a mesh, split by rows.
 
   It is padded with rows of zeros, so that the devices divide the number of
-  rows.
+  rows. A process reads the rows of its devices only.
 
   Args:
     path: directory of the stored logits.
     mesh: mesh of the run.
   """
-  table = _open_table(path)
-  rows = _rows(len(table), mesh)
+  table = _Table(path, read_metadata(path))
+  rows = _rows(table.shape[0], mesh)
 
   def block(index):
-    values = table[index]
-    missing = len(range(*index[0].indices(rows))) - len(values)
+    start, stop, _ = index[0].indices(rows)
+    last = min(stop, table.shape[0])
+    values = table.rows(start, last) if start < last else table.rows(0, 0)
+    missing = stop - start - len(values)
     return np.pad(values, ((0, missing), (0, 0)))
 
   return jax.make_array_from_callback(
@@ -152,7 +196,7 @@ def describe_logits(
   path: str | os.PathLike, meta: dict[str, Any], mesh: Mesh
 ) -> jax.ShapeDtypeStruct:
   """The shape, dtype and sharding of what `put_logits` returns."""
-  table = _open_table(path)
+  table = _Table(path, meta)
   return jax.ShapeDtypeStruct(
     (_rows(meta['examples'], mesh), meta['num_classes']),
     table.dtype,
@@ -160,48 +204,58 @@ def describe_logits(
   )
 
 
-def forward(
-  classifier: Classifier,
-  source: Source,
-  *,
-  batch_size: int = 64,
-  threads: int = 4,
-  max_bad_fraction: float = 0.001,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Runs a model over all examples of a source, with evaluation preprocessing.
+class Forward:
+  """Runs a model over examples, with evaluation preprocessing.
 
   Args:
     classifier: the model, which runs on all local devices.
-    source: the examples.
     batch_size: number of images in a batch, which all devices share; it is
       rounded to a multiple of their number.
     threads: number of threads that read and decode images.
     max_bad_fraction: largest share of images that cannot be decoded. Such
       images are left out.
-
-  Yields:
-    (numbers of the examples (n,), logits (n, C) float32), in order, with n up
-    to batch_size.
   """
-  mesh = make_mesh('data', devices=jax.local_devices())
-  batch_size = max(1, round(batch_size / mesh.size)) * mesh.size
-  variables = put_replicated(classifier.variables, mesh)
-  step = jax.jit(
-    lambda v, x: classifier.forward(v, x)[0], out_shardings=replicated(mesh)
-  )
-  with loader.eval_batches(
-    source,
-    classifier.preprocessing,
-    batch_size=batch_size,
-    threads=threads,
-    max_bad_fraction=max_bad_fraction,
-  ) as batches:
-    for batch in progress_bar(
-      batches, len(batches), f'running {classifier.name}'
-    ):
-      logits = jax.device_get(step(variables, put_batch(batch['image'], mesh)))
-      real = batch['mask'] > 0
-      yield batch['index'][real], np.asarray(logits, np.float32)[real]
+
+  def __init__(
+    self,
+    classifier: Classifier,
+    *,
+    batch_size: int = 64,
+    threads: int = 4,
+    max_bad_fraction: float = 0.001,
+  ):
+    self._mesh = make_mesh('data', devices=jax.local_devices())
+    self._preprocessing = classifier.preprocessing
+    self._batch_size = max(1, round(batch_size / self._mesh.size))
+    self._batch_size *= self._mesh.size
+    self._threads, self._max_bad = threads, max_bad_fraction
+    self._variables = put_replicated(classifier.variables, self._mesh)
+    self._step = jax.jit(
+      lambda v, x: classifier.forward(v, x)[0],
+      out_shardings=replicated(self._mesh),
+    )
+
+  def __call__(
+    self, source: Source, start: int, stop: int
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Runs the model over the examples [start, stop) of a source.
+
+    Yields:
+      (numbers of the examples (n,), counted from `start`, logits (n, C)
+      float32), in order, with n up to the batch size.
+    """
+    with loader.eval_batches(
+      Subset(source, start, stop, source.name),
+      self._preprocessing,
+      batch_size=self._batch_size,
+      threads=self._threads,
+      max_bad_fraction=self._max_bad,
+    ) as batches:
+      for batch in batches:
+        images = put_batch(batch['image'], self._mesh)
+        logits = jax.device_get(self._step(self._variables, images))
+        real = batch['mask'] > 0
+        yield batch['index'][real], np.asarray(logits, np.float32)[real]
 
 
 def write_logits(
@@ -217,25 +271,29 @@ def write_logits(
   dtype: str = 'float32',
   match_classes: str = 'names',
   flat: bool = False,
+  share: Share = ALONE,
   **options: Any,
 ) -> dict[str, Any]:
   """Computes and writes the logits of a teacher for every training example.
 
   Args:
     weights: the first argument of `load_classifier`.
-    out: directory for `logits.npy` (examples, classes) and `logits.json`.
+    out: directory for the shards (examples, classes) and `logits.json`.
     source, data_dir, split, holdout: the values of data.source, data.dir,
       data.split and data.holdout in the student's recipe.
     batch_size, threads: as in `forward`.
     dtype: dtype of the file, one of DTYPES.
     match_classes, flat: the values of data.match_classes and data.flat.
+    share: which of several processes this one is. A run that was stopped goes
+      on where it was.
     **options: other arguments of `load_classifier`.
 
   Returns:
     The metadata in `logits.json`.
 
   Raises:
-    ValueError: the dtype is not allowed, or the teacher has no head.
+    ValueError: the dtype is not allowed, the teacher has no head, or the
+      directory has logits of another teacher or other data.
     ConfigError: the teacher has other classes than the data.
   """
   if dtype not in DTYPES:
@@ -257,18 +315,7 @@ def write_logits(
     data.class_names,
     match_classes,
   )
-  out = pathlib.Path(out)
-  out.mkdir(parents=True, exist_ok=True)
-  # The metadata is written last, so that a table with metadata is complete.
-  (out / META).unlink(missing_ok=True)
-  table = np.lib.format.open_memmap(
-    out / LOGITS, 'w+', dtype, (len(data), classifier.num_classes)
-  )
-  for index, logits in forward(
-    classifier, data, batch_size=batch_size, threads=threads
-  ):
-    table[index] = logits
-  table.flush()
+  out = as_path(out)
   meta = {
     'teacher': str(weights),
     'model': classifier.name,
@@ -278,5 +325,27 @@ def write_logits(
     'num_classes': classifier.num_classes,
     'classes': classifier.classes,
   }
-  files.write_atomically(out / META, json.dumps(meta))
+  job = Job(
+    out,
+    len(data),
+    {**identify(classifier), 'fingerprint': data.fingerprint, 'dtype': dtype},
+    shard_size=SHARD_SIZE,
+    suffix='.npy',
+    share=share,
+  )
+  forward = Forward(classifier, batch_size=batch_size, threads=threads)
+  with job.progress('teacher logits') as progress:
+    for shard in job.open_shards():
+      start, stop = job.bounds(shard)
+      # The logits of an image that cannot be read are zeros; training skips it.
+      table = np.zeros((stop - start, classifier.num_classes), dtype)
+      for index, logits in forward(data, start, stop):
+        table[index] = logits
+        progress.advance(len(index))
+      with open_atomically(job.path(shard), 'wb') as file:
+        np.save(file, table)
+  meta = {**meta, 'shards': job.names, 'shard_size': job.shard_size}
+  # The metadata is written last, so that a table with metadata is complete.
+  if job.is_complete():
+    write_atomically(out / META, json.dumps(meta))
   return meta

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
 import math
 import os
-import pathlib
 from typing import Any
 
+from etils import epath
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data import loader, records
-from vit_jax.data.sources.source import Source, Subset, fingerprint
+from vit_jax.data.sources.source import Source, Subset
 from vit_jax.data.token_labels import (
   META,
   VERSION,
@@ -21,10 +21,12 @@ from vit_jax.data.token_labels import (
   model_outputs,
   token_grid,
 )
-from vit_jax.files import staged, write_atomically
+from vit_jax.files import as_path, staged, write_atomically
+from vit_jax.inference.jobs import ALONE, Job, Share, weights_fingerprint
 from vit_jax.parallel.mesh import make_mesh, put_batch, put_replicated
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
+from vit_jax.training.progress import ImageProgress
 
 # Classes of models whose head does not take the normalized tokens.
 OTHER_HEADS = ('CeiT', 'BiT', 'BiTV1')
@@ -106,7 +108,7 @@ def make_token_labels(
   shard_size: int = 8192,
   threads: int = 4,
   teacher: str = '',
-  progress: Callable[[int], Any] = lambda done: None,
+  share: Share = ALONE,
 ) -> dict[str, Any]:
   """Labels the tokens of all images of a source with a teacher.
 
@@ -125,7 +127,7 @@ def make_token_labels(
     shard_size: number of examples in a shard.
     threads: number of threads that read and decode images.
     teacher: name of the teacher in the metadata.
-    progress: called after each shard with the number of finished examples.
+    share: which of several processes this one is.
 
   Returns:
     The metadata in `token_labels.json`.
@@ -141,8 +143,7 @@ def make_token_labels(
     )
   num_classes = model.num_classes if columns is None else len(columns)
   forward, grid = token_logits(model, preprocessing.size)
-  out = pathlib.Path(out_dir)
-  out.mkdir(parents=True, exist_ok=True)
+  out = as_path(out_dir)
   number = -(-len(source) // shard_size)
   meta = {
     **_describe_labels(
@@ -152,7 +153,15 @@ def make_token_labels(
     'grid': list(grid),
     'shards': [records.shard_name('labels', i, number) for i in range(number)],
   }
-  _claim(out, meta)
+  job = Job(
+    out,
+    len(source),
+    meta,
+    shard_size=shard_size,
+    prefix='labels',
+    suffix='.array_record',
+    share=share,
+  )
   mesh = make_mesh('data', devices=jax.local_devices())
   batch_size = max(1, round(batch_size / mesh.size)) * mesh.size
   best = _best_classes(forward, preprocessing.normalize, meta['top_k'], columns)
@@ -160,18 +169,18 @@ def make_token_labels(
   label = lambda images: jax.device_get(
     best(variables, put_batch(images, mesh))
   )
-  for i, name in enumerate(meta['shards']):
-    start, stop = i * shard_size, min((i + 1) * shard_size, len(source))
-    if not (out / name).exists():
+  with job.progress('token labels') as progress:
+    for i in job.open_shards():
+      start, stop = job.bounds(i)
       with loader.eval_batches(
         Subset(source, start, stop, source.name),
         preprocessing,
         batch_size=batch_size,
         threads=threads,
       ) as batches:
-        _write_shard(out / name, stop - start, batches, label)
-    progress(stop)
-  write_atomically(out / META, json.dumps(meta))
+        _write_shard(job.path(i), stop - start, batches, label, progress)
+  if job.is_complete():
+    write_atomically(out / META, json.dumps(meta))
   return meta
 
 
@@ -187,7 +196,7 @@ def _describe_labels(
   return {
     'version': VERSION,
     'teacher': teacher or type(model).__name__,
-    'weights': _weights_fingerprint(variables),
+    'weights': weights_fingerprint(variables),
     'data': source.name,
     'fingerprint': source.fingerprint,
     'examples': len(source),
@@ -227,18 +236,12 @@ def _best_classes(
   return best
 
 
-def _weights_fingerprint(variables: Mapping[str, Any]) -> str:
-  """A fingerprint of weights: of the names, shapes and sums of all arrays."""
-  return fingerprint(
-    [
-      (jax.tree_util.keystr(path), np.shape(x), float(np.sum(x)))
-      for path, x in jax.tree_util.tree_leaves_with_path(variables)
-    ]
-  )
-
-
 def _write_shard(
-  path: pathlib.Path, examples: int, batches: Iterable[dict], best: Callable
+  path: epath.Path,
+  examples: int,
+  batches: Iterable[dict],
+  best: Callable,
+  progress: ImageProgress,
 ) -> None:
   """Writes a shard, which appears under its name when it is complete.
 
@@ -249,37 +252,22 @@ def _write_shard(
       which are not below `examples` for padding; 'mask' is 0 for images that
       cannot be read.
     best: function from images (B, H, W, 3) to logits and classes (B, h, w, k).
+    progress: counts the labeled images.
   """
   from array_record.python import array_record_module  # pyright: ignore
 
-  with staged(path) as unfinished:
+  with staged(path) as temporary:
     writer = array_record_module.ArrayRecordWriter(
-      unfinished, 'group_size:1,uncompressed'
+      temporary, 'group_size:1,uncompressed'
     )
     try:
       for batch in batches:
         logits, classes = best(batch['image'])
         # Zeros for images that cannot be read; padding is not written.
         logits = logits * batch['mask'].reshape(-1, 1, 1, 1)
-        for j in np.flatnonzero(batch['index'] < examples):
+        real = np.flatnonzero(batch['index'] < examples)
+        for j in real:
           writer.write(encode_record(logits[j], classes[j]))
+        progress.advance(len(real))
     finally:
       writer.close()
-
-
-def _claim(out: pathlib.Path, meta: dict[str, Any]) -> None:
-  """Writes into a directory which labels it will get.
-
-  Raises:
-    ValueError: the directory has other labels.
-  """
-  plan = out / 'plan.json'
-  text = json.dumps(meta, sort_keys=True)
-  if plan.exists() and plan.read_text() != text:
-    old = json.loads(plan.read_text())
-    different = [k for k in meta if old.get(k) != meta[k]]
-    raise ValueError(
-      f'{out} has labels with another {", ".join(different)}: give an empty '
-      'directory'
-    )
-  write_atomically(plan, text)
