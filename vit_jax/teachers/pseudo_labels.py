@@ -221,19 +221,7 @@ def pseudo_label(
   classes, columns = _classes(classifier, split, out, soft, match_classes)
   _check_free(out, split, overwrite)
   k = min(max_labels if soft else 1, classes['num_classes'])
-  job = Job(
-    out / f'{split}.unfinished',
-    len(source),
-    {
-      **identify(classifier),
-      'images': fingerprint(source.names()),
-      'columns': fingerprint(columns),
-      'labels': k,
-    },
-    shard_size=SHARD_SIZE,
-    suffix='.npz',
-    share=share,
-  )
+  job = _job(classifier, source, out / f'{split}.unfinished', columns, k, share)
   how = {'batch_size': batch_size, 'threads': threads}
   predict_all(classifier, source, job, k, columns=columns, **how)
   if not job.is_complete():
@@ -259,6 +247,31 @@ def pseudo_label(
   )
   job.remove()
   return {**meta, **_counts(source, predictions, threshold, chosen)}
+
+
+def _job(
+  classifier: Classifier,
+  source: Unlabeled,
+  directory: epath.Path,
+  columns: list[int] | None,
+  k: int,
+  share: Share,
+) -> Job:
+  """The job of predicting `k` classes of all images; see `predict_all`."""
+  plan = {
+    **identify(classifier),
+    'images': fingerprint(source.names()),
+    'columns': fingerprint(columns),
+    'labels': k,
+  }
+  return Job(
+    directory,
+    len(source),
+    plan,
+    shard_size=SHARD_SIZE,
+    suffix='.npz',
+    share=share,
+  )
 
 
 def _counts(

@@ -325,27 +325,37 @@ def write_logits(
     'num_classes': classifier.num_classes,
     'classes': classifier.classes,
   }
-  job = Job(
-    out,
-    len(data),
-    {**identify(classifier), 'fingerprint': data.fingerprint, 'dtype': dtype},
-    shard_size=SHARD_SIZE,
-    suffix='.npy',
-    share=share,
-  )
+  plan = identify(classifier)
+  plan.update(fingerprint=data.fingerprint, dtype=dtype)
+  shards: dict[str, Any] = {
+    'shard_size': SHARD_SIZE,
+    'suffix': '.npy',
+    'share': share,
+  }
+  job = Job(out, len(data), plan, **shards)
   forward = Forward(classifier, batch_size=batch_size, threads=threads)
-  with job.progress('teacher logits') as progress:
-    for shard in job.open_shards():
-      start, stop = job.bounds(shard)
-      # The logits of an image that cannot be read are zeros; training skips it.
-      table = np.zeros((stop - start, classifier.num_classes), dtype)
-      for index, logits in forward(data, start, stop):
-        table[index] = logits
-        progress.advance(len(index))
-      with open_atomically(job.path(shard), 'wb') as file:
-        np.save(file, table)
+  _write_shards(job, forward, data, (classifier.num_classes, dtype))
   meta = {**meta, 'shards': job.names, 'shard_size': job.shard_size}
   # The metadata is written last, so that a table with metadata is complete.
   if job.is_complete():
     write_atomically(out / META, json.dumps(meta))
   return meta
+
+
+def _write_shards(
+  job: Job, forward: Forward, data: Source, columns: tuple[int, str]
+) -> None:
+  """Writes the missing tables of a job, of `columns` (number, dtype).
+
+  The logits of an image that cannot be read are zeros; training skips it.
+  """
+  with job.progress('teacher logits') as progress:
+    for shard in job.open_shards():
+      start, stop = job.bounds(shard)
+      number, dtype = columns
+      table = np.zeros((stop - start, number), dtype)
+      for index, logits in forward(data, start, stop):
+        table[index] = logits
+        progress.advance(len(index))
+      with open_atomically(job.path(shard), 'wb') as file:
+        np.save(file, table)

@@ -169,19 +169,30 @@ def make_token_labels(
   label = lambda images: jax.device_get(
     best(variables, put_batch(images, mesh))
   )
+  how = {'batch_size': batch_size, 'threads': threads}
+  _write_shards(job, source, preprocessing, label, **how)
+  if job.is_complete():
+    write_atomically(out / META, json.dumps(meta))
+  return meta
+
+
+def _write_shards(
+  job: Job,
+  source: Source,
+  preprocessing: Preprocessing,
+  label: Callable,
+  **how: int,
+) -> None:
+  """Writes the missing shards of a job; `how` is for `eval_batches`."""
   with job.progress('token labels') as progress:
     for i in job.open_shards():
       start, stop = job.bounds(i)
       with loader.eval_batches(
         Subset(source, start, stop, source.name),
         preprocessing,
-        batch_size=batch_size,
-        threads=threads,
+        **how,
       ) as batches:
         _write_shard(job.path(i), stop - start, batches, label, progress)
-  if job.is_complete():
-    write_atomically(out / META, json.dumps(meta))
-  return meta
 
 
 def _describe_labels(
