@@ -13,6 +13,7 @@ from vit_jax import train
 from vit_jax.data import token_labels, token_targets, transforms
 from vit_jax.data.randaugment.timm import timm_op
 from vit_jax.data.sources.opening import open_source
+from vit_jax.inference.jobs import Share
 from vit_jax.models import ceit, mixer, vit, volo
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.recipe import data as recipe_data
@@ -210,20 +211,22 @@ def data():
 
 @pytest.fixture(scope='module')
 def directory(teacher, data, tmp_path_factory):
+  """Labels that two processes made, one after the other."""
   path = tmp_path_factory.mktemp('labels')
-  done = []
-  teacher_labels.make_token_labels(
-    *teacher,
-    data,
-    path,
-    preprocessing=FED,
-    top_k=3,
-    batch_size=16,
-    shard_size=15,
-    threads=0,
-    progress=done.append,
-  )
-  assert done == [15, 30, 40]
+  for process, shards in ((1, 1), (0, 3)):
+    teacher_labels.make_token_labels(
+      *teacher,
+      data,
+      path,
+      preprocessing=FED,
+      top_k=3,
+      batch_size=16,
+      shard_size=15,
+      threads=0,
+      share=Share(process, 2),
+    )
+    assert len(list(path.glob('*.array_record'))) == shards
+    assert (path / token_labels.META).exists() == (process == 0)
   return path
 
 

@@ -327,12 +327,8 @@ def write_logits(
   }
   plan = identify(classifier)
   plan.update(fingerprint=data.fingerprint, dtype=dtype)
-  shards: dict[str, Any] = {
-    'shard_size': SHARD_SIZE,
-    'suffix': '.npy',
-    'share': share,
-  }
-  job = Job(out, len(data), plan, **shards)
+  how = dict[str, Any](shard_size=SHARD_SIZE, suffix='.npy', share=share)
+  job = Job(out, len(data), plan, **how)
   forward = Forward(classifier, batch_size=batch_size, threads=threads)
   _write_shards(job, forward, data, (classifier.num_classes, dtype))
   meta = {**meta, 'shards': job.names, 'shard_size': job.shard_size}
