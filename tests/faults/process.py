@@ -66,9 +66,10 @@ class Fault:
     """A fault of a job of so many processes."""
     process = rng.randrange(count)
     if rng.random() < 0.1:
-      return cls(FULL_DISK, 'save', rng.randint(1, 6), 0.0, process)
+      return cls(FULL_DISK, 'save', rng.randint(1, 2), 0.0, process)
     phase = rng.choice(PHASES)
-    most = {'step': 20, 'log': 20, 'save': 6, 'evaluation': 4}
+    # Small numbers leave steps for the faults that follow.
+    most = {'step': 8, 'log': 8, 'save': 3, 'evaluation': 2}
     return cls(
       rng.choice(SIGNALS),
       phase,

@@ -20,7 +20,7 @@ from tests.faults.process import (
   digest,
 )
 
-_SCENARIO_FAULTS = 5  # at most, before a run may come to its end
+_SCENARIO_FAULTS = 7  # at most, before a run may come to its end
 _EVERY_NTH_HAS_TWO = 4  # of the scenarios, two processes
 
 
@@ -117,7 +117,7 @@ class Soak:
     folder = self._folder / f'{number}'
     folder.mkdir()
     before = len(self.report.problems)
-    for _ in range(rng.randint(2, _SCENARIO_FAULTS)):
+    for _ in range(rng.randint(3, _SCENARIO_FAULTS)):
       fault = Fault.draw(rng, count)
       self._judge(folder, self._run(folder, fault, count), fault)
       for _ in range(rng.choice((0, 1, 1, 2))):
