@@ -6,8 +6,6 @@ import pathlib
 import sys
 import tempfile
 
-from tests.helpers import FAST_COMPILE
-
 
 def main() -> int:
   """Prints the table; 1 if something happened that must not."""
@@ -21,14 +19,18 @@ def main() -> int:
     (folder / 'runs').mkdir()
     os.environ.update(
       JAX_PLATFORMS='cpu',
-      XLA_FLAGS=f'--xla_force_host_platform_device_count=1 {FAST_COMPILE}',
       # Every process but the first one finds its programs compiled.
       JAX_COMPILATION_CACHE_DIR=str(folder / 'compiled'),
       JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
       JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
     )
+    # Importing them imports JAX, which reads its settings only then.
     from tests.faults.soak import soak
+    from tests.helpers import FAST_COMPILE
 
+    os.environ['XLA_FLAGS'] = (
+      f'--xla_force_host_platform_device_count=1 {FAST_COMPILE}'
+    )
     report = soak(folder / 'runs', args.seed, args.minutes, args.scenarios)
     print('\n'.join(report.lines()), flush=True)
     return 1 if report.problems or report.wrong_examples else 0
