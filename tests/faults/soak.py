@@ -21,6 +21,7 @@ from tests.faults.process import (
 )
 
 _SCENARIO_FAULTS = 7  # at most, before a run may come to its end
+_TRIES = 3  # to run a job to its end on a busy machine
 _EVERY_NTH_HAS_TWO = 4  # of the scenarios, two processes
 
 
@@ -36,6 +37,8 @@ class Report:
     repeated: steps that were made more than once.
     wrong_examples: examples that a step lacked or had in excess, against the
       undisturbed run.
+    late: jobs of two processes that Gloo ended, because one of them was 30
+      seconds behind the other on a busy machine.
     problems: what must not happen; one line each.
     seconds: CPU seconds by process.
     megabytes: peak memory by process that ran to its end.
@@ -47,6 +50,7 @@ class Report:
   resumes: int = 0
   repeated: int = 0
   wrong_examples: int = 0
+  late: int = 0
   problems: list[str] = dataclasses.field(default_factory=list)
   seconds: list[float] = dataclasses.field(default_factory=list)
   megabytes: list[float] = dataclasses.field(default_factory=list)
@@ -64,6 +68,7 @@ class Report:
       f'resumes                           {self.resumes}',
       f'steps repeated                    {self.repeated}',
       f'examples lost or doubled          {self.wrong_examples}',
+      f'jobs ended by a late process      {self.late}',
       f'CPU seconds of a process          {mean(self.seconds):.1f}',
       'memory of a process, MB           '
       f'{mean(early):.0f} in the first half, {mean(late):.0f} in the second',
@@ -123,11 +128,20 @@ class Soak:
       for _ in range(rng.choice((0, 1, 1, 2))):
         kind = damage.draw(rng, folder / 'run')
         self.report.faults.update([kind] if kind else [])
-    self._judge(folder, self._run(folder, None, count), None)
+    self._finish(folder, count)
     self._compare(folder, count)
     self.report.scenarios += 1
     if len(self.report.problems) == before:
       shutil.rmtree(folder)
+
+  def _finish(self, folder: pathlib.Path, count: int) -> None:
+    """Runs a workdir to its end."""
+    for _ in range(_TRIES):
+      ended = self._run(folder, None, count)
+      if not _gave_up(ended):
+        break
+      self.report.late += 1
+    self._judge(folder, ended, None)
 
   def _run(
     self, folder: pathlib.Path, fault: Fault | None, count: int
@@ -150,6 +164,10 @@ class Soak:
     wrong = ''
     if any(e.hung for e in ended):
       wrong = 'hung'
+    elif fault is None and set(codes) != {0}:
+      wrong = f'exit codes {codes}'
+    elif _gave_up(ended):
+      self.report.late += 1
     elif set(codes) not in ({0}, {3} if _can_stop(fault) else {0}):
       # The process ends by its fault, and the others with exit code 1.
       for i, (code, e) in enumerate(zip(codes, ended, strict=True)):
@@ -188,6 +206,13 @@ class Soak:
           wrong = Counter(once[0])
           wrong.subtract(indices)
           self.report.wrong_examples += sum(map(abs, wrong.values()))
+
+
+def _gave_up(ended: list[Ended]) -> bool:
+  """Whether Gloo gave up because a process was 30 seconds late."""
+  return {e.code for e in ended} == {1} and any(
+    'Gloo context initialization failed' in e.log for e in ended
+  )
 
 
 def _can_stop(fault: Fault | None) -> bool:
