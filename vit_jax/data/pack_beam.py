@@ -85,10 +85,14 @@ class Runner:
 
   def run_tasks(self, tasks: Sequence[tuple[str, str, str, int]]) -> None:
     """Runs a pipeline that calls `write_task` for each task."""
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
+    import apache_beam as beam  # pyright: ignore[reportMissingImports]
+    from apache_beam.options import (  # pyright: ignore[reportMissingImports]
+      pipeline_options,
+    )
 
-    options = PipelineOptions(list(self.options), runner=self.name)
+    options = pipeline_options.PipelineOptions(
+      list(self.options), runner=self.name
+    )
     with beam.Pipeline(options=options) as pipeline:
       _ = (
         pipeline

@@ -143,7 +143,7 @@ def _read_parquet(
 ) -> tuple[list[Record], list[str] | None]:
   """The images of a Parquet file, which are copied to a file in `spool`."""
   try:
-    from pyarrow import lib, parquet
+    from pyarrow import ArrowException, parquet
   except ImportError as e:
     raise ValueError(
       f"{path} needs the package pyarrow: pip install 'vit_jax[records]'"
@@ -174,7 +174,7 @@ def _read_parquet(
             )
           )
           offset, number = offset + len(data), number + 1
-  except lib.ArrowException as e:
+  except ArrowException as e:
     raise ValueError(f'{path}: {e}') from e
   return rows, _class_names(schema.metadata or {}, label)
 

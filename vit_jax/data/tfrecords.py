@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import os
 import re
 import struct
+from typing import Any
 
 from vit_jax import files
 
@@ -68,7 +69,8 @@ def parse_example(data: bytes) -> dict[str, list]:
   from google.protobuf import message
   from tensorflow_datasets.proto import tf_example_pb2
 
-  example = tf_example_pb2.Example()
+  proto: Any = tf_example_pb2  # its names are made at import
+  example = proto.Example()
   try:
     example.ParseFromString(data)
   except message.DecodeError as e:
