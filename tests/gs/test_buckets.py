@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests.data.test_layout_fuzz import Workers
 from tests.gs.conftest import free_port
 from tests.helpers import ROOT, saved_state
 from vit_jax import files
@@ -19,6 +20,7 @@ from vit_jax.cli import parser
 from vit_jax.data.pack import pack
 from vit_jax.data.sources.opening import open_source
 from vit_jax.data.token_labels import TokenLabels
+from vit_jax.files import as_path, write_atomically
 from vit_jax.parallel.workdir_lock import WorkdirInUse, WorkdirLock
 from vit_jax.teachers import stored_logits
 
@@ -60,6 +62,20 @@ def packed(images, bucket):
   """The images as packed data in the bucket."""
   assert parser.main(['pack', str(images), f'{bucket}/packed']) == 0
   return f'{bucket}/packed'
+
+
+def test_the_workers_of_a_pipeline_write_to_a_bucket(images, bucket, tmp_path):
+  """From images in the bucket; what they finished is removed at the end."""
+  local = pack(images, tmp_path / 'packed', shards=2)
+  for path in images.rglob('*.*'):
+    write_atomically(
+      f'{bucket}/in/{path.relative_to(images)}', path.read_bytes()
+    )
+  out = as_path(f'{bucket}/pipeline')
+  assert pack(f'{bucket}/in', out, shards=2, runner=Workers('')) == local
+  assert {p.name for p in out.iterdir()} == {
+    p.name for p in (tmp_path / 'packed').iterdir()
+  }
 
 
 def test_packed_data_is_the_same_in_a_bucket(images, packed, tmp_path):
