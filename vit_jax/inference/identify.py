@@ -171,7 +171,7 @@ def _of_transformers(
   size = feeding.get('crop_size') or feeding.get('size')
   size = size or config.get('image_size', 224)
   if isinstance(size, Mapping):
-    size = size.get('height') or size.get('shortest_edge')
+    size = size.get('height') or size.get('shortest_edge') or 224
   crop = None
   if feeding.get('do_center_crop'):
     resized = feeding.get('size')

@@ -277,7 +277,7 @@ def _read_safetensors(file: IO[bytes]) -> WeightFile:
 def checksums(arrays: Mapping[str, np.ndarray], metadata: str = '') -> str:
   """The CRC-32 of each array, by name, and of the metadata, as JSON."""
   values = {
-    name: zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+    name: zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     for name, x in sorted(arrays.items())
   }
   return json.dumps({**values, METADATA: zlib.crc32(metadata.encode())})

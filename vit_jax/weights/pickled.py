@@ -97,7 +97,7 @@ class NumpyArray(Stateful):
         order = {'<': '<', '>': '>'}.get(str(dtype.state[1])[:2], '=')
       if not isinstance(data, bytes):
         raise ValueError('its values are no bytes')
-      values = np.frombuffer(data, np.dtype(dtype.code).newbyteorder(order))
+      values = np.frombuffer(data, np.dtype(order + dtype.code))
       shape = _counts(shape)
       return values.reshape(shape, order='F' if is_fortran is True else 'C')
     except (TypeError, ValueError) as e:
@@ -120,10 +120,10 @@ def _counts(values: Any) -> tuple[int, ...]:
 
 
 def _tensor(storage=None, offset=None, size=None, stride=None, *_):
-  layout = Tensor(storage, _counts([offset])[0], _counts(size), _counts(stride))
-  if not isinstance(storage, Storage) or len(layout.size) != len(layout.stride):
+  sizes, strides = _counts(size), _counts(stride)
+  if not isinstance(storage, Storage) or len(sizes) != len(strides):
     raise WeightsError('it has a tensor with an impossible layout')
-  return layout
+  return Tensor(storage, _counts([offset])[0], sizes, strides)
 
 
 def _parameter(data=None, *_):

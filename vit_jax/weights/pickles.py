@@ -244,7 +244,8 @@ class _Machine:
   def _storage(self) -> None:
     identity = self._stack.pop()
     known = isinstance(identity, tuple) and len(identity) in (5, 6)
-    what, kind, key, _, numel, *view = identity if known else [None] * 5
+    values: Any = identity if known else [None] * 5
+    what, kind, key, _, numel, *view = values
     if (
       self._load_storage is None
       or not all(isinstance(text, str) for text in (what, kind, key))
