@@ -85,8 +85,9 @@ def _access_token(bucket: str) -> str | None:
   Raises:
     BucketError: there are credentials that are not valid any more.
   """
-  import google.auth  # pyright: ignore[reportMissingImports]
-  import google.auth.transport.requests  # pyright: ignore[reportMissingImports]
+  import google.auth
+  import google.auth.exceptions
+  import google.auth.transport.requests
 
   request = google.auth.transport.requests.Request()
   try:

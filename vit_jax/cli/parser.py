@@ -25,6 +25,7 @@ COMMANDS = (
   'evaluate',
   'attention',
   'fewshot',
+  'features',
   'convert',
   'export',
   'pack',

@@ -209,7 +209,7 @@ class ImageClassifier(abc.ABC):
   def _results(
     self, images: Sequence[Image], top_k: int, batch_size: int
   ) -> Iterator[dict[str, Any]]:
-    for start, loaded in self._read_ahead(images, batch_size):
+    for start, loaded in self.read_ahead(images, batch_size):
       readable = [x for x in loaded if isinstance(x, np.ndarray)]
       best = iter(self._best_classes(readable, top_k, batch_size))
       for position, x in enumerate(loaded, start):
@@ -219,9 +219,9 @@ class ImageClassifier(abc.ABC):
         if isinstance(x, np.ndarray):
           yield {**result, 'predictions': next(best)}
         else:
-          yield {**result, 'error': _reason(x)}
+          yield {**result, 'error': why_unreadable(x)}
 
-  def _read_ahead(
+  def read_ahead(
     self, images: Sequence[Image], batch_size: int
   ) -> Iterator[tuple[int, list[np.ndarray | Exception]]]:
     """Reads the images of the next batch while one is classified.
@@ -366,7 +366,7 @@ class Classifier(ImageClassifier):
     return jax.jit(run, static_argnums=2)
 
 
-def _reason(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
   """Why an image cannot be read, without its path."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror.lower()

@@ -10,7 +10,11 @@ import numpy as np
 
 from vit_jax.data.names import printable
 from vit_jax.files import as_path, staged
-from vit_jax.inference.classifier import Classifier, Image
+from vit_jax.inference.classifier import (
+  Classifier,
+  Image,
+  why_unreadable,
+)
 
 SUFFIXES = ('.npz', '.parquet')
 
@@ -75,7 +79,7 @@ def compute_features(
         names.append(name)
         pixels.append(x)
       else:
-        errors[name] = str(x)
+        errors[name] = why_unreadable(x)
     arrays = {}
     if pixels:
       batch = np.zeros((size, *pixels[0].shape), pixels[0].dtype)
@@ -127,7 +131,8 @@ def write_features(
 
 def _write_npz(path: str, table: dict[str, np.ndarray]) -> None:
   with open(path, 'wb') as file:
-    np.savez(file, **table)
+    arrays: Any = table
+    np.savez(file, **arrays)
 
 
 def _write_parquet(path: str, table: dict[str, np.ndarray]) -> None:

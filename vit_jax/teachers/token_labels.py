@@ -181,7 +181,7 @@ def _write_shards(
   source: Source,
   preprocessing: Preprocessing,
   label: Callable,
-  **how: int,
+  **how: Any,
 ) -> None:
   """Writes the missing shards of a job; `how` is for `eval_batches`."""
   with job.progress('token labels') as progress:
