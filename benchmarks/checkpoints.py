@@ -6,6 +6,12 @@ It saves and restores a training state (parameters and the two moments of Adam)
 with and without checksums, in turns, so that a busy machine treats both alike.
 A save counts until the step is complete. The checksums themselves are also
 measured alone, because their share is smaller than what a save varies by.
+
+Measured on two cores, both busy with other programs, for vit_s16 (265 MB, 600
+arrays, 2 rounds): a save takes 1.57 CPU seconds and its checksums alone 0.060
+(3.8 %); with a task for each array they took 0.074 of 1.70 (4.4 %). In parts:
+the CRC-32 of 260 MB in 110 arrays 0.030, and 490 small arrays 0.010. The CRC-32
+itself has 13.7 GiB/s on one core (zlib: 3.7).
 """
 
 import argparse
