@@ -157,6 +157,23 @@ def test_numpy_arrays_whose_state_lies(tmp_path):
     assert 'numpy array' in refused(path) or 'layout' in refused(path)
 
 
+def test_nested_byte_orders_are_not_printed(tmp_path):
+  """The text of doubled tuples would have 2^40 parts."""
+  text = lambda s: b'X' + struct.pack('<I', len(s)) + s
+  array = (
+    b'cnumpy.core.multiarray\n_reconstruct\n)R(K\x01K\x01\x85'
+    b'cnumpy\ndtype\n' + text(b'f4') + b'\x85R(K\x03' + DOUBLED + b'tb\x89'
+    b'c_codecs\nencode\n' + text(b'1234') + b'\x85Rtb'
+  )
+  body = START + tensor_pickle(6, (2, 3), (3, 1))[2:-1]
+  path = tmp_path / 'x.pth'
+  zip_checkpoint(
+    path, body + text(b'v') + array + b's' + STOP, [('0', A.tobytes())]
+  )
+  values = read(path, prefix='').arrays['v']
+  assert values == np.frombuffer(b'1234', '<f4')
+
+
 def test_a_state_in_which_tuples_are_keys_is_left_out(tmp_path):
   """Training programs may save such dictionaries beside the weights."""
   weights = tensor_pickle(6, (2, 3), (3, 1))[2:-1]

@@ -94,7 +94,7 @@ class NumpyArray(Stateful):
         raise ValueError(f'dtype {dtype.code[:20]}')
       order = '='
       if isinstance(dtype.state, tuple) and len(dtype.state) > 1:
-        order = {'<': '<', '>': '>'}.get(str(dtype.state[1])[:2], '=')
+        order = '>' if dtype.state[1] == '>' else '<'
       if not isinstance(data, bytes):
         raise ValueError('its values are no bytes')
       values = np.frombuffer(data, np.dtype(order + dtype.code))
