@@ -9,6 +9,7 @@ largest difference of the logits, and if there is none the reason.
   python -m tests.zoo                        # all architectures
   python -m tests.zoo 'vit_tiny*' --out /tmp/zoo.jsonl
   python -m tests.zoo --depth 2              # all models at reduced depth
+  python -m tests.zoo --names                # names and shapes of tensors only
 
 It needs the extra `zoo`: timm and torch.
 """
@@ -28,6 +29,8 @@ import torch
 
 from tests.zoo.table import MODULES
 from vit_jax.inference.loading import load_classifier
+from vit_jax.models.registry import create_model, model_info
+from vit_jax.weights import released_shapes
 
 LIMIT = 1e-4  # of a difference of logits
 LARGE = 100e6  # parameters; larger models are measured at a depth of 2
@@ -115,6 +118,40 @@ def measure(name: str, depth: int | None, folder: pathlib.Path) -> dict:
   return row
 
 
+def check_names(name: str) -> dict:
+  """Whether the names and shapes of timm's model are those of ours, by name."""
+  row = {'name': name, 'depth': 'names'}
+  try:
+    info = model_info(name)
+  except ValueError as e:
+    return {**row, 'hub_error': str(e).splitlines()[0]}
+  arguments = {'depth': 1} if 'depth' in info.fields else {}
+  is_vit = timm.models.is_model_in_modules(name, ['vision_transformer'])
+  if not is_vit:
+    arguments = {}
+  with torch.device('meta'):
+    model = timm.create_model(name, **arguments)
+  theirs = {
+    k: tuple(x.shape)
+    for k, x in model.state_dict().items()
+    if not k.endswith('num_batches_tracked')
+  }
+  ours = released_shapes(
+    create_model(name, model.num_classes, **arguments),
+    info.preprocessing.size,
+    'timm',
+  )
+  if theirs == ours:
+    return {**row, 'hub': 0.0, 'bare': 0.0}
+  wrong = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+  key = wrong[0]
+  return {
+    **row,
+    'hub_error': f'{len(wrong)} names differ: {key} is {theirs.get(key)} in '
+    f'timm, {ours.get(key)} here',
+  }
+
+
 def text(row: dict) -> str:
   """The row as a line of the table."""
   reason = row.get('hub_error') or row.get('bare_error') or ''
@@ -130,6 +167,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('pattern', nargs='*', default=['*'])
   parser.add_argument('--depth', type=int, help='of all transformers')
+  parser.add_argument(
+    '--names',
+    action='store_true',
+    help='compare names and shapes of tensors only, without weights',
+  )
   parser.add_argument('--out', help='file of JSON lines to add the rows to')
   args = parser.parse_args()
   names = [
@@ -143,8 +185,11 @@ def main() -> None:
   print('| --- | --- | --- | --- | --- | --- |')
   for name in names:
     start = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-      row = measure(name, args.depth, pathlib.Path(folder))
+    if args.names:
+      row = check_names(name)
+    else:
+      with tempfile.TemporaryDirectory() as folder:
+        row = measure(name, args.depth, pathlib.Path(folder))
     row['seconds'] = round(time.time() - start, 1)
     rows.append(row)
     print(text(row), flush=True)
