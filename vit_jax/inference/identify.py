@@ -133,7 +133,7 @@ def _of_timm(config: Mapping[str, Any]) -> Identity:
   feeding = info.preprocessing
   if cfg.get('input_size') and cfg.get('mean'):
     feeding = Preprocessing(
-      tuple(cfg['input_size'][1:]),
+      as_size(cfg['input_size'][1:]),
       cfg.get('crop_pct', 0.875),
       timm_names.interpolation(cfg.get('interpolation', 'bicubic')),
       timm_names.normalize(cfg['mean'], cfg['std']),
