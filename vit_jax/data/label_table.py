@@ -65,10 +65,12 @@ class Table:
 def read_json(text: str) -> Table:
   try:
     values = _load_json(text)
+  except RecursionError as e:
+    raise ValueError('is not JSON of labels: it is nested too deeply') from e
   except json.JSONDecodeError as e:
     try:  # one object a line
       values = [_load_json(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
       raise ValueError(f'is not JSON: {e}') from e
   if isinstance(values, dict) and not any(
     isinstance(v, dict) for v in values.values()

@@ -234,7 +234,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
   except WeightsError:
     raise
   except Exception as e:  # a damaged archive can raise anything
-    raise WeightsError(f'{name} is damaged ({e})') from e
+    raise WeightsError(f'{name} is damaged ({str(e)[:200]})') from e
 
 
 def _read_torch(file: IO[bytes]) -> WeightFile:

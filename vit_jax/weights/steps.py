@@ -10,7 +10,12 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-from vit_jax.files import as_path, is_remote, list_directory
+from vit_jax.files import (
+  as_path,
+  check_regular,
+  is_remote,
+  list_directory,
+)
 from vit_jax.weights import checksums
 from vit_jax.weights.metadata import WeightsMetadata
 
@@ -46,6 +51,7 @@ def describe_mismatch(path: str | os.PathLike, abstract: Any) -> str:
     to be compared.
   """
   try:
+    _check_files(epath.Path(path))
     stored = ocp.metadata(epath.Path(path)).metadata
     stored = {
       jax.tree_util.keystr(p, simple=True, separator='/'): tuple(x.shape)
@@ -136,12 +142,28 @@ def orbax_context() -> ocp.Context:
   return context
 
 
+def _check_files(step: epath.Path) -> None:
+  """Raises CheckpointError if a file of a local step is a pipe or device.
+
+  Orbax would read one without end.
+  """
+  if is_remote(step):
+    return
+  for folder, _, names in os.walk(step):
+    for name in names:
+      try:
+        check_regular(os.path.join(folder, name))
+      except OSError as e:
+        raise CheckpointError(f'{os.path.join(folder, name)}: {e}') from e
+
+
 def read_record(step: epath.Path) -> dict[str, Any]:
   """The JSON values that a step was saved with.
 
   Raises:
     CheckpointError: they are not those that were written.
   """
+  _check_files(step)
   # Orbax gives None for a file that it cannot read.
   record: Any = ocp.metadata(step).custom_metadata
   if not record or not checksums.is_sealed_correctly(record):
@@ -170,6 +192,7 @@ def read_step(
     CheckpointError: an array or the record is not what was written.
     Exception: Orbax raises many kinds for files that are damaged or missing.
   """
+  _check_files(step)
   with orbax_context():
     if abstract is None:
       stored = ocp.metadata(step).metadata
