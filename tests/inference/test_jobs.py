@@ -2,10 +2,16 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 from PIL import Image
 import pytest
 
+from tests.helpers import ROOT
 from vit_jax.cli import parser
 from vit_jax.inference import prediction
 from vit_jax.inference.classifier import ImageClassifier
@@ -125,3 +131,39 @@ def test_progress_in_a_log(capsys):
     'working: 80 of 100 images  0.5 img/s  ETA 40s',
     'working: 100 of 100 images  0.5 img/s',
   ]
+
+
+_PREDICT = """
+import sys
+from tests.helpers import ROOT
+from vit_jax.cli import parser
+from vit_jax.inference import prediction
+prediction.SHARD_SIZE = 20
+sys.exit(parser.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_twice(weights, tmp_path):
+  """SIGKILL at any moment: the table is complete, and no row is there twice."""
+  photos, target = tmp_path / 'photos', tmp_path / 'result.csv'
+  photos.mkdir()
+  for i in range(200):
+    Image.new('RGB', (16, 16), (i, 90, 40)).save(photos / f'{i:03d}.png')
+  argv = ['predict', weights, str(photos), f'--csv={target}', '-k', '1']
+  command = [sys.executable, '-c', _PREDICT, *argv]
+  environment = {**os.environ, 'PYTHONPATH': ROOT, 'JAX_PLATFORMS': 'cpu'}
+  unfinished = tmp_path / 'result.csv.unfinished'
+  for shards in (1, 4):
+    process = subprocess.Popen(command, env=environment)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+      if len(list(unfinished.glob('shard-*'))) >= shards:
+        process.kill()
+      time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not target.exists()
+  assert subprocess.run(command, env=environment, timeout=300).returncode == 0
+  names = [row['image'] for row in rows(target)]
+  assert names == sorted(set(names)) and len(names) == 200
