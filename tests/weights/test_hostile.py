@@ -249,6 +249,16 @@ def test_members_of_a_zip_archive_that_share_their_bytes(tmp_path):
   assert 'overlap' in refused(path)
 
 
+def test_a_zip_archive_whose_directory_hides_members(tmp_path):
+  """The comment of the first member swallows the entries that follow."""
+  path = tmp_path / 'x.npz'
+  np.savez(path, a=A, b=A, c=A)
+  data = bytearray(path.read_bytes())
+  data[data.index(b'PK\1\2') + 33] = 64  # high byte of the comment's length
+  path.write_bytes(data)
+  assert 'has 1 members, and its end says 3' in refused(path)
+
+
 @pytest.mark.parametrize(
   'header',
   [
