@@ -1,14 +1,19 @@
 """Fine-tuning recipes: the published values, and the command's defaults."""
 
+import json
+
 import numpy as np
 from PIL import Image
 import pytest
+from safetensors.numpy import save_file
 
 from configs import augreg_finetune, bit_hyperrule, bit_i1k, bit_i21k, mixer_i1k
 from configs import finetune as recipes
+from vit_jax import create_model
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.finetuning import folder_config
 from vit_jax.recipe.keys import ConfigError
+from vit_jax.weights import released_shapes
 
 
 def test_published_settings():
@@ -129,6 +134,27 @@ def test_defaults_of_the_command(flat):
   assert c.schedule.warmup_steps == 12  # a fifth of 60 steps
   assert (c.data.image_size, c.optim.layer_decay) == (384, 0.7)
   assert c.optim.groups[0][1] == {'lr': 0.0}
+  check(c)
+
+
+def test_the_weights_tell_the_model(flat, tmp_path):
+  """An entry of the hub: its config.json has the architecture."""
+  model = create_model('vit_tiny_patch16_224', 3, width=8, depth=1, num_heads=2)
+  shapes = released_shapes(model, 32, 'timm')
+  save_file(
+    {k: np.zeros(s, np.float32) for k, s in shapes.items()},
+    tmp_path / 'model.safetensors',
+  )
+  feeding = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
+  config = {
+    'architecture': 'vit_tiny_patch16_224',
+    'pretrained_cfg': {'input_size': [3, 32, 32], **feeding},
+    'model_args': {'depth': 1, 'embed_dim': 8, 'num_heads': 2, 'img_size': 32},
+  }
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  c = folder_config(None, str(tmp_path / 'model.safetensors'), flat, steps=5)
+  assert c.model.name == 'vit_tiny_patch16_224' and c.model.width == 8
+  assert c.data.normalize == 'imagenet'
   check(c)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 
 from vit_jax.data.sources.opening import directory_source, open_source
-from vit_jax.models.registry import ModelInfo, model_info
+from vit_jax.inference.identify import Identity, identify
+from vit_jax.models.registry import ModelInfo, load_module, model_info
 from vit_jax.preprocessing import as_size
 from vit_jax.recipe.keys import (
   ConfigError,
@@ -25,6 +26,7 @@ from vit_jax.recipe.keys import (
 from vit_jax.recipe.overrides import override
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.shared import set_preprocessing
+from vit_jax.weights import read
 from vit_jax.weights.metadata import WeightsMetadata
 
 # The published learning rate and its batch size. For another batch size the
@@ -143,18 +145,12 @@ def folder_config(
     ConfigError: neither the arguments nor the weights name a model.
     ValueError: `data` is no directory of images.
   """
-  metadata = _stored_metadata(weights)
-  model = model or metadata.model
-  if not model:
-    raise ConfigError(
-      f'{weights or "random initialization"} does not say which model it is '
-      'for: name it with --model (vit-jax models lists them, vit-jax info '
-      'FILE says which fit)'
-    )
+  metadata, known = _read_identity(model, weights, module)
+  model = known.name
   c = default_config()
   c.model.name = model
+  c.model.update(known.fields)
   if model == metadata.model:
-    c.model.update(metadata.fields)
     c.model.module = metadata.module
   c.model.module = module or c.model.module
   c.model.update(fields or {})
@@ -176,8 +172,8 @@ def folder_config(
   c.data.flat, c.data.match_classes = flat, match_classes
   c.data.batch_size, c.data.max_bad_fraction = batch_size, max_bad_fraction
   _set_sizes(c, info, image_size)
-  if metadata.preprocessing is not None:
-    c.data.normalize = metadata.preprocessing.normalize
+  if known.preprocessing is not None:
+    c.data.normalize = known.preprocessing.normalize
   c.data.upright = True  # photos of a folder, not a published data set
   set_optimizer(c, lr)
   c.optim.layer_decay = layer_decay
@@ -224,10 +220,24 @@ def _default_batch_size(num_examples: int) -> int:
   return max(1, batch_size // devices) * devices
 
 
-def _stored_metadata(weights: str) -> WeightsMetadata:
-  """The metadata of a file of weights or a workdir; empty for ''."""
-  if not weights:
-    return WeightsMetadata()
-  from vit_jax.weights import read
+def _read_identity(
+  model: str | None, weights: str, module: str
+) -> tuple[WeightsMetadata, Identity]:
+  """The metadata and the model of a file of weights or a workdir.
 
-  return read(weights).metadata
+  Args:
+    model: the name that the user gave; None finds it as `load_classifier` does.
+    weights: '' for random initialization.
+    module: Python module that registers the model; '' for that of the weights.
+  """
+  if weights:
+    file = read(weights)
+    if module or file.metadata.module:
+      load_module(module or file.metadata.module)
+    return file.metadata, identify(weights, file.arrays, file.metadata, model)
+  if not model:
+    raise ConfigError(
+      'without weights the model has to be named: --model NAME (vit-jax models '
+      'lists the names)'
+    )
+  return WeightsMetadata(), Identity(model)
