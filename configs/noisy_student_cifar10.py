@@ -18,9 +18,14 @@ One of them alone:
     ... :labels
 
 Data: TFDS cifar10 prepared as array_record, 32 px. Cost: one CPU core does
-about 350 images a second; the teacher sees 150,000, the others 250,000. With
-two cores the whole study takes about 50 minutes, and without `labels only`
-(--variants=teacher,"noisy student") 30 minutes.
+about 300 images a second; the teacher sees 150,000, the others 250,000. With
+two cores the whole study takes about 60 minutes, and without `labels only`
+(--variants=teacher,"noisy student") 35 minutes.
+
+Measured: the teachers have 53.03 % of the test images right (three seeds,
+standard deviation 0.70), two students 52.29 and 52.15 %. With these settings a
+student does not improve over its teacher. Its loss at the end is higher than
+the teacher's, so it is too small, or too noisy, for its 250,000 images.
 """
 
 import pathlib
