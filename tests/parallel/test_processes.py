@@ -210,9 +210,9 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
   ).finish()
   assert codes == [1, 1]
   for output in outputs:
-    assert re.search(
-      r'refused: workdir .* is not shared: process 1 \(\S+\)', output
-    ), output
+    assert re.search(r'workdir .* is not shared: process 1 \(\S+\)', output), (
+      output
+    )
     assert 'not reached' not in output
 
 

@@ -87,7 +87,10 @@ def in_background(work):
 
 
 def reset(sock):
-  sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+  with contextlib.suppress(OSError):  # the test may have closed it already
+    sock.setsockopt(
+      socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)
+    )
   sock.close()
 
 
