@@ -47,6 +47,8 @@ _SMALL = dict(patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=24)
 _HEADS = (dict(num_heads=3), 'width 16 is not divisible by num_heads 3')
 _PATCH = (dict(patch_size=64), 'patch_size 64x64 is larger than the image')
 _REMAT = (dict(remat='some'), "remat='some'; allowed: none, full, dots")
+# Hugging Face's transformers: plain ViT and DeiT only.
+_TRANSFORMERS = ('transformers', 'transformers5')
 _GELU = (dict(activation='relu'), "activation='relu'; allowed: gelu_tanh")
 
 FAMILIES = {
@@ -77,9 +79,11 @@ FAMILIES = {
       representation_size=12,
       init_style='big_vision',
     ),
-    incomplete=('official',),
+    incomplete=('official', *_TRANSFORMERS),
   ),
-  'dinov2': Family('vit_s14_dinov2', _SMALL, incomplete=('official',)),
+  'dinov2': Family(
+    'vit_s14_dinov2', _SMALL, incomplete=('official', *_TRANSFORMERS)
+  ),
   'area': Family(
     'aa_vit_ti16',
     dict(_SMALL, depth=3, area_sizes=((1, 2),)),
@@ -92,7 +96,7 @@ FAMILIES = {
       _REMAT,
       (dict(stem_width=0.3), '19 channels cannot be split into the 32'),
     ),
-    incomplete=('official',),
+    incomplete=('official', *_TRANSFORMERS),
   ),
   'bit': Family(
     'bit_r50x1',

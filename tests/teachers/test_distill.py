@@ -32,7 +32,7 @@ from vit_jax.teachers.classes import check_classes
 from vit_jax.teachers.stored_logits import is_stored, write_logits
 from vit_jax.teachers.teacher import abstract_teacher, make_teacher
 from vit_jax.training import augment
-from vit_jax.weights import formats, save_weights
+from vit_jax.weights import hub, save_weights
 from vit_jax.weights.metadata import WeightsMetadata
 
 ONE = jax.devices()[:1]
@@ -536,7 +536,7 @@ def test_the_published_teacher_is_the_default(monkeypatch):
   def fetch(name):
     raise AssertionError(f'{name} must not be fetched')
 
-  monkeypatch.setattr(formats, '_download', fetch)
+  monkeypatch.setattr(hub, '_downloaded', fetch)
   for arg in ('s16,distill', 'ti16,hard', 'b16,soft'):
     c = deit_i1k.get_config(arg)
     check(c)
