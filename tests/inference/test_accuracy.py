@@ -190,6 +190,9 @@ def test_another_crop_is_another_image(weights, folder):
     ('val_000.jpg,blue\n', '11 images have no label, such as val_001.jpg'),
     ('violet\n' * 12, 'not in the other: violet'),
     ('[0, 1.5]', 'entry 1 is 1.5'),
+    ('01\n1\n' * 6, 'not in the other: 01, 1'),
+    ('²\n' * 12, 'not in the other: ²|not in the other: 2'),
+    (json.dumps([1, '1'] * 6), 'class numbers and class names'),
   ],
 )
 def test_labels_that_do_not_fit_are_refused(

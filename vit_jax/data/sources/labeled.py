@@ -9,6 +9,7 @@ names: a word on each line, or a JSON list, as ReaL's `real.json`.
 import json
 import os
 import posixpath
+import re
 from typing import Any
 
 from vit_jax.data.identity import describe_list, fingerprint
@@ -18,6 +19,8 @@ from vit_jax.data.listing import File, list_images, report
 from vit_jax.data.names import normalized, printable
 from vit_jax.data.sources.source import Source, checked_index
 from vit_jax.files import as_path
+
+_WHOLE = re.compile(r'-?(0|[1-9][0-9]*)')
 
 
 class LabeledFiles(Source):
@@ -64,6 +67,10 @@ class LabeledFiles(Source):
   def _numbers(self, values: list[list[Label]], labels: Any) -> list[list[int]]:
     """The class numbers of labels that are names or numbers."""
     flat = {x for value in values for x in value}
+    if len({type(x) for x in flat}) > 1:
+      raise ValueError(
+        f'{labels} has class numbers and class names: write one of them'
+      )
     if all(isinstance(x, int) for x in flat):
       wrong = sorted(x for x in flat if not 0 <= int(x) < self.num_classes)
       if wrong:
@@ -123,7 +130,8 @@ def _read_ordered(path: str | os.PathLike) -> list[Any] | None:
   if any(len(x) != 1 or set(x[0]) & set(',;|') for x in words):
     return None
   labels = [x[0] for x in words]
-  if all(x.lstrip('-').isdigit() for x in labels):
+  # As in `labels`, one '007' among numbers makes all of them names.
+  if all(_WHOLE.fullmatch(x) for x in labels):
     return [int(x) for x in labels]
   return labels
 
