@@ -156,6 +156,8 @@ def test_addresses_stand_for_the_files_that_were_downloaded(tmp_path):
     ('0.jpg,-1\n1.jpg,2\n', 'class number -1 is not in'),
     ('0.jpg,1000000000000\n', 'class number 1000000000000 is not in'),
     ('[1, 2]', 'must be an object'),
+    ('[' * 100_000, 'nested too deeply'),
+    ('{"a": 1}\n' + '{"a":' * 100_000, 'is not JSON'),
     ('{"0.jpg": 0.5}', 'the label 0.5 is neither'),
     ('{"0.jpg": true}', 'the label True is neither'),
     ('{"0.jpg": "1", "1.jpg": 1}', 'as a number and as a name'),

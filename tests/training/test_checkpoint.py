@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import shutil
 
@@ -187,6 +188,12 @@ def damage(step, how):
   elif how == 'nothing':
     shutil.rmtree(step)
     step.mkdir()
+  elif how == 'a pipe':
+    (file := step / 'state' / 'manifest.ocdbt').unlink()
+    os.mkfifo(file)
+  elif how == 'a device':
+    (file := next(p for p in step.rglob('d/*') if p.is_file())).unlink()
+    file.symlink_to('/dev/zero')
 
 
 @pytest.mark.parametrize(
@@ -197,6 +204,8 @@ def damage(step, how):
     'no data',
     'no tree',
     'nothing',
+    'a pipe',
+    'a device',
     '/_CHECKPOINT_METADATA',
     '/state/_METADATA',
     '/state/manifest.ocdbt',

@@ -271,6 +271,7 @@ def test_a_zip_archive_whose_directory_hides_members(tmp_path):
     "{'descr': '<f4', 'fortran_order': False, 'shape': " + '(' * 3000,
     '__import__("os").system("touch made")',
     '(' * 9000,
+    "{'descr': '" + 'x' * 9000 + "', 'fortran_order': False, 'shape': (6,), }",
   ],
 )
 def test_npz_headers_that_lie(tmp_path, header, monkeypatch):
