@@ -1,7 +1,10 @@
 """What disks and people do to a workdir between two runs."""
 
+import json
 import pathlib
 import random
+
+from vit_jax.parallel import workdir_lock
 
 
 def draw(rng: random.Random, workdir: pathlib.Path) -> str:
@@ -77,6 +80,17 @@ def _bad_line(rng, workdir) -> bool:
   return True
 
 
+def _lock(rng, workdir) -> bool:
+  """The lock of a run of this machine that is gone, edited by hand."""
+  path = workdir / 'lock.json'
+  if not workdir.is_dir() or path.exists():
+    return False
+  machine = workdir_lock._machine()
+  pid = rng.choice((0, -1, 10**9, 'x', None))
+  path.write_text(json.dumps({'machine': machine, 'pid': pid}))
+  return True
+
+
 def _stray(rng, workdir) -> bool:
   folder = workdir / 'checkpoints'
   if not folder.is_dir():
@@ -100,4 +114,5 @@ KINDS = {
   'torn summary.json': lambda r, w: _tear(r, w / 'summary.json'),
   'bad line of metrics.jsonl': _bad_line,
   'stray in checkpoints': _stray,
+  'lock of a run that is gone': _lock,
 }

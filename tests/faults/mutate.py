@@ -192,9 +192,9 @@ class Mutations:
     if outcome == 'read':
       same = text == self._expected[reader.name]
       outcome = 'read equal' if same else 'read different'
-    self.counts[reader.name][outcome] += 1
     if (self._seeds / 'code_was_run').exists():
       outcome = 'code run'
+    self.counts[reader.name][outcome] += 1
     silent = outcome == 'read different' and reader.checked
     if outcome in FAULTS or silent:
       self.faults.append(f'{name} {reader.name}: {done}: {outcome}: {text}')

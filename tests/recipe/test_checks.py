@@ -32,6 +32,11 @@ WRONG = [
   ('data.normalize', 'range(1,1)', "data.normalize='range(1,1)'; allowed"),
   ('loss.teacher_normalize', 'mean', "teacher_normalize='mean'; allowed: half"),
   ('data.flip', 1.5, 'data.flip=1.5; must be in [0, 1]'),
+  (
+    'data.num_classes',
+    10**12,
+    'data.num_classes=1000000000000; must be at most 10,000,000',
+  ),
   ('data.repeats', 0, 'data.repeats=0; must be at least 1'),
   ('data.repeats', 17, 'data.repeats=17 must not be more than data.batch_size'),
   ('data.mix_groups', 5, 'data.mix_groups=5 must divide data.batch_size=16'),

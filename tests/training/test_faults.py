@@ -215,7 +215,19 @@ def write_lock(workdir, **changes):
 
 
 @pytest.mark.parametrize('store', ['local', 'objects'])
-@pytest.mark.parametrize('kind', ['killed', 'same number', 'host', 'torn'])
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'killed',
+    'same number',
+    'host',
+    'torn',
+    'no start',
+    'nested',
+    'pipe',
+    'inf',
+  ],
+)
 def test_locks_of_runs_that_are_gone(tmp_path, kind, store):
   """On an object store as well, which can only read, write and delete."""
   if kind == 'killed':
@@ -226,8 +238,15 @@ def test_locks_of_runs_that_are_gone(tmp_path, kind, store):
     write_lock(tmp_path, pid_start='0')
   elif kind == 'host':
     write_lock(tmp_path, machine='elsewhere', host='elsewhere')
+  elif kind == 'no start':
+    write_lock(tmp_path, pid=0, pid_start='')
+  elif kind == 'inf':
+    write_lock(tmp_path, pid=float('inf'))
+  elif kind == 'pipe':
+    os.mkfifo(tmp_path / workdir_lock.FILE)
   else:
-    (tmp_path / workdir_lock.FILE).write_text('{"ho')
+    text = {'torn': '{"ho', 'nested': '[' * 100_000}[kind]
+    (tmp_path / workdir_lock.FILE).write_text(text)
   said = []
   lock = WorkdirLock(tmp_path, said.append, stale_after=0.1)
   lock._local = store == 'local'
@@ -237,6 +256,12 @@ def test_locks_of_runs_that_are_gone(tmp_path, kind, store):
     assert record['pid'] == os.getpid() and record['token'] != 'other'
   assert 'which is gone: this run takes it over' in said[-1]
   assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_instead_of_the_lock(tmp_path):
+  (tmp_path / workdir_lock.FILE).mkdir()
+  with pytest.raises(WorkdirInUse, match='lock.json is a directory.*remove'):
+    WorkdirLock(tmp_path, stale_after=30).__enter__()
 
 
 def test_a_lock_with_a_heartbeat_from_another_host(tmp_path):

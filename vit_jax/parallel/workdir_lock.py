@@ -18,10 +18,17 @@ import time
 from typing import Any
 import uuid
 
-from vit_jax.files import as_path, create, is_remote, write_atomically
+from vit_jax.files import (
+  as_path,
+  create,
+  is_remote,
+  read_regular,
+  write_atomically,
+)
 from vit_jax.parallel import processes
 
 FILE = 'lock.json'
+_LARGEST = 2**20  # bytes; the record of a run has less than a kilobyte
 
 
 class WorkdirInUse(ValueError):
@@ -110,10 +117,10 @@ class WorkdirLock:
   def _read(self) -> dict[str, Any] | None:
     """The record of the lock; None without one, {} for a damaged one."""
     try:
-      record = json.loads(self._path.read_text())
+      record = json.loads(read_regular(self._path, _LARGEST))
     except FileNotFoundError:
       return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
       return {}
     return record if isinstance(record, dict) else {}
 
@@ -126,9 +133,14 @@ class WorkdirLock:
     other = self._read()
     if other is None:
       return
+    if self._local and self._path.is_dir():
+      raise WorkdirInUse(
+        f'{self._path} is a directory, where the file with the lock of a run '
+        'would be: remove or rename it'
+      )
     if other.get('machine') == self._record['machine']:
-      pid = other.get('pid', 0)
-      if _start_of(pid) == other.get('pid_start'):
+      start = _start_of(other.get('pid', 0))
+      if start and start == other.get('pid_start'):
         self._refuse(other)
     elif not self._stands_still(other):
       self._refuse(other)
@@ -143,7 +155,7 @@ class WorkdirLock:
     taken = self._path.with_name(f'.{FILE}.{self._record["token"]}')
     with contextlib.suppress(FileNotFoundError):
       self._path.rename(taken)
-      if taken.read_text() != json.dumps(other) and other:
+      if other and taken.read_text() != json.dumps(other):
         taken.rename(self._path)
       else:
         taken.unlink()
@@ -204,12 +216,12 @@ def _start_of(pid: int) -> str:
     stat = pathlib.Path(f'/proc/{int(pid)}/stat').read_text()
     state, *rest = stat.rpartition(')')[2].split()
     return '' if state == 'Z' else rest[18]
-  except (OSError, ValueError, TypeError, IndexError):
+  except (OSError, ValueError, TypeError, IndexError, OverflowError):
     pass
   if pathlib.Path('/proc/self/stat').exists():
     return ''
   try:  # a system without /proc
     os.kill(pid, 0)
     return 'running'
-  except (OSError, TypeError):
+  except (OSError, TypeError, OverflowError):
     return ''

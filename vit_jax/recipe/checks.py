@@ -44,6 +44,7 @@ from vit_jax.recipe.values import (
   type_name,
 )
 from vit_jax.training import losses, mixing, optimizers, schedules
+from vit_jax.weights.metadata import MOST_CLASSES
 
 _CHOICES: dict[str, tuple[str, ...]] = {
   'run.dtype': DTYPES,
@@ -105,6 +106,11 @@ _LIMITS: tuple[_Limit, ...] = (
       'log.keep_latest',
       'log.keep_every_steps',
     ),
+  ),
+  (
+    f'at most {MOST_CLASSES:,}',
+    lambda x: x <= MOST_CLASSES,
+    ('data.num_classes',),
   ),
   (
     'in [0, 1]',
