@@ -75,6 +75,8 @@ fill GKE_ACCELERATOR "$GKE_ACCELERATOR"
 fill TOPOLOGY "$TOPOLOGY"
 fill IMAGE "$IMAGE"
 fill CHIPS_PER_HOST "$per_host"
+token=${VIT_JAX_JOB_TOKEN:-$(job_token)}
+fill TOKEN "${token//\'/\'\'}"
 fill ARGS "[$args]"
 
 # without NAME: takes the lines out that belong to a feature that is not used,

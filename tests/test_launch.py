@@ -88,7 +88,7 @@ echo "python $WORKER $*" >>"$FAKE/calls"
 trap 'echo saved; exit 3' TERM
 run=$(($(cat "$FAKE/runs_$WORKER" 2>/dev/null || echo 0) + 1))
 echo "$run" >"$FAKE/runs_$WORKER"
-echo "step 1 of run $run"
+echo "step 1 of run $run, token ${VIT_JAX_JOB_TOKEN:-none}"
 plan=($PLAN)
 case ${plan[$((run - 1))]} in
   preempt) sleep 0.3; echo PREEMPTED >"$FAKE/state.new"
@@ -276,7 +276,10 @@ def test_run_status_stop(fake):
   ]
   out = fake('tpu_stop.sh').stdout
   assert out.count('exited 3') == 2
-  assert 'saved' in fake('tpu_logs.sh', WORKER='1').stdout
+  logs = [fake('tpu_logs.sh', WORKER=w).stdout for w in '01']
+  assert all('saved' in log for log in logs)
+  tokens = {re.search('token ([0-9a-f]{32})$', log, re.M)[1] for log in logs}
+  assert len(tokens) == 1  # drawn once, for both workers
   fake('tpu_stop.sh', DELETE='1')
   assert 'ABSENT' in fake('tpu_status.sh').stdout
 
@@ -545,6 +548,7 @@ def test_gke(fake):
     IMAGE='r/vit_jax:1',
     TOPOLOGY='4x8',
     GKE_ACCELERATOR='tpu-v5-lite-podslice',
+    VIT_JAX_JOB_TOKEN="it's",
   )
   flags = ('--config=c.py', "--note=it's & 'so'")
   fake('gke_run.sh', *flags, **settings)
@@ -559,6 +563,7 @@ def test_gke(fake):
   )
   container = pods['template']['spec']['containers'][0]
   assert container['args'] == list(flags)
+  assert {'name': 'VIT_JAX_JOB_TOKEN', 'value': "it's"} in container['env']
   assert container['resources']['limits'] == {'google.com/tpu': 4}
   assert fake.calls() == ['kubectl apply --namespace=default --filename=-']
   out = fake('gke_run.sh', *flags, DRY_RUN='1', **settings).stdout
