@@ -4,10 +4,12 @@ The published iterations; UNLABELED is a folder or tar files of images:
 
     python -m vit_jax.main --config=configs/efficientnet_i1k.py:b7,randaugment \
         --config.data.dir=TFDS_DIR --workdir=runs/b7              the teacher
-    vit-jax pseudo-label runs/b7 UNLABELED P1 --threshold 0.3 --per-class 130000
+    vit-jax pseudo-label runs/b7 UNLABELED -o P1 --threshold 0.3 \
+        --per-class 130000
     python -m vit_jax.main --config=configs/noisy_student.py:l2 \
         --config.data.dir=TFDS_DIR --config.data.pseudo_dir=P1 --workdir=runs/l2
-    vit-jax pseudo-label runs/l2 UNLABELED P2 --threshold 0.3 --per-class 130000
+    vit-jax pseudo-label runs/l2 UNLABELED -o P2 --threshold 0.3 \
+        --per-class 130000
     ... :l2         --config.data.pseudo_dir=P2 --workdir=runs/l2_2
     ... :l2,last    with the labels of runs/l2_2: 28 unlabeled images for each
                     labeled one instead of 14
@@ -34,7 +36,7 @@ not move (stem and first three) were not published; they are choices here.
 Cost of l2: 171 G multiply-accumulates an image at 475 px, 476 G at 800 px; the
 authors took 12,300 TPUv3-core-days for all iterations. An estimate for a slice:
 
-    vit-jax aot --config=configs/noisy_student.py:l2 --topology=v3-2048 \
+    vit-jax aot configs/noisy_student.py:l2 --topology=v3-2048 \
         --effort=fast
 
 A core needs 13.6 of 15.5 GiB (19.4 with model.remat='dots'). A step of 30,720

@@ -12,8 +12,8 @@ without the unlabeled images. Three seeds each; the split is the same for all.
 One of them alone:
 
     python -m vit_jax.main --config=configs/noisy_student_cifar10.py:teacher ...
-    vit-jax pseudo-label TEACHER PSEUDO --source tfds:cifar10 \
-        --data-dir TFDS_DIR --data-split 'train[10%:]' --per-class 4500
+    vit-jax pseudo-label TEACHER -o PSEUDO --source tfds:cifar10 \
+        --data TFDS_DIR --data-split 'train[10%:]' --per-class 4500
     ... :student --config.data.pseudo_dir=PSEUDO
     ... :labels
 

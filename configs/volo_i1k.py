@@ -1,7 +1,7 @@
 """VOLO on ImageNet with token labels (arXiv:2106.13112), 300 + 10 epochs.
 
     vit-jax token-labels TEACHER --source tfds:imagenet2012 \
-        --data-dir TFDS_DIR -o LABELS
+        --data TFDS_DIR -o LABELS
     python -m vit_jax.main --config=configs/volo_i1k.py:d1 \
         --config.data.dir=TFDS_DIR --config.data.labels=LABELS \
         --workdir=runs/volo_d1

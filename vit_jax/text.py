@@ -3,8 +3,37 @@
 from collections.abc import Iterable, Sequence
 import io
 import json
+import os
+import shutil
+import sys
+import textwrap
 from typing import Any
 import zlib
+
+QUIET = 'VIT_JAX_QUIET'  # what --quiet sets in the environment
+
+
+def is_quiet() -> bool:
+  """Whether only results and errors are printed: no progress and no notes."""
+  return bool(os.environ.get(QUIET))
+
+
+def note(line: str) -> None:
+  """Prints a line for the user on stderr, unless the run is quiet."""
+  if not is_quiet():
+    print(f'note: {line}', file=sys.stderr, flush=True)
+
+
+def line_width() -> int:
+  """Columns of the terminal; 80 in a pipe. COLUMNS=N sets another width."""
+  return shutil.get_terminal_size((80, 24)).columns
+
+
+def wrap(line: str) -> str:
+  """A line for the terminal, continued on indented lines where it is longer."""
+  return textwrap.fill(
+    line, line_width(), subsequent_indent='  ', break_on_hyphens=False
+  )
 
 
 def duration(seconds: float) -> str:
@@ -37,6 +66,7 @@ def table(
   *,
   header: Sequence[str] = (),
   right: Sequence[int] = (),
+  width: int = 10_000,
 ) -> str:
   """Aligned columns of plain text, without borders or colors.
 
@@ -44,6 +74,7 @@ def table(
     rows: cells of each row; they are converted by `str`.
     header: titles of the columns; () for a table without titles.
     right: numbers of the columns, from 0, that are aligned to the right.
+    width: columns of a line; longer cells of the first column are folded.
 
   Returns:
     Lines without trailing spaces; '' if there is nothing to show.
@@ -64,14 +95,14 @@ def table(
     result.add_column(
       rich.text.Text(header[i]) if header else '',
       justify='right' if i in right else 'left',
-      no_wrap=True,
+      no_wrap=bool(i),
+      overflow='fold',
     )
   for row in rows:
     # Text, so that brackets in a cell are not read as rich markup.
     result.add_row(*map(rich.text.Text, row))
-  # A width above that of any table, so that rich does not wrap or cut cells.
   console = rich.console.Console(
-    file=io.StringIO(), width=10_000, color_system=None
+    file=io.StringIO(), width=width, color_system=None
   )
   with console.capture() as capture:
     console.print(result)

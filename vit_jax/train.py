@@ -41,6 +41,7 @@ from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import initial_state
 from vit_jax.recipe.stored import adopt_earlier, check_workdir
 from vit_jax.teachers.teacher import make_teacher
+from vit_jax.text import is_quiet
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.goodput import Goodput
 from vit_jax.training.periodic import (
@@ -338,5 +339,5 @@ def _ignore(state: Any) -> None:
 
 def _say(text: str) -> None:
   """Prints a line in process 0."""
-  if processes.is_first():
+  if processes.is_first() and not is_quiet():
     print(text, flush=True)

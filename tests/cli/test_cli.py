@@ -58,7 +58,7 @@ def workdir(folder, tmp_path_factory):
       str(path),
       '--steps',
       '2',
-      '--batch',
+      '--batch-size',
       '8',
       '--image-size',
       '16',
@@ -163,7 +163,7 @@ def test_wrong_arguments(capsys, argv, words):
 @pytest.mark.parametrize(
   'words, says',
   [
-    (['--batch', '4'], '--batch: 8 there, 4 now'),
+    (['--batch-size', '4'], '--batch-size: 8 there, 4 now'),
     (['--layer-decay', '0'], '--layer-decay=0.0; must be in (0, 1]'),
     (
       ['--set', 'patch_size=64'],
@@ -177,7 +177,7 @@ def test_finetune_names_its_own_options(capsys, folder, workdir, words, says):
   code, _, error = run(
     capsys,
     *['finetune', '--model', 'vit_ti16', '--data', folder],
-    *['--workdir', workdir, '--steps', '2', '--batch', '8'],
+    *['--workdir', workdir, '--steps', '2', '--batch-size', '8'],
     *['--image-size', '16', *SET, *words],
   )
   assert code == 1 and says in error, error
@@ -210,7 +210,7 @@ def test_finetune_says_what_to_do_next(capsys, folder, workdir):
     workdir,
     '--steps',
     '2',
-    '--batch',
+    '--batch-size',
     '8',
     '--image-size',
     '16',
@@ -235,7 +235,7 @@ def test_predict(capsys, folder, workdir, tmp_path):
     folder / 'test',
     '-k',
     '3',
-    '--batch',
+    '--batch-size',
     '4',
     '--json',
   )
@@ -287,7 +287,7 @@ def test_an_image_that_is_none_is_named_and_the_rest_done(
       str(good),
       'gone.jpg',
       '--json',
-      '--batch',
+      '--batch-size',
       '1',
     ]
   )
@@ -335,7 +335,7 @@ def test_conversions_are_exact(capsys, workdir, folder, tmp_path):
     tmp_path / 'more',
     '--steps',
     '1',
-    '--batch',
+    '--batch-size',
     '8',
     '--image-size',
     '16',
@@ -660,14 +660,17 @@ def test_attention_skips_images_and_draws_pages(
 @pytest.mark.parametrize(
   'argv,words',
   [
-    ('finetune --data x --batch 0', "--batch: '0' must be a whole number"),
+    (
+      'finetune --data x --batch-size 0',
+      "--batch-size: '0' must be a whole number",
+    ),
     ('finetune --data x --steps 0', "--steps: '0' must be"),
     ('finetune --data x --steps -3', "--steps: '-3' must be"),
     ('finetune --data x --image-size 0', "'0' is no image size"),
     ('finetune --data x --epochs 0', "--epochs: '0' must be a number above 0"),
     ('finetune --data x --lr nan', "--lr: 'nan' must be"),
     ('finetune --data x --holdout 1', "--holdout: '1' must be a fraction"),
-    ('predict x y --batch 0', "--batch: '0' must be"),
+    ('predict x y --batch-size 0', "--batch-size: '0' must be"),
     ('predict x y -k 0', "'0' must be"),
     ('pack x y --shards 0', "--shards: '0' must be"),
     ('fewshot x --data y --shots 0', "--shots: '0' must be"),
@@ -683,7 +686,7 @@ def test_hints_name_options_of_the_command(capsys, folder, tmp_path):
   only_train = tmp_path / 'data'
   shutil.copytree(folder / 'train', only_train / 'train')
   base = ['finetune', '--model', 'vit_ti16', *SET, '--image-size', '16']
-  base += ['--batch', '8', '--steps', '1', '--workdir', tmp_path / 'w']
+  base += ['--batch-size', '8', '--steps', '1', '--workdir', tmp_path / 'w']
   code, _, error = run(capsys, *base, '--data', only_train)
   assert code == 1 and '--holdout=0' in error and '--config.eval.sets' in error
   code, _, error = run(
@@ -699,7 +702,7 @@ def test_finetune_without_held_out_images(capsys, folder, tmp_path):
     capsys,
     *('finetune', '--model', 'vit_ti16', *SET, '--image-size', '16'),
     *('--data', folder / 'train', '--holdout', '0', '--steps', '1'),
-    *('--batch', '8', '--workdir', tmp_path / 'w'),
+    *('--batch-size', '8', '--workdir', tmp_path / 'w'),
   )
   assert code == 0 and '24 training examples of 3 classes' in out
   assert 'nothing is evaluated' in out and 'accuracy: not known' in out

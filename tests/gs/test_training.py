@@ -155,7 +155,7 @@ def test_commands_read_and_write_buckets(
   assert exported.count('\n') == expected.count('\n')
   assert files.list_directory(f'{bucket}/run.csv.unfinished') == []
 
-  data = ('--source', 'packed', '--data-dir', packed)
+  data = ('--source', 'packed', '--data', packed)
   for out in (f'{bucket}/logits', 'logits'):
     run('teacher-logits', workdir, *data, '-o', out)
   mesh = make_mesh('data')

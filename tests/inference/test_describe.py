@@ -6,6 +6,8 @@ import pytest
 
 from vit_jax import create_model
 from vit_jax.inference import describe
+from vit_jax.models.catalog import PATH, catalog, catalog_text
+from vit_jax.models.registry import list_models, model_info
 from vit_jax.recipe import shared
 from vit_jax.weights import WeightsError, WeightsMetadata, save_weights
 
@@ -102,3 +104,21 @@ def test_a_file_with_metadata_says_its_model(vit_file, tmp_path):
   save_weights(variables, model, path, WeightsMetadata(model='vit_mu16'))
   file = describe.describe_file(path)
   assert file['model'] == 'vit_mu16' and file['fits'] == []
+
+
+def test_the_table_of_models_is_that_of_the_registry():
+  """What needs no computation, for all models; the counts of small ones."""
+  assert sorted(catalog()) == list_models()
+  for name, row in catalog().items():
+    info = model_info(name)
+    assert row['image_size'] == list(info.preprocessing.size), name
+    assert row['released'] == list(info.released), name
+    assert row['role'] == info.role, name
+  for name in ('vit_mu16', 'aa_vit_ti16'):
+    assert [catalog()[name]] == list(describe.describe_models(name))
+
+
+@pytest.mark.slow
+def test_the_table_of_models_is_that_of_the_computation():
+  """After a change of a model: python -m vit_jax.inference.catalog."""
+  assert catalog_text(describe.describe_models()) == PATH.read_text()

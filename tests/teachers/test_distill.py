@@ -239,7 +239,7 @@ def stored(teacher_dir, tmp_path_factory):
         str(out),
         '--source',
         'folder',
-        '--data-dir',
+        '--data',
         str(root),
         '--batch-size',
         '8',

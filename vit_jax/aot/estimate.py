@@ -1,6 +1,6 @@
 """Compiles a recipe for a TPU slice, on a machine without TPUs.
 
-    vit-jax aot --config=configs/vit_l16_i21k.py --topology=v3:8x8
+    vit-jax aot configs/vit_l16_i21k.py --topology=v3:8x8
 
 libtpu (`pip install 'vit_jax[tpu]'`) compiles for any TPU topology on a plain
 machine. It raises the same out-of-memory error as on the TPU. The program that

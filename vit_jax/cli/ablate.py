@@ -13,13 +13,18 @@ import argparse
 import sys
 
 from vit_jax.cli import options
-from vit_jax.cli.train import add_recipe_arguments, program_arguments
+from vit_jax.cli.train import (
+  add_recipe_arguments,
+  add_workdir_argument,
+  program_arguments,
+)
 
 HELP = 'run the variants of a recipe, and write a table of their results'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_recipe_arguments(parser)
+  add_workdir_argument(parser)
   parser.add_argument(
     '--seeds',
     type=options.positive,

@@ -1,9 +1,11 @@
 """Compiles a recipe's training step for a TPU slice, on any machine.
 
-  vit-jax aot --config=configs/vit_l16_i21k.py --topology=v3:8x8
+  vit-jax aot configs/vit_l16_i21k.py --topology v3:8x8
+  vit-jax aot configs/vit_b16_i1k.py data.batch_size=2048 --topology v5e-64 \\
+      --sweep
 
 The report has the memory per device, the collectives, and an estimated time per
-step. --config.KEY=VALUE sets a key of the recipe. The exit code is 1 if the
+step. KEY=VALUE sets a key of the recipe. The exit code is 1 if the
 recipe does not fit into the memory.
 """
 
@@ -14,14 +16,13 @@ import sys
 from typing import Any
 
 from vit_jax.cli import options
+from vit_jax.cli.train import add_recipe_arguments, settings
 
 HELP = "compile a recipe's training step for a TPU, on any machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    '--config', required=True, help='recipe: configs/X.py or configs/X.py:ARG'
-  )
+  add_recipe_arguments(parser)
   parser.add_argument(
     '--topology',
     required=True,
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--preset', help='sets mesh.preset; several with commas')
   parser.add_argument(
-    '--batch', type=options.positive, help='sets data.batch_size'
+    '--batch-size', type=options.positive, help='sets data.batch_size'
   )
   parser.add_argument('--remat', help='sets model.remat; several with commas')
   parser.add_argument(
@@ -45,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--effort',
     choices=('full', 'fast'),
     default='full',
-    help='fast: compile quickly, for memory and collectives, without times',
+    help='full (the default), or fast: compile quickly, for memory and '
+    'collectives, without times',
   )
   parser.add_argument(
     '--eval',
@@ -54,12 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='also compile the evaluation step (default)',
   )
   parser.add_argument(
-    '--num_classes',
+    '--num-classes',
     type=int,
     help='number of classes, if the data is not on this machine',
   )
   parser.add_argument(
-    '--num_examples',
+    '--num-examples',
     type=int,
     help='number of training images, if the data is not on this machine',
   )
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
   from vit_jax.parallel.mesh import PRESETS
   from vit_jax.recipe.overrides import load_config
 
+  keys = {**settings(args.settings), **args.keys}
   split = lambda text: text.split(',') if text else [None]
   presets = split(args.preset)
   if args.sweep and not args.preset:
@@ -92,13 +95,13 @@ def run(args: argparse.Namespace) -> int:
     for topology, preset, remat in itertools.product(
       args.topology.split(','), presets, split(args.remat)
     ):
-      config: Any = load_config(args.config, args.keys)
+      config: Any = load_config(args.config, keys)
       if preset is not None:
         config.mesh.preset = preset
         if args.sweep:
           config.mesh.fsdp = config.mesh.tensor = -1
-      if args.batch is not None:
-        config.data.batch_size = args.batch
+      if args.batch_size is not None:
+        config.data.batch_size = args.batch_size
       for field, value in (('remat', remat), ('scan', args.scan)):
         if value is not None:
           config.model[field] = value

@@ -8,9 +8,8 @@ Three pictures need images:
   --rollout     how much each patch contributes to the class token (the default)
   --distance    mean distance in pixels over which each head of each layer
                 attends
-  --similarity  how similar the attention of two layers is, for every two
-  layers;
-                with --compare, a curve for each model of the similarity of
+  --similarity  how similar the attention is in every two layers; with
+                --compare, a curve for each model of the similarity of
                 consecutive layers, which shows attention collapse
 Two show parameters:
   --posemb      similarity of the position embeddings
@@ -38,6 +37,8 @@ MOST_ROWS = 32  # images in one rollout picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+  # argparse does not fold the list of kinds, which is wider than 80 columns.
+  parser.usage = '%(prog)s WEIGHTS [IMAGE ...] -o FILE.png [OPTION ...]'
   parser.add_argument(
     'weights', help='workdir, .npz, .pth, .safetensors, hub name'
   )

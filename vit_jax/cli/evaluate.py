@@ -81,20 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--interpolation', metavar='NAME', help='how images are resized'
   )
-  parser.add_argument(
-    '--batch-size',
-    type=options.positive,
-    default=64,
-    metavar='N',
-    help='number of images in a batch (64)',
-  )
-  parser.add_argument(
-    '--threads',
-    type=options.positive,
-    default=4,
-    metavar='N',
-    help='threads that decode images (4)',
-  )
+  options.add_batch_argument(parser, 64)
+  options.add_threads_argument(parser)
   parser.add_argument(
     '--max-bad-fraction',
     type=options.fraction,
@@ -115,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '-o', '--output', metavar='DIR', help='directory for tables and pictures'
   )
-  parser.add_argument('--json', action='store_true', help='print JSON')
+  options.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:

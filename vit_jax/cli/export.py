@@ -1,7 +1,9 @@
 """Exports a model as one StableHLO program with its weights.
 
-  vit-jax export runs/flowers flowers.stablehlo
-  vit-jax predict flowers.stablehlo photo.jpg
+  vit-jax export runs/flowers -o flowers.stablehlo
+  vit-jax export ViT-B_16.npz --model vit_b16 -o vit_b16.onnx --batch-size 1
+
+`vit-jax predict flowers.stablehlo photo.jpg` runs it.
 
 The program needs only JAX, and runs on CPU, CUDA and TPU with any batch size.
 It takes images with pixels in [0, 255] and returns logits. FILE.json beside it
@@ -20,14 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'weights', help='workdir, .npz, .pth, .safetensors, hub name'
   )
-  parser.add_argument('output', help='file to write, such as x.stablehlo')
+  options.add_output_argument(
+    parser, 'FILE', 'file to write, such as x.stablehlo'
+  )
   parser.add_argument(
     '--format',
     choices=('stablehlo', 'onnx'),
     help='default: onnx for a file X.onnx, else stablehlo',
   )
   parser.add_argument(
-    '--batch',
+    '--batch-size',
     type=options.positive,
     metavar='N',
     help='a fixed batch size; default: any batch size',
@@ -45,18 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   from vit_jax.inference.export import export
 
+  output = options.output(args)
   description = export(
     args.weights,
-    args.output,
+    output,
     fmt=args.format,
-    batch=args.batch,
+    batch=args.batch_size,
     platforms=args.platforms,
     **options.loading(args),
   )
   platforms = description.get('platforms')  # ONNX has none
   kind = ', '.join(['stablehlo', *platforms]) if platforms else 'onnx'
   print(
-    f'wrote {args.output} ({kind}): '
+    f'wrote {output} ({kind}): '
     f'{description["input"]} -> {description["output"]}\n'
-    f'wrote {args.output}.json: class names, preprocessing'
+    f'wrote {output}.json: class names, preprocessing'
   )

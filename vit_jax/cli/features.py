@@ -35,13 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--tokens', action='store_true', help='write the tokens of each image too'
   )
-  parser.add_argument(
-    '--batch-size',
-    type=options.positive,
-    default=32,
-    metavar='N',
-    help='number of images in a batch (32)',
-  )
+  options.add_batch_argument(parser, 32)
   options.add_max_pixels_argument(parser)
   options.add_model_arguments(parser)
 

@@ -22,7 +22,7 @@ OPTIONS = {
   'data.flat=True': '--flat',
   'data.dir': '--data',
   'data.holdout': '--holdout',
-  'eval.batch_size': '--batch',
+  'eval.batch_size': '--batch-size',
 }
 
 
@@ -72,16 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='fraction of the images for testing, if the folder has no test '
     'directory (0.5)',
   )
-  parser.add_argument(
-    '--batch',
-    type=options.positive,
-    default=32,
-    metavar='N',
-    help='batch size (32)',
-  )
+  options.add_batch_argument(parser, 32)
   options.add_flat_argument(parser)
   options.add_model_arguments(parser)
-  parser.add_argument('--json', action='store_true', help='as JSON')
+  options.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -113,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
 
   train_set, test_set = (
     extract_features(
-      features, source, classifier.preprocessing, batch_size=args.batch
+      features, source, classifier.preprocessing, batch_size=args.batch_size
     )
     for source in (train, test)
   )

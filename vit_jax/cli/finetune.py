@@ -1,6 +1,8 @@
 """Fine-tunes a model on a folder of your own images.
 
   vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers
+  vit-jax finetune --weights runs/flowers --data more_flowers --epochs 10 \\
+      --head-only
 
 The folder has one directory of images per class, or train/ and test/ with such
 directories. Without test/, some of the images are held out for testing. The
@@ -25,7 +27,7 @@ OPTIONS = {
   'run.epochs': '--epochs',
   'run.seed': '--seed',
   'data.dir': '--data',
-  'data.batch_size': '--batch',
+  'data.batch_size': '--batch-size',
   'data.image_size': '--image-size',
   'data.holdout': '--holdout',
   'data.max_bad_fraction': '--max-bad-fraction',
@@ -96,7 +98,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     help='peak learning rate; default: 0.03 x batch size / 512',
   )
   parser.add_argument(
-    '--batch',
+    '--batch-size',
     type=options.positive,
     metavar='N',
     help='batch size of all devices together; default 512, on a CPU 32',
@@ -165,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
     steps=args.steps,
     epochs=args.epochs,
     lr=args.lr,
-    batch_size=args.batch,
+    batch_size=args.batch_size,
     image_size=args.image_size,
     head_only=args.head_only,
     layer_decay=args.layer_decay,

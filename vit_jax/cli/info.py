@@ -1,9 +1,12 @@
 """Shows the layers and cost of a model, or the tensors of a weight file.
 
-vit-jax info vit_b16 --image-size 384
-vit-jax info vit_s16 --set 'area_sizes=((1, 2), (2, 2))'
-vit-jax info ViT-B_16.npz
-vit-jax info runs/flowers
+  vit-jax info vit_b16 --image-size 384
+  vit-jax info vit_s16 --set 'area_sizes=((1, 2), (2, 2))'
+  vit-jax info ViT-B_16.npz
+  vit-jax info runs/flowers
+
+Long names are folded at the width of the terminal, or at 80 columns in a pipe;
+COLUMNS=200 before the command sets another width.
 """
 
 import argparse
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='number of classes of the head, for the name of a model (1000)',
   )
   options.add_model_arguments(parser)
-  parser.add_argument('--json', action='store_true', help='as JSON')
+  options.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,12 +74,15 @@ def _show_model(model: dict[str, Any]) -> None:
     (x['name'], text.shape(x['shape']), f'{x["size"]:,}')
     for x in model['layers']
   ]
-  print(text.table(rows, header=('layer', 'shape', 'parameters'), right=(2,)))
-  print(
-    f'\n{model["name"]} ({model["module"]}): {model["parameters"]:,} '
+  header = ('layer', 'shape', 'parameters')
+  width = text.line_width()
+  print(text.table(rows, header=header, right=(2,), width=width))
+  cost = (
+    f'{model["name"]} ({model["module"]}): {model["parameters"]:,} '
     f'parameters, {model["gmacs"]:.3f} GFLOPs '
     f'(multiply-accumulates) at {text.shape(model["image_size"])}'
   )
+  print('\n' + text.wrap(cost))
   if model['statistics']:
     print(
       f'{model["statistics"]:,} statistics of batch normalization, which are '
@@ -91,7 +97,7 @@ def _show_model(model: dict[str, Any]) -> None:
     f'{model["interpolation"]}'
   )
   if model['released']:
-    print(f'released: {", ".join(model["released"])}')
+    print(text.wrap(f'released: {", ".join(model["released"])}'))
 
 
 def _show_file(file: dict[str, Any]) -> None:
@@ -100,7 +106,8 @@ def _show_file(file: dict[str, Any]) -> None:
     for x in file['tensors']
   ]
   header = ('tensor', 'shape', 'dtype', 'values')
-  print(text.table(rows, header=header, right=(3,)))
+  width = text.line_width()
+  print(text.table(rows, header=header, right=(3,), width=width))
   print(
     f'\n{file["source"]} ({file["kind"]}): {len(file["tensors"])} '
     f'tensors, {file["values"]:,} values'
@@ -110,7 +117,7 @@ def _show_file(file: dict[str, Any]) -> None:
     rest = ''.join(f' {k}={v}' for k, v in fields.items())
     print(f'model: {file["model"]}{rest}')
   elif file['fits']:
-    print(f'the tensors fit: {", ".join(file["fits"])}')
+    print(text.wrap(f'the tensors fit: {", ".join(file["fits"])}'))
   else:
     print('the tensors fit no registered model')
   metadata = file['metadata']
@@ -119,6 +126,5 @@ def _show_file(file: dict[str, Any]) -> None:
   classes = metadata.get('classes')
   if classes:
     shown = ', '.join(classes[:10])
-    print(
-      f'{len(classes)} classes: {shown}{", ..." if len(classes) > 10 else ""}'
-    )
+    more = ', ...' if len(classes) > 10 else ''
+    print(text.wrap(f'{len(classes)} classes: {shown}{more}'))

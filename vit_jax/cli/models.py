@@ -1,16 +1,21 @@
 """Lists the models with their size, cost and released files.
 
   vit-jax models 'vit_b*'
+  vit-jax models mixer --json
   vit-jax models --table models.md --throughput --plot models.png
 
-GFLOPs are 1e9 multiply-accumulates of one forward pass at the model's image
-size, as papers count them.
+A line has as many released files as fit into it; --json has all. GFLOPs are 1e9
+multiply-accumulates of one forward pass at the model's image size, as papers
+count them.
 """
 
 import argparse
+from collections.abc import Sequence
 import json
+from typing import Any
 
 from vit_jax import text
+from vit_jax.cli import options
 
 HELP = 'list models: parameters, GFLOPs, released files'
 
@@ -20,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'pattern',
     nargs='?',
     default='*',
-    help="shell pattern, such as 'vit_b*'; 'vit' means 'vit*'",
+    help="shell pattern, such as 'vit_b*'; 'vit' means 'vit*'; default: all",
   )
-  parser.add_argument('--json', action='store_true', help='as JSON')
+  options.add_json_argument(parser)
   parser.add_argument(
     '--table',
     metavar='FILE',
@@ -38,21 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='measure the images per second of every model on this machine',
   )
-  parser.add_argument(
-    '--batch-size',
-    type=int,
-    default=8,
-    metavar='N',
-    help='batch size of --throughput (8)',
-  )
+  options.add_batch_argument(parser, 8)
 
 
 def run(args: argparse.Namespace) -> None:
-  from vit_jax.inference import describe
-  from vit_jax.models.registry import list_models
+  from vit_jax.models.catalog import catalog, matching
 
-  names = list_models(args.pattern)
-  if not names:
+  rows = [catalog()[name] for name in matching(catalog(), args.pattern)]
+  if not rows:
     raise ValueError(
       f'no model matches {args.pattern!r}; vit-jax models '
       'without a pattern lists all'
@@ -63,25 +61,38 @@ def run(args: argparse.Namespace) -> None:
   if args.throughput:
     raise ValueError('--throughput needs --table=FILE or --plot=FILE')
   if args.json:
-    print(json.dumps(list(describe.describe_models(args.pattern)), indent=2))
+    print(json.dumps(rows, indent=2))
     return
-  # A row is printed as soon as its model is measured, so the widths of columns
-  # are chosen before the rows are known.
-  width = max(map(len, names))
+  width = max(len(row['name']) for row in rows)
   print(
-    f'{"model":{width}}  {"parameters":>13}  {"GFLOPs":>8}  {"px":>7}  '
+    f'{"model":{width}}  {"parameters":>13}  {"GFLOPs":>7}  {"px":>7}  '
     'released files'
   )
-  for row in describe.describe_models(args.pattern):
-    files = ', '.join(row['released'][:2])
-    more = len(row['released']) - 2
-    role = f'[{row["role"]}] ' if row['role'] else ''
-    print(
-      f'{row["name"]:{width}}  {row["parameters"]:13,}  '
-      f'{row["gmacs"]:8.2f}  {text.shape(row["image_size"]):>7}  {role}{files}'
-      f'{f" and {more} more" if more > 0 else ""}'.rstrip(),
-      flush=True,
-    )
+  for row in rows:
+    print(_line(row, width))
+
+
+def _line(row: dict[str, Any], width: int) -> str:
+  """A line of the list, which is as wide as the terminal at most."""
+  role = f'[{row["role"]}] ' if row['role'] else ''
+  start = (
+    f'{row["name"]:{width}}  {row["parameters"]:13,}  {row["gmacs"]:7.2f}  '
+    f'{text.shape(row["image_size"]):>7}  {role}'
+  )
+  files = _as_many_as_fit(row['released'], text.line_width() - len(start))
+  return (start + files).rstrip()
+
+
+def _as_many_as_fit(names: Sequence[str], width: int) -> str:
+  """'a, b and 3 more': the first names, in `width` columns."""
+  for count in range(len(names), 0, -1):
+    more = f' and {len(names) - count} more' if count < len(names) else ''
+    line = ', '.join(names[:count]) + more
+    if len(line) <= width:
+      return line
+  more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+  beginning = width - len(more) - len('...')
+  return f'{names[0][:beginning]}...{more}' if beginning > 0 and names else ''
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -93,8 +104,6 @@ def _compare(args: argparse.Namespace) -> None:
   from vit_jax.analysis import comparison
   from vit_jax.files import write_atomically
 
-  if args.batch_size < 1:
-    raise ValueError(f'--batch-size={args.batch_size}: must be at least 1')
   rows = list(
     comparison.compare(
       args.pattern,
@@ -107,8 +116,7 @@ def _compare(args: argparse.Namespace) -> None:
   if args.throughput:
     device = f'{jax.devices()[0].device_kind}, batch {args.batch_size}'
   if args.table:
-    text = comparison.markdown(rows, device)
-    write_atomically(args.table, text)
+    write_atomically(args.table, comparison.markdown(rows, device))
     print(f'wrote {args.table}: {len(rows)} rows')
   if args.plot:
     print(f'wrote {comparison.plot(rows, args.plot, device)}')

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from vit_jax import text
 from vit_jax.preprocessing import as_size
 
 
@@ -55,6 +56,73 @@ def add_set_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_json_argument(parser: argparse._ActionsContainer) -> None:
+  """Adds --json, which prints the results for other programs."""
+  parser.add_argument('--json', action='store_true', help='print JSON')
+
+
+def add_batch_argument(parser: argparse.ArgumentParser, default: int) -> None:
+  """Adds --batch-size, of commands that only run a model."""
+  parser.add_argument(
+    '--batch-size',
+    type=positive,
+    default=default,
+    metavar='N',
+    help=f'number of images in a batch ({default})',
+  )
+
+
+def add_threads_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds --threads, of commands that decode many images."""
+  parser.add_argument(
+    '--threads',
+    type=positive,
+    default=4,
+    metavar='N',
+    help='threads that decode images (4)',
+  )
+
+
+def add_output_argument(
+  parser: argparse.ArgumentParser, metavar: str, help_text: str
+) -> None:
+  """Adds --output, and the last word that earlier versions had for it."""
+  parser.add_argument('-o', '--output', metavar=metavar, help=help_text)
+  parser.add_argument('target', nargs='?', help=argparse.SUPPRESS)
+
+
+def output(args: argparse.Namespace) -> str:
+  """The value of --output, also where the last word gives it."""
+  if args.output and args.target:
+    raise ValueError(
+      f'{args.target}: unexpected word, because --output gives {args.output}'
+    )
+  if args.target:
+    text.note(f'{args.target} is now --output {args.target}')
+  if not (args.output or args.target):
+    raise ValueError('give what to write: --output PATH')
+  return args.output or args.target
+
+
+def last_as_output(
+  args: argparse.Namespace, words: list[str], least: int = 1
+) -> list[str]:
+  """The words without the output, which earlier versions had as the last.
+
+  Args:
+    args: has `output`, which is set to the last word if --output is not given.
+    words: the words of a command.
+    least: number of words that a command has besides the output.
+  """
+  if args.output:
+    return words
+  if len(words) <= least:
+    raise ValueError('give the directory to write: --output DIR')
+  args.output = words[-1]
+  text.note(f'{args.output} is now --output {args.output}')
+  return words[:-1]
+
+
 def add_flat_argument(parser: argparse.ArgumentParser) -> None:
   """--flat, of commands that read folders of classes."""
   parser.add_argument(
@@ -86,7 +154,7 @@ def add_max_pixels_argument(parser: argparse.ArgumentParser) -> None:
     type=positive,
     default=2**27,
     metavar='N',
-    help='larger images count as unreadable (134 million)',
+    help='larger images count as unreadable; default: 134 million',
   )
 
 
@@ -95,7 +163,7 @@ TEACHER_OPTIONS = {
   'data.match_classes': '--match-classes',
   'data.flat=True': '--flat',
   'data.source': '--source',
-  'data.dir': '--data-dir',
+  'data.dir': '--data',
   'data.split': '--split',
   'data.holdout': '--holdout',
   'eval.batch_size': '--batch-size',
@@ -119,7 +187,7 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     help='data.source of the recipe, such as folder, packed or tfds:NAME',
   )
   parser.add_argument(
-    '--data-dir', default='', metavar='DIR', help='data.dir of the recipe'
+    '--data', default='', metavar='DIR', help='data.dir of the recipe'
   )
   parser.add_argument(
     '--split', default='train', help='data.split of the recipe (train)'
@@ -130,15 +198,8 @@ def add_teacher_arguments(parser: argparse.ArgumentParser) -> None:
     default=0.1,
     help='data.holdout of the recipe (0.1)',
   )
-  parser.add_argument(
-    '--batch-size', type=positive, default=64, help='batch size (64)'
-  )
-  parser.add_argument(
-    '--threads',
-    type=positive,
-    default=4,
-    help='threads that decode images (4)',
-  )
+  add_batch_argument(parser, 64)
+  add_threads_argument(parser)
   add_match_argument(parser)
   add_flat_argument(parser)
   add_model_arguments(parser)
@@ -228,10 +289,10 @@ def fields(assignments: Iterable[str]) -> dict[str, Any]:
   from vit_jax.recipe.values import literal
 
   result = {}
-  for text in assignments:
-    key, equals, value = text.partition('=')
+  for word in assignments:
+    key, equals, value = word.partition('=')
     if not equals or not key:
-      raise ValueError(f'--set {text}: must have the form FIELD=VALUE')
+      raise ValueError(f'--set {word}: must have the form FIELD=VALUE')
     result[key] = literal(value)
   return result
 

@@ -1,7 +1,9 @@
 """Packs images into a few large files, which can be read fast in any order.
 
-  vit-jax pack ILSVRC2012_train.tar packed/
-  vit-jax pack photos/ packed/ --short-side 256
+  vit-jax pack ILSVRC2012_train.tar -o packed/
+  vit-jax pack photos/ -o packed/ --short-side 256
+  vit-jax pack gs://bucket/in -o gs://bucket/out --runner DataflowRunner \\
+      --runner-option project=P --runner-option region=R
 
 The inputs are a folder with one directory per class, a folder with train/ and
 test/, tar files of such folders, or files with labels of their own: webdataset
@@ -9,10 +11,7 @@ tars, TFRecord and Parquet. With --labels, a file gives the labels instead. To
 train on the result, use data.source='packed' in a recipe, or give its directory
 to vit-jax finetune --data.
 
-  vit-jax pack gs://bucket/in gs://bucket/out --runner DataflowRunner \
-    --runner-option project=P --runner-option region=R
-
-writes the shards on many machines, see docs/packing.md.
+With --runner, the shards are written on many machines, see docs/packing.md.
 """
 
 import argparse
@@ -32,7 +31,9 @@ OPTIONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('inputs', nargs='+', help='folders, tar or record files')
-  parser.add_argument('out', help='directory to write')
+  parser.add_argument(
+    '-o', '--output', metavar='DIR', help='directory to write'
+  )
   parser.add_argument(
     '--split',
     help='name of the split; default: train, or the splits of the folder',
@@ -123,9 +124,10 @@ def run(args: argparse.Namespace) -> None:
       f'--runner-option {args.runner_option[0]} needs --runner, such as '
       '--runner DirectRunner'
     )
+  inputs = options.last_as_output(args, args.inputs)
   splits = pack(
-    args.inputs,
-    args.out,
+    inputs,
+    args.output,
     split=args.split,
     shards=args.shards,
     shuffle_seed=None if args.no_shuffle else 0,
@@ -147,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
     print(file=sys.stderr)
   for split, meta in splits.items():
     print(
-      f'{args.out}: {split}, {meta["num_examples"]:,} images of '
+      f'{args.output}: {split}, {meta["num_examples"]:,} images of '
       f'{meta["num_classes"]:,} classes in {len(meta["shards"])} files'
     )
     for bad in meta['bad_examples']:

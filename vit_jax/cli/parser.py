@@ -2,18 +2,21 @@
 
 Each command is a module of `vit_jax.cli` with HELP, `add_arguments` and `run`,
 and may have OPTIONS: {key of a recipe: option of the command}, for its error
-messages. Modules that take long to import are imported inside `run`, so that
-help is printed at once. Exit codes: 0 for success, 1 for an error (its message
-is the last line), 3 for a run that was preempted and has saved its state.
+messages. Its docstring is its help; indented commands in it are the examples,
+which a test runs. Modules that take long to import are imported inside `run`,
+so that help is printed at once.
 """
 
 import argparse
 from collections.abc import Sequence
 import importlib
 import os
+import re
 import sys
 from typing import NoReturn
 
+from vit_jax import text
+from vit_jax.cli import spelling
 from vit_jax.cli.options import in_options
 
 COMMANDS = (
@@ -35,6 +38,7 @@ COMMANDS = (
   'pseudo-label',
   'teacher-logits',
   'token-labels',
+  'completion',
 )
 TAKES_KEYS = (
   'ablate',
@@ -43,6 +47,18 @@ TAKES_KEYS = (
   'train',
 )  # commands that take --config.KEY=VALUE
 # Errors whose message is enough. Any other error is shown with its traceback.
+_EXITS = """\
+exit codes:
+  0    done
+  1    an error, which the last line of stderr tells in words
+  3    a run that was stopped by SIGTERM or Ctrl-C and has saved its state: the
+       same command continues it
+  130  interrupted, with nothing to continue
+
+`vit-jax COMMAND --help` has examples. COLUMNS=N sets the width of tables,
+VIT_JAX_TRACEBACK=1 shows the traceback of an error, and `vit-jax completion
+bash` completes commands and options on Tab.
+"""
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
 
 
@@ -75,11 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
   """
   parser = Parser(
     prog='vit-jax',
-    formatter_class=lambda prog: argparse.HelpFormatter(
+    formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
       prog, max_help_position=20
     ),
+    epilog=_EXITS,
     description='The Vision Transformer family: look at models and weights, '
-    'train from recipes, fine-tune, evaluate, predict, export.',
+    'train from recipes,\nfine-tune, evaluate, predict, export.',
   )
   parser.add_argument(
     '--version', action=_Version, nargs=0, help='print the versions'
@@ -89,15 +106,59 @@ def build_parser() -> argparse.ArgumentParser:
   )
   for name in COMMANDS:
     module = importlib.import_module(f'vit_jax.cli.{name.replace("-", "_")}')
+    description, examples = split_help(module.__doc__ or '')
     sub = commands.add_parser(
       name,
       help=module.HELP,
-      description=module.__doc__,
+      description=description,
+      epilog='examples:\n' + examples,
       formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(sub)
-    sub.set_defaults(run=module.run, key_options=getattr(module, 'OPTIONS', {}))
+    sub.add_argument(
+      '-q',
+      '--quiet',
+      action='store_true',
+      help='print only results and errors: no progress and no notes',
+    )
+    sub.set_defaults(
+      run=module.run,
+      key_options={**_arguments(sub), **getattr(module, 'OPTIONS', {})},
+    )
   return parser
+
+
+def split_help(doc: str) -> tuple[str, str]:
+  """The text and the examples of the docstring of a command.
+
+  An example is a paragraph of indented lines, of which the first begins with
+  'vit-jax'.
+  """
+  is_example = lambda paragraph: paragraph.startswith('  vit-jax ')
+  paragraphs = doc.strip().split('\n\n')
+  description = [x for x in paragraphs if not is_example(x)]
+  examples = [x for x in paragraphs if is_example(x)]
+  return '\n\n'.join(description), '\n'.join(examples)
+
+
+def example_commands(doc: str) -> list[str]:
+  """The examples of a docstring, each as one line without 'vit-jax'."""
+  lines = re.sub(r'\\\n\s*', '', split_help(doc)[1]).splitlines()
+  return [line.strip().removeprefix('vit-jax ') for line in lines]
+
+
+def _arguments(parser: argparse.ArgumentParser) -> dict[str, str]:
+  """{'batch_size=': '--batch-size='} of all options, for error messages.
+
+  Errors of functions name their arguments, which have the names of the options.
+  """
+  words = {}
+  for action in parser._actions:
+    option = next((x for x in action.option_strings if x[:2] == '--'), '')
+    if option and action.dest != 'help':
+      words[f'{action.dest}='] = f'{option}='
+      words[f'{action.dest}=True'] = option
+  return words
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -107,10 +168,19 @@ def _run(argv: Sequence[str]) -> int:
 
     argv, keys = split_flags(argv)
   parser = build_parser()
+  if '_ARGCOMPLETE' in os.environ:  # the shell asks what can come next
+    import argcomplete
+
+    argcomplete.autocomplete(parser)
   if not argv:
     parser.print_help()
     return 0
-  args = _parse(parser, argv)
+  words, notes = spelling.current(argv[0], argv[1:])
+  args = _parse(parser, [argv[0], *words])
+  if getattr(args, 'quiet', False):
+    os.environ[text.QUIET] = '1'
+  for line in notes:
+    text.note(line)
   if keys and args.command not in TAKES_KEYS:
     parser.error(
       f'--config.{next(iter(keys))}: {args.command} takes no keys of a recipe'
@@ -118,7 +188,8 @@ def _run(argv: Sequence[str]) -> int:
   args.keys = keys
   from absl import logging
 
-  logging.set_verbosity(logging.WARNING)
+  quiet = text.is_quiet()
+  logging.set_verbosity(logging.ERROR if quiet else logging.WARNING)
   try:
     return args.run(args) or 0
   except (ValueError, RuntimeError) as e:
@@ -164,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: the words after the program's name; None takes those of the process.
   """
   argv = sys.argv[1:] if argv is None else list(argv)
+  quiet = os.environ.get(text.QUIET, '')
   try:
     return _run(argv)
   except KeyboardInterrupt:
@@ -184,3 +256,5 @@ def main(argv: Sequence[str] | None = None) -> int:
       traceback.print_exc()
     print(f'error: {e}', file=sys.stderr)
     return 1
+  finally:
+    os.environ[text.QUIET] = quiet

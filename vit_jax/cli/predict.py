@@ -1,7 +1,8 @@
 """Classifies images, or all images in directories.
 
   vit-jax predict runs/flowers photo.jpg
-  vit-jax predict ViT-B_16.npz --model vit_b16 photos/ --csv=result.csv
+  vit-jax predict runs/flowers photos/ --json
+  vit-jax predict ViT-B_16.npz --model vit_b16 photos/ -o result.csv
 
 If an image cannot be read, its name is printed, the other images are
 classified, and the exit code is 1. If a command that writes to a file is
@@ -23,7 +24,6 @@ from vit_jax.cli import options
 from vit_jax.files import as_path, read_text
 
 HELP = 'classify images with class names and probabilities'
-OPTIONS = {'batch_size=': '--batch=', 'top_k=': '--top-k='}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='K',
     help='number of best classes to show (5)',
   )
-  parser.add_argument(
-    '--batch',
-    type=options.positive,
-    default=32,
-    metavar='N',
-    help='batch size (32)',
-  )
+  options.add_batch_argument(parser, 32)
   parser.add_argument(
     '--classes',
     metavar='FILE',
@@ -58,28 +52,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_model_arguments(parser)
   options.add_max_pixels_argument(parser)
   options.add_share_arguments(parser)
+  parser.add_argument(
+    '-o',
+    '--output',
+    metavar='FILE',
+    help='file to write instead of the standard output, .csv or .json',
+  )
   formats = parser.add_mutually_exclusive_group()
-  formats.add_argument(
-    '--json',
-    nargs='?',
-    const='-',
-    metavar='FILE',
-    help='write JSON, to FILE or to the standard output',
-  )
-  formats.add_argument(
-    '--csv',
-    nargs='?',
-    const='-',
-    metavar='FILE',
-    help='write CSV, to FILE or to the standard output',
-  )
+  options.add_json_argument(formats)
+  formats.add_argument('--csv', action='store_true', help='print CSV')
 
 
 def run(args: argparse.Namespace) -> None:
   from vit_jax.inference import prediction
   from vit_jax.training.progress import ImageProgress
 
-  share, target = options.share(args), args.json or args.csv
+  share, target = options.share(args), args.output
+  kind = _format(args)
   images = prediction.list_sizes(args.images)
   classifier = prediction.open_classifier(
     args.weights,
@@ -87,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     **options.loading(args),
   )
   classifier.max_pixels = args.max_pixels
-  how: dict[str, Any] = {'top_k': args.top_k, 'batch_size': args.batch}
+  how: dict[str, Any] = {'top_k': args.top_k, 'batch_size': args.batch_size}
   job = None
   if target and target != '-':
     job = prediction.predict_in_shards(
@@ -100,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
   elif share.processes > 1:
     raise ValueError(
       f'--num-processes={share.processes}: several processes need a file that '
-      'all of them can write to: --csv=FILE or --json=FILE'
+      'all of them can write to: --output FILE.csv'
     )
   else:
     names = [path for path, _ in images]
@@ -110,11 +99,11 @@ def run(args: argparse.Namespace) -> None:
         ImageProgress(len(images), 'predicting'),
       )
     )
-  if args.json is not None:
-    with _output(args.json) as file:
+  if kind == 'json':
+    with _output(target) as file:
       _write_json(results, file)
-  elif args.csv is not None:
-    with _output(args.csv) as file:
+  elif kind == 'csv':
+    with _output(target) as file:
       _write_csv(results, file)
   else:
     _print(results)
@@ -124,6 +113,25 @@ def run(args: argparse.Namespace) -> None:
     raise ValueError(
       f'{results.unreadable} of {len(images)} images could not be read'
     )
+
+
+def _format(args: argparse.Namespace) -> str:
+  """'json', 'csv' or 'text'.
+
+  Raises:
+    ValueError: a file is to be written whose format is not known.
+  """
+  if args.json or args.csv:
+    return 'json' if args.json else 'csv'
+  if not args.output:
+    return 'text'
+  suffix = args.output.rpartition('.')[2].lower()
+  if suffix not in ('csv', 'json'):
+    raise ValueError(
+      f'--output {args.output}: the file must be a .csv or a .json, or give '
+      'its format by --csv or --json'
+    )
+  return suffix
 
 
 def _counted(results: Iterator, progress: Any) -> Iterator:
@@ -154,11 +162,11 @@ class _Readable:
 
 
 @contextlib.contextmanager
-def _output(path: str) -> Iterator[IO[str]]:
-  """Opens a file that appears when it is complete; '-' is standard output."""
+def _output(path: str | None) -> Iterator[IO[str]]:
+  """Opens a file that appears when it is complete; None is standard output."""
   from vit_jax.files import open_atomically
 
-  if path == '-':
+  if path in (None, '-'):
     yield sys.stdout
   else:
     with open_atomically(path) as file:

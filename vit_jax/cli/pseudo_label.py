@@ -1,6 +1,8 @@
 """Labels images with a teacher, for self-training (Noisy Student).
 
-  vit-jax pseudo-label runs/teacher photos/ pseudo/
+  vit-jax pseudo-label runs/teacher photos/ -o pseudo/
+  vit-jax pseudo-label runs/teacher --source tfds:imagenet_v2 --data TFDS_DIR \\
+      -o pseudo/ --threshold 0.5
 
 Images for which the teacher is confident enough become a packed split, on which
 a recipe trains with data.pseudo_dir, besides its labeled images.
@@ -26,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'images', nargs='*', help='folders or tar files of images without labels'
   )
-  parser.add_argument('out', help='directory to write the packed split to')
+  parser.add_argument(
+    '-o', '--output', metavar='DIR', help='directory for the packed split'
+  )
   parser.add_argument(
     '--threshold',
     type=float,
@@ -58,15 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--seed', type=int, default=0, help='seed of the order of images (0)'
   )
-  parser.add_argument(
-    '--batch-size', type=options.positive, default=64, help='batch size (64)'
-  )
-  parser.add_argument(
-    '--threads',
-    type=options.positive,
-    default=4,
-    help='threads that decode images (4)',
-  )
+  options.add_batch_argument(parser, 64)
+  options.add_threads_argument(parser)
   parser.add_argument(
     '--overwrite', action='store_true', help='replace a split that exists'
   )
@@ -76,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='label the images of a source (tfds:NAME, packed, ...) instead',
   )
   parser.add_argument(
-    '--data-dir', default='', metavar='DIR', help='directory of --source'
+    '--data', default='', metavar='DIR', help='directory of --source'
   )
   parser.add_argument(
     '--data-split',
@@ -93,18 +90,19 @@ def run(args: argparse.Namespace) -> None:
   from vit_jax.data.sources.opening import open_source
   from vit_jax.teachers.pseudo_labels import pseudo_label
 
-  if bool(args.images) == bool(args.source):
+  words = options.last_as_output(args, args.images, least=0)
+  if bool(words) == bool(args.source):
     raise ValueError(
       'give the unlabeled images either as folders and tar files, or as '
-      '--source with --data-dir and --data-split'
+      '--source with --data and --data-split'
     )
-  images = args.images or open_source(
-    args.source, split=args.data_split, data_dir=args.data_dir
+  images = words or open_source(
+    args.source, split=args.data_split, data_dir=args.data
   )
   meta = pseudo_label(
     args.weights,
     images,
-    args.out,
+    args.output,
     threshold=args.threshold,
     per_class=args.per_class,
     soft=not args.hard,
@@ -131,8 +129,8 @@ def run(args: argparse.Namespace) -> None:
     f'{meta["num_classes"] - len(counts)} classes have none)'
   )
   print(
-    f'wrote {args.out}: train with data.pseudo_dir={args.out!r}'
+    f'wrote {args.output}: train with data.pseudo_dir={args.output!r}'
     if args.split == 'pseudo'
-    else f"wrote {args.out}: train with data.source='packed', "
+    else f"wrote {args.output}: train with data.source='packed', "
     f"data.split='train+{args.split}'"
   )

@@ -1,9 +1,10 @@
 """Stores the logits of a teacher for all training images, for distillation.
 
-  vit-jax teacher-logits runs/teacher --source folder --data-dir flowers -o
-  LOGITS
+  vit-jax teacher-logits runs/teacher --source folder --data flowers -o logits
+  vit-jax teacher-logits runs/teacher --source packed --data packed/ \\
+      -o logits --dtype float16
 
-A recipe uses them with loss.teacher_weights=LOGITS.
+A recipe uses them with loss.teacher_weights=logits.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     args.weights,
     args.output,
     source=args.source,
-    data_dir=args.data_dir,
+    data_dir=args.data,
     split=args.split,
     holdout=args.holdout,
     batch_size=args.batch_size,

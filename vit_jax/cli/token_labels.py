@@ -1,8 +1,10 @@
 """Makes labels for each patch of each image with a teacher (VOLO).
 
-  vit-jax token-labels runs/teacher --source folder --data-dir flowers -o LABELS
+  vit-jax token-labels runs/teacher --source folder --data flowers -o labels
+  vit-jax token-labels runs/teacher --source packed --data packed/ -o labels \\
+      --top-k 10
 
-A recipe uses them with data.labels=LABELS.
+A recipe uses them with data.labels=labels.
 """
 
 import argparse
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
   source = open_source(
     args.source,
     split=args.split,
-    data_dir=args.data_dir,
+    data_dir=args.data,
     holdout=args.holdout,
     flat=args.flat,
   )

@@ -17,6 +17,7 @@ HELP = 'train a recipe (configs/X.py)'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_recipe_arguments(parser)
+  add_workdir_argument(parser)
   parser.add_argument(
     '--coordinator',
     metavar='HOST:PORT',
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-  """The recipe, its keys and the workdir."""
+  """The recipe and its keys."""
   parser.add_argument(
     'config', metavar='CONFIG[:ARG]', help='recipe: configs/X.py[:ARG]'
   )
@@ -47,6 +48,10 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='KEY=VALUE',
     help='keys of the recipe, such as optim.lr=3e-4',
   )
+
+
+def add_workdir_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds --workdir, of commands that train a recipe."""
   parser.add_argument(
     '--workdir',
     required=True,
@@ -86,15 +91,18 @@ def program_arguments(
   """
   words = [f'--config={args.config}', f'--workdir={args.workdir}']
   words += [f'--{k}={v}' for k, v in flags.items() if v is not None]
-  words += _settings(args.settings)
-  return [name, *words, *(f'--config.{k}={v}' for k, v in args.keys.items())]
+  keys = {**settings(args.settings), **args.keys}
+  return [name, *words, *(f'--config.{k}={v}' for k, v in keys.items())]
 
 
-def _settings(words: Sequence[str]) -> list[str]:
+def settings(words: Sequence[str]) -> dict[str, str]:
+  """{key: text} of the words KEY=VALUE."""
+  result = {}
   for word in words:
-    key, equals, _ = word.partition('=')
+    key, equals, value = word.partition('=')
     if not equals or not key:
       raise ValueError(
         f'{word}: must have the form KEY=VALUE, such as optim.lr=3e-4'
       )
-  return [f'--config.{word}' for word in words]
+    result[key.removeprefix('--config.')] = value
+  return result

@@ -1,6 +1,7 @@
 """Checks every checkpoint step of a workdir against its checksums.
 
-vit-jax verify runs/flowers
+  vit-jax verify runs/flowers
+  vit-jax verify runs/flowers/checkpoints/500
 
 Each array of each step is read and compared with the checksums that were
 computed when it was written. Nothing is changed. The exit code is 1 if a step

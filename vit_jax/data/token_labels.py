@@ -3,7 +3,7 @@
 A teacher sees each whole training image once, and its logits for every cell of
 its token grid are reduced to the k best classes and stored:
 
-    vit-jax token-labels WEIGHTS --source SOURCE --data-dir DIR -o LABELS
+    vit-jax token-labels WEIGHTS --source SOURCE --data DIR -o LABELS
 
 A recipe with `data.labels = LABELS` trains on them. For each image the host
 sends the stored map, the box of the crop and the origin of each token: 6 kB,

@@ -188,7 +188,11 @@ def serialize_onnx(classifier: Classifier, batch: int | None = None) -> bytes:
   advice = (
     f'jax2onnx {metadata.version("jax2onnx")} cannot convert '
     f'{classifier.name}'
-    + ('' if batch else ' for any batch size; a fixed one may work (--batch N)')
+    + (
+      ''
+      if batch
+      else ' for any batch size; a fixed one may work (--batch-size N)'
+    )
     + '. The format stablehlo works for every model'
   )
   sample = np.random.default_rng(0).integers(

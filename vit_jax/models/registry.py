@@ -44,6 +44,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from vit_jax.models.catalog import matching
 from vit_jax.preprocessing import Preprocessing
 
 # Google's preprocessing: resized to 224x224 px without keeping the aspect
@@ -189,9 +190,7 @@ def list_models(pattern: str = '*') -> list[str]:
       'vit' is 'vit*'.
   """
   _load_families()
-  if not any(c in pattern for c in '*?['):
-    pattern = f'{pattern}*'
-  return sorted(n for n in _MODELS if fnmatch.fnmatchcase(n, pattern))
+  return matching(_MODELS, pattern)
 
 
 def model_info(name: str) -> ModelInfo:

@@ -5,7 +5,7 @@ predictions are kept, and balanced over the classes. A student of the same size
 or larger learns from the labeled and the pseudo-labeled images with strong
 augmentation (configs/noisy_student.py), and can be the next teacher:
 
-    vit-jax pseudo-label TEACHER UNLABELED PSEUDO --threshold 0.3 --per-class N
+    vit-jax pseudo-label TEACHER UNLABELED -o PSEUDO --per-class N
     python -m vit_jax.main --config=configs/noisy_student.py:l2 \
         --config.data.dir=TFDS_DIR --config.data.pseudo_dir=PSEUDO --workdir=DIR
 

@@ -1,6 +1,6 @@
 """A teacher's logits that are computed once and read in training.
 
-    vit-jax teacher-logits WEIGHTS --source SOURCE --data-dir DIR -o LOGITS
+    vit-jax teacher-logits WEIGHTS --source SOURCE --data DIR -o LOGITS
 
 The directory LOGITS is then the value of `loss.teacher_weights`. The logits are
 for whole images without augmentation, and not for the crops and flips that the

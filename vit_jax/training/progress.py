@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
+import math
 import sys
 import time
 from typing import Any, TypeVar
 
-from vit_jax.text import duration
+from vit_jax.text import duration, is_quiet
 
 Item = TypeVar('Item')
 
@@ -135,7 +136,7 @@ def progress_bar(
     total: number of items.
     label: text at the left of the bar.
   """
-  if not sys.stderr.isatty():
+  if not sys.stderr.isatty() or is_quiet():
     yield from items
     return
   from rich import console, progress
@@ -176,7 +177,9 @@ class ImageProgress:
     self._start = self._said = clock()
 
   def __enter__(self) -> 'ImageProgress':
-    if sys.stderr.isatty():
+    if is_quiet():
+      self._period = math.inf
+    elif sys.stderr.isatty():
       from rich import console, progress
 
       self._bar = progress.Progress(

@@ -1,0 +1,131 @@
+"""One vocabulary for all commands: options, help, examples, old spellings."""
+
+import argparse
+import importlib
+import re
+
+import pytest
+
+from vit_jax.cli import parser, spelling
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+  build = parser.build_parser()
+  (action,) = (
+    a for a in build._actions if isinstance(a, argparse._SubParsersAction)
+  )
+  return dict(action.choices)
+
+
+def examples(name: str) -> list[str]:
+  module = importlib.import_module(f'vit_jax.cli.{name.replace("-", "_")}')
+  return parser.example_commands(module.__doc__)
+
+
+def test_every_command_speaks_the_same_words():
+  for name, command in commands().items():
+    words = {w for a in command._actions for w in a.option_strings}
+    assert not words & {*spelling.RENAMED, '--classes-number', '--out'}, name
+    assert not any('_' in w for w in words), name
+    assert {'-q', '--quiet'} <= words
+    assert ('-o' in words) == ('--output' in words), name
+
+
+def test_every_help_has_a_sentence_two_examples_and_defaults(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '80')
+  for name, command in commands().items():
+    text = command.format_help()
+    assert max(map(len, text.splitlines())) <= 80, name
+    assert not re.search(r'Args:|Returns:|Raises:|>>>', text), name
+    first = command.description.split('\n\n')[0]
+    assert first.endswith('.') and first[0].isupper(), name
+    assert len(examples(name)) >= 2, name
+    assert all(x.split()[0] == name for x in examples(name)), name
+    for action in command._actions:
+      assert action.help, (name, action)
+      default = action.default
+      if (
+        not default
+        or action.nargs == 0
+        or argparse.SUPPRESS
+        in (
+          default,
+          action.help,
+        )
+      ):
+        continue
+      values = default if isinstance(default, list) else [default]
+      shown = [f'{x:g}' if isinstance(x, float) else str(x) for x in values]
+      assert 'default' in action.help or all(x in action.help for x in shown), (
+        name,
+        action.dest,
+      )
+
+
+@pytest.mark.parametrize('name', parser.COMMANDS)
+def test_examples_parse(name):
+  build = parser.build_parser()
+  for example in examples(name):
+    words = example.partition(' >>')[0].replace("'", '').split()
+    if 'area_sizes=((1,' in words:
+      continue  # its quoted value has spaces
+    words, notes = spelling.current(name, words[1:])
+    assert not notes and parser._parse(build, [name, *words]).command == name
+
+
+@pytest.mark.parametrize(
+  'old, new',
+  [
+    ('predict R --batch 4 x.jpg', 'predict R --batch-size 4 x.jpg'),
+    ('predict R --csv folder', 'predict R --csv folder'),
+    ('predict R x --csv=a.csv', 'predict R x --csv --output a.csv'),
+    ('predict R x --json a.json', 'predict R x --json --output a.json'),
+    ('aot --config=c.py --topology=v3-8', 'aot c.py --topology=v3-8'),
+    ('aot --topology v3-8 --config c.py', 'aot c.py --topology v3-8'),
+    ('aot c.py --num_classes=10', 'aot c.py --num-classes=10'),
+    ('token-labels R --data-dir d', 'token-labels R --data d'),
+    ('train --config=c.py --workdir=w', 'train c.py --workdir=w'),
+    ('predict R -- --batch', 'predict R -- --batch'),
+  ],
+)
+def test_old_spellings_are_translated(old, new):
+  command, *words = old.split()
+  words, notes = spelling.current(command, words)
+  assert ' '.join([command, *words]) == new
+  assert bool(notes) == (old != new)
+
+
+def test_a_note_says_the_new_spelling_and_quiet_says_nothing(capsys, tmp_path):
+  argv = ['export', str(tmp_path / 'no.npz'), str(tmp_path / 'x.onnx')]
+  assert parser.main(argv) == 1
+  error = capsys.readouterr().err
+  assert f'note: {argv[2]} is now --output {argv[2]}\n' in error
+  assert parser.main([*argv, '--quiet']) == 1
+  error = capsys.readouterr().err
+  assert 'note:' not in error and error.startswith('error: ')
+  assert parser.main([*argv, '-o', 'y.npz']) == 1
+  assert 'unexpected word' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('width', [80, 100])
+def test_tables_fit_the_terminal(capsys, monkeypatch, width):
+  monkeypatch.setenv('COLUMNS', str(width))
+  for argv in (['models'], ['info', 'vit_mu16']):
+    assert parser.main(argv) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    assert '\x1b' not in out
+  assert 'MultiHeadDotProductAttention' in out
+
+
+def test_the_shell_can_complete(capsys):
+  assert parser.main(['completion', 'bash']) == 0
+  out = capsys.readouterr().out
+  assert 'vit-jax' in out and 'complete' in out
+
+
+def test_the_help_documents_exit_codes(capsys):
+  assert parser.main([]) == 0
+  out = capsys.readouterr().out
+  assert 'exit codes:' in out and '130' in out
+  assert max(map(len, out.splitlines())) <= 80
