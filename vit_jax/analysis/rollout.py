@@ -5,7 +5,7 @@ which stands for the residual connection. The product of the matrices of all
 layers has the share of each input token in each output token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import os
 
 from etils import epath
@@ -35,14 +35,24 @@ def rollout(
     ValueError: there is no layer.
   """
   shares = None
+  for shares in rollouts(attentions, residual=residual):  # noqa: B007
+    pass
+  if shares is None:
+    raise ValueError('rollout needs the attention of at least one layer')
+  return shares
+
+
+def rollouts(
+  attentions: Iterable[np.ndarray], *, residual: float = 0.5
+) -> Iterator[np.ndarray]:
+  """Yields the rollout up to each layer, (B, T, T); see `rollout`."""
+  shares = None
   for a in attentions:
     a = np.asarray(a, np.float64).mean(axis=1)
     a = (1 - residual) * a + residual * np.eye(a.shape[-1])[None]
     a /= a.sum(axis=-1, keepdims=True)
     shares = a if shares is None else a @ shares
-  if shares is None:
-    raise ValueError('rollout needs the attention of at least one layer')
-  return shares
+    yield shares
 
 
 def join_class_layers(

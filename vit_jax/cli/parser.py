@@ -27,6 +27,8 @@ COMMANDS = (
   'predict',
   'evaluate',
   'attention',
+  'report',
+  'compare',
   'fewshot',
   'features',
   'convert',

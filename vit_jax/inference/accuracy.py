@@ -109,11 +109,44 @@ def predict_labeled(
   opened = _open(data, source, split, labels, flat, classifier)
   images = _with_outputs(opened, classifier, protocol, match_classes)
   protocol = _check_protocol(protocol, images)
+  predictions = classify_source(
+    classifier,
+    images,
+    batch_size=batch_size,
+    threads=threads,
+    max_bad_fraction=max_bad_fraction,
+    max_pixels=max_pixels,
+    keep_probabilities=protocol == 'multilabel',
+  )
+  return classifier, predictions
+
+
+def classify_source(
+  classifier: ImageClassifier,
+  images: Source,
+  *,
+  batch_size: int = 64,
+  threads: int = 4,
+  max_bad_fraction: float = 0.01,
+  max_pixels: int | None = None,
+  keep_probabilities: bool = False,
+) -> Predictions:
+  """Classifies all images of a source on all local devices.
+
+  Args:
+    classifier: the model.
+    images: labeled images, whose classes are numbered as the outputs.
+    batch_size, threads, max_bad_fraction, max_pixels: as for `predict_labeled`.
+    keep_probabilities: keep those of all classes.
+
+  Raises:
+    ValueError: too many images cannot be read, or the weights are not finite.
+  """
   # An exported program is one of a single device.
   one = None if isinstance(classifier, Classifier) else 1
   mesh = make_mesh(devices=jax.local_devices()[:one])
   check_finite(variables := put_replicated(classifier.variables, mesh))
-  predictions = predict_source(
+  return predict_source(
     lambda variables, x: classifier.forward(variables, x)[0],
     variables,
     images,
@@ -125,9 +158,8 @@ def predict_labeled(
     threads=threads,
     max_bad_fraction=max_bad_fraction,
     decoding=Decoding(max_pixels=max_pixels or classifier.max_pixels),
-    keep_probabilities=protocol == 'multilabel',
+    keep_probabilities=keep_probabilities,
   )
-  return classifier, predictions
 
 
 def _load(

@@ -72,10 +72,10 @@ def upgrade(recipe: Mapping[str, Any]) -> dict[str, Any]:
   """
   stored = {
     RENAMED.get(key, key): value
-    for key, value in _flatten(recipe)
+    for key, value in flatten(recipe)
     if key not in REMOVED
   }
-  defaults = dict(_flatten(to_json(default_config())))
+  defaults = dict(flatten(to_json(default_config())))
   del defaults['model.name']
   # Version 0.1.0 had none of the keys in EARLIER.
   fields = {} if EARLIER.keys() & stored.keys() else _earlier_fields(stored)
@@ -147,7 +147,7 @@ def check_workdir(
   stored = _stored(workdir)
   if stored is None:
     return
-  new = dict(_flatten(recipe))
+  new = dict(flatten(recipe))
   different = [
     f'{key}: {stored.get(key)} there, {new.get(key)} now'
     for key in sorted({*stored, *new})
@@ -190,11 +190,12 @@ def _stored(workdir: str | os.PathLike) -> dict[str, Any] | None:
   return None
 
 
-def _flatten(
+def flatten(
   recipe: Mapping[str, Any], prefix: str = ''
 ) -> Iterator[tuple[str, Any]]:
+  """Yields ('section.key', value) of nested JSON values."""
   for key, value in recipe.items():
     if isinstance(value, Mapping) and value:
-      yield from _flatten(value, f'{prefix}{key}.')
+      yield from flatten(value, f'{prefix}{key}.')
     else:
       yield f'{prefix}{key}', value

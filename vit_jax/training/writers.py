@@ -81,7 +81,7 @@ class Writer:
     self.workdir.mkdir(parents=True, exist_ok=True)
     self._path = self.workdir / 'metrics.jsonl'
     self._lines = []
-    for line, values in _sound_lines(self._path):
+    for line, values in sound_lines(self._path):
       self.last.update(values)
       if values['step'] > resumed_step:
         continue
@@ -215,8 +215,15 @@ class Writer:
       write_atomically(self.workdir / name, text + '\n')
 
 
-def _sound_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
-  """The sound lines of a metrics file, with their values."""
+def sound_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
+  """The sound lines of a metrics file, with their values.
+
+  Args:
+    path: metrics.jsonl of a workdir; a missing file has no lines.
+
+  Returns:
+    (line, its values) for each line. Damaged lines are counted in the log.
+  """
   lines, damaged = [], 0
   for data in read_regular(path).split(b'\n') if path.exists() else ():
     if not data.strip():

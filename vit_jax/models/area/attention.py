@@ -163,7 +163,7 @@ def _check(
     )
 
 
-def _memory(items: int, grid: tuple[int, int] | None) -> dict[str, Any]:
+def memory(items: int, grid: tuple[int, int] | None) -> dict[str, Any]:
   """The arguments memory_shape and separate_first for a number of tokens.
 
   Args:
@@ -214,7 +214,7 @@ class area_attend:
       q,
       k,
       v,
-      **_memory(k.shape[1], self.grid),
+      **memory(k.shape[1], self.grid),
       max_area=self.max_area,
       value_mode=self.value_mode,
       top_k=self.top_k,
@@ -266,7 +266,7 @@ class AreaAttention(nn.Module):
       q,
       k,
       v,
-      **_memory(k.shape[1], self.grid),
+      **memory(k.shape[1], self.grid),
       max_area=self.max_area,
       key_mode=self.key_mode,
       value_mode=self.value_mode,

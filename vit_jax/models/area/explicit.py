@@ -171,6 +171,20 @@ def _probabilities(
   return probs
 
 
+def area_probabilities(q: jax.Array, k: jax.Array, areas: Areas) -> jax.Array:
+  """The probability of each area, for mean keys.
+
+  Args:
+    q: queries (B, T, H, K).
+    k: keys of the items (B, S, H, K).
+    areas: the areas of the S items.
+
+  Returns:
+    float32 (B, H, T, A).
+  """
+  return _probabilities(areas.reduce(item_logits(q, k), mean), areas, None, 0)
+
+
 def _item_weights(probs: jax.Array, areas: Areas, value_mode: str) -> jax.Array:
   """Weights (..., S) of the items' values, for area probabilities (..., A)."""
   if value_mode != 'sum':
