@@ -340,3 +340,12 @@ def test_plots(tmp_path):
     ),
   ):
     assert is_png(written)
+
+
+def test_maps_at_the_resolution_of_the_input():
+  maps = np.array([[[0.0, 1.0], [0.0, 1.0]], [[0.25] * 2] * 2])
+  fine = rollout.to_size(maps, (8, 12))
+  assert fine.shape == (2, 8, 12) and fine.min() == 0
+  np.testing.assert_allclose(fine[1], 0.25, rtol=1e-5)
+  assert (np.diff(fine[0], axis=1) >= -0.1).all()  # it rises to the right
+  np.testing.assert_allclose(fine[0], fine[0][::-1], atol=1e-5)

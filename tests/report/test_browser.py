@@ -20,7 +20,8 @@ pytestmark = [
 def page(tmp_path_factory):
   folder = tmp_path_factory.mktemp('browser')
   config = tiny_config(
-    run={'steps': 2}, model={'area_sizes': ((2, 2),), 'num_heads': 2}
+    run={'steps': 2},
+    model={'area_sizes': ((2, 2),), 'num_heads': 2, 'patch_size': 4},
   )
   train_and_evaluate(config, folder / 'run')
   path = folder / 'report.html'

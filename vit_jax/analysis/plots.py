@@ -1,4 +1,4 @@
-"""Creates figures without a display, and saves them as PNG."""
+"""Creates figures without a display, and saves them."""
 
 import os
 from typing import TYPE_CHECKING
@@ -21,10 +21,36 @@ def new_figure(width: float, height: float) -> 'Figure':
   return figure
 
 
+FORMATS = ('png', 'svg', 'pdf')
+
+
+def check_format(path: str | os.PathLike) -> str:
+  """The format that the name of a picture says, one of FORMATS.
+
+  Raises:
+    ValueError: it is another one.
+  """
+  suffix = as_path(path).suffix.removeprefix('.').lower()
+  if suffix not in FORMATS:
+    raise ValueError(
+      f'{os.fspath(path)}: the name of a picture must end with .png, .svg or '
+      '.pdf'
+    )
+  return suffix
+
+
 def save_figure(figure: 'Figure', path: str | os.PathLike) -> epath.Path:
-  """Writes a figure as PNG, creates its directory, and returns the path."""
-  path = as_path(path)
+  """Writes a figure in the format of the path's suffix, and returns the path.
+
+  Args:
+    figure: the figure.
+    path: .png, .svg or .pdf; its directory is made.
+
+  Raises:
+    ValueError: the path has another suffix.
+  """
+  path, form = as_path(path), check_format(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with open_atomically(path, 'wb') as file:
-    figure.savefig(file, format='png', dpi=150, facecolor='white')
+    figure.savefig(file, format=form, dpi=150, facecolor='white')
   return path

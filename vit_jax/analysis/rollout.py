@@ -10,6 +10,7 @@ import os
 
 from etils import epath
 import numpy as np
+from PIL import Image
 
 from vit_jax.analysis.plots import new_figure, save_figure
 
@@ -110,6 +111,26 @@ def rollout_maps(
   return maps.reshape(-1, *grid)
 
 
+def to_size(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Enlarges maps smoothly to the resolution of the input.
+
+  Args:
+    maps: (B, h, w), from `rollout_maps`.
+    size: (height, width) in pixels.
+
+  Returns:
+    float32 (B, height, width), in which a pixel has the density of its
+    surroundings (bicubic, without values below 0).
+  """
+  resized = [
+    Image.fromarray(np.asarray(x, np.float32)).resize(
+      size[::-1], Image.Resampling.BICUBIC
+    )
+    for x in maps
+  ]
+  return np.maximum(np.stack([np.asarray(x) for x in resized]), 0)
+
+
 def plot_rollout(
   images: np.ndarray,
   maps: np.ndarray,
@@ -133,6 +154,7 @@ def plot_rollout(
   """
   images, maps = np.asarray(images), np.asarray(maps)
   n, height, width = images.shape[:3]
+  fine = to_size(maps, (height, width))
   figure = new_figure(8, 2.35 * n * height / width + 0.4)
   axes = figure.subplots(n, 3, squeeze=False)
   extent = (0, width, height, 0)
@@ -147,17 +169,9 @@ def plot_rollout(
       extent=extent,
       interpolation='nearest',
     )
-    axes[i, 2].imshow(image, extent=extent)
-    dark = 0.8 * (1 - np.clip(heat / top, 0, 1))
-    axes[i, 2].imshow(
-      np.zeros_like(dark),
-      cmap='gray',
-      vmin=0,
-      vmax=1,
-      alpha=dark,
-      extent=extent,
-      interpolation='bilinear',
-    )
+    light = np.clip(fine[i] / top, 0, 1) ** 0.5  # so that little is not black
+    shaded = image * (0.15 + 0.85 * light)[..., None]
+    axes[i, 2].imshow(np.clip(shaded, 0, 1), extent=extent)
     bar = figure.colorbar(
       shown, ax=axes[i, 1], fraction=0.046, pad=0.04, extend='max'
     )

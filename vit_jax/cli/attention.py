@@ -19,6 +19,7 @@ Two show parameters:
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 import json
+import os
 import sys
 import typing
 from typing import Any
@@ -38,7 +39,7 @@ MOST_ROWS = 32  # images in one rollout picture
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   # argparse does not fold the list of kinds, which is wider than 80 columns.
-  parser.usage = '%(prog)s WEIGHTS [IMAGE ...] -o FILE.png [OPTION ...]'
+  parser.usage = '%(prog)s WEIGHTS [IMAGE ...] -o FILE [OPTION ...]'
   parser.add_argument(
     'weights', help='workdir, .npz, .pth, .safetensors, hub name'
   )
@@ -46,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'images', nargs='*', metavar='IMAGE', help='image files or directories'
   )
   parser.add_argument(
-    '-o', '--output', required=True, metavar='FILE.png', help='the picture'
+    '-o',
+    '--output',
+    required=True,
+    metavar='FILE',
+    help='.png, .svg or .pdf file',
   )
   kinds = parser.add_mutually_exclusive_group()
   for kind, help_text in (
@@ -79,11 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+  from vit_jax.analysis.plots import check_format
   from vit_jax.inference.loading import load_classifier
   from vit_jax.inference.prediction import list_images
 
-  if not args.output.lower().endswith('.png'):
-    raise ValueError(f'{args.output}: the picture must be a .png')
+  check_format(args.output)
   needs_images = args.kind in ('rollout', 'distance', 'similarity')
   if needs_images and not args.images:
     raise ValueError(f'--{args.kind} needs images')
@@ -194,8 +199,9 @@ def _rollout(classifier: 'Classifier', images: _Readable, output: str) -> Any:
   files = []
   for start in range(0, len(names), MOST_ROWS):
     page = slice(start, start + MOST_ROWS)
-    suffix = f'-{start // MOST_ROWS + 1}.png' if start else '.png'
-    files.append(output[: -len('.png')] + suffix)
+    name, suffix = os.path.splitext(output)
+    number = f'-{start // MOST_ROWS + 1}' if start else ''
+    files.append(name + number + suffix)
     rollout.plot_rollout(
       pixels[page] / 255, maps[page], files[-1], titles[page]
     )

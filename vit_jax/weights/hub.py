@@ -167,3 +167,39 @@ def _downloaded(name: str) -> epath.Path:
     f'{name} has no file {" or ".join(candidates)}: name the file of weights, '
     'hf:ORG/NAME/FILE'
   )
+
+
+def upload(
+  folder: str | os.PathLike, repo: str, *, private: bool = False
+) -> str:
+  """Uploads a folder to an entry of the hub, which is made if it is missing.
+
+  Args:
+    folder: local folder; all of its files are uploaded.
+    repo: 'ORG/NAME'.
+    private: whether a new entry is private.
+
+  Returns:
+    The address of the entry.
+
+  Raises:
+    WeightsError: the package, the network or the login is missing. The folder
+      stays as it is.
+  """
+  later = (
+    f'{os.fspath(folder)} is complete and was not uploaded. Later: '
+    f'hf upload {repo} {os.fspath(folder)}'
+  )
+  try:
+    api = _hub().HfApi()
+  except ImportError as e:
+    raise WeightsError(
+      f"{later} (that needs huggingface_hub: pip install 'vit_jax[hub]')"
+    ) from e
+  try:
+    address = api.create_repo(repo, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo, folder_path=os.fspath(folder))
+  except Exception as e:  # the hub's errors have no common ancestor
+    reason = str(e).splitlines()[0] if str(e) else ''
+    raise WeightsError(f'{later} ({type(e).__name__}: {reason})') from e
+  return str(address)

@@ -111,7 +111,7 @@ class Areas:
       reduced.append(fn(items))
     return jnp.concatenate(reduced, axis=axis)
 
-  def spread(self, x: jax.Array) -> jax.Array:
+  def spread(self, x: jax.Array | np.ndarray) -> jax.Array:
     """Sums, for each item, over the areas that contain it.
 
     This is the adjoint of the sum over the items of each area.
