@@ -9,14 +9,20 @@ was preempted and has saved its state.
 """
 
 import sys
+from typing import Any
 
 from absl import flags
 
 from vit_jax.recipe.command_line import run_program
 
 
-def run(values: flags.FlagValues, overrides: dict[str, str]) -> int:
-  """Checks the recipe, joins the job and trains; returns the exit code."""
+def run(values: Any, overrides: dict[str, str]) -> int:
+  """Checks the recipe, joins the job and trains; returns the exit code.
+
+  Args:
+    values: has the values of the flags below, as attributes.
+    overrides: {key: text} of --config.KEY=VALUE.
+  """
   from vit_jax.recipe.checks import check
   from vit_jax.recipe.overrides import load_config
 

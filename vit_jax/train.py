@@ -30,6 +30,7 @@ from vit_jax.recipe.build import (
 )
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.data import epoch_examples
+from vit_jax.recipe.ending import ending
 from vit_jax.recipe.identity import open_data
 from vit_jax.recipe.inputs import (
   make_evaluator,
@@ -55,7 +56,7 @@ from vit_jax.training.periodic import (
   skipped_steps,
 )
 from vit_jax.training.preemption import Preempted, StopSignal
-from vit_jax.training.progress import Progress
+from vit_jax.training.progress import LiveLine, Progress
 from vit_jax.training.writers import Writer
 
 __all__ = ['NonFinite', 'Preempted', 'train_and_evaluate']
@@ -143,9 +144,11 @@ def train_and_evaluate(
     batches = inputs.batches(first_step)
     stack.callback(batches.close)
     throttle, step = Throttle(), first_step
+    stack.callback(_BAR.clear)
     goodput.was('time_start')
     if step in checkpoints.steps() and step < run.total_steps:
       evaluate.make_up(step, state)
+    _begin(progress, step, run.total_steps)
     while step < run.total_steps:
       profile.before(step)
       batch = goodput.wait_for(batches)
@@ -154,11 +157,10 @@ def train_and_evaluate(
       processes.tick(step)
       throttle(values)
       if step == first_step + 1:
-        jax.block_until_ready(values)
-        progress.start(step)  # leaves the compilation out of the speed
-        goodput.was('time_compilation')
+        _is_compiled(progress, goodput, step, values)
       profile.after(step, values)
       log(step, state, values)
+      _show_bar(progress, step, log)
       with progress.paused():
         stopping = step < run.total_steps and stop.reached(step)
         # Before the evaluation, which may fail or take long.
@@ -183,7 +185,7 @@ def train_and_evaluate(
       **skipped_steps(state, step),
     )
     _say(goodput.line())
-    writer.summary(summary)
+    _end(config, writer, summary)
     return summary
 
 
@@ -337,7 +339,41 @@ def _ignore(state: Any) -> None:
   """Instead of `check_finite`, for a run with run.nan='skip'."""
 
 
+def _begin(progress: Progress, step: int, total_steps: int) -> None:
+  progress.start(step)
+  if step < total_steps:
+    _say('compiling the training step ...')
+
+
+def _is_compiled(
+  progress: Progress, goodput: Goodput, step: int, values: Any
+) -> None:
+  """Says how long the compilation took, and leaves it out of the speed."""
+  jax.block_until_ready(values)
+  _say(f'compiled in {progress.seconds():.1f} s')
+  progress.start(step)
+  goodput.was('time_compilation')
+
+
+def _end(config: Config, writer: Writer, summary: dict[str, Any]) -> None:
+  """Writes the summary, and prints what the run has reached."""
+  writer.summary(summary)
+  if processes.is_first():
+    _BAR.clear()
+    print(ending(config, writer.workdir, summary, writer.best), flush=True)
+
+
+_BAR = LiveLine()
+
+
+def _show_bar(progress: Progress, step: int, log: Log) -> None:
+  """Shows how far the run is at the bottom of the terminal of process 0."""
+  if processes.is_first():
+    _BAR.show(lambda: progress.bar(step, log.line))
+
+
 def _say(text: str) -> None:
   """Prints a line in process 0."""
   if processes.is_first() and not is_quiet():
+    _BAR.clear()
     print(text, flush=True)

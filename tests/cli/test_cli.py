@@ -742,19 +742,26 @@ def test_options_stand_before_and_after_the_words(capsys):
   assert parser._parse(build, ['models']).pattern == '*'
 
 
-@pytest.mark.parametrize('command', ['train', 'ablate'])
-def test_programs_of_recipes_get_their_flags(monkeypatch, capsys, command):
-  """`vit-jax train` is `python -m vit_jax.main` with other words."""
-  module = {'train': 'main'}.get(command, command)
+def test_train_and_ablate_get_the_keys_of_both_spellings(monkeypatch, capsys):
+  """They run the programs `vit_jax.main` and `vit_jax.ablate`."""
   seen = []
   monkeypatch.setattr(
-    f'vit_jax.{module}.main', lambda: seen.extend(sys.argv[1:])
+    'vit_jax.main.run', lambda args, keys: seen.append((args.config, keys))
+  )
+  monkeypatch.setattr(
+    'vit_jax.ablate.main', lambda: seen.append(tuple(sys.argv[1:]))
   )
   monkeypatch.setattr(sys, 'argv', [])
   words = ['configs/x.py:b16', 'optim.lr=3e-4', '--workdir', 'runs/x']
   words += ['--config.data.dir=a b']
-  assert run(capsys, command, *words)[0] == 0
-  assert seen[:2] == ['--config=configs/x.py:b16', '--workdir=runs/x']
-  assert seen[-2:] == ['--config.optim.lr=3e-4', '--config.data.dir=a b']
-  code, _, error = run(capsys, command, 'configs/x.py', 'lr', '--workdir', 'x')
-  assert code == 1 and 'lr: must have the form KEY=VALUE' in error
+  for command in ('train', 'ablate'):
+    assert run(capsys, command, *words)[0] == 0
+    code, _, error = run(
+      capsys, command, 'configs/x.py', 'lr', '--workdir', 'x'
+    )
+    assert code == 1 and 'lr: must have the form KEY=VALUE' in error
+  (config, keys), flags = seen
+  assert config == 'configs/x.py:b16'
+  assert keys == {'optim.lr': '3e-4', 'data.dir': 'a b'}
+  assert flags[:2] == ('--config=configs/x.py:b16', '--workdir=runs/x')
+  assert flags[-2:] == ('--config.optim.lr=3e-4', '--config.data.dir=a b')

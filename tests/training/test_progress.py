@@ -1,8 +1,10 @@
 """Speed, MFU, ETA and the live line, on a clock that the test moves."""
 
+import io
+
 import pytest
 
-from vit_jax.training.progress import Progress, progress_bar
+from vit_jax.training.progress import LiveLine, Progress, progress_bar
 
 
 class Clock:
@@ -36,11 +38,43 @@ def test_speed_mfu_and_eta(clock):
   # 64 images x 1 GFLOP a second of 4 x 1,000 GFLOP/s.
   assert speed['mfu'] == pytest.approx(0.016)
   assert speed['eta_seconds'] == pytest.approx(45)
-  values = {'loss': 1.25, 'lr': 3e-4}
-  assert progress.line(10, 0.5, values, speed) == (
-    'step 10/100  epoch 0.50  loss 1.2500  lr 3.00e-04  64 img/s  16/device  '
-    'MFU 1.6%  ETA 45s'
+  values = {'loss': 1.25, 'lr': 3e-4, 'train_top1': 0.25}
+  line = progress.line(10, 0.5, values, speed)
+  assert line == (
+    'step 10/100  epoch 0.50  loss 1.2500  top-1 25.0%  lr 0.0003  64 img/s  '
+    '16/device  MFU 1.6%  ETA 45s'
   )
+  bar = progress.bar(30, line)
+  assert bar.startswith('[###-------] 30/100  epoch 0.50  loss 1.2500  top-1')
+  assert bar.endswith('0.5 s/step')
+
+
+def test_the_wait_for_input_is_a_share_of_the_time(clock):
+  progress = Progress(100, 0, 8, clock=clock)
+  for waited, share in ((1.0, 0.25), (1.5, 0.125), (9.0, 1.0)):
+    clock.now += 4
+    step = progress._last_step + 1
+    speed = progress.update(step, waited)
+    assert speed['input_wait'] == pytest.approx(share)
+  line = progress.line(3, 1.0, {'loss': 1, 'lr': 0}, speed)
+  assert line.endswith('input 100%')
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_the_live_line_is_on_terminals_only(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '20')
+  shown = []
+  for stream in (Terminal(), io.StringIO()):
+    line = LiveLine(stream, period=0.0)
+    line.show(lambda: 'x' * 50)
+    line.clear()
+    line.clear()
+    shown.append(stream.getvalue())
+  assert shown == ['\r' + 'x' * 19 + '\x1b[K' + '\r\x1b[K', '']
 
 
 def test_what_is_unknown_is_left_out(clock):
@@ -80,10 +114,10 @@ def test_eta_follows_the_speed_slowly(clock):
 def test_no_step_since_the_last_update(clock):
   progress = Progress(30, 0, 1, clock=clock)
   progress.start(1)
-  assert progress.update(1) == {
-    'img_per_sec': 0.0,
-    'img_per_sec_per_device': 0.0,
-  }
+  speed = progress.update(1)
+  assert speed == {}
+  line = progress.line(1, 0.1, {'loss': 1, 'lr': 0.1}, speed)
+  assert line == 'step 1/30  epoch 0.10  loss 1.0000  lr 0.1'
 
 
 def test_progress_bar_gives_the_items():

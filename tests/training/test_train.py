@@ -38,6 +38,13 @@ def test_loss_falls_and_everything_is_written(tmp_path, capsys):
   assert re.search(r'\| head/kernel +\| \(16, 5\) +\| float32 \| 80 ', out)
   assert 'Total: 7,749' in out
   assert re.search(r'step 24/24  epoch 6.00  loss .*  lr .*  \d+ img/s', out)
+  assert 'compiling the training step ...\ncompiled in ' in out
+  assert re.search(r'step 1/24  epoch 0.25  loss \S+  top-1 \S+  lr \S+\n', out)
+  accuracy = summary['results']['test']['top1']
+  assert f'accuracy: {accuracy:.2%} of ' in out
+  assert f'checkpoint: {tmp_path}/checkpoints/24\n' in out
+  assert f'vit-jax predict {tmp_path} IMAGE' in out
+  assert f'vit-jax evaluate {tmp_path} --source synthetic\n' in out
   losses = metrics(tmp_path)
   assert losses[24] < 0.5 * losses[1]
   assert summary['results']['test']['top1'] > 0.9

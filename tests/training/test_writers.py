@@ -54,9 +54,9 @@ def test_lines_and_events(tmp_path):
   assert first == {'step': 1, 'epoch': 0.25, 'loss': 2.0, 'lr': 0.5}
   assert second['test_top1'] == 0.75
   assert scalars(tmp_path) == {
-    'loss': {1: 2.0},
-    'lr': {1: 0.5},
-    'test_top1': {1: 0.75},
+    'train/loss': {1: 2.0},
+    'train/lr': {1: 0.5},
+    'eval/test_top1': {1: 0.75},
   }
 
 
@@ -85,7 +85,7 @@ def test_a_resumed_run_keeps_what_is_not_run_again(tmp_path):
   writer.write(3, {'loss': 30.0})
   writer.close()
   assert [x['loss'] for x in lines(tmp_path)] == [1, 2, 30]
-  assert scalars(tmp_path) == {'loss': {1: 1, 2: 2, 3: 30}}
+  assert scalars(tmp_path) == {'train/loss': {1: 1, 2: 2, 3: 30}}
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint(tmp_path):
@@ -96,7 +96,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(tmp_path):
   writer.write(2, {'loss': 2.0})
   writer.close()
   assert [x['step'] for x in lines(tmp_path)] == [2]
-  assert scalars(tmp_path) == {'loss': {2: 2.0}}
+  assert scalars(tmp_path) == {'train/loss': {2: 2.0}}
 
 
 def test_config_and_summary(tmp_path):

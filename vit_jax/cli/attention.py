@@ -91,7 +91,9 @@ def run(args: argparse.Namespace) -> None:
   check_format(args.output)
   needs_images = args.kind in ('rollout', 'distance', 'similarity')
   if needs_images and not args.images:
-    raise ValueError(f'--{args.kind} needs images')
+    raise ValueError(
+      f'--{args.kind} needs images: name files or folders after the weights'
+    )
   if args.compare and args.kind != 'similarity':
     raise ValueError('--compare goes with --similarity')
   paths = list_images(args.images) if needs_images else []

@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
       for name in (args.model or weights or 'model', args.data)
     ),
   )
-  summary = finetune(
+  finetune(
     args.model,
     weights,
     args.data,
@@ -180,12 +180,3 @@ def run(args: argparse.Namespace) -> None:
     module=args.module,
     fields=options.fields(args.set),
   )
-  print()
-  for name, result in summary['results'].items():
-    print(
-      f'accuracy: {result["top1"]:.2%} of {result["examples"]:.0f} {name} '
-      'images'
-    )
-  if not summary['results']:
-    print('accuracy: not known, because no images are held out')
-  print(f'use it:   vit-jax predict {workdir} IMAGE...')

@@ -9,6 +9,7 @@ so that help is printed at once.
 
 import argparse
 from collections.abc import Sequence
+import difflib
 import importlib
 import os
 import re
@@ -65,6 +66,8 @@ VIT_JAX_TRACEBACK=1 shows the traceback of an error, and `vit-jax completion
 bash` completes commands and options on Tab.
 """
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+# The file of a recipe is code of the user.
+EXPECTED_OF_RECIPES = (AttributeError, TypeError, LookupError)
 
 
 class Parser(argparse.ArgumentParser):
@@ -213,15 +216,44 @@ def _parse(
   )
   command = commands.get(argv[0])
   if command is None:
+    if not argv[0].startswith('-'):
+      parser.error(f'unknown command {argv[0]!r}{_nearest(argv[0], COMMANDS)}')
     return parser.parse_args(argv)
+  _check_options(command, argv[0], argv[1:])
   args = command.parse_intermixed_args(argv[1:])
   args.command = argv[0]
   return args
 
 
+def _check_options(
+  parser: argparse.ArgumentParser, command: str, words: Sequence[str]
+) -> None:
+  """Ends with an error that names an option which the command does not have.
+
+  argparse would first complain of required options, of which the unknown one
+  may be a wrong spelling.
+  """
+  known = [x for a in parser._actions for x in a.option_strings]
+  for word in words:
+    name = word.partition('=')[0]
+    if word == '--':
+      return
+    if not name.startswith('--') or any(x.startswith(name) for x in known):
+      continue
+    if '.' in name and command in TAKES_KEYS:
+      parser.error(f'{name}: a key of a recipe is set by --config.{word[2:]}')
+    parser.error(f'unknown option {name}{_nearest(name, known)}')
+
+
+def _nearest(word: str, words: Sequence[str]) -> str:
+  near = difflib.get_close_matches(word, words, n=2)
+  return f': did you mean {" or ".join(near)}?' if near else ''
+
+
 def _words(args: argparse.Namespace) -> dict[str, str]:
   """{key of a recipe: option} of a command, for its error messages."""
-  if args.command not in TAKES_KEYS:
+  # The keys of recipes are words of train, ablate and aot: KEY=VALUE.
+  if args.command != 'finetune':
     return args.key_options
   from vit_jax.recipe.keys import default_config
 
@@ -231,6 +263,14 @@ def _words(args: argparse.Namespace) -> dict[str, str]:
     for key in values
   }
   return {**keys, **args.key_options}
+
+
+def _message(error: Exception) -> str:
+  """The message of an error; of the operating system's, without numbers."""
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    reason = error.strerror[0].lower() + error.strerror[1:]
+    return f'{error.filename}: {reason}'
+  return str(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -255,11 +295,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if type(e).__name__ == 'Preempted':
       print(e, file=sys.stderr)
       return 3
-    if os.environ.get('VIT_JAX_TRACEBACK') or not isinstance(e, EXPECTED):
+    expected = EXPECTED
+    if argv and argv[0] in spelling.TAKE_RECIPES:
+      expected += EXPECTED_OF_RECIPES
+    if os.environ.get('VIT_JAX_TRACEBACK') or not isinstance(e, expected):
       import traceback
 
       traceback.print_exc()
-    print(f'error: {e}', file=sys.stderr)
+    print(f'error: {_message(e)}', file=sys.stderr)
     return 1
   finally:
     os.environ[text.QUIET] = quiet

@@ -10,7 +10,6 @@ command is started again.
 
 import argparse
 from collections.abc import Mapping, Sequence
-import sys
 
 HELP = 'train a recipe (configs/X.py)'
 
@@ -60,25 +59,19 @@ def add_workdir_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+  from absl import logging
+
   from vit_jax import main
 
-  sys.argv = program_arguments(
-    'vit-jax train',
-    args,
-    {
-      'coordinator': args.coordinator,
-      'num_processes': args.num_processes,
-      'process_id': args.process_id,
-    },
-  )
-  main.main()
+  logging.use_absl_handler()  # as absl's app.run does for vit_jax.main
+  return main.run(args, {**settings(args.settings), **args.keys})
 
 
 def program_arguments(
   name: str, args: argparse.Namespace, flags: Mapping[str, object]
 ) -> list[str]:
-  """The command line of `vit_jax.main` and `vit_jax.ablate`.
+  """The command line of `vit_jax.ablate`.
 
   Args:
     name: of the program, for messages.

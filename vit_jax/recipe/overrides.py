@@ -10,6 +10,7 @@ same way everywhere:
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import pathlib
 import sys
@@ -74,7 +75,13 @@ def load_config(
 def load_recipe(path: str) -> types.ModuleType:
   """The module of a recipe file; ConfigError if it cannot be loaded."""
   if not pathlib.Path(path).is_file():
-    raise ConfigError(f'{path}: there is no such recipe')
+    folder = pathlib.Path(path).parent
+    names = [x.name for x in folder.glob('*.py')]
+    near = difflib.get_close_matches(pathlib.Path(path).name, names)
+    raise ConfigError(
+      f'{path}: there is no such recipe'
+      + (f'; did you mean {folder / near[0]}?' if near else '')
+    )
   spec = importlib.util.spec_from_file_location(
     f'recipe_{pathlib.Path(path).stem}', path
   )

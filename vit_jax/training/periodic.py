@@ -136,6 +136,9 @@ class Log:
     total_steps: length of the run in steps.
     steps_per_epoch: optimizer steps of an epoch.
     check: raises an exception if the run must stop.
+
+  Attributes:
+    line: the newest live line; '' before the first.
   """
 
   def __init__(
@@ -156,6 +159,7 @@ class Log:
     self._every, self._check = every_steps, check
     self._always = (first_step + 1, total_steps)
     self._steps_per_epoch = steps_per_epoch
+    self.line = ''
     self._logged = first_step, None  # step and skipped steps of the last call
 
   def __call__(
@@ -169,12 +173,12 @@ class Log:
     if int(state.skipped):
       numbers['skipped_steps'] = np.asarray(state.skipped)
     self._warn_of_skipped(step, int(state.skipped))
-    speed = self._progress.update(step)
+    totals = self._goodput.totals()
+    speed = self._progress.update(step, totals['time_input'])
     epoch = step / self._steps_per_epoch
-    self._writer.write(
-      step, {**numbers, **speed, **self._goodput.totals()}, epoch=epoch
-    )
-    self._say(self._progress.line(step, epoch, numbers, speed))
+    self._writer.write(step, {**numbers, **speed, **totals}, epoch=epoch)
+    self.line = self._progress.line(step, epoch, numbers, speed)
+    self._say(self.line)
 
   def _warn_of_skipped(self, step: int, skipped: int) -> None:
     last_step, before = self._logged

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, TypeVar
 
-from vit_jax.text import duration, is_quiet
+from vit_jax.text import duration, is_quiet, line_width
 
 Item = TypeVar('Item')
 
@@ -45,6 +45,7 @@ class Progress:
     self._clock = clock
     self._rate: float | None = None  # steps per second, smoothed
     self._steps, self._seconds = 0, 0.0  # all that was measured so far
+    self._waited = 0.0
     self.start(first_step)
 
   @property
@@ -57,6 +58,10 @@ class Progress:
     self._last_step, self._last_time = step, self._clock()
     self._paused = 0.0
 
+  def seconds(self) -> float:
+    """Seconds since the last call of `start` or `update`."""
+    return self._clock() - self._last_time
+
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
     """Context manager: the time inside does not count for the speed."""
@@ -66,19 +71,25 @@ class Progress:
     finally:
       self._paused += self._clock() - begin
 
-  def update(self, step: int) -> dict[str, float]:
+  def update(self, step: int, waited: float = 0.0) -> dict[str, float]:
     """The speed since the last call.
+
+    Args:
+      step: number of finished steps.
+      waited: seconds that the run has waited for its input so far.
 
     Returns:
       'img_per_sec' and 'img_per_sec_per_device'; 'mfu', the model FLOP/s as a
       fraction of the devices' peak (arXiv:2204.02311, appendix B), if both are
-      known; 'eta_seconds', the time until the end at a smoothed speed. Without
-      a new step since the last call, the speed is 0 and the rest is left out.
+      known; 'input_wait', the fraction of the time that went into waiting for
+      images; 'eta_seconds', the time until the end at a smoothed speed. Nothing
+      without a new step since the last call, as after the compilation.
     """
     now = self._clock()
     steps = step - self._last_step
+    waited, self._waited = waited - self._waited, waited
     if not steps:
-      return {'img_per_sec': 0.0, 'img_per_sec_per_device': 0.0}
+      return {}
     seconds = max(1e-9, now - self._last_time - self._paused)
     self._steps += steps
     self._seconds += seconds
@@ -92,6 +103,7 @@ class Progress:
     }
     if self._flops and self._peak:
       speed['mfu'] = images * self._flops / (self._peak * self._devices)
+    speed['input_wait'] = min(1.0, max(0.0, waited / seconds))
     speed['eta_seconds'] = (self._total - step) / self._rate
     return speed
 
@@ -107,23 +119,70 @@ class Progress:
     Args:
       step: number of finished steps.
       epoch: passes over the training data so far.
-      values: 'loss' and 'lr'.
+      values: 'loss', 'lr' and, if it is known, 'train_top1'.
       speed: what `update` returned.
     """
     columns = [
       f'step {step}/{self._total}',
       f'epoch {epoch:.2f}',
       f'loss {float(values["loss"]):.4f}',
-      f'lr {float(values["lr"]):.2e}',
-      f'{speed["img_per_sec"]:.0f} img/s',
     ]
-    if self._devices > 1:
+    if 'train_top1' in values:
+      columns.append(f'top-1 {float(values["train_top1"]):.1%}')
+    columns.append(f'lr {float(values["lr"]):.3g}')
+    if 'img_per_sec' in speed:
+      columns.append(f'{speed["img_per_sec"]:.0f} img/s')
+    if self._devices > 1 and speed:
       columns.append(f'{speed["img_per_sec_per_device"]:.0f}/device')
     if 'mfu' in speed:
       columns.append(f'MFU {speed["mfu"]:.1%}')
     if 'eta_seconds' in speed and step < self._total:
       columns.append(f'ETA {duration(speed["eta_seconds"])}')
+    if speed.get('input_wait', 0) >= 0.01:
+      columns.append(f'input {speed["input_wait"]:.0%}')
     return '  '.join(columns)
+
+  def bar(self, step: int, line: str) -> str:
+    """A bar, the steps, the newest live line and the time of a step."""
+    filled = 10 * step // self._total
+    rest = line.partition('  ')[2]
+    time = f'  {1 / self._rate:.3g} s/step' if self._rate else ''
+    bar = f'[{"#" * filled:-<10}]'
+    return f'{bar} {step}/{self._total}  {rest}{time}'
+
+
+class LiveLine:
+  """The lowest line of a terminal, replaced by `show` and removed by `clear`.
+
+  Nothing is shown in a pipe, or if the run is quiet.
+
+  Args:
+    stream: a text stream; None for the process's own stderr, whatever
+      sys.stderr copies to a log.
+    period: seconds in which the line is shown once at most.
+  """
+
+  def __init__(self, stream: Any = None, period: float = 0.2):
+    self._stream = sys.__stderr__ if stream is None else stream
+    self._on = bool(
+      self._stream is not None and self._stream.isatty() and not is_quiet()
+    )
+    self._period, self._shown, self._is_empty = period, -math.inf, True
+
+  def show(self, make_line: Callable[[], str]) -> None:
+    """Shows the line that a function makes, cut at the terminal's width."""
+    if self._on and time.monotonic() - self._shown >= self._period:
+      self._shown, self._is_empty = time.monotonic(), False
+      line = make_line()[: line_width() - 1]
+      self._stream.write(f'\r{line}\x1b[K')
+      self._stream.flush()
+
+  def clear(self) -> None:
+    """Removes the line, before something else is printed."""
+    if not self._is_empty:
+      self._is_empty = True
+      self._stream.write('\r\x1b[K')
+      self._stream.flush()
 
 
 def progress_bar(

@@ -32,6 +32,16 @@ from vit_jax.files import (
 # Seconds after which a bucket gets the metrics again. An object is replaced as
 # a whole, and a bucket allows one change of an object in a second.
 _UPLOAD_SECONDS = 20.0
+# Beginnings of the names of values that are about the machine, not the model.
+_SYSTEM = (
+  'eta_',
+  'goodput',
+  'img_per_sec',
+  'input_wait',
+  'mfu',
+  'steps_repeated',
+  'time_',
+)
 # Packages whose versions can change the numbers of a run.
 _PACKAGES = (
   'jax',
@@ -58,6 +68,7 @@ class Writer:
   Attributes:
     kept: the newest value of each name in the lines that are kept.
     last: the same with the lines that are removed.
+    best: {eval set: (best top-1 accuracy, its step)}.
   """
 
   def __init__(
@@ -76,6 +87,7 @@ class Writer:
     self._resumed_step, self._resumed_keys = resumed_step, set()
     self.kept: dict[str, Any] = {}
     self.last: dict[str, Any] = {}
+    self.best: dict[str, tuple[float, int]] = {}
     if not enabled:
       return
     self.workdir.mkdir(parents=True, exist_ok=True)
@@ -86,6 +98,7 @@ class Writer:
       if values['step'] > resumed_step:
         continue
       self.kept.update(values)
+      self._note_best(values['step'], values)
       self._lines.append(line)
       if values['step'] == resumed_step:
         self._resumed_keys |= values.keys()
@@ -127,6 +140,7 @@ class Writer:
     if not self._enabled:
       return
     scalars = {prefix + k: float(v) for k, v in values.items()}
+    self._note_best(step, scalars)
     line = json.dumps(
       {
         'step': step,
@@ -142,9 +156,17 @@ class Writer:
         file.write(line + '\n')
     if self._board is not None:
       for name, value in scalars.items():
-        self._board.add_scalar(name, value, step)
+        self._board.add_scalar(_board_name(name, prefix), value, step)
     if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
       self.flush()
+
+  def _note_best(self, step: int, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+      eval_set = name.removesuffix('_top1')
+      if name == eval_set or eval_set == 'train' or isinstance(value, str):
+        continue
+      if value > self.best.get(eval_set, (-1.0, 0))[0]:
+        self.best[eval_set] = value, step
 
   def has_results(self, step: int, eval_set: str = '') -> bool:
     """Whether the stopped run wrote results of the step that it goes on from.
@@ -213,6 +235,13 @@ class Writer:
     if self._enabled:
       text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
       write_atomically(self.workdir / name, text + '\n')
+
+
+def _board_name(name: str, prefix: str) -> str:
+  """The name in TensorBoard: train/NAME, eval/SET_NAME or system/NAME."""
+  if prefix:
+    return f'eval/{name}'
+  return f'system/{name}' if name.startswith(_SYSTEM) else f'train/{name}'
 
 
 def sound_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,54 @@
+"""The last lines of a run: its accuracy, its checkpoint and what comes next."""
+
+from collections.abc import Mapping
+import os
+import shlex
+from typing import Any
+
+from vit_jax.files import as_path
+from vit_jax.recipe.sections import Config
+from vit_jax.weights.steps import FOLDER, list_steps
+
+
+def ending(
+  config: Config,
+  workdir: str | os.PathLike,
+  summary: Mapping[str, Any],
+  best: Mapping[str, tuple[float, int]],
+) -> str:
+  """The lines that a finished run prints, whichever command started it.
+
+  Args:
+    config: the recipe.
+    workdir: the run's directory.
+    summary: has 'results' of the eval sets, and 'step'.
+    best: {eval set: (best top-1 accuracy so far, its step)}.
+  """
+  lines = []
+  for name, result in summary['results'].items():
+    line = (
+      f'accuracy: {result["top1"]:.2%} of {result["examples"]:.0f} {name} '
+      'images'
+    )
+    accuracy, step = best.get(name, (result['top1'], summary['step']))
+    if accuracy > result['top1']:
+      line += f'; the best was {accuracy:.2%} at step {step}'
+    lines.append(line)
+  if not summary['results']:
+    lines.append('accuracy: not known, because no images are held out')
+  steps = list_steps(as_path(workdir) / FOLDER)
+  where = shlex.quote(os.fspath(workdir))
+  if steps:
+    lines.append(f'checkpoint: {steps[-1]}')
+  lines.append(f'predict:  vit-jax predict {where} IMAGE...')
+  lines.append(f'evaluate: vit-jax evaluate {where} {_data(config)}')
+  lines.append(f'report:   vit-jax report {where} -o report.html')
+  return '\n'.join(lines)
+
+
+def _data(config: Config) -> str:
+  """The options of `vit-jax evaluate` for the data of a recipe."""
+  data = f'--data {shlex.quote(config.data.dir)}' if config.data.dir else ''
+  if config.data.source in ('folder', 'packed'):
+    return data
+  return f'--source {config.data.source} {data}'.rstrip()
