@@ -184,8 +184,7 @@ def train_and_evaluate(
       goodput=goodput.totals(),
       **skipped_steps(state, step),
     )
-    _say(goodput.line())
-    _end(config, writer, summary)
+    _end(config, writer, summary, goodput)
     return summary
 
 
@@ -355,8 +354,11 @@ def _is_compiled(
   goodput.was('time_compilation')
 
 
-def _end(config: Config, writer: Writer, summary: dict[str, Any]) -> None:
+def _end(
+  config: Config, writer: Writer, summary: dict[str, Any], goodput: Goodput
+) -> None:
   """Writes the summary, and prints what the run has reached."""
+  _say(goodput.line())
   writer.summary(summary)
   if processes.is_first():
     _BAR.clear()
