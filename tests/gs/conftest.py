@@ -31,10 +31,12 @@ class CountingProxy:
     port: where it listens.
     requests: number of HTTP requests.
     received: bytes that the server sent.
+    folder: the server's own directory, with a file for each object.
   """
 
-  def __init__(self, target: int):
+  def __init__(self, target: int, folder: pathlib.Path):
     self._target, self.requests, self.received = target, 0, 0
+    self.folder = folder
     self._listener = socket.create_server(('127.0.0.1', 0))
     self.port = self._listener.getsockname()[1]
     threading.Thread(target=self._accept, daemon=True).start()
@@ -102,7 +104,7 @@ def server(tmp_path_factory):
   """The proxy of a running server that has the bucket BUCKET."""
   program, folder = server_program(), tmp_path_factory.mktemp('server')
   port = free_port()
-  proxy = CountingProxy(port)
+  proxy = CountingProxy(port, folder / 'objects' / BUCKET)
   url = f'http://127.0.0.1:{proxy.port}'
   with open(folder / 'log.txt', 'w') as log:
     process = subprocess.Popen(

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from vit_jax.inference import describe
-from vit_jax.inference.identify import identify
+from vit_jax.inference.identify import fields_of_format, identify
 from vit_jax.inference.loading import load_classifier
 from vit_jax.models.registry import create_model, released_model
 from vit_jax.weights import (
@@ -129,6 +129,31 @@ def test_the_config_of_timm(entry):
   (folder / 'config.json').write_text(json.dumps(config))
   with pytest.raises(WeightsError, match="by 'block_fn'.*--model"):
     load_classifier(folder)
+
+
+def test_patches_that_do_not_divide_the_image(entry):
+  """The table of positions is for 2 x 2 patches: 32 to 47 pixels."""
+  folder, config, _ = entry
+  config['pretrained_cfg']['input_size'] = [3, 40, 40]
+  (folder / 'config.json').write_text(json.dumps(config))
+  load = lambda **kw: load_classifier(folder, fields={'mlp_dim': 8}, **kw)
+  assert load().preprocessing.size == (40, 40)
+  assert load(image_size=48).preprocessing.size == (48, 48)
+  config['pretrained_cfg']['input_size'] = [3, 48, 48]
+  (folder / 'config.json').write_text(json.dumps(config))
+  assert load().preprocessing.size == (32, 32)
+
+
+def test_hybrids_have_the_stem_of_their_code():
+  """timm adds other epsilons in the stem, which change logits by 1e-3."""
+  assert create_model('vit_base_r50_s16_224').stem_style == 'timm'
+  assert create_model('r50_vit_b16').stem_style == 'google'
+  assert fields_of_format('r50_vit_b16', 'timm') == {
+    'activation': 'gelu_erf',
+    'stem_style': 'timm',
+  }
+  assert fields_of_format('vit_b16', 'timm') == {'activation': 'gelu_erf'}
+  assert not fields_of_format('vit_base_r50_s16_224', 'timm')
 
 
 def test_a_file_of_timm_has_timms_activation(entry):

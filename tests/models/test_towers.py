@@ -1,5 +1,6 @@
 """Vision towers: timm's logits, kind by kind, and what a tower returns."""
 
+import functools
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax.models.registry import create_model, list_models, model_info
+from vit_jax.models.resnetv2 import ResNetV2
 from vit_jax.models.towers.tower import Tower
 from vit_jax.weights import load_pretrained, read, to_state_dict
 
@@ -16,11 +18,14 @@ ROWS = json.loads((FOLDER / 'towers.json').read_text())['towers']
 IMAGE = np.sin(np.arange(768, dtype=np.float32) / 7).reshape(1, 16, 16, 3)
 
 
-@pytest.mark.parametrize('name', ROWS)
+TOWERS = [name for name, row in ROWS.items() if row['base'] == 'Tower']
+RESNETS = [name for name, row in ROWS.items() if row['base'] == 'ResNetV2']
+
+
+@pytest.mark.parametrize('name', TOWERS)
 def test_logits_of_timm(name):
   """`python -m tests.zoo.fixtures` recorded them."""
   row, file = ROWS[name], FOLDER / f'{name}.safetensors'
-  assert row['base'] == 'Tower'
   model = Tower(num_classes=3, **row['fields'])
   variables, report = load_pretrained(model, file, 16)
   assert {r.action for r in report.records} == {'loaded'}, str(report)
@@ -32,6 +37,42 @@ def test_logits_of_timm(name):
   assert again.keys() == arrays.keys()
   for key, x in arrays.items():
     np.testing.assert_array_equal(again[key], x, err_msg=key)
+
+
+@pytest.mark.parametrize('name', RESNETS)
+def test_logits_of_timms_resnets(name):
+  row = ROWS[name]
+  model = ResNetV2(num_classes=3, **row['fields'])
+  file = FOLDER / f'{name}.safetensors'
+  variables, report = load_pretrained(model, file, 18)
+  # PyTorch counts the batches that a BatchNorm has seen.
+  assert all('num_batches' in r.name for r in report.dropped), str(report)
+  image = np.sin(np.arange(972, dtype=np.float32) / 7).reshape(1, 18, 18, 3)
+  run = jax.jit(functools.partial(model.apply, train=False))
+  logits, out = run(variables, image)
+  np.testing.assert_allclose(logits[0], row['logits'], atol=2e-5)
+  assert out['block2'].shape[1:3] == (3, 3)
+  arrays = read(file).arrays
+  for key, x in to_state_dict(variables, model, 'timm').items():
+    np.testing.assert_array_equal(x, arrays[key], err_msg=key)
+
+
+def test_residual_networks_of_timm():
+  shapes = lambda model: jax.eval_shape(
+    lambda: model.init(jax.random.key(0), IMAGE, train=False)
+  )
+  fewer = dict(num_layers=(1,), num_classes=2)
+  groups = shapes(create_model('resnetv2_50d_gn', **fewer))
+  assert groups.keys() == {'params'}  # GroupNorm has no running statistics
+  assert groups['params']['norm_root2']['scale'].shape == (32,)
+  basic = shapes(create_model('resnetv2_18', **fewer))
+  assert basic['batch_stats']['norm_head']['mean'].shape == (64,)
+  assert 'conv_proj' not in basic['params']['block1']['unit1']
+  for field in ('unit', 'stem', 'norm'):
+    with pytest.raises(ValueError, match=f"{field}='x'; allowed: "):
+      create_model('resnetv2_18', **{field: 'x'}).init(
+        jax.random.key(0), IMAGE, train=False
+      )
 
 
 def test_training_scan_and_attention_maps():

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import timm
 from timm import layers
 from timm.models import vision_transformer as vit
+from timm.models.resnetv2 import ResNetV2
 import torch
 
 from tests.zoo.table import transformer
@@ -70,20 +71,58 @@ def image() -> np.ndarray:
   return np.sin(np.arange(768, dtype=np.float32) / 7).reshape(1, 16, 16, 3)
 
 
+RESNETS = {
+  'resnetv2_basic': (
+    dict(basic=True, bottle_ratio=1.0, channels=(8, 16)),
+    dict(unit='basic'),
+  ),
+  'resnetv2_tiered': (
+    dict(channels=(32, 64), stem_type='tiered', avg_down=True),
+    dict(unit='bottleneck', stem='tiered', average=True),
+  ),
+}
+
+
+def residual_image() -> np.ndarray:
+  """The input of RESNETS, (1, 18, 18, 3): its maps have odd sizes."""
+  return np.sin(np.arange(972, dtype=np.float32) / 7).reshape(1, 18, 18, 3)
+
+
+def record(model: torch.nn.Module, name: str, image: np.ndarray) -> list[float]:
+  """Writes the weights of a model, and returns its logits for an image."""
+  with torch.no_grad():
+    for p in model.parameters():
+      p.add_(0.2 * torch.randn_like(p))
+    for path, b in model.named_buffers():
+      if b.is_floating_point():
+        b.uniform_(0.5, 1.5) if path.endswith('var') else b.normal_(0, 0.2)
+    logits = model(torch.from_numpy(image).permute(0, 3, 1, 2))[0].tolist()
+  save_file(model.state_dict(), FOLDER / f'{name}.safetensors')
+  return logits
+
+
 def main() -> None:
   FOLDER.mkdir(exist_ok=True)
   rows = {}
+  for name, (arguments, fields) in RESNETS.items():
+    torch.manual_seed(0)
+    model = ResNetV2(
+      layers=[2, 1],
+      stem_chs=8,
+      num_classes=3,
+      conv_layer=layers.create_conv2d,
+      norm_layer=layers.BatchNormAct2d,
+      **arguments,
+    ).eval()
+    fields = {'num_layers': [2, 1], 'width': 8, **fields}
+    logits = record(model, name, residual_image())
+    rows[name] = {'base': 'ResNetV2', 'fields': fields, 'logits': logits}
   for name, arguments in VARIANTS.items():
     torch.manual_seed(0)
     model = vit.VisionTransformer(
       **SIZE, **arguments, depth=2, num_classes=3
     ).eval()
-    with torch.no_grad():
-      for p in model.parameters():
-        p.add_(0.2 * torch.randn_like(p))
-      x = torch.from_numpy(image()).permute(0, 3, 1, 2)
-      logits = model(x)[0].tolist()
-    save_file(model.state_dict(), FOLDER / f'{name}.safetensors')
+    logits = record(model, name, image())
     base, fields = transformer(model, 2)
     rows[name] = {'base': base, 'fields': fields, 'logits': logits}
   text = ',\n'.join(

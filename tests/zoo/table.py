@@ -14,6 +14,7 @@ import timm
 from timm.models import vision_transformer as vit
 import torch
 
+from vit_jax.models.resnet import SIZES as RESNETS
 from vit_jax.models.vit import SIZES
 
 MODULES = (
@@ -44,6 +45,7 @@ HYBRIDS = {
   'vit_base_r50_s16': 'r50_vit_b16',
   'vit_large_r50_s32': 'r50_vit_l32',
 }
+STEMS = {'d': 'deep', 't': 'tiered'}
 DEIT_WORDS = {'tiny': 'ti', 'small': 's', 'base': 'b'}
 
 
@@ -57,7 +59,9 @@ def architecture(name: str) -> tuple[str, dict] | None:
   if name.startswith('resnetv2_') and name.endswith('_bit'):
     return f'bit_r{name.split("_")[1]}', {'std_eps': 1e-8}
   if stem in HYBRIDS:
-    return HYBRIDS[stem], {'activation': 'gelu_erf'}
+    return HYBRIDS[stem], {'activation': 'gelu_erf', 'stem_style': 'timm'}
+  if name.startswith('resnetv2_'):
+    return residual(name.removeprefix('resnetv2_'))
   if 'distilled' in name:
     return f'deit_{DEIT_WORDS[name.split("_")[1]]}16_distilled', {}
   depths = []
@@ -78,6 +82,20 @@ def architecture(name: str) -> tuple[str, dict] | None:
   if type(model.patch_embed).__name__ != 'PatchEmbed':
     return None
   return transformer(model, depths[0])
+
+
+def residual(variant: str) -> tuple[str, dict] | None:
+  """The fields of a ResNetV2 such as '50d' or '50d_gn', or None."""
+  size, _, norm = variant.partition('_')
+  if norm not in ('', 'gn'):
+    return None
+  layers, unit = RESNETS[size.rstrip('dt')]
+  fields: dict = {'num_layers': layers, 'unit': unit}
+  if size[-1] in STEMS:
+    fields |= {'stem': STEMS[size[-1]], 'average': True}
+  if norm:
+    fields['norm'] = 'group'
+  return 'ResNetV2', fields
 
 
 def transformer(model, depth: int) -> tuple[str, dict] | None:

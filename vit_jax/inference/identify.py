@@ -27,6 +27,8 @@ _GENERIC = ('model', 'pytorch_model', 'checkpoint', 'weights', 'index')
 # None for those that the tensors say, or that matter in training only.
 _TIMM_ARGUMENTS = {
   'depth': 'depth',
+  'num_blocks': 'depth',
+  'layers': 'layers',
   'embed_dim': 'width',
   'num_heads': 'num_heads',
   'patch_size': 'patch_size',
@@ -40,6 +42,7 @@ _TIMM_ARGUMENTS = {
 _OF_PYTORCH = {
   'activation': ('gelu_tanh', 'gelu_erf'),
   'std_eps': (1e-10, 1e-8),
+  'stem_style': ('google', 'timm'),
 }
 # Pillow's number of an interpolation, in a preprocessor_config.json.
 _RESAMPLES = {1: 'lanczos', 2: 'bilinear_antialias', 3: 'bicubic', 5: 'hamming'}
@@ -128,8 +131,11 @@ def _of_timm(config: Mapping[str, Any]) -> Identity:
         f'read; allowed: {", ".join(_TIMM_ARGUMENTS)}. Name the model and set '
         'its fields with --model and --set'
       )
-    if _TIMM_ARGUMENTS[key]:
-      fields[_TIMM_ARGUMENTS[key]] = value
+    field = _TIMM_ARGUMENTS[key]
+    if field == 'layers' and not hasattr(info.module, 'layers'):
+      field = 'num_layers'  # as BiT calls them
+    if field:
+      fields[field] = tuple(value) if isinstance(value, list) else value
   feeding = info.preprocessing
   if cfg.get('input_size') and cfg.get('mean'):
     feeding = Preprocessing(
@@ -247,8 +253,9 @@ def _meaning(name: str) -> tuple:
 def fields_of_format(name: str, fmt: str) -> dict[str, Any]:
   """Fields that the code behind a format fixes for a model of Google's code.
 
-  PyTorch's code computes the exact GELU, and timm's BiT adds another epsilon to
-  the variance of kernels. A registered name of Google's code stands for theirs.
+  PyTorch's code computes the exact GELU, and timm's BiT and hybrid stems add
+  another epsilon to the variance of kernels. A registered name of Google's code
+  stands for theirs.
 
   Args:
     name: of the model.
@@ -268,6 +275,8 @@ def fields_of_format(name: str, fmt: str) -> dict[str, Any]:
     and defaults[key] == googles
     and timm_names.find(name) is None
   }
+  if defaults.get('stem') is None:
+    fields.pop('stem_style', None)
   if fields:
     logging.info('%s in the format %s: %s', name, fmt, fields)
   return fields

@@ -15,6 +15,7 @@ import dataclasses
 import os
 from typing import Any
 
+from flax import linen as nn
 import numpy as np
 
 from vit_jax.inference.classifier import Classifier
@@ -24,8 +25,9 @@ from vit_jax.inference.identify import (
   without_area_attention,
 )
 from vit_jax.models.registry import create_model, load_module, model_info
-from vit_jax.preprocessing import as_size
+from vit_jax.preprocessing import Preprocessing, as_size
 from vit_jax.weights import WeightsError, from_state_dict, inspect, read
+from vit_jax.weights.contents import FileContents
 
 
 def load_classifier(
@@ -83,8 +85,8 @@ def load_classifier(
     if contents.representation_size and _has_representation_size(name):
       all_fields.setdefault('representation_size', contents.representation_size)
     preprocessing = known.preprocessing or model_info(name).preprocessing
-    size = as_size(image_size or contents.image_size or preprocessing.size)
     net = create_model(name, file_classes, **all_fields)
+    size = as_size(image_size or _image_size(net, contents, preprocessing))
     variables, report = from_state_dict(
       net, arrays, size, source=str(source), source_image_size=file_size
     )
@@ -106,6 +108,26 @@ def load_classifier(
   if classes:
     classifier.set_classes(classes)
   return classifier
+
+
+def _image_size(
+  net: nn.Module, contents: FileContents, preprocessing: Preprocessing
+) -> tuple[int, int]:
+  """The size that the weights are for, (height, width) in pixels.
+
+  Patches that do not divide an image leave its edge out, so that a position
+  table of 27 x 27 patches of 14 pixels is for images of 378 to 391 pixels. The
+  size of the preprocessing counts if it has the grid of the table.
+  """
+  if contents.image_size is None:
+    return preprocessing.size
+  patch = as_size(getattr(net, 'patch_size', 1))
+  covered = tuple(
+    n // p * p for n, p in zip(preprocessing.size, patch, strict=True)
+  )
+  if covered == contents.image_size:
+    return preprocessing.size
+  return contents.image_size
 
 
 @contextlib.contextmanager

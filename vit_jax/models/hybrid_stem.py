@@ -1,12 +1,11 @@
 """The ResNet stem of hybrid ViTs (arXiv:2010.11929, section 3.1).
 
 A ResNet-V1: bottleneck units with f, f and 4f channels, and a norm after each
-convolution. Kernels are divided by std + 1e-5, the epsilon of GroupNorm is
-1e-6, and padding is SAME. With a head it is big_vision's model `bit`, which is
-not the published BiT, a ResNet-V2.
+convolution, and SAME padding. With a head it is big_vision's model `bit`, which
+is not the published BiT, a ResNet-V2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.blocks import check_field
 from vit_jax.models.heads import classify, global_mean
 from vit_jax.models.registry import register
 from vit_jax.models.std_conv import (
@@ -23,6 +23,22 @@ from vit_jax.models.std_conv import (
   check_groups,
   run_stages,
 )
+
+# What is added to the deviation or variance of kernels, and in GroupNorm, in
+# Google's vision_transformer and in timm.
+STYLES = {
+  'google': {'eps': 1e-5, 'eps_inside': False, 'gn_eps': 1e-6},
+  'timm': {'eps': 1e-8, 'eps_inside': True, 'gn_eps': 1e-5},
+}
+
+
+def _layers(
+  style: str, dtype: DTypeLike
+) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+  """The convolution and the norm of a key of STYLES."""
+  eps = dict(STYLES[style])
+  norm = functools.partial(nn.GroupNorm, epsilon=eps.pop('gn_eps'), dtype=dtype)
+  return functools.partial(StdConv, dtype=dtype, **eps), norm
 
 
 class UnitV1(nn.Module):
@@ -36,14 +52,13 @@ class UnitV1(nn.Module):
   stride: int = 1
   num_groups: int = GROUPS
   dtype: DTypeLike = jnp.float32
+  style: str = 'google'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """(B, H, W, C) -> (B, H / stride, W / stride, 4 * features)."""
-    conv = functools.partial(StdConv, dtype=self.dtype)
-    norm = functools.partial(
-      nn.GroupNorm, self.num_groups, epsilon=1e-6, dtype=self.dtype
-    )
+    conv, norm = _layers(self.style, self.dtype)
+    norm = functools.partial(norm, self.num_groups)
     width = 4 * self.features
     shortcut = x
     if x.shape[-1] != width or self.stride != 1:
@@ -63,6 +78,7 @@ def hybrid_stem(
   width_factor: float,
   dtype: DTypeLike,
   remat: str = 'none',
+  style: str = 'google',
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The ResNet-V1 in front of a hybrid ViT's patch convolution.
 
@@ -77,6 +93,7 @@ def hybrid_stem(
     width_factor: the root has 64 * width_factor channels.
     dtype: dtype of the activations.
     remat: a key of `blocks.REMAT`, applied to each unit.
+    style: a key of STYLES.
 
   Returns:
     Features (B, H / stride, W / stride, C) and named intermediates: 'gn_root'
@@ -84,8 +101,10 @@ def hybrid_stem(
   """
   width = int(64 * width_factor)
   check_groups(width, GROUPS)
-  x = StdConv(width, size=7, stride=2, dtype=dtype, name='conv_root')(x)
-  gn_root = nn.GroupNorm(epsilon=1e-6, dtype=dtype, name='gn_root')(x)
+  check_field('stem_style', style, tuple(STYLES))
+  conv, norm = _layers(style, dtype)
+  x = conv(width, size=7, stride=2, name='conv_root')(x)
+  gn_root = norm(name='gn_root')(x)
   root = nn.max_pool(nn.relu(gn_root), (3, 3), (2, 2), padding='SAME')
   x, out = run_stages(
     root,
@@ -96,6 +115,7 @@ def hybrid_stem(
     remat,
     num_groups=GROUPS,
     dtype=dtype,
+    style=style,
   )
   return x, {'gn_root': gn_root, 'root': root, **out}
 

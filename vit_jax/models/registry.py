@@ -220,13 +220,15 @@ def model_info(name: str) -> ModelInfo:
 def _timm_info(name: str) -> ModelInfo | None:
   """What a name of timm stands for; None if it is none."""
   from vit_jax.models import timm_names
+  from vit_jax.models.resnetv2 import ResNetV2
   from vit_jax.models.towers.tower import Tower
 
   timm = timm_names.find(name)
   if timm is None:
     return None
-  module, fields = Tower, {}
-  if timm.base != 'Tower':
+  # Classes that only timm's names use have no registered name.
+  module, fields = {'Tower': Tower, 'ResNetV2': ResNetV2}.get(timm.base), {}
+  if module is None:
     base = _MODELS[timm.base]
     module, fields = base.module, base.fields
   return ModelInfo(

@@ -29,7 +29,7 @@ class TimmModel(NamedTuple):
 
   Attributes:
     name: the name without a scheme and an organization.
-    base: name of a registered model, or 'Tower'.
+    base: name of a registered model, or the class 'Tower' or 'ResNetV2'.
     fields: fields that differ from those of the base.
     preprocessing: how timm feeds the model.
   """

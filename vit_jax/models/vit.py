@@ -77,6 +77,7 @@ class ViT(nn.Module):
     stem: units per stage of a ResNet before the patch embedding; () for its
       root without stages, None for no ResNet.
     stem_width: factor on the stem's channels.
+    stem_style: key of `hybrid_stem.STYLES`, 'timm' for timm's weights.
     dropout: rate after the position embedding and in the blocks.
     attention_dropout: rate on the attention probabilities.
     drop_path: rate of the last block; linear from 0 at the first.
@@ -112,6 +113,7 @@ class ViT(nn.Module):
   area_sizes: tuple = ()
   stem: tuple | None = None
   stem_width: float = 1.0
+  stem_style: str = 'google'
   dropout: float = 0.0
   attention_dropout: float = 0.0
   drop_path: float = 0.0
@@ -153,7 +155,12 @@ class ViT(nn.Module):
     x, out = images.astype(dtype), {}
     if self.stem is not None:
       x, features = hybrid_stem(
-        x, tuple(self.stem), self.stem_width, dtype, self.remat
+        x,
+        tuple(self.stem),
+        self.stem_width,
+        dtype,
+        self.remat,
+        self.stem_style,
       )
       out.update(features)
     x = embed_patches(x, self.width, self.patch_size, init=init, dtype=dtype)

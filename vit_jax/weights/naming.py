@@ -157,9 +157,11 @@ def torch_patterns() -> set[str]:
   Names that rules compute are left out.
   """
   from vit_jax.models.registry import create_model, list_models
+  from vit_jax.models.resnetv2 import STEMS, ResNetV2
   from vit_jax.models.towers.tower import BLOCKS, Tower
 
   models = [
+    *(ResNetV2(stem=stem) for stem in STEMS),
     *map(create_model, list_models()),
     *(Tower(block=block) for block in BLOCKS),
     *(Tower(mlp=mlp) for mlp in ('swiglu', 'swiglu_packed')),
@@ -170,7 +172,7 @@ def torch_patterns() -> set[str]:
     stem = getattr(model, 'stem', None)
     areas = bool(getattr(model, 'area_sizes', ()))
     kind = (type(model), stem is None, not stem, areas)
-    if kind in seen and not isinstance(model, Tower):
+    if kind in seen and not isinstance(model, Tower | ResNetV2):
       continue
     seen.add(kind)
     for template in _names(known_formats(model).values()):
