@@ -10,7 +10,7 @@ largest difference of the logits, and if there is none the reason.
   python -m tests.zoo 'vit_tiny*' --out /tmp/zoo.jsonl
   python -m tests.zoo --depth 2              # all models at reduced depth
   python -m tests.zoo --names                # names and shapes of tensors only
-  python -m tests.zoo --out FILE --page docs/zoo.md    # the page of its rows
+  python -m tests.zoo --out FILE --page docs/zoo.md   # the page of its rows
 
 It needs the extra `zoo`: timm and torch.
 """
@@ -45,8 +45,9 @@ What `python -m tests.zoo` measured ([how](weights.md#timms-models)): timm saves
 each architecture with random weights, vit_jax gets the file alone, and both
 classify the same photo. The figures are the largest differences of a logit, for
 a hub entry (model.safetensors with timm's config.json) and for a bare file with
-timm's name. Models above {large:g} million parameters have two blocks, and
-convolutional and VOLO's stages one block each, where the depth is not "full".
+timm's name. Models above {large:g} million parameters are shortened: to two
+blocks, or to one block in each of four stages of a ResNet or VOLO ("4 x 1"). All
+others are measured at full size.
 
 {summary}
 
