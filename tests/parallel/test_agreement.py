@@ -59,6 +59,10 @@ def test_processes_with_other_data_end_before_the_first_step(tmp_path, fault):
       'training data.classes[1] is cow, in process 0 dog',
     ),
     (
+      {'training data': {'classes': ['dog', 'cat']}},  # only another order
+      'training data.classes[0] is dog, in process 0 cat',
+    ),
+    (
       {'recipe': {'optim': {'lr': 0.1}, 'eval': {'sets': {'x': 1}}}},
       'recipe.eval.sets is missing, in process 0 {}',
     ),

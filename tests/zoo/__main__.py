@@ -46,7 +46,7 @@ each architecture with random weights, vit_jax gets the file alone, and both
 classify the same photo. The figures are the largest differences of a logit, for
 a hub entry (model.safetensors with timm's config.json) and for a bare file with
 timm's name. Models above {large:g} million parameters are shortened: to two
-blocks, or to one block in each of four stages of a ResNet or VOLO ("4 x 1"). All
+blocks, or to one block in each of four stages of a ResNet or VOLO, "4 x 1". All
 others are measured at full size.
 
 {summary}
