@@ -36,6 +36,12 @@ def wrap(line: str) -> str:
   )
 
 
+def shortened(value: object, most: int = 200) -> str:
+  """The text of a value that a file gave, with `most` characters at most."""
+  words = str(value)
+  return words if len(words) <= most else f'{words[: most - 3]}...'
+
+
 def duration(seconds: float) -> str:
   """A time as '42s', '3m10s', '5h02m' or '3d04h'; 0 if it is negative."""
   seconds = max(0, round(seconds))

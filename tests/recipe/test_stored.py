@@ -44,6 +44,23 @@ def test_the_same_recipe_and_keys_that_may_change(tmp_path):
   )
 
 
+@pytest.mark.parametrize('text', ['[' * 100_000, '{"run": 3, "model": []}'])
+def test_a_damaged_recipe_is_taken_from_a_step(tmp_path, text, caplog):
+  workdir = workdir_of(tmp_path, to_json(tiny_config()))
+  (workdir / 'config.json').write_text(text)
+  check_workdir(workdir, to_json(tiny_config()))
+  assert f'{workdir / "config.json"} cannot be read' in caplog.text
+
+
+def test_long_texts_of_another_recipe_are_cut(tmp_path):
+  recipe = to_json(tiny_config())
+  recipe['data']['x' * 100_000] = recipe['data']['dir'] = 'y' * 100_000
+  workdir = workdir_of(tmp_path, recipe)
+  with pytest.raises(ConfigError, match='another recipe') as e:
+    check_workdir(workdir, to_json(tiny_config()))
+  assert len(str(e.value)) < 2000
+
+
 def test_another_recipe_is_named(tmp_path):
   workdir = workdir_of(tmp_path, to_json(tiny_config()))
   with pytest.raises(

@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax import files
+from vit_jax import files, text
 from vit_jax.data.decode import image_suffixes, missing_plugin
 from vit_jax.data.headers import MAX_BYTES
 from vit_jax.data.names import is_hidden, printable
@@ -252,9 +252,9 @@ def _list_tar_file(listing: Listing, path: str, prefix: str) -> None:
       )
   except Exception as e:  # Python's reader raises anything for damaged headers
     raise ValueError(
-      f'{path} is a compressed or broken tar ({str(e)[:200]}). Compressed tars '
-      'cannot be read at random: decompress it first, e.g. gunzip '
-      f'{pathlib.Path(path).name}'
+      f'{path} is a compressed or broken tar ({text.shortened(e)}). '
+      'Compressed tars cannot be read at random: decompress it first, e.g. '
+      f'gunzip {pathlib.Path(path).name}'
     ) from e
 
 

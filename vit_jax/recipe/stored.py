@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from vit_jax import text
 from vit_jax.files import as_path, read_text
 from vit_jax.models.registry import list_models, model_info
 from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
@@ -149,7 +150,7 @@ def check_workdir(
     return
   new = dict(flatten(recipe))
   different = [
-    f'{key}: {stored.get(key)} there, {new.get(key)} now'
+    text.shortened(f'{key}: {stored.get(key)} there, {new.get(key)} now', 500)
     for key in sorted({*stored, *new})
     if stored.get(key) != new.get(key)
     and not any(key == k or key.startswith(f'{k}.') for k in _MAY_CHANGE)
@@ -173,11 +174,17 @@ def _stored(workdir: str | os.PathLike) -> dict[str, Any] | None:
   path = as_path(workdir) / 'config.json'
   try:
     recipe = json.loads(read_text(path))
-    if not {'run', 'model'} <= recipe.keys():
+    if not all(isinstance(recipe.get(k), dict) for k in ('run', 'model')):
       raise ValueError('it is no recipe')
     return upgrade(recipe)
-  except (OSError, ValueError, TypeError, AttributeError) as e:
-    logging.warning('%s cannot be read (%s)', path, e)
+  except (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+  ) as e:
+    logging.warning('%s cannot be read (%s)', path, text.shortened(e))
   # Every step has the recipe as well, and the run writes the file again.
   for step in reversed(steps):
     try:

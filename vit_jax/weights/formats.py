@@ -18,7 +18,7 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
-from vit_jax import files
+from vit_jax import files, text
 from vit_jax.weights import archives, hub, prefixes
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.metadata import WeightsMetadata
@@ -234,7 +234,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
   except WeightsError:
     raise
   except Exception as e:  # a damaged archive can raise anything
-    raise WeightsError(f'{name} is damaged ({str(e)[:200]})') from e
+    raise WeightsError(f'{name} is damaged ({text.shortened(e)})') from e
 
 
 def _read_torch(file: IO[bytes]) -> WeightFile:

@@ -15,6 +15,7 @@ import os
 import pickletools
 from typing import IO, Any, ClassVar, cast
 
+from vit_jax import text
 from vit_jax.weights.errors import WeightsError
 from vit_jax.weights.pickled import (
   FUNCTIONS,
@@ -90,7 +91,7 @@ def read_pickle(
   except WeightsError:
     raise
   except Exception as e:  # a damaged pickle can raise anything
-    reason = str(e)[:200] or type(e).__name__
+    reason = text.shortened(e) or type(e).__name__
     raise WeightsError(f'its pickle is damaged or truncated ({reason})') from e
 
 
@@ -248,7 +249,7 @@ class _Machine:
     what, kind, key, _, numel, *view = values
     if (
       self._load_storage is None
-      or not all(isinstance(text, str) for text in (what, kind, key))
+      or not all(isinstance(x, str) for x in (what, kind, key))
       or (what != 'storage' or kind not in STORAGES or len(key) > _LONGEST_KEY)
       or not (type(numel) is int and 0 <= numel < 2**62)
     ):
