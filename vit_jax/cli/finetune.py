@@ -13,6 +13,7 @@ is started again. Any other key of a recipe is set by --config.KEY=VALUE.
 import argparse
 import os
 
+from vit_jax import text
 from vit_jax.cli import options
 
 HELP = 'train a model on your folder of images'
@@ -152,6 +153,8 @@ def run(args: argparse.Namespace) -> None:
   from vit_jax.finetuning import finetune
 
   weights = '' if args.weights.lower() == 'none' else args.weights
+  if not args.weights:
+    text.note('without --weights, the model starts from random parameters')
   workdir = args.workdir or os.path.join(
     'runs',
     '-'.join(

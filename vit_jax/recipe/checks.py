@@ -73,6 +73,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 # Limits of numbers: the words for the message, the test, and the keys. The test
 # is skipped for a key that is None.
 _Limit = tuple[str, Callable[[float], bool], tuple[str, ...]]
+_CLASSES = ('data.num_classes',)
 _LIMITS: tuple[_Limit, ...] = (
   (
     'at least 1',
@@ -107,11 +108,7 @@ _LIMITS: tuple[_Limit, ...] = (
       'log.keep_every_steps',
     ),
   ),
-  (
-    f'at most {MOST_CLASSES:,}',
-    lambda x: x <= MOST_CLASSES,
-    ('data.num_classes',),
-  ),
+  (f'at most {MOST_CLASSES:,}', lambda x: x <= MOST_CLASSES, _CLASSES),
   (
     'in [0, 1]',
     lambda x: 0 <= x <= 1,
