@@ -124,7 +124,7 @@ def to_size(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """
   resized = [
     Image.fromarray(np.asarray(x, np.float32)).resize(
-      size[::-1], Image.Resampling.BICUBIC
+      (size[1], size[0]), Image.Resampling.BICUBIC
     )
     for x in maps
   ]

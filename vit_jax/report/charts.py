@@ -19,12 +19,12 @@ def library() -> str:
     ImportError: the package that has it is not installed.
   """
   try:
-    import vl_convert
+    import vl_convert  # pyright: ignore[reportMissingImports]
   except ImportError as e:
     raise ImportError(
       "a report needs the charts of vl-convert-python: pip install '.[report]'"
     ) from e
-  return vl_convert.javascript_bundle()
+  return vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]
 
 
 def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def _curve(
   )
   axis = {'title': unit, 'format': ',.4~r'}
   if unit == 'top-1':
-    axis['format'] = '.0%'
+    axis['format'] = '.3~p'
   return {
     'title': title,
     'note': note,
