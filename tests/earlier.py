@@ -53,6 +53,7 @@ CLOCK = (
   'img_per_sec',
   'img_per_sec_per_device',
   'eta_seconds',
+  'input_wait',
   'mfu',
   'goodput',
   'steps_repeated',

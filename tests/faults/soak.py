@@ -233,7 +233,7 @@ def _own_codes(fault: Fault) -> set[int]:
 
 def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of metrics.jsonl, without what depends on time."""
-  timed = ('seconds', 'eta_seconds', 'goodput', 'steps_repeated')
+  timed = ('seconds', 'eta_seconds', 'input_wait', 'goodput', 'steps_repeated')
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   return [
     {

@@ -45,7 +45,7 @@ def run(workdir, **sections):
   )
 
 
-TIMED = ('seconds', 'eta_seconds', 'goodput', 'steps_repeated')
+TIMED = ('seconds', 'eta_seconds', 'input_wait', 'goodput', 'steps_repeated')
 
 
 def values(workdir):
