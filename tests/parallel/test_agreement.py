@@ -1,11 +1,14 @@
 """Processes of a job that were started differently are told so and end."""
 
+import json
 import socket
 
 import pytest
 
 from tests.data.helpers import write_images
 from tests.parallel.test_multihost import Job
+from vit_jax.data import records
+from vit_jax.data.pack import pack
 from vit_jax.parallel import agreement, processes
 from vit_jax.parallel.agreement import ProcessesDiffer, require_agreement
 
@@ -44,6 +47,28 @@ def test_processes_with_other_data_end_before_the_first_step(tmp_path, fault):
   workdir = tmp_path / 'run'
   job = Job(tmp_path, [workdir] * 2, *flags, own_flags=own, devices=1)
   assert job.finish() == [1, 1], job.outputs()
+  for i in range(2):
+    assert f'process 1 ({socket.gethostname()}): {says}' in job.output(i)
+  assert not (workdir / 'metrics.jsonl').exists()
+
+
+@pytest.mark.slow
+def test_processes_with_a_permutation_of_the_classes_end_at_once(tmp_path):
+  """The same names, images and counts, but process 1 numbers them backwards."""
+  for split in ('train', 'test'):
+    write_images(tmp_path / 'images' / split, {'cat': 12, 'dog': 12})
+  for i in range(2):
+    pack(tmp_path / 'images', tmp_path / str(i))
+  for file in (tmp_path / '1').glob('*.packed.json'):
+    meta = records.read_metadata(file)
+    meta['class_names'].reverse()
+    file.write_text(json.dumps(records.seal_metadata(meta)))
+  own = {i: [f'--config.data.dir={tmp_path}/{i}'] for i in range(2)}
+  flags = ['--config.data.source=packed', '--config.data.num_examples=None']
+  workdir = tmp_path / 'run'
+  job = Job(tmp_path, [workdir] * 2, *flags, own_flags=own, devices=1)
+  assert job.finish() == [1, 1], job.outputs()
+  says = 'training data.classes[0] is dog, in process 0 cat'
   for i in range(2):
     assert f'process 1 ({socket.gethostname()}): {says}' in job.output(i)
   assert not (workdir / 'metrics.jsonl').exists()
