@@ -63,7 +63,8 @@ def test_examined_images(page):
   )
   assert examined['summary']['top1'] == pytest.approx(1 - wrong / 40)
   assert wrong >= sum(x['images'] for x in examined['pairs']) > 0
-  assert examined['best'][0]['right'] and not examined['worst'][0]['right']
+  best, worst = (examined[key] for key in ('best', 'worst'))
+  assert best[0]['right'] and best[0]['name'] != worst[0]['name']
   pictures = examined['attention']['pictures']
   assert len(pictures) == 4 and len({x['name'] for x in pictures}) == 4
 

@@ -16,6 +16,31 @@ WEIGHTS = 'model.safetensors'
 _LOCAL = ('data.dir', 'run.name', 'run.resume', 'log.')
 
 
+_USAGE = """\
+## How to use
+
+```
+vit-jax predict {source} photo.jpg
+```
+
+```python
+import vit_jax
+
+classifier = vit_jax.load_classifier('{source}')
+for result in classifier.classify(['photo.jpg']):
+  print(result['predictions'][0])
+```
+
+The file of weights has the model, the preprocessing and the class names.
+
+## Limits
+
+It gives every image one of the classes above, also an image that shows none of
+them. What the training images do not show, such as other cameras, places or
+people, it has not learned. Biases of the data were not examined.
+"""
+
+
 def write_card(
   workdir: str | os.PathLike,
   folder: str | os.PathLike,
@@ -122,28 +147,7 @@ these are not the defaults:
 |---|---|
 {rows}
 
-## How to use
-
-```
-vit-jax predict {source} photo.jpg
-```
-
-```python
-import vit_jax
-
-classifier = vit_jax.load_classifier('{source}')
-for result in classifier.classify(['photo.jpg']):
-  print(result['predictions'][0])
-```
-
-The file of weights has the model, the preprocessing and the class names.
-
-## Limits
-
-It gives every image one of the classes above, also an image that shows none of
-them. What the training images do not show, such as other cameras, places or
-people, it has not learned. Biases of the data were not examined.
-
+{_USAGE.format(source=source)}
 ## Environment
 
 {', '.join(f'{key} {value}' for key, value in versions.items()) or 'not known'};
