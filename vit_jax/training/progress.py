@@ -163,15 +163,17 @@ class LiveLine:
   """
 
   def __init__(self, stream: Any = None, period: float = 0.2):
-    self._stream = sys.__stderr__ if stream is None else stream
-    self._on = bool(
-      self._stream is not None and self._stream.isatty() and not is_quiet()
-    )
+    stream = sys.__stderr__ if stream is None else stream
+    # sys.__stderr__ is None in a program without a console.
+    is_terminal = stream is not None and stream.isatty()
+    self._stream = stream if is_terminal and not is_quiet() else None
     self._period, self._shown, self._is_empty = period, -math.inf, True
 
   def show(self, make_line: Callable[[], str]) -> None:
     """Shows the line that a function makes, cut at the terminal's width."""
-    if self._on and time.monotonic() - self._shown >= self._period:
+    if self._stream is None:
+      return
+    if time.monotonic() - self._shown >= self._period:
       self._shown, self._is_empty = time.monotonic(), False
       line = make_line()[: line_width() - 1]
       self._stream.write(f'\r{line}\x1b[K')
@@ -179,7 +181,7 @@ class LiveLine:
 
   def clear(self) -> None:
     """Removes the line, before something else is printed."""
-    if not self._is_empty:
+    if self._stream is not None and not self._is_empty:
       self._is_empty = True
       self._stream.write('\r\x1b[K')
       self._stream.flush()
