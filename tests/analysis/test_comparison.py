@@ -95,6 +95,35 @@ def test_command(tmp_path, capsys):
   assert '--throughput needs --table=FILE or' in capsys.readouterr().err
 
 
+def test_a_stopped_measurement_goes_on(tmp_path, capsys, monkeypatch):
+  table, measured = tmp_path / 'models.md', []
+
+  def measure(model, size, batch_size):
+    if len(measured) == 2:
+      raise KeyboardInterrupt
+    measured.append(size)
+    return 12.345
+
+  monkeypatch.setattr(comparison, 'images_per_second', measure)
+  words = ['models', 'deit_*16', '--table', str(table), '--throughput']
+  assert parser.main(words) == 130
+  assert table.read_text().count('| 12.35 |') == 2
+  monkeypatch.setattr(comparison, 'images_per_second', lambda *_: 7.0)
+  assert parser.main(words) == 0
+  assert 'has 2 speeds, which are kept' in capsys.readouterr().out
+  text = table.read_text()
+  assert text.count('| 12.35 |') == 2 and text.count('| 7 |') == 1
+  assert comparison.read_speeds(table, 'cpu, batch 4') == {}
+  assert len(comparison.read_speeds(table, 'cpu, batch 8')) == 3
+
+
+def test_models_larger_than_the_memory_are_left_out(monkeypatch):
+  monkeypatch.setattr(comparison, '_free_memory', lambda: 10**6)
+  said = []
+  (row,) = comparison.compare('vit_mu32', throughput=True, report=said.append)
+  assert row.speed is None and 'not measured, it may need' in said[0]
+
+
 def test_the_page_has_every_model_and_published_result():
   """docs/models.md; `vit-jax models --table` writes it."""
   text = pathlib.Path(ROOT, 'docs/models.md').read_text()

@@ -8,9 +8,10 @@ One row for each registered model and each published result of it. Speed is
 measured on this machine on request, at the row's own image size.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import os
+import pathlib
 import time
 
 from etils import epath
@@ -20,10 +21,12 @@ import jax.numpy as jnp
 
 from vit_jax.analysis.plots import new_figure, save_figure
 from vit_jax.analysis.published import Published, published
+from vit_jax.files import as_path
 from vit_jax.inference.describe import measure
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.text import duration
 
+_SPEED = 'images/s'  # head of the column of measured speeds
 _SECONDS = 1.0  # shortest time over which the speed of a model is measured
 
 
@@ -53,6 +56,7 @@ def compare(
   *,
   throughput: bool = False,
   batch_size: int = 8,
+  speeds: Mapping[tuple[str, int], float] | None = None,
   report: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Row]:
   """Describes every registered model with its published results.
@@ -61,8 +65,11 @@ def compare(
     pattern: shell pattern of the names.
     throughput: measure the speed of every model on this machine's first device.
     batch_size: number of images in a batch, for the speed.
+    speeds: {(name, image size): images per second} that are known; these are
+      not measured again.
     report: is given a line after each row, with the time that is left.
   """
+  speeds = speeds or {}
   results: dict[str, list[Published | None]] = {}
   for result in published():
     results.setdefault(result.model, []).append(result)
@@ -77,7 +84,10 @@ def compare(
     model = create_model(name)
     if (name, size) not in measured:
       counts = measure(model, (size, size))
-      speed = images_per_second(model, size, batch_size) if throughput else None
+      speed = speeds.get((name, size))
+      if throughput and speed is None and _fits(counts[0], name, report):
+        speed = images_per_second(model, size, batch_size)
+        jax.clear_caches()  # frees the program and its copy of the parameters
       measured[name, size] = *counts, speed
     parameters, macs, speed = measured[name, size]
     yield Row(name, size, parameters, macs / 1e9, result, speed)
@@ -87,6 +97,62 @@ def compare(
       + (f', {speed:.4g} images/s' if speed else '')
       + f'; {duration(left)} left'
     )
+
+
+def _fits(parameters: int, name: str, report: Callable[[str], None]) -> bool:
+  """Whether the memory of a CPU has room for a model.
+
+  XLA keeps the parameters (float32) and may copy them into another layout.
+  """
+  needed, free = 8 * parameters, _free_memory()
+  if jax.default_backend() != 'cpu' or free is None or needed < free:
+    return True
+  report(
+    f'{name}: not measured, it may need {needed / 2**30:.0f} GiB of memory and '
+    f'{free / 2**30:.0f} are free'
+  )
+  return False
+
+
+def _free_memory() -> int | None:
+  """Bytes that new programs can have; None where Linux does not tell it."""
+  try:
+    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
+  except OSError:
+    return None
+  sizes = dict(line.split(':') for line in lines)
+  return 1024 * int(sizes['MemAvailable'].split()[0])
+
+
+def read_speeds(
+  path: str | os.PathLike, device: str
+) -> dict[tuple[str, int], float]:
+  """The speeds in a table that `markdown` wrote.
+
+  Args:
+    path: of the table; a missing file has no speeds.
+    device: as for `markdown`; a table of another device has none either.
+
+  Returns:
+    {(name, image size): images per second}.
+  """
+  try:
+    lines = as_path(path).read_text().splitlines()
+  except FileNotFoundError:
+    return {}
+  if not any(_measured_on(device) in line for line in lines):
+    return {}
+  cells = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in lines
+    if line.startswith('| ')
+  ]
+  column = cells[0].index(_SPEED)
+  return {
+    (row[0].strip('`'), int(row[1])): float(row[column])
+    for row in cells[1:]
+    if row[column]
+  }
 
 
 def images_per_second(model: nn.Module, size: int, batch_size: int) -> float:
@@ -115,6 +181,13 @@ def images_per_second(model: nn.Module, size: int, batch_size: int) -> float:
   return batches * batch_size / (time.perf_counter() - start)
 
 
+def _measured_on(device: str) -> str:
+  return (
+    f' Images per second were measured on {device}; a model without a number '
+    'needs more memory than it has.'
+  )
+
+
 def markdown(rows: Iterable[Row], device: str = '') -> str:
   """The rows as a table in Markdown.
 
@@ -135,8 +208,8 @@ def markdown(rows: Iterable[Row], device: str = '') -> str:
   head = ['model', 'px', 'parameters', 'published (M)', 'GMACs', 'top-1']
   head += ['images/s on V100 (published)', 'more data', 'source']
   if any(row.speed for row in rows):
-    lines[-1] += f' Images per second were measured on {device}.'
-    head.insert(7, 'images/s')
+    lines[-1] += _measured_on(device)
+    head.insert(7, _SPEED)
   lines += ['', f'| {" | ".join(head)} |', '|---' * len(head) + '|']
   number = lambda x, form: '' if x is None else format(x, form)
   for row in rows:
@@ -152,7 +225,7 @@ def markdown(rows: Iterable[Row], device: str = '') -> str:
       result.data,
       result.source,
     ]
-    if 'images/s' in head:
+    if _SPEED in head:
       cells.insert(7, number(row.speed, '.4g'))
     lines.append(f'| {" | ".join(map(str, cells))} |')
   return '\n'.join(lines) + '\n'

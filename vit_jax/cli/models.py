@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--throughput',
     action='store_true',
-    help='measure the images per second of every model on this machine',
+    help='measure the images per second of every model on this machine; those '
+    'that the table has for this device are kept',
   )
   options.add_batch_argument(parser, 8)
 
@@ -104,17 +105,25 @@ def _compare(args: argparse.Namespace) -> None:
   from vit_jax.analysis import comparison
   from vit_jax.files import write_atomically
 
-  rows = list(
-    comparison.compare(
-      args.pattern,
-      throughput=args.throughput,
-      batch_size=args.batch_size,
-      report=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-  )
-  device = ''
+  device, speeds = '', {}
   if args.throughput:
     device = f'{jax.devices()[0].device_kind}, batch {args.batch_size}'
+    if args.table:
+      speeds = comparison.read_speeds(args.table, device)
+  if speeds:
+    print(f'{args.table}: has {len(speeds)} speeds, which are kept')
+  rows = []
+  for row in comparison.compare(
+    args.pattern,
+    throughput=args.throughput,
+    batch_size=args.batch_size,
+    speeds=speeds,
+    report=lambda line: print(line, file=sys.stderr, flush=True),
+  ):
+    rows.append(row)
+    is_new = row.speed and (row.name, row.size) not in speeds
+    if args.table and is_new:  # a stopped command goes on from here
+      write_atomically(args.table, comparison.markdown(rows, device))
   if args.table:
     write_atomically(args.table, comparison.markdown(rows, device))
     print(f'wrote {args.table}: {len(rows)} rows')
