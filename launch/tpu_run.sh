@@ -7,9 +7,9 @@
 #
 # The arguments are those of vit_jax.main. All workers must share the workdir.
 # The workers get a random token, by which the processes of the job know each
-# other. Variables, besides those of common.sh: FOLLOW=0 (does not show the log),
-# RUN_ENV (environment of the training, such as 'LIBTPU_INIT_ARGS=--xla_x=1
-# B=2'), DRY_RUN=1.
+# other. Variables, besides those of common.sh: FOLLOW=0 (does not show the
+# log), RUN_ENV (environment of the training, such as
+# 'LIBTPU_INIT_ARGS=--xla_x=1 B=2'), DRY_RUN=1.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need_tpu
 [[ $# -gt 0 ]] || die 'no flags for vit_jax.main: --config=... --workdir=...'

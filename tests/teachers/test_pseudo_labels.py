@@ -300,7 +300,7 @@ def test_prepare_labels_once(teacher, monkeypatch, tmp_path):
     noisy_student_cifar10.prepare(config)
   source = open_train_source(config)
   count = len(open_source('synthetic', split='train[10%:]'))
-  assert calls == [(count, count // 10)]  # once, balanced
+  assert calls == [(count, noisy_student_cifar10.PER_CLASS)]  # once, balanced
   assert source.lengths[1] > 0
   variant = noisy_student_cifar10.sweep()['noisy student']
   assert '{workdir}/teacher/' in variant['data.pseudo_dir']

@@ -217,7 +217,8 @@ def _parse(
   command = commands.get(argv[0])
   if command is None:
     if not argv[0].startswith('-'):
-      parser.error(f'unknown command {argv[0]!r}{_nearest(argv[0], COMMANDS)}')
+      allowed = _nearest(argv[0], COMMANDS) or f': take {", ".join(COMMANDS)}'
+      parser.error(f'unknown command {argv[0]!r}{allowed}')
     return parser.parse_args(argv)
   _check_options(command, argv[0], argv[1:])
   args = command.parse_intermixed_args(argv[1:])
