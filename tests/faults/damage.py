@@ -19,7 +19,7 @@ def draw(rng: random.Random, workdir: pathlib.Path) -> str:
 
 def _steps(workdir: pathlib.Path) -> list[pathlib.Path]:
   folder = workdir / 'checkpoints'
-  steps = [p for p in folder.glob('*') if p.name.isdigit() and p.is_dir()]
+  steps = [p for p in folder.glob('*') if p.name.isdecimal() and p.is_dir()]
   return sorted(steps, key=lambda p: int(p.name))
 
 
