@@ -105,8 +105,9 @@ def test_declared_columns(tmp_path):
   assert wide.entries['x.jpg'] == ['32']
   wide = labels_of(tmp_path, text, file_column='2', label_column='3')
   assert wide.entries['y.jpg'] == [64]
-  with pytest.raises(ValueError, match="no column 'size'; there are nr, photo"):
-    labels_of(tmp_path, text, label_column='size')
+  for name in ('size', '²', '5', '0'):
+    with pytest.raises(ValueError, match=f"no column '{name}'; there are nr"):
+      labels_of(tmp_path, text, label_column=name)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _column(table: Table, width: int, declared: str) -> int:
   if declared in title:
     refuse_twice(declared, title)
     return title.index(declared)
-  if declared.isdigit() and 1 <= int(declared) <= width:
+  if declared.isdecimal() and 1 <= int(declared) <= width:
     return int(declared) - 1
   raise ValueError(
     f'there is no column {declared!r}; there are '
