@@ -188,6 +188,9 @@ def damage(step, how):
   elif how == 'nothing':
     shutil.rmtree(step)
     step.mkdir()
+  elif how == 'a type':
+    file = step / 'state' / '_METADATA'
+    file.write_text(file.read_text().replace('jax.Array', 'jAx.Array', 1))
   elif how == 'a pipe':
     (file := step / 'state' / 'manifest.ocdbt').unlink()
     os.mkfifo(file)
@@ -204,6 +207,7 @@ def damage(step, how):
     'no data',
     'no tree',
     'nothing',
+    'a type',
     'a pipe',
     'a device',
     '/_CHECKPOINT_METADATA',

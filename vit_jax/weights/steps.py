@@ -194,8 +194,14 @@ def read_step(
   """
   _check_files(step)
   with orbax_context():
+    # With `abstract`, Orbax loads the arrays without this, but other readers of
+    # the step, such as `predict`, could not. It gives None for damaged values.
+    stored = ocp.metadata(step).metadata
+    if stored is None:
+      raise CheckpointError(
+        f'{step} is damaged: the names and types of its arrays cannot be read'
+      )
     if abstract is None:
-      stored = ocp.metadata(step).metadata
       abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored)
     record = read_record(step)
     tree = ocp.load(step, abstract)
