@@ -9,17 +9,14 @@ CSV (.csv).
 
 import argparse
 
+from vit_jax.cli import options
+
 HELP = 'compare runs in a table'
 _ENDINGS = {'.md': 'to_markdown', '.csv': 'to_csv'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    'workdirs',
-    nargs='+',
-    metavar='WORKDIR',
-    help='workdirs, or folders of them',
-  )
+  options.add_workdirs_argument(parser)
   parser.add_argument(
     '-o', '--output', metavar='FILE', help='.md or .csv file to write'
   )

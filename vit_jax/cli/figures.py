@@ -20,12 +20,7 @@ OPTIONS = {'quantity=': '--quantity ', 'eval_set': '--eval-set'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    'workdirs',
-    nargs='+',
-    metavar='WORKDIR',
-    help='workdirs, or folders of them',
-  )
+  options.add_workdirs_argument(parser)
   parser.add_argument(
     '-o',
     '--output',

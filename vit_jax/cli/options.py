@@ -56,6 +56,16 @@ def add_set_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_workdirs_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds the words of commands about several runs."""
+  parser.add_argument(
+    'workdirs',
+    nargs='+',
+    metavar='WORKDIR',
+    help='workdirs, or folders of them',
+  )
+
+
 def add_json_argument(parser: argparse._ActionsContainer) -> None:
   """Adds --json, which prints the results for other programs."""
   parser.add_argument('--json', action='store_true', help='print JSON')
