@@ -148,7 +148,7 @@ def train_and_evaluate(
     goodput.was('time_start')
     if step in checkpoints.steps() and step < run.total_steps:
       evaluate.make_up(step, state)
-    _begin(progress, step, run.total_steps)
+    _begin_compilation(progress, step, run.total_steps)
     while step < run.total_steps:
       profile.before(step)
       batch = goodput.wait_for(batches)
@@ -157,7 +157,7 @@ def train_and_evaluate(
       processes.tick(step)
       throttle(values)
       if step == first_step + 1:
-        _is_compiled(progress, goodput, step, values)
+        _end_compilation(progress, goodput, step, values)
       profile.after(step, values)
       log(step, state, values)
       _show_bar(progress, step, log)
@@ -338,13 +338,14 @@ def _ignore(state: Any) -> None:
   """Instead of `check_finite`, for a run with run.nan='skip'."""
 
 
-def _begin(progress: Progress, step: int, total_steps: int) -> None:
+def _begin_compilation(progress: Progress, step: int, total_steps: int) -> None:
+  """Starts the clock, and says why the first step takes long."""
   progress.start(step)
   if step < total_steps:
     _say('compiling the training step ...')
 
 
-def _is_compiled(
+def _end_compilation(
   progress: Progress, goodput: Goodput, step: int, values: Any
 ) -> None:
   """Says how long the compilation took, and leaves it out of the speed."""

@@ -5,6 +5,7 @@ which stands for the residual connection. The product of the matrices of all
 layers has the share of each input token in each output token.
 """
 
+import collections
 from collections.abc import Iterable, Iterator, Sequence
 import os
 
@@ -35,12 +36,10 @@ def rollout(
   Raises:
     ValueError: there is no layer.
   """
-  shares = None
-  for shares in rollouts(attentions, residual=residual):  # noqa: B007
-    pass
-  if shares is None:
+  last = collections.deque(rollouts(attentions, residual=residual), maxlen=1)
+  if not last:
     raise ValueError('rollout needs the attention of at least one layer')
-  return shares
+  return last.pop()
 
 
 def rollouts(
