@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers import tiny_config
 from vit_jax import train
-from vit_jax.recipe import checks
+from vit_jax.recipe import limits
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import ConfigError, default_config, get
 from vit_jax.recipe.overrides import override
@@ -126,7 +126,7 @@ def test_lengths():
 def test_every_key_with_a_number_or_a_choice_has_a_limit():
   """A new key of these types must be added to the checks."""
   config = default_config()
-  limited = {key for _, _, keys in checks._LIMITS for key in keys}
+  limited = {key for _, _, keys in limits.LIMITS for key in keys}
   numbers = {
     f'{section}.{key}'
     for section in config
@@ -137,5 +137,5 @@ def test_every_key_with_a_number_or_a_choice_has_a_limit():
   assert numbers <= limited
   assert all(
     get(config, key) in allowed or get(config, key) == ''
-    for key, allowed in checks._CHOICES.items()
+    for key, allowed in limits.CHOICES.items()
   )

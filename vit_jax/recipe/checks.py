@@ -4,29 +4,19 @@ All checks that need only the recipe are made here, before data is opened or a
 model is compiled. `vit_jax.recipe.build` makes those that need the data or the
 devices too (number of classes, length in steps, divisibility by the mesh).
 
-The allowed values of a key stand beside the code that reads it.
+The allowed values of single keys are in `vit_jax.recipe.limits`.
 """
 
-from collections.abc import Callable
-import math
 import re
 
-from vit_jax.data import classes, crops, decode, device_cache, transforms
+from vit_jax.data import decode
 from vit_jax.models.registry import create_model
-from vit_jax.parallel import mesh, rules
-from vit_jax.preprocessing import (
-  CROP_RESIZES,
-  INTERPOLATIONS,
-  ROUNDINGS,
-  as_size,
-  normalization,
-)
+from vit_jax.parallel import rules
+from vit_jax.preprocessing import as_size, normalization
 from vit_jax.recipe.data import check_pseudo_labels, train_transform
 from vit_jax.recipe.keys import (
-  DTYPES,
   DURATIONS,
   EVAL_SET_KEYS,
-  NAN_POLICIES,
   ConfigError,
   default_config,
   get,
@@ -35,6 +25,7 @@ from vit_jax.recipe.keys import (
   model_fields,
   preprocessing,
 )
+from vit_jax.recipe.limits import CHOICES, LIMITS
 from vit_jax.recipe.overrides import model_field_types
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.values import (
@@ -43,147 +34,7 @@ from vit_jax.recipe.values import (
   nearest_word,
   type_name,
 )
-from vit_jax.training import losses, mixing, optimizers, schedules
-from vit_jax.weights.metadata import MOST_CLASSES
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-  'run.dtype': DTYPES,
-  'run.nan': NAN_POLICIES,
-  'data.match_classes': classes.MATCHES,
-  'data.crop': transforms.CROPS,
-  'data.crop_sampling': tuple(crops.SAMPLERS),
-  'data.interpolation': transforms.TRAIN_INTERPOLATIONS,
-  'data.rounding': ROUNDINGS,
-  'data.jpeg_dct': decode.JPEG_DCT,
-  'data.device_cache': device_cache.MODES,
-  'data.mix_style': tuple(mixing.PARTNERS),
-  'data.mix_mode': mixing.MODES,
-  'loss.name': tuple(losses.LOSSES),
-  'loss.distill': losses.DISTILLATIONS,
-  'optim.name': tuple(optimizers.OPTIMIZERS),
-  'optim.decay_style': optimizers.DECAY_STYLES,
-  'optim.state_dtype': optimizers.STATE_DTYPES,
-  'schedule.name': schedules.SCHEDULES,
-  'mesh.preset': mesh.PRESETS,
-  'eval.crop_resize': CROP_RESIZES,
-  'eval.interpolation': INTERPOLATIONS,
-  'eval.rounding': ROUNDINGS,
-}
-
-# Limits of numbers: the words for the message, the test, and the keys. The test
-# is skipped for a key that is None.
-_Limit = tuple[str, Callable[[float], bool], tuple[str, ...]]
-_CLASSES = ('data.num_classes',)
-_LIMITS: tuple[_Limit, ...] = (
-  (
-    'at least 1',
-    lambda x: x >= 1,
-    (
-      'run.steps',
-      'run.examples',
-      'data.num_classes',
-      'data.num_examples',
-      'data.batch_size',
-      'data.image_size',
-      'data.image_width',
-      'data.resize',
-      'data.device_resize',
-      'data.repeats',
-      'data.max_pixels',
-      'data.repeat_groups',
-      'data.threads',
-      'data.prefetch',
-      'data.mix_groups',
-      'loss.teacher_image_size',
-      'loss.cosine_reg_blocks',
-      'optim.accumulate',
-      'optim.lr_batch',
-      'schedule.cycle_limit',
-      'schedule.decay_steps',
-      'eval.batch_size',
-      'eval.every_steps',
-      'log.every_steps',
-      'log.checkpoint_steps',
-      'log.keep_latest',
-      'log.keep_every_steps',
-    ),
-  ),
-  (f'at most {MOST_CLASSES:,}', lambda x: x <= MOST_CLASSES, _CLASSES),
-  (
-    'in [0, 1]',
-    lambda x: 0 <= x <= 1,
-    (
-      'data.holdout',
-      'data.flip',
-      'data.max_bad_fraction',
-      'data.switch_prob',
-      'data.mix_prob',
-      'data.erasing',
-      'loss.label_smoothing',
-      'loss.distill_alpha',
-      'loss.bce_threshold',
-    ),
-  ),
-  (
-    'in [0, 1)',
-    lambda x: 0 <= x < 1,
-    ('optim.b1', 'optim.b2', 'optim.momentum', 'optim.ema'),
-  ),
-  ('in (0, 1]', lambda x: 0 < x <= 1, ('optim.layer_decay',)),
-  (
-    'finite and more than 0',
-    lambda x: 0 < x < math.inf,
-    (
-      'run.epochs',
-      'loss.distill_tau',
-      'loss.weight',
-      'optim.eps',
-      'schedule.power',
-      'schedule.timescale',
-      'schedule.factor',
-      'schedule.decay_epochs',
-      'schedule.cycle_mul',
-      'schedule.cycle_decay',
-      'schedule.k_decay',
-      'eval.every_epochs',
-    ),
-  ),
-  (
-    'finite and not negative',
-    lambda x: 0 <= x < math.inf,
-    (
-      'data.pad',
-      'data.pseudo_ratio',
-      'data.color_jitter',
-      'data.workers',
-      'data.mixup',
-      'data.cutmix',
-      'loss.token_weight',
-      'loss.cosine_reg',
-      'optim.lr',
-      'optim.weight_decay',
-      'optim.clip',
-      'schedule.warmup_steps',
-      'schedule.warmup_epochs',
-      'schedule.warmup_examples',
-      'schedule.warmup_init',
-      'schedule.end',
-      'schedule.shift',
-      'schedule.cooldown_steps',
-      'schedule.cooldown_epochs',
-      'schedule.epoch_lag',
-      'eval.crop',
-      'log.checkpoint_minutes',
-      'log.keep_best',
-    ),
-  ),
-  ('in [0, 2^32)', lambda x: 0 <= x < 2**32, ('run.seed',)),
-  (
-    '-1, which lets the preset choose, or at least 1',
-    lambda x: x == -1 or x >= 1,
-    ('mesh.fsdp', 'mesh.tensor'),
-  ),
-)
+from vit_jax.training import schedules
 
 
 def check(config: Config) -> None:
@@ -193,12 +44,12 @@ def check(config: Config) -> None:
   """
   _check_keys(config)
   _check_types(config)
-  for key, allowed in _CHOICES.items():
+  for key, allowed in CHOICES.items():
     if get(config, key) not in allowed:
       raise ConfigError(
         f'{key}={get(config, key)!r}; allowed: {", ".join(map(repr, allowed))}'
       )
-  for words, fits, keys in _LIMITS:
+  for words, fits, keys in LIMITS:
     for key in keys:
       value = get(config, key)
       if value is not None and not fits(value):

@@ -73,6 +73,7 @@ def loss() -> Config:
   c.name = 'softmax'
   # For 'bce': targets above this, after label smoothing, become 1, others 0.
   c.bce_threshold = 0.0
+  # Part of the target that is spread evenly over all classes.
   c.label_smoothing = 0.0
   # False smooths only labels of a single class, not soft ones (pseudo-labels).
   c.smooth_soft = True
@@ -143,6 +144,7 @@ def optim() -> Config:
   # Type in which the first moment or the momentum is stored: 'float32' or
   # 'bfloat16'.
   c.state_dtype = 'float32'
+  # Weight decay of the parameters that `decay_mask` matches; 0 for none.
   c.weight_decay = 0.0
   # 'lr': p -= lr * weight_decay * p (AdamW). 'schedule': p -= (lr / peak) *
   # weight_decay * p (big_vision). 'coupled': weight_decay * p is added to the
