@@ -14,7 +14,13 @@ from vit_jax.recipe.finetuning import folder_config
 
 
 def finetune(
-  model: str | None, weights: str, data: str, workdir: str, **options: Any
+  model: str | None,
+  weights: str,
+  data: str,
+  workdir: str,
+  *,
+  show_batch: str = '',
+  **options: Any,
 ) -> dict[str, Any]:
   """Fine-tunes and evaluates a model; a stopped run continues.
 
@@ -25,6 +31,7 @@ def finetune(
     data: folder of images (train/ and test/ with a directory per class, or
       only class directories), or a directory that `vit-jax pack` wrote.
     workdir: directory for checkpoints, metrics and the summary.
+    show_batch: see `train_and_evaluate`.
     **options: options of `folder_config`:
       `steps` or `epochs`: length; by default 500 steps below 20,000 images,
         10,000 below 500,000, else 20,000.
@@ -58,5 +65,7 @@ def finetune(
   from vit_jax import train
 
   return train.train_and_evaluate(
-    folder_config(model, weights, data, **options), workdir
+    folder_config(model, weights, data, **options),
+    workdir,
+    show_batch=show_batch,
   )

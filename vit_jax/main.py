@@ -28,6 +28,7 @@ def run(values: Any, overrides: dict[str, str]) -> int:
 
   config = load_config(values.config, overrides)
   check(config)
+  show_batch = getattr(values, 'show_batch', None) or ''
 
   from vit_jax.parallel import processes
   from vit_jax.parallel.session import session
@@ -35,11 +36,18 @@ def run(values: Any, overrides: dict[str, str]) -> int:
   processes.initialize(
     values.coordinator, values.num_processes, values.process_id
   )
+  if getattr(values, 'dry_run', False):
+    from vit_jax.preview import preview
+
+    words = preview(config, values.workdir, show_batch=show_batch)
+    if processes.is_first():
+      print(words)
+    return 0
   from vit_jax import train
 
   try:
     with session(values.workdir, orderly=(train.Preempted,)):
-      train.train_and_evaluate(config, values.workdir)
+      train.train_and_evaluate(config, values.workdir, show_batch=show_batch)
   except train.Preempted as e:
     print(e, file=sys.stderr)
     return 3
@@ -62,6 +70,12 @@ def main() -> None:
   )
   flags.DEFINE_integer(
     'process_id', None, 'Number of this process, from 0, if not detected.'
+  )
+  flags.DEFINE_bool(
+    'dry_run', False, 'Say what the run would do, and train nothing.'
+  )
+  flags.DEFINE_string(
+    'show_batch', None, 'Picture of the first training batch, .png or .jpg.'
   )
   run_program(run, '--config=configs/X.py --workdir=DIR')
 

@@ -6,7 +6,6 @@ augmentation and dropout depend only on (seed, step).
 
 from collections.abc import Sequence
 import contextlib
-import copy
 import os
 from typing import Any, NamedTuple
 
@@ -18,29 +17,23 @@ from vit_jax.files import as_path
 from vit_jax.models import flops
 from vit_jax.parallel import processes
 from vit_jax.parallel.agreement import require_agreement
-from vit_jax.parallel.mesh import batch_slice, make_mesh
 from vit_jax.parallel.workdir_lock import WorkdirLock
-from vit_jax.recipe.agreement import facts_of_run
+from vit_jax.recipe import first_batch
 from vit_jax.recipe.build import (
   Run,
-  build,
   compile_step,
   describe,
   run_metadata,
 )
-from vit_jax.recipe.checks import check
-from vit_jax.recipe.data import epoch_examples
 from vit_jax.recipe.ending import ending
-from vit_jax.recipe.identity import open_data
 from vit_jax.recipe.inputs import (
   make_evaluator,
   train_input,
 )
 from vit_jax.recipe.keys import in_steps, preprocessing, to_json
-from vit_jax.recipe.scan import scan
+from vit_jax.recipe.opening import checked, open_run
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import initial_state
-from vit_jax.recipe.stored import adopt_earlier, check_workdir
 from vit_jax.teachers.teacher import make_teacher
 from vit_jax.text import is_quiet
 from vit_jax.training.checkpoint import Checkpoints
@@ -70,6 +63,8 @@ def train_and_evaluate(
   config: Config,
   workdir: str | os.PathLike,
   devices: Sequence[Any] | None = None,
+  *,
+  show_batch: str = '',
 ) -> dict[str, Any]:
   """Trains a recipe to its end, or evaluates it, and returns the summary.
 
@@ -78,6 +73,8 @@ def train_and_evaluate(
     workdir: directory for checkpoints, metrics and the summary. If it has a
       stopped run of this recipe, the run continues.
     devices: the devices to use; None for all.
+    show_batch: where to write a picture of the first batch as the model gets
+      it, .png or .jpg; '' for none.
 
   Returns:
     The summary: final metrics by eval set, steps, parameters and speed.
@@ -92,8 +89,10 @@ def train_and_evaluate(
     WorkdirInUse: another run uses the workdir.
   """
   goodput = Goodput()
-  config, adopted = _checked(config, workdir)
-  run, source, eval_sets, new_head = _built(config, workdir, devices)
+  if show_batch:
+    first_batch.check_format(show_batch)
+  config, adopted = checked(config, workdir)
+  run, source, eval_sets, new_head = open_run(config, workdir, devices, _say)
   inputs, teacher = train_input(run, source), None
   if config.loss.distill != 'none':
     teacher, inputs.extras['teacher'] = make_teacher(
@@ -138,9 +137,8 @@ def train_and_evaluate(
 
     profile = Profile(as_path(workdir) / 'profile', config.log.profile_steps)
     stack.callback(profile.close)
-    train_step = compile_step(
-      run, teacher=teacher, load_batch=inputs.load_batch
-    )
+    reading = {'teacher': teacher, 'load_batch': inputs.load_batch}
+    train_step = compile_step(run, **reading)
     batches = inputs.batches(first_step)
     stack.callback(batches.close)
     throttle, step = Throttle(), first_step
@@ -152,6 +150,10 @@ def train_and_evaluate(
     while step < run.total_steps:
       profile.before(step)
       batch = goodput.wait_for(batches)
+      if step == first_step:
+        _show_batch(
+          run, step, batch, inputs.extras, source, reading, show_batch
+        )
       state, values = train_step(state, batch, inputs.extras)
       step += 1
       processes.tick(step)
@@ -186,48 +188,6 @@ def train_and_evaluate(
     )
     _end(config, writer, summary, goodput)
     return summary
-
-
-def _checked(
-  config: Config, workdir: str | os.PathLike
-) -> tuple[Config, list[str]]:
-  """A checked copy of the recipe, and 'key=value' of what a resumed run needs.
-
-  Those keys keep a run of an earlier version as it began, see `adopt_earlier`.
-  """
-  check(config)
-  config = copy.deepcopy(config)
-  adopted = adopt_earlier(config, workdir)
-  if config.run.resume:
-    adopted += adopt_earlier(config, config.run.resume)
-  check_workdir(workdir, to_json(config))
-  return config, adopted
-
-
-def _built(
-  config: Config, workdir: str | os.PathLike, devices: Sequence[Any] | None
-) -> tuple[Run, Source, dict[str, Source], bool]:
-  """The run of a recipe, its data, its eval sets, whether it has a new head.
-
-  All processes have the same, and small data sets can be read.
-  """
-  mesh = make_mesh(
-    config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices
-  )
-  batch_slice(mesh)  # raises if the processes cannot feed this mesh
-  data = open_data(config, workdir, _say)
-  run = build(
-    config,
-    mesh,
-    num_classes=data.num_classes,
-    num_examples=epoch_examples(config, data.source),
-  )
-  require_agreement(
-    facts_of_run(run, workdir, data.source, data.eval_sets),
-    'before the first step',
-  )
-  scan(config, data.source, data.eval_sets, _say)
-  return run, data.source, data.eval_sets, data.new_head
 
 
 def _announce(
@@ -336,6 +296,26 @@ def _actions(
 
 def _ignore(state: Any) -> None:
   """Instead of `check_finite`, for a run with run.nan='skip'."""
+
+
+def _show_batch(
+  run: Run,
+  step: int,
+  batch: Any,
+  extras: Any,
+  source: Source,
+  reading: dict[str, Any],
+  path: str,
+) -> None:
+  """Writes the picture of a batch, if there is a path for it."""
+  if not path:
+    return
+  shown = first_batch.first_batch(
+    run, step, batch, extras, source.class_names, **reading
+  )
+  if processes.is_first():
+    first_batch.save(shown, path)
+  _say(f'{path} shows the batch of step {step + 1} as the model gets it')
 
 
 def _begin_compilation(progress: Progress, step: int, total_steps: int) -> None:

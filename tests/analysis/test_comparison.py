@@ -118,7 +118,7 @@ def test_a_stopped_measurement_goes_on(tmp_path, capsys, monkeypatch):
 
 
 def test_models_larger_than_the_memory_are_left_out(monkeypatch):
-  monkeypatch.setattr(comparison, '_free_memory', lambda: 10**6)
+  monkeypatch.setattr(comparison, 'free_memory', lambda: 10**6)
   said = []
   (row,) = comparison.compare('vit_mu32', throughput=True, report=said.append)
   assert row.speed is None and 'not measured, it may need' in said[0]

@@ -104,7 +104,7 @@ def _fits(parameters: int, name: str, report: Callable[[str], None]) -> bool:
 
   XLA keeps the parameters (float32) and may copy them into another layout.
   """
-  needed, free = 8 * parameters, _free_memory()
+  needed, free = 8 * parameters, free_memory()
   if jax.default_backend() != 'cpu' or free is None or needed < free:
     return True
   report(
@@ -114,7 +114,7 @@ def _fits(parameters: int, name: str, report: Callable[[str], None]) -> bool:
   return False
 
 
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
   """Bytes that new programs can have; None where Linux does not tell it."""
   try:
     lines = pathlib.Path('/proc/meminfo').read_text().splitlines()

@@ -26,6 +26,7 @@ from vit_jax.recipe.build import Run, build, compile_step
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import host_shape, preprocessing
 from vit_jax.teachers.teacher import abstract_teacher
+from vit_jax.training.memory import peak_bytes
 
 
 def _describe_topology(chip: str, grid: str):
@@ -220,13 +221,7 @@ def _read_program(
     write_atomically(request.program_file, text)
   memory, program = executable.memory_analysis(), Program(text)
   cycles, cycles_by_kind = program.cycles()
-  report['peak_bytes'] = int(
-    getattr(memory, 'peak_memory_in_bytes', 0)
-    or memory.argument_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
+  report['peak_bytes'] = peak_bytes(memory)
   report['argument_bytes'] = memory.argument_size_in_bytes
   report['temporary_bytes'] = memory.temp_size_in_bytes
   report['step_seconds'] = cycles / (chip.clock * 1e9)

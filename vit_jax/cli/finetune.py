@@ -3,6 +3,8 @@
   vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers
   vit-jax finetune --weights runs/flowers --data more_flowers --epochs 10 \\
       --head-only
+  vit-jax finetune --weights runs/flowers --data more_flowers --dry-run \\
+      --show-batch batch.png
 
 The folder has one directory of images per class, or train/ and test/ with such
 directories. Without test/, some of the images are held out for testing. The
@@ -12,6 +14,7 @@ is started again. Any other key of a recipe is set by --config.KEY=VALUE.
 
 import argparse
 import os
+from typing import Any
 
 from vit_jax import text
 from vit_jax.cli import options
@@ -71,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='DIR',
     help='directory for checkpoints and metrics; default: runs/MODEL-DATA',
   )
+  options.add_preview_arguments(parser)
   _add_settings(parser)
   options.add_module_argument(parser)
   options.add_set_argument(parser)
@@ -150,8 +154,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  from vit_jax.finetuning import finetune
-
   weights = '' if args.weights.lower() == 'none' else args.weights
   if not args.weights:
     text.note('without --weights, the model starts from random parameters')
@@ -162,24 +164,35 @@ def run(args: argparse.Namespace) -> None:
       for name in (args.model or weights or 'model', args.data)
     ),
   )
-  finetune(
-    args.model,
-    weights,
-    args.data,
-    workdir,
-    steps=args.steps,
-    epochs=args.epochs,
-    lr=args.lr,
-    batch_size=args.batch_size,
-    image_size=args.image_size,
-    head_only=args.head_only,
-    layer_decay=args.layer_decay,
-    holdout=args.holdout,
-    max_bad_fraction=args.max_bad_fraction,
-    flat=args.flat,
-    match_classes=args.match_classes,
-    keys={'run.prefix': args.prefix} | args.keys,
-    seed=args.seed,
-    module=args.module,
-    fields=options.fields(args.set),
-  )
+  given = (args.model, weights, args.data)
+  if args.dry_run:
+    from vit_jax.preview import preview
+    from vit_jax.recipe.finetuning import folder_config
+
+    config = folder_config(*given, **_settings(args))
+    print(preview(config, workdir, show_batch=args.show_batch))
+    return
+  from vit_jax.finetuning import finetune
+
+  finetune(*given, workdir, show_batch=args.show_batch, **_settings(args))
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+  """The settings of `folder_config`."""
+  return {
+    'steps': args.steps,
+    'epochs': args.epochs,
+    'lr': args.lr,
+    'batch_size': args.batch_size,
+    'image_size': args.image_size,
+    'head_only': args.head_only,
+    'layer_decay': args.layer_decay,
+    'holdout': args.holdout,
+    'max_bad_fraction': args.max_bad_fraction,
+    'flat': args.flat,
+    'match_classes': args.match_classes,
+    'keys': {'run.prefix': args.prefix} | args.keys,
+    'seed': args.seed,
+    'module': args.module,
+    'fields': options.fields(args.set),
+  }

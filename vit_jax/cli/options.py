@@ -66,6 +66,23 @@ def add_workdirs_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds --dry-run and --show-batch, of commands that train."""
+  parser.add_argument(
+    '--dry-run',
+    action='store_true',
+    help='train nothing and write no workdir: say which images would be read, '
+    'and the steps, the memory and the time',
+  )
+  parser.add_argument(
+    '--show-batch',
+    default='',
+    metavar='FILE.png',
+    help='write a picture of the first training batch as the model gets it, '
+    'with its labels',
+  )
+
+
 def add_json_argument(parser: argparse._ActionsContainer) -> None:
   """Adds --json, which prints the results for other programs."""
   parser.add_argument('--json', action='store_true', help='print JSON')

@@ -3,6 +3,7 @@
   vit-jax train configs/digits.py --workdir runs/digits
   vit-jax train configs/vit_s16_i1k.py optim.lr=3e-4 data.dir=TFDS_DIR \\
       --workdir runs/s16
+  vit-jax train configs/digits.py --dry-run --show-batch batch.png
 
 KEY=VALUE sets a key of the recipe. A stopped run continues when the same
 command is started again.
@@ -11,12 +12,15 @@ command is started again.
 import argparse
 from collections.abc import Mapping, Sequence
 
+from vit_jax.cli import options
+
 HELP = 'train a recipe (configs/X.py)'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_recipe_arguments(parser)
-  add_workdir_argument(parser)
+  add_workdir_argument(parser, required=False)
+  options.add_preview_arguments(parser)
   parser.add_argument(
     '--coordinator',
     metavar='HOST:PORT',
@@ -49,17 +53,21 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_workdir_argument(parser: argparse.ArgumentParser) -> None:
+def add_workdir_argument(
+  parser: argparse.ArgumentParser, required: bool = True
+) -> None:
   """Adds --workdir, of commands that train a recipe."""
   parser.add_argument(
     '--workdir',
-    required=True,
+    required=required,
     metavar='DIR',
     help='directory for checkpoints, metrics and the summary',
   )
 
 
 def run(args: argparse.Namespace) -> int:
+  if not args.workdir and not args.dry_run:
+    raise ValueError('give the directory of the run: --workdir DIR')
   from absl import logging
 
   from vit_jax import main

@@ -31,6 +31,7 @@ from vit_jax.training.state import TrainState, init_state, init_variables
 from vit_jax.training.step import (
   TrainStep,
   compile_train_step,
+  make_example_function,
   make_train_step,
 )
 from vit_jax.weights.metadata import WeightsMetadata
@@ -197,18 +198,7 @@ def make_step(
     teacher, load_batch: see `vit_jax.training.step.make_train_step`.
   """
   config = run.config
-  dtype = _dtype(run.model)
   decay, ramp = config.optim.ema, config.optim.ema_ramp
-
-  def prepare(images, targets, key):
-    return augment.prepare_train(
-      images,
-      targets,
-      key,
-      config.data,
-      dtype,
-      slices=config.optim.accumulate,
-    )
 
   def loss(logits, out, targets, teacher_logits):
     return losses.total_loss(config.loss, logits, out, targets, teacher_logits)
@@ -222,7 +212,7 @@ def make_step(
     num_classes=run.num_classes,
     seed=config.run.seed,
     schedule=run.schedule,
-    prepare=prepare,
+    prepare=_make_prepare(run),
     loss=loss,
     average=average if decay else None,
     accumulate=config.optim.accumulate,
@@ -235,6 +225,47 @@ def make_step(
     teacher=teacher,
     load_batch=load_batch,
     train_mode=config.run.train_mode,
+  )
+
+
+def _make_prepare(run: Run) -> Callable:
+  """The augmentation on the device: (images, targets, key) -> the same."""
+  config, dtype = run.config, _dtype(run.model)
+
+  def prepare(images, targets, key):
+    return augment.prepare_train(
+      images,
+      targets,
+      key,
+      config.data,
+      dtype,
+      slices=config.optim.accumulate,
+    )
+
+  return prepare
+
+
+def make_examples(
+  run: Run,
+  *,
+  teacher: Callable | None = None,
+  load_batch: Callable | None = None,
+) -> Callable:
+  """The first half of `make_step`: what the model and the loss get.
+
+  Args:
+    run: what `build` returned.
+    teacher, load_batch: see `vit_jax.training.step.make_train_step`.
+
+  Returns:
+    See `vit_jax.training.step.make_example_function`.
+  """
+  return make_example_function(
+    num_classes=run.num_classes,
+    seed=run.config.run.seed,
+    prepare=_make_prepare(run),
+    teacher=teacher,
+    load_batch=load_batch,
   )
 
 

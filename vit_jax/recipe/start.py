@@ -47,6 +47,18 @@ def initial_state(
     say(f'resumed {path}')
     state = _forgiven(run, from_tree(run.abstract_state, tree))
     return state, int(state.step)
+  return fresh_state(run, say, new_head), 0
+
+
+def fresh_state(
+  run: Run, say: Callable[[str], None], new_head: bool = False
+) -> TrainState:
+  """The state at step 0, with the weights of `run.pretrained` if it is set.
+
+  Args:
+    run, say, new_head: see `initial_state`.
+  """
+  config = run.config
   if config.run.pretrained:
     variables, report = load_pretrained(
       run.model,
@@ -56,8 +68,8 @@ def initial_state(
       prefix=config.run.prefix or None,
     )
     say(f'loaded {config.run.pretrained}\n{report}')
-    return run.init_from(variables), 0
-  return run.init(), 0
+    return run.init_from(variables)
+  return run.init()
 
 
 def _forgiven(run: Run, state: TrainState) -> TrainState:

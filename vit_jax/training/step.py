@@ -94,15 +94,16 @@ def make_train_step(
   grad_fn = jax.value_and_grad(
     _make_loss_fn(model, loss, train_mode), has_aux=True
   )
+  make_examples = make_example_function(
+    num_classes=num_classes,
+    seed=seed,
+    prepare=prepare,
+    teacher=teacher,
+    load_batch=load_batch,
+  )
 
   def train_step(state, batch, extras):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    data_key, augment_key, dropout_key = jax.random.split(key, 3)
-    if load_batch is not None:
-      batch = load_batch(batch, extras, data_key)
-    examples = _examples(
-      batch, extras, augment_key, num_classes, prepare, teacher
-    )
+    examples, dropout_key = make_examples(state.step, batch, extras)
     if accumulate == 1:
       gradient, batch_stats = _gradient(
         grad_fn, state.params, state.batch_stats, examples, dropout_key
@@ -128,6 +129,36 @@ def make_train_step(
     return new_state, values
 
   return train_step
+
+
+def make_example_function(
+  *,
+  num_classes: int,
+  seed: int,
+  prepare: Callable,
+  teacher: Callable | None = None,
+  load_batch: Callable | None = None,
+) -> Callable[[Any, Any, Any], tuple[dict[str, Any], jax.Array]]:
+  """Builds (step, batch, extras) -> what the loss is computed from, a key.
+
+  The examples are 'image' (B, H, W, 3), as the model gets them, 'targets', and
+  with a teacher 'teacher_logits' (B, C). The key is for dropout.
+
+  Args:
+    num_classes, seed, prepare, teacher, load_batch: see `make_train_step`.
+  """
+
+  def make_examples(step, batch, extras):
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    data_key, augment_key, dropout_key = jax.random.split(key, 3)
+    if load_batch is not None:
+      batch = load_batch(batch, extras, data_key)
+    examples = _examples(
+      batch, extras, augment_key, num_classes, prepare, teacher
+    )
+    return examples, dropout_key
+
+  return make_examples
 
 
 def _examples(batch, extras, key, num_classes, prepare, teacher):

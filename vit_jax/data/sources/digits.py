@@ -59,6 +59,9 @@ class Digits(Source):
       'id': f'digits/{self._ids[i]}',
     }
 
+  def labels(self) -> np.ndarray:
+    return self._labels
+
   def arrays(
     self, decoding: Decoding = DEFAULT_DECODING
   ) -> tuple[np.ndarray, np.ndarray]:

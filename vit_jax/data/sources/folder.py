@@ -76,6 +76,9 @@ class Folder(Source):
       'id': file.name,
     }
 
+  def labels(self) -> np.ndarray:
+    return self._labels
+
   def _lines(self) -> list[str]:
     """What identifies each example: its path below the root, and its size."""
     return [f'{normalized(f.name)}, {f.size} bytes' for f in self._files]

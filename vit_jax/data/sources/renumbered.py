@@ -110,6 +110,10 @@ class Renumbered(Source):
   def describe_files(self) -> list[str]:
     return self._parent.describe_files()
 
+  def labels(self) -> np.ndarray | None:
+    labels = self._parent.labels()
+    return None if labels is None else np.array(self._numbers)[labels]
+
   def arrays(
     self, decoding: Decoding = DEFAULT_DECODING
   ) -> tuple[np.ndarray, np.ndarray]:

@@ -85,6 +85,13 @@ class Source(Sequence):
     except Exception:  # the example may be the broken one of a message
       return f'{self.name} example {i}'
 
+  def labels(self) -> np.ndarray | None:
+    """The class numbers of all examples, int (N,).
+
+    None for soft or several labels, and where images would have to be read.
+    """
+    return None
+
   def arrays(
     self, decoding: Decoding = DEFAULT_DECODING
   ) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +177,11 @@ class Subset(Source):
   def describe_files(self) -> list[str]:
     return self._parent.describe_files()
 
+  def labels(self) -> np.ndarray | None:
+    labels = self._parent.labels()
+    rows = slice(self._start, self._start + self._length)
+    return None if labels is None else labels[rows]
+
   def arrays(
     self, decoding: Decoding = DEFAULT_DECODING
   ) -> tuple[np.ndarray, np.ndarray]:
@@ -220,6 +232,11 @@ class Concat(Source):
 
   def describe_files(self) -> list[str]:
     return [line for s in self._sources for line in s.describe_files()]
+
+  def labels(self) -> np.ndarray | None:
+    labels = [s.labels() for s in self._sources]
+    known = [x for x in labels if x is not None]
+    return np.concatenate(known) if len(known) == len(labels) else None
 
   def arrays(self, decoding: Decoding = DEFAULT_DECODING) -> Any:
     images, labels = zip(

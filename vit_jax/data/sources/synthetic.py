@@ -46,6 +46,9 @@ class Synthetic(Source):
   def __len__(self) -> int:
     return self._n
 
+  def labels(self) -> np.ndarray:
+    return np.arange(self._n) % self.num_classes
+
   def __getitem__(self, i):
     i = checked_index(i, self._n)
     label = i % self.num_classes

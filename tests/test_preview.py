@@ -1,0 +1,82 @@
+"""What a run would do, and the picture of its first batch."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.helpers import tiny_config
+from vit_jax import preview as previews
+from vit_jax.cli import parser
+from vit_jax.recipe import first_batch
+from vit_jax.recipe.keys import ConfigError
+from vit_jax.train import train_and_evaluate
+
+
+def mixed():
+  """A recipe with everything that changes images and labels on the device."""
+  return tiny_config(
+    data=dict(mixup=0.8, cutmix=1.0, erasing=0.5, flip=0.5),
+    loss=dict(label_smoothing=0.1),
+  )
+
+
+@pytest.mark.parametrize(
+  'target, words',
+  [
+    ([0, 1, 0, 0, 0], 'b'),
+    ([0.7, 0, 0.3, 0, 0], '0.7 a + 0.3 c'),
+    ([1, 1, 0, 0, 0], 'a, b'),
+    ([0.001, 0.999, 0, 0, 0], 'b'),
+    ([0.5, 0.2, 0.1, 0.1, 0.1], '0.5 a + 0.2 b + 0.1 c + 2 more'),
+    ([0] * 5, 'no class'),
+  ],
+)
+def test_labels_in_words(target, words):
+  assert first_batch.in_words(np.array(target), 'abcde') == words
+  unnamed = first_batch.in_words(np.array([0, 1.0]), None)
+  assert unnamed == 'class 1'
+
+
+def test_a_preview_of_mixed_images(tmp_path):
+  picture, workdir = tmp_path / 'batch.png', tmp_path / 'run'
+  words = previews.preview(mixed(), workdir, show_batch=str(picture))
+  for part in (
+    '64 images of 5 classes',
+    'class 0: 13, class 1: 13',
+    '8 steps of 16 images = 2 epochs',
+    'for a step on each device',
+    'about ',
+    'a new run. Nothing was written',
+    f'{picture} shows the first batch',
+  ):
+    assert part in ' '.join(words.split()), words
+  assert max(map(len, words.splitlines())) <= 100  # a long path is not broken
+  assert not workdir.exists()
+  with Image.open(picture) as image:
+    # 8 columns of 16 px, enlarged to 128, with a gap of 8 around each.
+    assert image.width == 8 + 8 * 136 and 300 < image.height < 500
+
+
+def test_a_preview_stops_where_the_run_would(tmp_path):
+  with pytest.raises(ConfigError, match='larger than the training split'):
+    previews.preview(tiny_config(data=dict(batch_size=128)))
+  with pytest.raises(ValueError, match='must end with .png or .jpg'):
+    previews.preview(tiny_config(), show_batch='batch.gif')
+
+
+def test_train_needs_a_workdir_or_a_dry_run(capsys):
+  assert parser.main(['train', 'configs/digits.py']) == 1
+  assert '--workdir DIR' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_shows_the_same_picture(tmp_path):
+  train_and_evaluate(
+    mixed(), tmp_path / 'run', show_batch=str(tmp_path / 'run.png')
+  )
+  words = previews.preview(
+    mixed(), tmp_path / 'run', show_batch=str(tmp_path / 'dry.png')
+  )
+  assert 'a finished run of 8 steps' in words
+  run, dry = (Image.open(tmp_path / f'{x}.png') for x in ('run', 'dry'))
+  np.testing.assert_array_equal(run, dry)

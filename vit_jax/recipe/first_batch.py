@@ -1,0 +1,173 @@
+"""Images of a training batch as the model gets them, as one picture.
+
+It shows what every setting of the data does together: class names, crops,
+colors, random erasing, mixup and CutMix with their mixed labels.
+"""
+
+from collections.abc import Callable, Sequence
+import os
+import textwrap
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vit_jax.files import as_path, open_atomically
+from vit_jax.parallel.mesh import replicated
+from vit_jax.preprocessing import normalization
+from vit_jax.recipe.build import Run, make_examples
+
+FORMATS = ('.png', '.jpg')
+MOST_IMAGES = 32
+_LEAST_WEIGHT = 0.005  # of a class that a label names
+_SIDE = 128  # pixels; smaller images are enlarged by a whole factor
+_WIDTH = 2048  # pixels of the picture, about
+_GAP, _FONT = 8, 13  # pixels
+
+
+class FirstBatch(NamedTuple):
+  """Some images of a batch.
+
+  Attributes:
+    images: uint8 (N, H, W, 3), the model's input without its normalization.
+    labels: the target of each image in words, such as '0.7 cat + 0.3 dog'.
+    title: what they are.
+  """
+
+  images: np.ndarray
+  labels: list[str]
+  title: str
+
+
+def check_format(path: str | os.PathLike) -> None:
+  """ValueError if the name of a picture is not that of a known format."""
+  if as_path(path).suffix.lower() not in FORMATS:
+    raise ValueError(
+      f'{os.fspath(path)}: the name of the picture of a batch must end with '
+      f'{" or ".join(FORMATS)}'
+    )
+
+
+def first_batch(
+  run: Run,
+  step: int,
+  batch: Any,
+  extras: Any,
+  classes: Sequence[str] | None,
+  *,
+  most: int = MOST_IMAGES,
+  teacher: Callable | None = None,
+  load_batch: Callable | None = None,
+) -> FirstBatch:
+  """The first images of a batch, after all augmentation.
+
+  They are computed by the code and the random numbers of the training step. The
+  run's mesh must be set (`jax.set_mesh`).
+
+  Args:
+    run: what `build` returned.
+    step: number of finished steps before this batch.
+    batch, extras: as the training step gets them.
+    classes: names of the classes; None if they have none.
+    most: number of images.
+    teacher, load_batch: see `vit_jax.training.step.make_train_step`.
+  """
+  examples_of = make_examples(run, teacher=teacher, load_batch=load_batch)
+
+  def compute(step, batch, extras):
+    examples, _ = examples_of(step, batch, extras)
+    examples['targets'] = examples['targets']['label']
+    return jax.tree.map(lambda x: x[:most].astype(np.float32), examples)
+
+  compiled = jax.jit(compute, out_shardings=replicated(run.mesh))
+  examples = jax.tree.map(np.asarray, compiled(np.int32(step), batch, extras))
+  values, config = examples['image'], run.config
+  labels = [in_words(target, classes) for target in examples['targets']]
+  if 'teacher_logits' in examples:
+    likely = np.asarray(jax.nn.softmax(examples['teacher_logits']))
+    for i, row in enumerate(likely):
+      best = in_words(row * (row == row.max()), classes)
+      labels[i] += f'\nteacher: {best}'
+  height, width = values.shape[1:3]
+  title = (
+    f'{config.run.name or config.model.name}, step {step + 1}: {len(values)} '
+    f'of {config.data.batch_size} images, {height}x{width} px. The model gets '
+    f'values from {values.min():.3g} to {values.max():.3g} (data.normalize='
+    f'{config.data.normalize!r}), which are shown as colors'
+  )
+  if config.loss.label_smoothing:
+    title += f'. The loss smooths labels by {config.loss.label_smoothing:g}'
+  mean, std = normalization(config.data.normalize)
+  pixels = np.clip(np.round(values * np.array(std) + np.array(mean)), 0, 255)
+  return FirstBatch(pixels.astype(np.uint8), labels, title)
+
+
+def in_words(target: np.ndarray, classes: Sequence[str] | None = None) -> str:
+  """A target (C,) as 'cat', '0.7 cat + 0.3 dog' or, for several labels, 'a, b'.
+
+  Args:
+    target: the weight of each class.
+    classes: their names; None shows 'class 3'.
+  """
+  order = np.argsort(-target, kind='stable')
+  chosen = [i for i in order if target[i] >= _LEAST_WEIGHT]
+  name = lambda i: str(classes[i]) if classes else f'class {i}'
+  more = f' + {len(chosen) - 3} more' if len(chosen) > 3 else ''
+  if not chosen:
+    return 'no class'
+  if all(target[i] > 1 - _LEAST_WEIGHT for i in chosen):
+    return ', '.join(name(i) for i in chosen[:3]) + more
+  return ' + '.join(f'{target[i]:.2g} {name(i)}' for i in chosen[:3]) + more
+
+
+def draw(batch: FirstBatch) -> Image.Image:
+  """One picture of all images, with their labels below them."""
+  count, height, width = batch.images.shape[:3]
+  factor = max(1, _SIDE // min(height, width))
+  height, width = height * factor, width * factor
+  columns = min(count, 8, max(1, _WIDTH // (width + _GAP)))
+  font = _font()
+  fit = lambda text, pixels: [
+    line
+    for words in text.split('\n')
+    for line in textwrap.wrap(words, max(8, int(pixels / (0.6 * _FONT))))
+  ]
+  labels = [fit(label, width)[:4] for label in batch.labels]
+  line = _FONT + 4
+  row = height + _GAP + line * max(map(len, labels))
+  total = _GAP + columns * (width + _GAP)
+  title = fit(batch.title, total - 2 * _GAP)
+  top = 2 * _GAP + line * len(title)
+  rows = -(-count // columns)
+  picture = Image.new('RGB', (total, top + rows * row), 'white')
+  write = ImageDraw.Draw(picture)
+  write.multiline_text((_GAP, _GAP), '\n'.join(title), 'black', font)
+  for i, (image, words) in enumerate(zip(batch.images, labels, strict=True)):
+    x = _GAP + i % columns * (width + _GAP)
+    y = top + i // columns * row
+    # Whole factors and no interpolation: every pixel is seen as it is.
+    tile = Image.fromarray(image).resize(
+      (width, height), Image.Resampling.NEAREST
+    )
+    picture.paste(tile, (x, y))
+    write.multiline_text((x, y + height + 2), '\n'.join(words), 'black', font)
+  return picture
+
+
+def save(batch: FirstBatch, path: str | os.PathLike) -> None:
+  """Writes the picture as .png or .jpg; its directory is made."""
+  check_format(path)
+  path = as_path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  form = 'PNG' if path.suffix.lower() == '.png' else 'JPEG'
+  with open_atomically(path, 'wb') as file:
+    draw(batch).save(file, format=form)
+
+
+def _font() -> Any:
+  """matplotlib's font: it has the letters of most languages."""
+  import matplotlib
+
+  path = os.path.join(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf')
+  return ImageFont.truetype(path, _FONT)

@@ -1,0 +1,98 @@
+"""Makes a run of a recipe: its checks, its data and its model."""
+
+from collections.abc import Callable, Sequence
+import copy
+import os
+from typing import Any, NamedTuple
+
+from vit_jax.data.sources.source import Source
+from vit_jax.parallel.agreement import require_agreement
+from vit_jax.parallel.mesh import batch_slice, make_mesh
+from vit_jax.recipe.agreement import facts_of_run
+from vit_jax.recipe.build import Run, build
+from vit_jax.recipe.checks import check
+from vit_jax.recipe.data import epoch_examples
+from vit_jax.recipe.identity import open_data
+from vit_jax.recipe.keys import to_json
+from vit_jax.recipe.scan import scan
+from vit_jax.recipe.sections import Config
+from vit_jax.recipe.stored import adopt_earlier, check_workdir
+
+
+class Opened(NamedTuple):
+  """A run with its data.
+
+  Attributes:
+    run: what `build` made of the recipe.
+    source: of the training images.
+    eval_sets: by name.
+    new_head: the head of `run.pretrained` is of other classes.
+  """
+
+  run: Run
+  source: Source
+  eval_sets: dict[str, Source]
+  new_head: bool
+
+
+def checked(
+  config: Config, workdir: str | os.PathLike | None
+) -> tuple[Config, list[str]]:
+  """A checked copy of the recipe, and 'key=value' of what a resumed run needs.
+
+  Those keys keep a run of an earlier version as it began, see `adopt_earlier`.
+
+  Args:
+    config: the recipe.
+    workdir: of the run; None if the run will write nothing.
+
+  Raises:
+    ConfigError: the recipe cannot work, or the workdir has another run.
+  """
+  check(config)
+  config = copy.deepcopy(config)
+  adopted = [] if workdir is None else adopt_earlier(config, workdir)
+  if config.run.resume:
+    adopted += adopt_earlier(config, config.run.resume)
+  if workdir is not None:
+    check_workdir(workdir, to_json(config))
+  return config, adopted
+
+
+def open_run(
+  config: Config,
+  workdir: str | os.PathLike,
+  devices: Sequence[Any] | None,
+  say: Callable[[str], None],
+) -> Opened:
+  """Opens the data of a checked recipe, and makes its run.
+
+  All processes have the same, and small data sets can be read.
+
+  Args:
+    config: what `checked` returned.
+    workdir: of the run.
+    devices: the devices to use; None for all.
+    say: prints a line.
+
+  Raises:
+    ConfigError: the recipe does not fit the data or the devices.
+    ProcessesDiffer: the processes of a job differ in recipe, data or version.
+  """
+  mesh = make_mesh(
+    config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices
+  )
+  batch_slice(mesh)  # raises if the processes cannot feed this mesh
+  data = open_data(config, workdir, say)
+  run = build(
+    config,
+    mesh,
+    num_classes=data.num_classes,
+    num_examples=epoch_examples(config, data.source),
+  )
+  require_agreement(
+    facts_of_run(run, workdir, data.source, data.eval_sets),
+    'before the first step',
+  )
+  scan(config, data.source, data.eval_sets, say)
+  return Opened(run, data.source, data.eval_sets, data.new_head)
