@@ -584,6 +584,24 @@ def test_fewshot(capsys, folder, workdir):
   assert code == 1 and '8 training images' in error
 
 
+def test_fewshot_of_random_parameters(capsys):
+  """The word none, data of a source, and two weights of the penalty."""
+  small = {'width': 16, 'depth': 1, 'num_heads': 2, 'mlp_dim': 16}
+  command = [
+    *('fewshot', 'none', '--source', 'digits', '--image-size', '16'),
+    *('--train-split', 'train[:100]', '--test-split', 'test[:40]'),
+    *('--shots', '1', '--l2', '1', '1024'),
+    *(word for k, v in small.items() for word in ('--set', f'{k}={v}')),
+  ]
+  code, out, error = run(capsys, *command, '--model', 'vit_ti16')
+  assert code == 0, error
+  header, *rows = out.splitlines()
+  assert header.split() == ['shots', 'l2', 'accuracy', 'of', 'each', 'choice']
+  assert [row.split()[:2] for row in rows] == [['1', '1'], ['1', '1024']]
+  code, _, error = run(capsys, *command)
+  assert code == 1 and 'need a model: --model NAME' in error
+
+
 def test_pack_and_finetune_on_it(capsys, folder, tmp_path):
   code, out, error = run(capsys, 'pack', folder, tmp_path / 'packed')
   assert code == 0 and 'train, 24 images of 3 classes' in out, error

@@ -1,6 +1,7 @@
 """Small images, folders and batches for the tests of data."""
 
 import io
+import json
 
 import numpy as np
 from PIL import Image
@@ -54,3 +55,48 @@ def assert_same(got, want):
     assert a.keys() == b.keys()
     for key in a:
       np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def write_tfds(root, name, features, splits):
+  """A data set as TFDS prepares it, written by TFDS without TensorFlow.
+
+  `name` may be NAME/CONFIG, and `splits` is {split: [example, ...]}.
+  """
+  from array_record.python import array_record_module
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import example_serializer
+
+  directory = root / name / '1.0.0'
+  directory.mkdir(parents=True)
+  name, _, config = name.partition('/')
+  features = tfds.features.FeaturesDict(features)
+  serializer = example_serializer.ExampleSerializer(
+    features.get_serialized_info()
+  )
+  for split, examples in splits.items():
+    file = f'{name}-{split}.array_record-00000-of-00001'
+    writer = array_record_module.ArrayRecordWriter(
+      str(directory / file), 'group_size:1'
+    )
+    for example in examples:
+      encoded = features.encode_example(example)
+      writer.write(serializer.serialize_example(encoded))
+    writer.close()
+  features.save_config(directory)
+  info = {
+    'name': name,
+    **({'configName': config} if config else {}),
+    'version': '1.0.0',
+    'fileFormat': 'array_record',
+    'moduleName': name,
+    'splits': [
+      {
+        'name': split,
+        'shardLengths': [str(len(examples))],
+        'numBytes': '1',
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+      }
+      for split, examples in splits.items()
+    ],
+  }
+  (directory / 'dataset_info.json').write_text(json.dumps(info))

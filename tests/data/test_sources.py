@@ -1,14 +1,18 @@
 """Sources of examples: every source, sub-splits, errors."""
 
 import io
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tests.data.helpers import encode, make_image, write_images
+from tests.data.helpers import (
+  encode,
+  make_image,
+  write_images,
+  write_tfds,
+)
 from vit_jax.data.decode import decode
 from vit_jax.data.sources.opening import open_source
 
@@ -168,51 +172,8 @@ def test_missing_directories(tmp_path):
     open_source('folder', split='train', data_dir=str(file))
   with pytest.raises(ValueError, match='not a packed data set'):
     open_source('packed', split='train', data_dir=str(tmp_path))
-  with pytest.raises(ValueError, match="file_format='array_record'"):
+  with pytest.raises(ValueError, match='tfds build mnist .*=array_record'):
     open_source('tfds:mnist', split='train', data_dir=str(tmp_path))
-
-
-def write_tfds(root, name, features, splits):
-  """A data set as TFDS prepares it, written by TFDS without TensorFlow.
-
-  `splits` is {split: [example, ...]}.
-  """
-  from array_record.python import array_record_module
-  import tensorflow_datasets as tfds
-  from tensorflow_datasets.core import example_serializer
-
-  directory = root / name / '1.0.0'
-  directory.mkdir(parents=True)
-  features = tfds.features.FeaturesDict(features)
-  serializer = example_serializer.ExampleSerializer(
-    features.get_serialized_info()
-  )
-  for split, examples in splits.items():
-    file = f'{name}-{split}.array_record-00000-of-00001'
-    writer = array_record_module.ArrayRecordWriter(
-      str(directory / file), 'group_size:1'
-    )
-    for example in examples:
-      encoded = features.encode_example(example)
-      writer.write(serializer.serialize_example(encoded))
-    writer.close()
-  features.save_config(directory)
-  info = {
-    'name': name,
-    'version': '1.0.0',
-    'fileFormat': 'array_record',
-    'moduleName': name,
-    'splits': [
-      {
-        'name': split,
-        'shardLengths': [str(len(examples))],
-        'numBytes': '1',
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-      }
-      for split, examples in splits.items()
-    ],
-  }
-  (directory / 'dataset_info.json').write_text(json.dumps(info))
 
 
 @pytest.fixture(scope='module')

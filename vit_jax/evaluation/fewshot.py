@@ -19,6 +19,7 @@ from vit_jax.training.progress import progress_bar
 
 SHOTS = (1, 5, 10, 25)
 BIAS = 100.0  # value of the constant feature, as in big_vision
+L2 = 2.0**10  # weight of the penalty, as in big_vision
 # From images (B, height, width, 3), pixels in [0, 255], to features (B, D).
 Features = Callable[[np.ndarray], np.ndarray]
 
@@ -65,7 +66,7 @@ def ridge_scores(
   test_features: np.ndarray,
   num_classes: int,
   *,
-  l2: float = 2.0**10,
+  l2: float = L2,
 ) -> np.ndarray:
   """Fits a ridge regression to a support set, and scores test features.
 
@@ -194,6 +195,7 @@ def probe_features(
   *,
   shots: Sequence[int] = SHOTS,
   seeds: int = 3,
+  l2: float = L2,
 ) -> dict[int, FewshotResult]:
   """`fewshot` of features (N, D) and labels (N,) that are known already.
 
@@ -201,6 +203,7 @@ def probe_features(
     train, test: features and labels.
     num_classes: C.
     shots, seeds: as for `fewshot`.
+    l2: as for `ridge_scores`.
 
   Returns:
     {shots: result}.
@@ -217,7 +220,7 @@ def probe_features(
     accuracies = []
     for seed in range(seeds):
       support = support_indices(y, num_classes, count, seed)
-      scores = ridge_scores(x[support], y[support], test_x, num_classes)
+      scores = ridge_scores(x[support], y[support], test_x, num_classes, l2=l2)
       accuracies.append(float(np.mean(np.argmax(scores, axis=1) == test_y)))
     results[count] = FewshotResult(
       math.fsum(accuracies) / seeds, tuple(accuracies)

@@ -16,6 +16,8 @@ import os
 from typing import Any
 
 from flax import linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.inference.classifier import Classifier
@@ -108,6 +110,44 @@ def load_classifier(
   if classes:
     classifier.set_classes(classes)
   return classifier
+
+
+def random_classifier(
+  model: str,
+  *,
+  module: str = '',
+  image_size: int | Sequence[int] | None = None,
+  fields: Mapping[str, Any] | None = None,
+  seed: int = 0,
+) -> Classifier:
+  """A model with random parameters and no head, to compare features with.
+
+  Args:
+    model: registered name.
+    module, image_size, fields: as for `load_classifier`; None is the size of
+      the model's own preprocessing.
+    seed: of the parameters.
+
+  Raises:
+    ValueError: there is no such model, module or field.
+  """
+  if module:
+    load_module(module)
+  info, fields = model_info(model), dict(fields or {})
+  size = as_size(image_size or info.preprocessing.size)
+  net = create_model(info.name, 0, **fields)
+  images = jnp.zeros((1, *size, 3))
+  init = jax.jit(lambda key: net.init(key, images, train=False))
+  return Classifier(
+    name=info.name,
+    num_classes=0,
+    preprocessing=dataclasses.replace(info.preprocessing, size=size),
+    variables=init(jax.random.key(seed)),
+    source='random parameters',
+    model=net,
+    fields=fields,
+    module=module,
+  )
 
 
 def _image_size(

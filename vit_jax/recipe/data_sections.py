@@ -16,7 +16,8 @@ Config = Any  # as in `vit_jax.recipe.sections`
 def data() -> Config:
   """Source of the images, and what the host does to them."""
   c: Config = ConfigDict()
-  # 'digits', 'folder', 'packed', 'synthetic', or 'tfds:NAME' (array_record).
+  # 'digits', 'folder', 'packed', 'synthetic', 'tfds:NAME' (array_record), or
+  # 'vtab:TASK' for a task of VTAB-1k.
   c.source = 'digits'
   # Image folder, packed directory, or data_dir of TFDS.
   c.dir = ''

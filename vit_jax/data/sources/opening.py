@@ -6,14 +6,21 @@ from vit_jax.data.records import META_SUFFIX
 from vit_jax.data.sources.digits import Digits
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.packed import Packed
-from vit_jax.data.sources.renumbered import with_classes
-from vit_jax.data.sources.source import Concat, Source, Subset, is_tar
+from vit_jax.data.sources.slices import open_slices
+from vit_jax.data.sources.source import Source, is_tar
 from vit_jax.data.sources.synthetic import Synthetic
 from vit_jax.data.sources.tfds import Tfds
-from vit_jax.data.splits import parse_split, split_bounds
+from vit_jax.data.sources.vtab import open_task
 from vit_jax.files import as_path
 
-SOURCES = ('digits', 'folder', 'packed', 'synthetic', 'tfds:NAME')
+SOURCES = (
+  'digits',
+  'folder',
+  'packed',
+  'synthetic',
+  'tfds:NAME',
+  'vtab:TASK',
+)
 
 
 def open_source(
@@ -32,7 +39,8 @@ def open_source(
   Args:
     name: one of `SOURCES`.
     split: a split or sub-split in TFDS's syntax, such as 'train[:98%]'.
-    data_dir: the directory of 'folder' or 'packed', or TFDS's data_dir.
+    data_dir: the directory of 'folder' or 'packed', or TFDS's data_dir; for
+      'vtab:TASK' any of the three.
     holdout: fraction held out as the split 'test', for a 'folder' that has
       classes but no train directory.
     flat: take every folder of 'folder' for a class, also one named 'train'.
@@ -56,6 +64,10 @@ def open_source(
     )
   elif name.startswith('tfds:') and name != 'tfds:':
     open_one = lambda s: Tfds(name.removeprefix('tfds:'), s, data_dir)
+  elif name.startswith('vtab:'):
+    open_one = lambda s: open_task(
+      name.removeprefix('vtab:'), s, data_dir, flat
+    )
   else:
     near = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.5)
     raise ValueError(
@@ -63,29 +75,7 @@ def open_source(
       + (f': did you mean {near[0]!r}?' if near else '.')
       + f' Sources: {", ".join(SOURCES)}'
     )
-  opened: dict[str, Source] = {}
-  slices = []
-  for base, start, stop in parse_split(split):
-    if base not in opened:
-      opened[base] = open_one(base)
-    source = opened[base]
-    if start or stop:
-      low, high = split_bounds(start, stop, len(source))
-      if low >= high:
-        raise ValueError(
-          f'split {split!r}: {base}[{start}:{stop}] is empty; {base} has '
-          f'{len(source)} examples'
-        )
-      source = Subset(source, low, high, f'{source.name}[{start}:{stop}]')
-    slices.append(source)
-  first = slices[0]
-  if len(slices) == 1:
-    return first
-  slices = [
-    with_classes(s, first.num_classes, first.class_names, first.name)
-    for s in slices
-  ]
-  return Concat(slices, ' + '.join(s.name for s in slices))
+  return open_slices(split, open_one)
 
 
 def directory_source(path: str) -> str:

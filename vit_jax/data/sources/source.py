@@ -15,6 +15,8 @@ A source is a sequence: `source[i]` gives
   packed      ArrayRecord shards written by `vit-jax pack` (see pack.py)
   synthetic   any number of images, a pure function of the index
   tfds:NAME   a TFDS data set prepared as array_record, read without TensorFlow
+  vtab:TASK   a task of VTAB-1k (see vtab.py): a TFDS data set, or a folder or
+              packed directory with the same classes
 
 Splits take TFDS's syntax everywhere: 'train', 'train[:98%]', 'train[-500:]',
 'train+validation'. The order of every split is fixed and does not follow the

@@ -1,5 +1,7 @@
 """TFDS data sets that were prepared in the array_record format."""
 
+from collections.abc import Callable, Mapping
+import dataclasses
 import difflib
 import logging
 import os
@@ -7,7 +9,9 @@ import re
 from typing import Any
 
 from etils import epath
+import numpy as np
 
+from vit_jax.data.decode import decode
 from vit_jax.data.identity import fingerprint
 from vit_jax.data.sources.source import Source, checked_index
 from vit_jax.data.splits import pick_split
@@ -21,10 +25,31 @@ log = logging.getLogger(__name__)
 _LABEL_FEATURES = ('label', 'labels', 'real_label')
 
 
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """Labels that are computed from the features of an example.
+
+  Attributes:
+    names: names of the classes.
+    number: from an example, {feature: value}, to its class number.
+    pixel_factor: what the stored pixels are multiplied by.
+  """
+
+  names: tuple[str, ...]
+  number: Callable[[Mapping[str, Any]], int]
+  pixel_factor: int = 1
+
+
 class Tfds(Source):
   """A TFDS data set in array_record format; never imports TensorFlow."""
 
-  def __init__(self, name: str, split: str, data_dir: str):
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: str,
+    labels: Labels | str | None = None,
+  ):
     """Opens a prepared data set.
 
     Args:
@@ -32,6 +57,8 @@ class Tfds(Source):
         newest that is prepared. 'imagenet2012_real' has the labels of ReaL.
       split: name of a split, or an alias (see `splits.SPLIT_ALIASES`).
       data_dir: TFDS's data_dir; '' for $TFDS_DATA_DIR or TFDS's default.
+      labels: the feature that holds the labels, or labels to compute; None
+        finds the feature.
 
     Raises:
       ValueError: the data set is not prepared, is not in array_record format,
@@ -42,18 +69,12 @@ class Tfds(Source):
     builder = _tfds_builder(self._directory)
     self._split = pick_split(split, sorted(builder.info.splits), f'tfds:{name}')
     features: Any = builder.info.features
-    self._keys = _tfds_features(name, features)
+    self._labels = labels if isinstance(labels, Labels) else None
+    self._keys = _tfds_features(name, features, labels)
     self._data: Any = None
     self._length = builder.info.splits[self._split].num_examples
     self.name = f'tfds:{name}/{self._split}'
-    label = features[self._keys['label']]
-    self.multi_label = type(label).__name__ != 'ClassLabel'
-    label = label.feature if self.multi_label else label
-    self.num_classes = label.num_classes
-    try:
-      self.class_names = list(label.names)
-    except ValueError:  # TFDS raises it where no names were given
-      self.class_names = None
+    self._set_classes(features)
     shape = features[self._keys['image']].shape
     self.image_shape = None if None in shape[:2] else tuple(shape[:2])
     stored: Any = builder.info.splits[self._split]
@@ -65,6 +86,21 @@ class Tfds(Source):
       [p.name for p in map(epath.Path, stored.filepaths)],
       self.class_names,
     )
+
+  def _set_classes(self, features: Any) -> None:
+    """Sets the number and the names of the classes."""
+    if self._labels is not None:
+      self.class_names = list(self._labels.names)
+      self.num_classes = len(self.class_names)
+      return
+    label = features[self._keys['label']]
+    self.multi_label = type(label).__name__ != 'ClassLabel'
+    label = label.feature if self.multi_label else label
+    self.num_classes = label.num_classes
+    try:
+      self.class_names = list(label.names)
+    except ValueError:  # TFDS raises it where no names were given
+      self.class_names = None
 
   def __len__(self):
     return self._length
@@ -85,10 +121,17 @@ class Tfds(Source):
     i = checked_index(i, self._length)
     example = self._data[i]
     name = example.get(self._keys.get('id'), f'{self.name}/{i}')
-    label = example[self._keys['label']]
+    image = example[self._keys['image']]
+    if self._labels is not None:
+      label = self._labels.number(example)
+      if self._labels.pixel_factor != 1:
+        image = decode(image) * np.uint8(self._labels.pixel_factor)
+    else:
+      label = example[self._keys['label']]
+      label = [int(x) for x in label] if self.multi_label else int(label)
     return {
-      'image': example[self._keys['image']],
-      'label': [int(x) for x in label] if self.multi_label else int(label),
+      'image': image,
+      'label': label,
       'id': name.decode() if isinstance(name, bytes) else str(name),
     }
 
@@ -107,9 +150,8 @@ def _tfds_directory(name: str, data_dir: str) -> str:
   path, _, version = name.partition(':')
   base = root / path
   prepare = (
-    f'prepare it once where TensorFlow is installed: `import '
-    f'tensorflow_datasets as tfds; tfds.builder({path!r}, data_dir='
-    f"'{root}', file_format='array_record').download_and_prepare()`"
+    'prepare it once where TensorFlow is installed: `tfds build '
+    f'{path} --data_dir={root} --file_format=array_record`'
   )
   if not base.is_dir():
     names = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
@@ -168,10 +210,13 @@ def _tfds_builder(directory: str) -> Any:
   return builder
 
 
-def _tfds_features(name: str, features: Any) -> dict[str, str]:
+def _tfds_features(
+  name: str, features: Any, wanted: Labels | str | None = None
+) -> dict[str, str]:
   """The features to read: {'image': ..., 'label': ..., 'id': ...}.
 
-  'id' is left out if no feature identifies the examples.
+  'id' is left out if no feature identifies the examples, and 'label' if
+  `wanted` computes the labels.
   """
   kinds = {}
   for key, feature in features.items():
@@ -181,15 +226,16 @@ def _tfds_features(name: str, features: Any) -> dict[str, str]:
     kinds[key] = kind
   images = [k for k, v in kinds.items() if v == 'Image']
   labels = [k for k, v in kinds.items() if v in ('ClassLabel', 'ClassLabels')]
-  if not images or not labels:
+  computed = isinstance(wanted, Labels)
+  if not images or (not computed and not labels):
     raise ValueError(
       f'tfds:{name} has the features {kinds}; it needs an Image and a '
       'ClassLabel (or a Sequence of ClassLabel)'
     )
-  chosen = {
-    'image': _choose(name, images, ('image',)),
-    'label': _choose(name, labels, _LABEL_FEATURES),
-  }
+  chosen = {'image': _choose(name, images, ('image',))}
+  if not computed:
+    preferred = (wanted,) if wanted else _LABEL_FEATURES
+    chosen['label'] = _choose(name, labels, preferred)
   for key in ('id', 'file_name', 'image/filename', 'filename'):
     if kinds.get(key) in ('Text', 'Tensor', 'Scalar'):
       chosen['id'] = key
