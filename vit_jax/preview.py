@@ -23,12 +23,11 @@ from vit_jax.data.sources.source import Source
 from vit_jax.models import flops
 from vit_jax.recipe import first_batch
 from vit_jax.recipe.build import Run, compile_step, describe
-from vit_jax.recipe.inputs import train_input
 from vit_jax.recipe.keys import in_steps, preprocessing
 from vit_jax.recipe.opening import checked, open_run
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import fresh_state
-from vit_jax.teachers.teacher import make_teacher
+from vit_jax.teachers.inputs import input_with_teacher
 from vit_jax.training.memory import peak_bytes
 from vit_jax.weights.steps import FOLDER, absolute, list_steps
 
@@ -66,24 +65,19 @@ def preview(
   config, _ = checked(config, workdir)
   opened = open_run(config, workdir or '', devices, notes.append)
   run, source = opened.run, opened.source
-  inputs, teacher = train_input(run, source), None
+  inputs, reading = input_with_teacher(run, source)
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
-    if config.loss.distill != 'none':
-      teacher, inputs.extras['teacher'] = make_teacher(
-        config, run.mesh, run.num_classes, source
-      )
     first_step = _saved_step(workdir)
     state = fresh_state(run, notes.append, opened.new_head)
     batches = inputs.batches(0)
     stack.callback(batches.close)
     batch = next(batches)
-    options = {'teacher': teacher, 'load_batch': inputs.load_batch}
     if show_batch:
       shown = first_batch.first_batch(
-        run, 0, batch, inputs.extras, source.class_names, **options
+        run, 0, batch, inputs.extras, source.class_names, **reading
       )
       first_batch.save(shown, show_batch)
-    step = compile_step(run, **options)
+    step = compile_step(run, **reading)
     program = step.lower(state, batch, inputs.extras).compile()
     memory = peak_bytes(program.memory_analysis())
     seconds, measured = _measured(

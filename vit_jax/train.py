@@ -26,15 +26,12 @@ from vit_jax.recipe.build import (
   run_metadata,
 )
 from vit_jax.recipe.ending import ending
-from vit_jax.recipe.inputs import (
-  make_evaluator,
-  train_input,
-)
+from vit_jax.recipe.inputs import make_evaluator
 from vit_jax.recipe.keys import in_steps, preprocessing, to_json
 from vit_jax.recipe.opening import checked, open_run
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import initial_state
-from vit_jax.teachers.teacher import make_teacher
+from vit_jax.teachers.inputs import input_with_teacher
 from vit_jax.text import is_quiet
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.goodput import Goodput
@@ -93,11 +90,7 @@ def train_and_evaluate(
     first_batch.check_format(show_batch)
   config, adopted = checked(config, workdir)
   run, source, eval_sets, new_head = open_run(config, workdir, devices, _say)
-  inputs, teacher = train_input(run, source), None
-  if config.loss.distill != 'none':
-    teacher, inputs.extras['teacher'] = make_teacher(
-      config, run.mesh, run.num_classes, source
-    )
+  inputs, reading = input_with_teacher(run, source)
   macs = flops.forward_macs(run.model, *preprocessing(config).size)
   _announce(run, len(source), macs, adopted)
 
@@ -109,14 +102,8 @@ def train_and_evaluate(
     stack.callback(checkpoints.close)
     state, first_step = initial_state(run, checkpoints, _say, new_head)
     require_agreement({'step': first_step}, 'after the restore')
-    writer = Writer(
-      workdir,
-      resumed_step=first_step,
-      tensorboard=config.log.tensorboard,
-      enabled=processes.is_first(),
-    )
+    writer = _writer(config, workdir, first_step)
     stack.callback(writer.close)
-    writer.config(to_json(config))
     goodput.resume(writer.kept, writer.last, first_step)
     progress = _progress(run, first_step, macs)
     log, evaluate, save = _actions(
@@ -137,7 +124,6 @@ def train_and_evaluate(
 
     profile = Profile(as_path(workdir) / 'profile', config.log.profile_steps)
     stack.callback(profile.close)
-    reading = {'teacher': teacher, 'load_batch': inputs.load_batch}
     train_step = compile_step(run, **reading)
     batches = inputs.batches(first_step)
     stack.callback(batches.close)
@@ -218,6 +204,20 @@ def _checkpoints(
     keep_every=config.log.keep_every_steps,
     metric=f'{next(iter(eval_sets), "")}_top1',
   )
+
+
+def _writer(
+  config: Config, workdir: str | os.PathLike, first_step: int
+) -> Writer:
+  """Writes the metrics of process 0, after those of the finished steps."""
+  writer = Writer(
+    workdir,
+    resumed_step=first_step,
+    tensorboard=config.log.tensorboard,
+    enabled=processes.is_first(),
+  )
+  writer.config(to_json(config))
+  return writer
 
 
 def _progress(run: Run, first_step: int, macs: int) -> Progress:

@@ -95,11 +95,7 @@ def make_train_step(
     _make_loss_fn(model, loss, train_mode), has_aux=True
   )
   make_examples = make_example_function(
-    num_classes=num_classes,
-    seed=seed,
-    prepare=prepare,
-    teacher=teacher,
-    load_batch=load_batch,
+    num_classes, seed, prepare, teacher, load_batch
   )
 
   def train_step(state, batch, extras):
@@ -132,7 +128,6 @@ def make_train_step(
 
 
 def make_example_function(
-  *,
   num_classes: int,
   seed: int,
   prepare: Callable,
