@@ -17,6 +17,7 @@ from vit_jax.files import as_path
 from vit_jax.models import flops
 from vit_jax.parallel import processes
 from vit_jax.parallel.agreement import require_agreement
+from vit_jax.parallel.compilation import compile_together
 from vit_jax.parallel.workdir_lock import WorkdirLock
 from vit_jax.recipe import first_batch
 from vit_jax.recipe.build import (
@@ -106,15 +107,9 @@ def train_and_evaluate(
     stack.callback(writer.close)
     goodput.resume(writer.kept, writer.last, first_step)
     progress = _progress(run, first_step, macs)
+    clocks = progress, goodput
     log, evaluate, save = _actions(
-      run,
-      source,
-      eval_sets,
-      writer,
-      (progress, goodput),
-      checkpoints,
-      lock,
-      first_step,
+      run, source, eval_sets, writer, clocks, checkpoints, lock, first_step
     )
     summary: dict[str, Any] = {'step': first_step, 'parameters': run.parameters}
     if config.run.eval_only:
@@ -140,6 +135,7 @@ def train_and_evaluate(
         _show_batch(
           run, step, batch, inputs.extras, source, reading, show_batch
         )
+        compile_together(train_step, state, batch, inputs.extras)
       state, values = train_step(state, batch, inputs.extras)
       step += 1
       processes.tick(step)

@@ -14,6 +14,7 @@ from vit_jax.data import loader
 from vit_jax.data.batches import allowed_bad, too_many_bad
 from vit_jax.data.decode import DEFAULT_DECODING, Decoding
 from vit_jax.data.sources.source import Source
+from vit_jax.parallel.compilation import compile_together
 from vit_jax.parallel.mesh import (
   batch_shards,
   batch_slice,
@@ -172,7 +173,10 @@ class Evaluator:
     with self._batches(source) as batches:
       for batch in progress_bar(batches, len(batches), f'evaluating {name}'):
         batch = {key: batch[key] for key in ('image', 'label', 'mask')}
-        in_flight.append(self._step(variables, put_batch(batch, self._mesh)))
+        batch = put_batch(batch, self._mesh)
+        if not in_flight and not sums:
+          compile_together(self._step, variables, batch)
+        in_flight.append(self._step(variables, batch))
         if len(in_flight) > _MOST_IN_FLIGHT:
           sums.append(jax.device_get(in_flight.popleft()))
       bad = batches.bad

@@ -11,6 +11,8 @@ import atexit
 import dataclasses
 import json
 import os
+import signal
+import threading
 from typing import Any
 import uuid
 
@@ -18,7 +20,7 @@ import jax
 
 from vit_jax.files import as_path
 from vit_jax.parallel.connections import job_token
-from vit_jax.parallel.rendezvous import meet
+from vit_jax.parallel.rendezvous import Peers, meet
 from vit_jax.parallel.watchdog import Watch
 
 # Clusters, by JAX's names, in which JAX detects the processes of a job.
@@ -159,10 +161,9 @@ def initialize(
   if num_processes == 1:
     return
   peers = meet(coordinator, num_processes, process_id, timeout, job_token())
-  watch = Watch(
-    process_id, peers.hosts, peers.connections, lost_after, stuck_after
-  )
-  watch.start()
+  watch = _watch(process_id, peers, lost_after, stuck_after)
+  # `JointStop` does what this service would do.
+  jax.config.update('jax_enable_preemption_service', False)
   # JAX still detects the cluster, to choose the local devices: on SLURM it
   # gives each task one of them.
   jax.distributed.initialize(
@@ -178,6 +179,24 @@ def initialize(
   atexit.register(peers.tunnel.close)
   atexit.register(watch.leave)
   _job = _Job(process_id, peers.hosts, watch)
+
+
+def _watch(
+  process_id: int, peers: Peers, lost_after: float, stuck_after: float
+) -> Watch:
+  """Starts to watch the other processes, and lets SIGTERM stop all of them.
+
+  Before the first step SIGTERM must not end this process, because that would
+  end the others with an error.
+  """
+  watch = Watch(
+    process_id, peers.hosts, peers.connections, lost_after, stuck_after
+  )
+  watch.start()
+  # Python sets handlers in the main thread only.
+  if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, lambda *_: watch.stop.tell())
+  return watch
 
 
 def _int_of(variable: str) -> int | None:

@@ -9,6 +9,8 @@ code 1. The messages are JSON objects:
   {'failed': TEXT}   this process ends because of an error
   {'verdict': TEXT}  from process 0: the job ends, for this reason
   {'bye': N}         this process ends in order, after N sessions
+
+and those of `joint_stop`.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from typing import Any
 import jax
 
 from vit_jax.parallel.connections import Connection
+from vit_jax.parallel.joint_stop import JointStop
 
 # A process that fails ends at the latest after so many seconds. A normal exit
 # would wait minutes for the other processes, in JAX.
@@ -41,6 +44,7 @@ class Watch:
 
   Attributes:
     step: number of finished steps of this process; -1 before training.
+    stop: stops all processes after the same step.
   """
 
   def __init__(
@@ -56,6 +60,7 @@ class Watch:
     self._lost_after, self._stuck_after = lost_after, stuck_after
     self._period = min(2.0, lost_after / 10)
     self.step = -1
+    self.stop = JointStop(process_id, len(hosts), self._tell)
     self._sessions = 0  # that this process has begun
     self._in_session = False
     self._lock = threading.Lock()
@@ -151,6 +156,8 @@ class Watch:
         self._left.add(process)
         if self._in_session and int(message['bye']) < self._sessions:
           self._end(f'{self._name(process)} ended before the others')
+      else:
+        self.stop.receive(process, message)
     if process not in self._left:
       self._end(f'{self._name(process)} is gone: its connection closed')
 

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-import jax
+from vit_jax.parallel import processes
 
 
 class Preempted(Exception):
@@ -21,7 +21,7 @@ class StopSignal:
   """
 
   def __init__(self):
-    self._received = threading.Event()
+    self._received = False
     self._interrupted = False
     self._previous = {}
 
@@ -29,14 +29,20 @@ class StopSignal:
     # Python sets handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
       return self
-    # Several processes leave SIGTERM to JAX's own service.
-    if jax.process_count() == 1:
-      self._set(signal.SIGTERM, lambda *_: self._received.set())
+    if processes.current_job() is None:  # `processes.initialize` sets its own
+      self._set(signal.SIGTERM, self._stop)
     self._set(signal.SIGINT, self._interrupt)
     return self
 
   def _set(self, number: int, handler) -> None:
     self._previous[number] = signal.signal(number, handler)
+
+  def _stop(self, *_) -> None:
+    job = processes.current_job()
+    if job is None:
+      self._received = True
+    else:
+      job.watch.stop.tell()
 
   def _interrupt(self, *_) -> None:
     if self._interrupted:
@@ -49,10 +55,7 @@ class StopSignal:
       b'\ninterrupted: this step is finished and the state saved; press Ctrl-C '
       b'again to stop at once, without saving\n',
     )
-    if jax.process_count() == 1:
-      self._received.set()
-    else:
-      os.kill(os.getpid(), signal.SIGTERM)
+    self._stop()
 
   def __exit__(self, *_) -> None:
     for number, handler in self._previous.items():
@@ -61,8 +64,5 @@ class StopSignal:
 
   def reached(self, step: int) -> bool:
     """Whether the run must stop after `step`; the same in all processes."""
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
-
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._received.is_set()
+    job = processes.current_job()
+    return self._received if job is None else job.watch.stop.reached(step)

@@ -1,0 +1,30 @@
+"""Compiles a function in all processes of a job before any of them runs it.
+
+On CPUs, processes exchange arrays with Gloo, in which a process that begins to
+run waits only 30 seconds for the others. On busy machines they can take longer
+than that to compile the same function.
+"""
+
+from typing import Any
+
+from vit_jax.parallel import processes
+
+# Seconds to wait for the other processes. If one of them is lost meanwhile,
+# the watchdog ends the job.
+_DAY = 24 * 3600
+
+
+def compile_together(function: Any, *args: Any) -> None:
+  """Compiles a jitted function, and waits until all processes have done so.
+
+  JAX keeps the compiled program, so that the call that follows finds it. With
+  a single process nothing happens, because the call itself compiles.
+
+  Args:
+    function: what `jax.jit` returned.
+    *args: the arguments of its first call, in every process.
+  """
+  if processes.current_job() is None:
+    return
+  function.lower(*args).compile()
+  processes.barrier('the end of the compilation', timeout=_DAY)
