@@ -18,6 +18,16 @@ from etils import epath
 from vit_jax import buckets
 
 _REMOTE = re.compile('([a-z][a-z0-9+.-]+)://(.*)', re.DOTALL)
+# First bytes of archives that are compressed.
+_ARCHIVES = {
+  b'PK\3\4': 'a zip archive',
+  b'\x1f\x8b': 'compressed by gzip',
+  b'BZh': 'compressed by bzip2',
+  b'\xfd7zXZ': 'compressed by xz',
+  b'\x28\xb5\x2f\xfd': 'compressed by zstd',
+  b"7z\xbc\xaf'": 'a 7z archive',
+  b'Rar!': 'a RAR archive',
+}
 # What `pathlib` makes of gs://BUCKET/NAME.
 _COLLAPSED = re.compile('gs:/([^/].*)', re.DOTALL)
 
@@ -195,6 +205,22 @@ def _umask() -> int:
   mask = os.umask(0o077)  # it can be read only by setting it
   os.umask(mask)
   return mask
+
+
+def archive_kind(path: str | os.PathLike) -> str:
+  """What a compressed archive is, and what to do; '' for any other file."""
+  path = as_path(path)
+  if is_remote(path) or not path.is_file():
+    return ''
+  with open(path, 'rb') as file:
+    start = file.read(8)
+  for first, kind in _ARCHIVES.items():
+    if start.startswith(first):
+      return (
+        f'{kind}, whose files cannot be read one by one: unpack it, and give '
+        'the folder'
+      )
+  return ''
 
 
 def check_regular(path: str | os.PathLike) -> None:

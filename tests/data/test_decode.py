@@ -80,6 +80,71 @@ def test_other_raster_formats_are_read(kind):
     np.testing.assert_array_equal(got, image)
 
 
+def tiff(values, sample_format):
+  """A TIFF file of gray values as they are in memory."""
+  height, width = values.shape
+  data = values.tobytes()
+  bits = 8 * values.itemsize
+  tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1)]
+  tags += [(273, 8), (277, 1), (278, height), (279, len(data))]
+  tags += [(339, sample_format)]
+  fields = b''.join(struct.pack('<HHII', k, 4, 1, x) for k, x in tags)
+  directory = struct.pack('<H', len(tags)) + fields + bytes(4)
+  return b'II*\0' + struct.pack('<I', 8 + len(data)) + data + directory
+
+
+WIDE = np.arange(0, 65536, 257, np.uint16).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    b'P5\n16 16\n65535\n' + WIDE.astype('>u2').tobytes(),
+    b'P2\n16 16\n65535\n' + ' '.join(map(str, WIDE.ravel())).encode(),
+    tiff(WIDE, 1),
+    encode(WIDE, 'TIFF'),
+    encode(WIDE, 'PNG'),
+    encode(WIDE, 'JPEG2000'),
+  ],
+  ids=['PGM', 'PGM as text', 'TIFF', 'Pillow TIFF', 'PNG', 'JPEG2000'],
+)
+def test_of_16_bits_the_high_byte_is_kept(data):
+  np.testing.assert_array_equal(decode(data)[..., 1].ravel(), np.arange(256))
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    tiff(WIDE.astype(np.int32), 2),
+    tiff(WIDE.astype(np.uint32), 1),
+    tiff(WIDE.astype(np.int16), 2),
+    tiff((WIDE / 65535).astype(np.float32), 3),
+    tiff(WIDE / 65535, 3),
+    b'Pf\n16 16\n-1.0\n' + (WIDE / 65535).astype(np.float32).tobytes(),
+  ],
+  ids=['i4', 'u4', 'i2', 'f4', 'f8', 'PFM'],
+)
+def test_gray_values_without_a_known_range_are_refused(data):
+  """Pillow would cut them at 255, so that the image is white or black."""
+  with pytest.raises(
+    BadImage, match='black and white|not an image in a format'
+  ):
+    decode(data)
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_tiff_files_are_upright(orientation):
+  exif = Image.Exif()
+  exif[0x112] = orientation
+  image = make_image(0)
+  upright = ImageOps.exif_transpose(
+    Image.open(io.BytesIO(encode(image, 'PNG', exif=exif)))
+  )
+  np.testing.assert_array_equal(
+    decode(encode(image, 'TIFF', exif=exif)), np.asarray(upright)
+  )
+
+
 def claim(kind, width, height):
   """A small file whose header claims another size."""
   data = bytearray(encode(make_image(0), kind))

@@ -124,6 +124,25 @@ def test_declared_columns(tmp_path):
     ('x.png,\u20ac\ny.png,b\n'.encode('cp1252'), ['\u20ac', 'b'], 'Windows'),
     ('x.png,é\ny.png,b\n'.encode('utf-32'), ['é', 'b'], 'UTF-32'),
     (b'file,label\rx.png,a\ry.png,b\r', ['a', 'b'], '2 class names'),
+    # A class whose name has blanks, where blanks separate the columns.
+    ('x.png a dog\ny.png cat\n', ['a dog', 'cat'], '2 class names'),
+    ('file label\nx.png a dog\ny.png cat\n', ['a dog', 'cat'], '2 class'),
+    ('x 1.png 3\ny.png 4\n', [3, 4], 'class numbers 3 to 4'),
+    # Comments, and the titles that numpy writes as one.
+    ('# labels\nx.png,a\ny.png,b\n', ['a', 'b'], 'by commas'),
+    ('# file,w,label\nx.png,8,a\ny.png,9,b\n', ['a', 'b'], 'not used: w'),
+    # Titles that no list has, of files without a suffix.
+    ('Bild,Art\nx,1\ny,2\n', [1, 2], 'class numbers 1 to 2'),
+    ('x.png,1.0\ny.png,2\n', [1, 2], 'class numbers 1 to 2'),
+    ('x.png,a;a\ny.png,b\n', ['a', 'b'], '2 class names'),
+    ('x.png,cat\ny.png,cat\u200b\n', ['cat', 'cat\u200b'], 'only in case'),
+    ('x.png,a|b\ny.png,c\n', ['a|b', 'c'], "'a|b' may be several labels"),
+    ('x.png;a,b\ny.png;b\n', ['a,b', 'b'], "'a,b' may be several labels"),
+    ('x.png,[1 2]\ny.png,b\n', ['[1 2]', 'b'], 'may be several labels'),
+    # A list of 0 and 1 is a column for each class, as in a table.
+    ('{"x.png": [0, 1], "y.png": [1, 0]}', [1, 0], 'one-hot over 2 columns'),
+    ('{"x.png": [true, false], "y.png": [false, true]}', [0, 1], 'one-hot'),
+    ('x.png 0 1\ny.png 1 0\n', [1, 0], 'one-hot over 2 columns'),
   ],
 )
 def test_odd_tables(tmp_path, text, entries, summary):
@@ -149,6 +168,13 @@ def test_addresses_stand_for_the_files_that_were_downloaded(tmp_path):
     ('file,label,label\nx.png,a,b\n', "2 columns are called 'label'"),
     ('file,cat,cat\nx.png,0,1\ny.png,1,0\n', "2 columns are called 'cat'"),
     ('file,label,split\nx.png,a,train\ny.png,b,test\n', 'would be mixed'),
+    ('file,label,is_valid\nx.png,a,True\ny.png,b,False\n', 'would be mixed'),
+    ('file,label,split\nx.png,a,train\ny.png,b,dev\n', 'would be mixed'),
+    ('file,label\nx.png,a\ny.png,?\n', 'for a missing one'),
+    ('file,label\nx.png,"a\ny.png,b\n', 'A quote is not closed'),
+    ('file,w,cat,dog\nx.png,8,1,0\n', 'name all that have 0 and 1'),
+    (b'PK\3\4' + bytes(9), 'an Excel file or an archive: save it as CSV'),
+    ('{"x.png": NaN, "y.png": 1}', 'the label nan is neither'),
     ('x.png,a\0\n', 'NUL characters'),
     ('{"x.png": "a", "x.png": "b"}', "'x.png' occurs twice, with"),
     ('file,a,b\n0.jpg,x,y\n', 'which of the columns file, a, b'),

@@ -136,6 +136,60 @@ def test_names_that_are_not_utf_8(tmp_path):
   assert ('caf\\xe9', '\\xff\\xfe.png') in from_folder['train']
 
 
+@pytest.mark.parametrize(
+  'names,says',
+  [
+    (('fold1/a/1.png', 'fold2/a/1.png'), '"a" in "fold1"'),
+    (('train_images/a/1.png', 'val_images/b/1.png'), '"a" in "train_images"'),
+    (('train/train/a/1.png', 'train/train/b/2.png'), '"a" in "train"'),
+    (('images/a/1.png', 'images/b/1.png', 'notes/x.txt'), '"a" in "images"'),
+  ],
+)
+def test_classes_that_have_only_folders_are_said(tmp_path, names, says, caplog):
+  """They may be no classes but a part of the data, or a folder around it."""
+  write(tmp_path / 'in', *names)
+  source = read(tmp_path / 'in')
+  assert (
+    f'all of them are in folders below the folder of their class, such as '
+    f'{says}: if those are the classes, move them up' in source.summary
+  )
+  assert source.summary in caplog.text  # a warning
+
+
+def test_a_tar_needs_no_entries_for_its_folders(tmp_path):
+  """Folders without images count, whether the tar has entries for them."""
+  root = write(tmp_path / 'in', 'images/a/1.png', 'images/b/2.png')
+  write(root, 'notes/x.txt')
+  with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+    for path in sorted(root.rglob('*.*')):
+      tar.add(path, path.relative_to(root))
+  from_tar, folder = read(tmp_path / 'x.tar'), read(root)
+  assert from_tar.class_names == folder.class_names == ['images']
+  assert (
+    from_tar.summary.partition(': ')[2] == folder.summary.partition(': ')[2]
+  )
+  assert from_tar.fingerprint == folder.fingerprint
+
+
+@pytest.mark.parametrize(
+  'name,data,says',
+  [
+    ('x.zip', b'PK\3\4' + bytes(600), 'a zip archive.*unpack it'),
+    ('x.tar.gz', b'\x1f\x8b' + bytes(600), 'by gzip.*unpack it'),
+    ('x.tar', b'\x1f\x8b' + bytes(600), 'by gzip.*unpack it'),
+    ('x.tar.xz', b'\xfd7zXZ' + bytes(600), 'by xz.*unpack it'),
+    ('x.7z', b"7z\xbc\xaf'" + bytes(600), 'a 7z archive.*unpack it'),
+    ('x.txt', b'text' * 200, 'neither a folder nor a tar|is a file, not a dir'),
+  ],
+)
+def test_other_archives_are_named(tmp_path, name, data, says):
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(ValueError, match=says):
+    read(tmp_path / name)
+  with pytest.raises(ValueError, match=says):
+    pack.pack(tmp_path / name, tmp_path / 'out')
+
+
 # --- Unicode ----------------------------------------------------------------
 
 

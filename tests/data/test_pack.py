@@ -157,7 +157,7 @@ def test_pack_refuses(tmp_path):
   labels.write_text('{"a/0.jpg": 0}')
   for inputs, options, message in (
     (one, {}, 'of one class'),
-    (zipped, {}, 'decompress it first'),
+    (zipped, {}, 'compressed by gzip, .*unpack it'),
     (tmp_path / 'no', {}, 'does not exist'),
     (folder, {'labels_file': labels}, '1 of 2 images have no entry'),
     (folder, {'labels_file': tmp_path / 'none.csv'}, 'does not exist'),

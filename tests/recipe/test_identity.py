@@ -248,6 +248,13 @@ def test_nothing_held_out_evaluates_nothing(trained, tmp_path):
   assert set(opened(config, tmp_path)[0].eval_sets) == {'test'}
 
 
+def test_one_class_is_nothing_to_learn(tmp_path):
+  """Such as a folder around the folders of classes, which is taken for one."""
+  write_images(tmp_path / 'in', {'images/a': 4, 'images/b': 4, 'notes': 0})
+  with pytest.raises(ConfigError, match="only the class 'images', so there is"):
+    opened(recipe(tmp_path / 'in'), tmp_path / 'run')
+
+
 # --- Names of the outputs ---------------------------------------------------
 
 

@@ -92,7 +92,8 @@ def decode(
   """Decodes an image; arrays are returned as they are.
 
   Transparency is dropped, of 16-bit values the high byte is kept, and of an
-  animation the first image is taken.
+  animation the first image is taken. Gray values that are signed, of 32 bits or
+  floats have no known range, and are refused.
 
   Args:
     data: bytes of a file in one of the formats of `image_suffixes`, or uint8
@@ -171,9 +172,17 @@ def _decode_fast_dct(data: bytes) -> np.ndarray | None:
 
 def _pixels(image: Image.Image) -> np.ndarray:
   """An open image as uint8 (H, W, 3)."""
-  if image.mode.startswith('I;16'):
+  # Pillow has 16-bit values of these two formats as 32-bit integers.
+  wide = image.mode == 'I' and image.format in ('PPM', 'PNG')
+  if wide or image.mode.startswith('I;16'):
     gray = (np.asarray(image) >> 8).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1)
+  if image.mode in ('I', 'F'):  # Pillow would cut all values at 255
+    kind = 'signed or 32-bit integers' if image.mode == 'I' else 'floats'
+    raise BadImage(
+      f'its pixels are {kind}, whose black and white are not known: save it '
+      'with unsigned values of 8 or 16 bits'
+    )
   return np.array(image.convert('RGB'))
 
 

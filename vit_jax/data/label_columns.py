@@ -18,6 +18,12 @@ LABEL_TITLES = (
 _NUMBERED = re.compile(r'(label|class|tag)[_ ]?\d+')
 
 
+# Titles of a column that says to which split an image belongs.
+_SPLIT_TITLE = re.compile(
+  r'(data[_ ]?)?(split|subset|partition)|is[_ ](val|valid|test|train)\w*'
+)
+
+
 def find_files(table: Table, width: int, declared: str | None) -> int:
   """The column of files: as declared, by its title, or by its cells."""
   if declared:
@@ -63,7 +69,8 @@ def find_labels(
     else:
       raise ValueError(
         f'which of the columns {", ".join(map(str, table.title))} has the '
-        'label? Name it with label_column (--label-column)'
+        'label? Name it with label_column (--label-column), or name all that '
+        'have 0 and 1 for a class each, as A,B'
       )
   if not columns:
     raise ValueError('there is no column of labels beside that of files')
@@ -121,9 +128,11 @@ def _refuse_splits(table: Table, unused: Sequence[int]) -> None:
   """Raises ValueError if an unused column divides the rows into splits."""
   for c in unused:
     cells = {str(r[c]).lower() for r in table.rows if c < len(r) and r[c]}
-    if len(cells) > 1 and cells <= SPLIT_FOLDERS.keys():
+    title = [str(cell).lower() for cell in table.title or ()]
+    named = c < len(title) and _SPLIT_TITLE.fullmatch(title[c])
+    if len(cells) > 1 and (named or cells <= SPLIT_FOLDERS.keys()):
       raise ValueError(
-        f'column {c + 1} has the splits {", ".join(sorted(cells))}, which '
+        f'column {c + 1} has the splits {", ".join(sorted(cells)[:5])}, which '
         'would be mixed: keep the lines and images of one split, and name it '
         'with --split'
       )

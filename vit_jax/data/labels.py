@@ -44,9 +44,10 @@ from vit_jax.weights.metadata import MOST_CLASSES
 log = logging.getLogger(__name__)
 
 KINDS = ('names', 'numbers', 'one-hot')
-_FLOAT = re.compile(r'-?(0|[1-9]\d*)\.0+')
+_FLOAT = re.compile(r'-?(0|[1-9]\d*)(\.0+)?')
 # What spreadsheets and data frames write where there is no value.
 _MISSING = {'nan', 'NaN', 'NAN', 'null', 'NULL', '#N/A', '<NA>', 'N/A'}
+_MISSING |= {'None', 'NA', 'n/a', '?', '-'}
 Label = str | int
 
 
@@ -183,7 +184,7 @@ def _understand(
         k for k, c in enumerate(columns) if ONE_HOT[_cell(row, c, line).lower()]
       ]
     else:
-      labels = _cells(row, columns, line)
+      labels = list(dict.fromkeys(_cells(row, columns, line)))
       several |= any(isinstance(row[c], list) for c in columns if c < len(row))
     if name in seen and seen[name][0] != labels:
       raise ValueError(
@@ -264,13 +265,26 @@ def _refuse_empty(seen: dict[str, tuple[list[Label], int]]) -> None:
       )
 
 
+def _joined(texts: set[str]) -> str:
+  """A name that may be several, such as 'a|b', or 'a,b' where 'b' is one."""
+  for text in sorted(texts):
+    names = {x.strip() for x in text.split(',')} - {text}
+    if '|' in text or texts & names or re.fullmatch(r'\[.*\]', text):
+      return text
+  return ''
+
+
 def _kind_of(
   entries: dict[str, list[Label]], kind: str | None
 ) -> tuple[dict[str, list[Label]], str]:
   """Labels as numbers or names, by all of them, and the words for it."""
   labels = {x for value in entries.values() for x in value}
   texts = {str(x) for x in labels}
-  if kind != 'names' and texts and all(_FLOAT.fullmatch(x) for x in texts):
+  if (
+    kind != 'names'
+    and all(isinstance(x, str) and _FLOAT.fullmatch(x) for x in labels)
+    and any('.' in x for x in texts)
+  ):
     # Tables in which a label was once missing have 1.0 for 1.
     entries = {
       k: [str(x).partition('.')[0] for x in value]
@@ -306,6 +320,12 @@ def _kind_of(
       why = f', not numbers because of {odd[0]!r}'
     alike = look_alikes({str(x) for value in named.values() for x in value})
     why += f', of which {alike} differ only in case or blanks' if alike else ''
+    joined = _joined(texts)
+    why += (
+      f', of which {joined!r} may be several labels: write a;b'
+      if joined
+      else ''
+    )
     return named, f'{count:,} class name{"" if count == 1 else "s"}{why}'
   values = sorted(int(x) for x in texts)
   if values[0] < 0 or values[-1] >= MOST_CLASSES:

@@ -289,9 +289,10 @@ def _summarize(
 ) -> tuple[str, bool]:
   """The summary of a layout, and whether nothing was left out."""
   count = lambda split: sum(len(x) for x in split.classes.values())
+  total = sum(map(count, splits.values()))
   names = set().union(*(split.classes for split in splits.values()))
   text = (
-    f'{listing.root}: {sum(map(count, splits.values())):,} images of '
+    f'{listing.root}: {total:,} images of '
     f'{len(names):,} class{"" if len(names) == 1 else "es"}'
   )
   if named:
@@ -302,13 +303,19 @@ def _summarize(
     for group in split.classes.values()
     for file in group
   )
-  if nested:
+  if nested == total:
+    text += (
+      '; all of them are in folders below the folder of their class, such as '
+      f'{_below(splits)}: if those are the classes, move them up'
+    )
+  elif nested:
     text += f'; {nested:,} of them in folders below the folder of their class'
   alike = look_alikes(names)
   if alike:
     text += f'; the classes {alike} differ only in case or blanks'
   left_out = _empty(listing.folders, splits, named, depth)
-  complete = not (left_out or alike or set(+notes) - {'hidden'})
+  unclear = alike or nested == total
+  complete = not (left_out or unclear or set(+notes) - {'hidden'})
   if +notes:
     left_out = [in_words(notes), *left_out]
   if left_out:
@@ -347,6 +354,14 @@ def _empty(
     more = len(empty) - _SHOWN_EMPTY
     empty = [*empty[:_SHOWN_EMPTY], f'{more:,} more empty classes']
   return empty
+
+
+def _below(splits: dict[str, Split]) -> str:
+  """'"day" in "bus"': the first folder below that of a class."""
+  split = next(iter(splits.values()))
+  name, group = next(iter(split.classes.items()))
+  first = min(split.below_class(file) for file in group).split('/')[0]
+  return f'"{first}" in "{name}"'
 
 
 def _files(splits: dict[str, Split]) -> Iterable[File]:

@@ -240,10 +240,9 @@ def _list_tar_file(listing: Listing, path: str, prefix: str) -> None:
     kind = 'it does not exist' if isinstance(e, FileNotFoundError) else str(e)
     is_tar = False
   if not is_tar:
-    raise ValueError(
-      f'{path} is neither a directory nor a tar file'
-      + (f' ({kind})' if kind else '')
-    )
+    what = 'neither a folder nor a tar file' + (f' ({kind})' if kind else '')
+    what = what if kind else files.archive_kind(path) or what
+    raise ValueError(f'{path} is {what}')
   try:
     with tarfile.open(path, 'r:', encoding='utf-8') as tar:
       stem = printable(pathlib.Path(path).name.split('.')[0])
@@ -251,11 +250,8 @@ def _list_tar_file(listing: Listing, path: str, prefix: str) -> None:
         listing, _Tar(path, tar, 0, os.path.getsize(path), stem), prefix
       )
   except Exception as e:  # Python's reader raises anything for damaged headers
-    raise ValueError(
-      f'{path} is a compressed or broken tar ({text.shortened(e)}). '
-      'Compressed tars cannot be read at random: decompress it first, e.g. '
-      f'gunzip {pathlib.Path(path).name}'
-    ) from e
+    what = f'a broken tar ({text.shortened(e)}): copy it again'
+    raise ValueError(f'{path} is {files.archive_kind(path) or what}') from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,6 +277,7 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
   links: list[tuple[str, str]] = []
   for member, name in _members(own, tar.tar):
     start = tar.start + member.offset_data
+    own.folders.update(_above(name))  # a tar need not have its folders
     if member.isdir():
       own.folders.add(name)
     elif member.islnk() or member.issym():
@@ -327,6 +324,12 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
   listing.folders |= {inside + name for name in own.folders}
   listing.folders |= {inside[:-1]} if flat else set()
   listing.skipped += own.skipped
+
+
+def _above(name: str) -> Iterator[str]:
+  """The folders in which a file of a tar is."""
+  while name := posixpath.dirname(name):
+    yield name
 
 
 def _check_end(listing: Listing, tar: _Tar) -> None:

@@ -31,10 +31,19 @@ def is_hidden(name: str) -> bool:
 
 
 def look_alikes(names: Iterable[str]) -> str:
-  """'"Cat" and "cat"': the first names that differ only in case or blanks."""
+  """'"Cat" and "cat"': the first names that differ only in case or blanks.
+
+  Characters that are not visible, such as U+200B, count as nothing.
+  """
   seen: dict[str, str] = {}
   for name in sorted(names):
-    other = seen.setdefault(' '.join(name.casefold().split()), name)
+    visible = name
+    if not name.isascii():
+      visible = ''.join(x for x in name if unicodedata.category(x) != 'Cf')
+    other = seen.setdefault(' '.join(visible.casefold().split()), name)
     if other != name:
-      return f'"{other}" and "{name}"'
+      names_shown = [
+        x if x.isprintable() else repr(x)[1:-1] for x in (other, name)
+      ]
+      return '"{}" and "{}"'.format(*names_shown)
   return ''

@@ -80,6 +80,11 @@ def open_data(config: Config, workdir: str | os.PathLike, say: Say) -> RunData:
     source, new_head = _follow(config, source, origin, say)
     num_classes = source.num_classes
   classes = source.class_names
+  if num_classes == 1 and not source.multi_label:
+    raise ConfigError(
+      f'{source.name} has only the class {(classes or [0])[0]!r}, so there is '
+      'nothing to learn: give the folder that has a folder for each class'
+    )
   eval_sets = open_eval_sets(config, num_classes, classes, say)
   return RunData(source, eval_sets, num_classes, new_head)
 

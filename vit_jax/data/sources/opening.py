@@ -2,6 +2,7 @@
 
 import difflib
 
+from vit_jax import files
 from vit_jax.data.records import META_SUFFIX
 from vit_jax.data.sources.digits import Digits
 from vit_jax.data.sources.folder import Folder
@@ -89,6 +90,8 @@ def directory_source(path: str) -> str:
   directory = as_path(path)
   if directory.is_file() and is_tar(directory):
     return 'folder'
+  if archive := files.archive_kind(directory):
+    raise ValueError(f'{path} is {archive}')
   if not directory.is_dir():
     raise ValueError(
       f'{path} is no directory. Give a folder with one directory of images '

@@ -30,6 +30,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from vit_jax import files
 from vit_jax.data.decode import (
   DEFAULT_DECODING,
   BadImage,
@@ -281,7 +282,10 @@ def data_directory(data_dir: str, source: str) -> epath.Path:
   if not root.exists():
     raise ValueError(f'data.dir={data_dir!r} does not exist')
   if not root.is_dir() and not (source == 'folder' and is_tar(root)):
-    raise ValueError(f'data.dir={data_dir!r} is a file, not a directory')
+    archive = files.archive_kind(root)
+    raise ValueError(
+      f'data.dir={data_dir!r} is {archive or "a file, not a directory"}'
+    )
   return root
 
 
