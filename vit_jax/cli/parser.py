@@ -19,6 +19,7 @@ from typing import NoReturn
 from vit_jax import text
 from vit_jax.cli import spelling
 from vit_jax.cli.options import in_options
+from vit_jax.program_cache import keep_programs
 
 COMMANDS = (
   'models',
@@ -198,6 +199,7 @@ def _run(argv: Sequence[str]) -> int:
 
   quiet = text.is_quiet()
   logging.set_verbosity(logging.ERROR if quiet else logging.WARNING)
+  keep_programs()
   try:
     return args.run(args) or 0
   except (ValueError, RuntimeError) as e:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from vit_jax.program_cache import keep_programs
 from vit_jax.recipe.overrides import split_flags
 
 # Exceptions that a mistake of the user raises. Any other exception is a fault
@@ -63,6 +64,7 @@ def _run(program: Program, overrides, usage: str, argv) -> None:
       raise ValueError('--config=configs/X.py and --workdir=DIR are required')
     if not values['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
+    keep_programs()
     code = program(values, overrides)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)

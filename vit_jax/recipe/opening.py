@@ -5,6 +5,8 @@ import copy
 import os
 from typing import Any, NamedTuple
 
+import jax
+
 from vit_jax.data.sources.source import Source
 from vit_jax.parallel.agreement import require_agreement
 from vit_jax.parallel.mesh import batch_slice, make_mesh
@@ -79,6 +81,8 @@ def open_run(
     ConfigError: the recipe does not fit the data or the devices.
     ProcessesDiffer: the processes of a job differ in recipe, data or version.
   """
+  if not config.run.compilation_cache:
+    jax.config.update('jax_enable_compilation_cache', False)
   mesh = make_mesh(
     config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices
   )

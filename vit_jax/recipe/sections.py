@@ -31,6 +31,9 @@ def run() -> Config:
   # data.batch_size steps, as timm's loaders have it. True: it has images /
   # data.batch_size steps, and the whole length is rounded, as in big_vision.
   c.fractional_epochs = False
+  # Whether compiled programs are kept in the user's cache folder, where the
+  # next start finds them; see `vit_jax.program_cache`.
+  c.compilation_cache = True
   # Compute dtype: 'float32', 'bfloat16', or 'auto', which is bfloat16 on
   # accelerators and float32 on a CPU.
   c.dtype = 'auto'

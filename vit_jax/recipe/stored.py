@@ -28,6 +28,7 @@ _MAY_CHANGE = (
   'eval',
   'mesh',
   'run.name',
+  'run.compilation_cache',
   'run.nan',
   'run.eval_only',
   'run.resume',

@@ -1,0 +1,90 @@
+"""Inference and training steps of this package, and of its peers in JAX.
+
+Each function prepares a candidate of `benchmarks.turns`. Settings:
+
+  model   a name of timm, which this package understands too
+  batch   number of images
+  size    height and width of the images, in pixels
+  dtype   'float32' or 'bfloat16'
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import vit_jax
+from vit_jax.parallel.mesh import make_mesh, put_batch
+from vit_jax.recipe.build import build, compile_step
+from vit_jax.recipe.keys import default_config
+
+CLASSES = 1000
+_EXAMPLES = 100_000
+
+
+def _images(settings: dict[str, Any], dtype: Any = np.float32) -> np.ndarray:
+  shape = (settings['batch'], settings['size'], settings['size'], 3)
+  rng = np.random.default_rng(0)
+  if dtype == np.uint8:
+    return rng.integers(0, 256, shape, np.uint8)
+  return rng.standard_normal(shape, np.float32)
+
+
+def inference(settings: dict[str, Any]) -> Callable[[], object]:
+  """The logits of a batch, with random weights."""
+  model = vit_jax.create_model(settings['model'], dtype=settings['dtype'])
+  images = jax.device_put(_images(settings))
+  variables = jax.jit(
+    lambda: model.init(jax.random.key(0), images[:1], train=False)
+  )()
+  forward = jax.jit(lambda v, x: model.apply(v, x, train=False)[0])
+  return lambda: jax.block_until_ready(forward(variables, images))
+
+
+def training(settings: dict[str, Any]) -> Callable[[], object]:
+  """A training step with AdamW, as `vit-jax train` makes it.
+
+  It begins with uint8 images, which it normalizes, and ends with the new state
+  and the metrics.
+  """
+  config = default_config()
+  config.model.name = settings['model']
+  config.data.image_size = settings['size']
+  config.data.batch_size = settings['batch']
+  config.optim.name, config.optim.weight_decay = 'adamw', 0.05
+  config.run.steps, config.run.epochs = 1000, None
+  config.run.dtype = settings['dtype']
+  mesh = make_mesh(config.mesh.preset)
+  run = build(config, mesh, num_classes=CLASSES, num_examples=_EXAMPLES)
+  rng = np.random.default_rng(0)
+  batch = put_batch(
+    {
+      'image': _images(settings, np.uint8),
+      'label': rng.integers(0, CLASSES, settings['batch'], np.int32),
+      'index': rng.integers(0, _EXAMPLES, settings['batch'], np.int32),
+    },
+    mesh,
+  )
+  with jax.set_mesh(mesh):
+    step, state = compile_step(run), run.init()
+
+  def once():
+    nonlocal state
+    with jax.set_mesh(mesh):
+      state, values = step(state, batch, {})
+    jax.block_until_ready((state, values))
+
+  return once
+
+
+def jimm_inference(settings: dict[str, Any]) -> Callable[[], object]:
+  """The logits of `jax-image-models` (Flax NNX)."""
+  from flax import nnx
+  import jimm
+
+  model = jimm.create_model(settings['model'], rngs=nnx.Rngs(0))
+  model.eval()
+  images = jax.device_put(_images(settings).astype(settings['dtype']))
+  forward = nnx.jit(lambda model, x: model(x))
+  return lambda: jax.block_until_ready(forward(model, images))

@@ -1,0 +1,99 @@
+"""Measures how long commands and imports take until they are done.
+
+  python -m benchmarks.startup --quick
+  python -m benchmarks.startup
+
+Every run is a new process of Python. The compilation cache is empty for the
+rows "cold" and filled for the rows "warm". timm is a peer where it is
+installed.
+"""
+
+import argparse
+from collections.abc import Callable
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from benchmarks import turns
+
+_COMMAND = 'import sys; from vit_jax.cli.parser import main; sys.exit(main())'
+_FIRST_IMAGE = """
+import jax, numpy as np, vit_jax
+model = vit_jax.create_model('vit_s16')
+x = np.zeros((1, 224, 224, 3), np.float32)
+v = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+forward = jax.jit(lambda v, x: model.apply(v, x, train=False))
+jax.block_until_ready(forward(v, x))
+"""
+_TIMMS_FIRST_IMAGE = """
+import timm, torch
+model = timm.create_model('vit_small_patch16_224').eval()
+with torch.inference_mode():
+  model(torch.zeros(1, 3, 224, 224))
+"""
+
+
+def command(settings: dict[str, Any]) -> Callable[[], object]:
+  """Runs Python with `argv` in a new process.
+
+  Args:
+    settings: 'argv'; 'cold', whether every run has an empty cache of compiled
+      programs.
+  """
+  argv = [sys.executable, *settings['argv']]
+  kept = tempfile.TemporaryDirectory()
+
+  def once():
+    with tempfile.TemporaryDirectory() as empty:
+      folder = empty if settings.get('cold') else kept.name
+      subprocess.run(
+        argv,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=turns.with_cache(folder),
+      )
+
+  return once
+
+
+def _candidate(name: str, *argv: str, **settings) -> turns.Candidate:
+  settings['argv'] = list(argv)
+  return turns.Candidate(name, 'benchmarks.startup:command', settings)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument(
+    '--quick', action='store_true', help='3 rounds, under 5 minutes'
+  )
+  parser.add_argument('--json', metavar='FILE', help='writes all runs')
+  args = parser.parse_args()
+  rows = [
+    _candidate('python', '-c', 'pass'),
+    _candidate('vit-jax --help', '-c', _COMMAND, '--help'),
+    _candidate('vit-jax --version', '-c', _COMMAND, '--version'),
+    _candidate('vit-jax models', '-c', _COMMAND, 'models'),
+    _candidate('import vit_jax', '-c', 'import vit_jax'),
+    _candidate('first image, cold', '-c', _FIRST_IMAGE, cold=True),
+    _candidate('first image, warm', '-c', _FIRST_IMAGE),
+  ]
+  if all(importlib.util.find_spec(p) for p in ('torch', 'timm')):
+    rows.append(_candidate('import timm', '-c', 'import timm'))
+    rows.append(_candidate('first image, timm', '-c', _TIMMS_FIRST_IMAGE))
+  else:
+    print('torch and timm are not installed: left out', file=sys.stderr)
+  measured = turns.measure(rows, 3 if args.quick else args.rounds)
+  print(turns.describe())
+  print(f'\n{turns.seconds_table(measured)}')
+  if args.json:
+    turns.write_json(args.json, {'startup': measured})
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,13 @@
+"""Measures training steps with AdamW beside timm in the same rounds.
+
+  python -m benchmarks.train_step --quick
+  python -m benchmarks.train_step --models vit_small_patch16_224 --batches 16
+
+A step goes from a batch in memory to the new parameters. Peers that are not
+installed are left out with a line that says so. The speed of timm is 1.
+"""
+
+from benchmarks import models
+
+if __name__ == '__main__':
+  models.main('training', __doc__)

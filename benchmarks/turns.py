@@ -1,0 +1,312 @@
+"""Measures candidates that take turns, each in a process of its own.
+
+The speed of a shared machine changes from one second to the next. So every
+candidate is prepared in its own process, and then each one makes one run after
+the other (A B C A B C ...). A ratio compares two runs of the same round, and
+the median over the rounds is printed with its quartiles. CPU seconds are those
+of all threads; another program changes them less than the wall time.
+
+A candidate is a function of a module: `prepare(settings)` returns a function
+without arguments, of which every call is one run and blocks until it is done.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'torch', 'timm', 'transformers', 'numpy')
+_PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep
+_SHORTEST = 0.1  # seconds; shorter runs are repeated within their turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """What is measured.
+
+  Attributes:
+    name: of its row.
+    prepare: 'module:function'.
+    settings: the argument of the function, plain JSON values.
+    amount: how much a run does, such as a number of images.
+    env: environment variables of its process.
+  """
+
+  name: str
+  prepare: str
+  settings: Mapping[str, Any]
+  amount: float = 1.0
+  env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Measured:
+  """Runs of a candidate, in the order of the rounds.
+
+  Attributes:
+    candidate: what was measured.
+    error: why it could not be measured, or ''.
+    first: wall seconds from the start of its process to the end of its first
+      run.
+    wall, cpu: seconds of each run.
+    megabytes: largest resident memory of its process.
+  """
+
+  candidate: Candidate
+  error: str = ''
+  first: float = 0.0
+  wall: list[float] = dataclasses.field(default_factory=list)
+  cpu: list[float] = dataclasses.field(default_factory=list)
+  megabytes: float = 0.0
+
+
+class _Process:
+  """A candidate's process, which makes a run for every line that it gets."""
+
+  def __init__(self, candidate: Candidate):
+    self.result = Measured(candidate)
+    start = time.perf_counter()
+    self._process = subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'benchmarks.turns',
+        candidate.prepare,
+        json.dumps(candidate.settings),
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      cwd=pathlib.Path(__file__).parent.parent,
+      env={**os.environ, **candidate.env},
+    )
+    self._answer()
+    self.result.first = time.perf_counter() - start
+
+  def _answer(self) -> dict[str, Any] | None:
+    """What the process says; None if it has failed."""
+    assert self._process.stdout is not None
+    for line in self._process.stdout:
+      if line.startswith('{"'):
+        answer = json.loads(line)
+        self.result.error = answer.get('error', '')
+        return None if self.result.error else answer
+    self.result.error = f'exit code {self._process.wait()}'
+    return None
+
+  def run(self) -> None:
+    if self.result.error:
+      return
+    assert self._process.stdin is not None
+    self._process.stdin.write('run\n')
+    self._process.stdin.flush()
+    answer = self._answer()
+    if answer is not None:
+      self.result.wall.append(answer['wall'])
+      self.result.cpu.append(answer['cpu'])
+      self.result.megabytes = answer['megabytes']
+
+  def end(self) -> None:
+    assert self._process.stdin is not None
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def measure(
+  candidates: Sequence[Candidate],
+  rounds: int,
+  say: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+) -> list[Measured]:
+  """Prepares all candidates one by one, and lets them take turns.
+
+  Args:
+    candidates: what is measured.
+    rounds: number of runs of each.
+    say: prints how far it is.
+  """
+  processes = []
+  for candidate in candidates:
+    process = _Process(candidate)
+    processes.append(process)
+    say(
+      f'{candidate.name}: '
+      + (process.result.error or f'ready after {process.result.first:.1f} s')
+    )
+  try:
+    for _ in range(rounds):
+      for process in processes:
+        time.sleep(_PAUSE)
+        process.run()
+  finally:
+    for process in processes:
+      process.end()
+  return [process.result for process in processes]
+
+
+def table(measured: Sequence[Measured], baseline: str, unit: str) -> str:
+  """A Markdown table with the ratios of all candidates to one of them.
+
+  Args:
+    measured: the results of `measure`.
+    baseline: name of the candidate whose speed is 1.
+    unit: of the amount, such as 'img'.
+  """
+  base = next((m for m in measured if m.candidate.name == baseline), None)
+  rows = [
+    f'| | {unit}/s | {unit}/CPU s | speed (quartiles) | by CPU | MB | first |',
+    '|---|---|---|---|---|---|---|',
+  ]
+  for m in measured:
+    if m.error or not m.wall:
+      rows.append(f'| {m.candidate.name} | {m.error} | | | | | |')
+      continue
+    amount = m.candidate.amount
+    ratios = ['', '']
+    if base is not None and base.wall:
+      ratios = [
+        _spread(_ratios(base, m, 'wall')),
+        f'{statistics.median(_ratios(base, m, "cpu")):.2f}',
+      ]
+    rows.append(
+      f'| {m.candidate.name} | {amount / statistics.median(m.wall):.3g} '
+      f'| {amount / statistics.median(m.cpu):.3g} | {ratios[0]} | {ratios[1]} '
+      f'| {m.megabytes:.0f} | {m.first:.1f} |'
+    )
+  return '\n'.join(rows)
+
+
+def seconds_table(measured: Sequence[Measured]) -> str:
+  """A Markdown table of medians in seconds, without ratios."""
+  rows = ['| | wall s | CPU s |', '|---|---|---|']
+  for m in measured:
+    if m.error or not m.wall:
+      rows.append(f'| {m.candidate.name} | {m.error} | |')
+    else:
+      wall, cpu = statistics.median(m.wall), statistics.median(m.cpu)
+      rows.append(f'| {m.candidate.name} | {wall:.2f} | {cpu:.2f} |')
+  return '\n'.join(rows)
+
+
+def with_cache(folder: str) -> dict[str, str]:
+  """The environment with JAX's cache of compiled programs in a folder."""
+  return {
+    **os.environ,
+    'JAX_COMPILATION_CACHE_DIR': folder,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+  }
+
+
+def _ratios(base: Measured, other: Measured, clock: str) -> list[float]:
+  scale = other.candidate.amount / base.candidate.amount
+  pairs = zip(getattr(base, clock), getattr(other, clock), strict=True)
+  return [scale * a / b for a, b in pairs]
+
+
+def _spread(ratios: list[float]) -> str:
+  if len(ratios) < 2:
+    return f'{ratios[0]:.2f}'
+  low, middle, high = statistics.quantiles(ratios, n=4)
+  return f'{middle:.2f} ({low:.2f}-{high:.2f})'
+
+
+def environment() -> dict[str, Any]:
+  """The machine and the versions of what was measured."""
+  versions = {}
+  for package in _PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = None
+  return {
+    'cpu': _cpu(),
+    'cores': os.cpu_count(),
+    'load': os.getloadavg()[0],
+    'python': platform.python_version(),
+    **versions,
+  }
+
+
+def _cpu() -> str:
+  info = pathlib.Path('/proc/cpuinfo')
+  for line in info.read_text().splitlines() if info.exists() else ():
+    if line.startswith('model name'):
+      return line.split(':')[1].strip()
+  return platform.processor()
+
+
+def describe() -> str:
+  """`environment` in one line, for the head of a table."""
+  known = environment()
+  cpu, cores, load = (known.pop(k) for k in ('cpu', 'cores', 'load'))
+  versions = ', '.join(f'{k} {v}' for k, v in known.items() if v)
+  return f'{cpu}, {cores} cores (load {load:.1f}); {versions}'
+
+
+def write_json(
+  path: str | os.PathLike, groups: Mapping[str, Sequence[Measured]]
+) -> None:
+  """Writes all runs, with the machine and the versions.
+
+  Args:
+    path: of the file.
+    groups: the results of `measure` by the title of their table.
+  """
+  result = {
+    'environment': environment(),
+    'groups': {
+      title: [dataclasses.asdict(m) for m in measured]
+      for title, measured in groups.items()
+    },
+  }
+  pathlib.Path(path).write_text(json.dumps(result, indent=1) + '\n')
+
+
+def _cpu_seconds() -> float:
+  """CPU seconds of this process and of the programs that it has waited for."""
+  times = os.times()
+  return times.user + times.system + times.children_user + times.children_system
+
+
+def _serve(prepare: str, settings: dict[str, Any]) -> None:
+  """The candidate's side of `_Process`."""
+  module, function = prepare.split(':')
+  try:
+    run = getattr(importlib.import_module(module), function)(settings)
+    run()
+  except Exception as e:
+    text = (str(e).strip().splitlines() or [''])[0][:200]
+    print(json.dumps({'error': f'{type(e).__name__}: {text}'}), flush=True)
+    return
+  print(json.dumps({'ready': True}), flush=True)
+  repeats = 0
+  for _ in sys.stdin:
+    if not repeats:
+      start = time.perf_counter()
+      run()
+      repeats = max(1, int(_SHORTEST / (time.perf_counter() - start)))
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    for _ in range(repeats):
+      run()
+    wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+      json.dumps(
+        {'wall': wall / repeats, 'cpu': cpu / repeats, 'megabytes': memory}
+      ),
+      flush=True,
+    )
+
+
+if __name__ == '__main__':
+  _serve(sys.argv[1], json.loads(sys.argv[2]))
