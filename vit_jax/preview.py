@@ -21,7 +21,8 @@ from vit_jax import text
 from vit_jax.analysis.comparison import free_memory
 from vit_jax.data.sources.source import Source
 from vit_jax.models import flops
-from vit_jax.recipe import first_batch
+from vit_jax.models.patches import unseen_pixels
+from vit_jax.recipe import extension, first_batch
 from vit_jax.recipe.build import Run, compile_step, describe
 from vit_jax.recipe.keys import in_steps, preprocessing
 from vit_jax.recipe.opening import checked, open_run
@@ -62,7 +63,7 @@ def preview(
   if show_batch:
     first_batch.check_format(show_batch)
   notes: list[str] = []
-  config, _ = checked(config, workdir)
+  config, changes = checked(config, workdir)
   opened = open_run(config, workdir or '', devices, notes.append)
   run, source = opened.run, opened.source
   inputs, reading = input_with_teacher(run, source)
@@ -84,9 +85,10 @@ def preview(
       program, state, itertools.chain([batch], batches), inputs.extras
     )
   macs = flops.forward_macs(run.model, *preprocessing(config).size)
+  unseen = unseen_pixels(run.model, preprocessing(config).size)
   rows = [
     ('model', describe(run, len(source), macs)),
-    *(('note', note) for note in notes),
+    *(('note', note) for note in [*changes, *notes, unseen] if note),
     ('training', _data(source)),
     *(('evaluation', f'{k}: {_data(s)}') for k, s in opened.eval_sets.items()),
     ('length', _length(run)),
@@ -172,7 +174,7 @@ def _length(run: Run) -> str:
     saves = f'every {config.log.checkpoint_minutes:g} minutes'
   return (
     f'{run.total_steps:,} steps of {config.data.batch_size:,} images = '
-    f'{run.total_steps / per_epoch:.4g} epochs of {per_epoch:.6g} steps; '
+    f'{run.epochs(run.total_steps):.4g} epochs of {per_epoch:.6g} steps; '
     f'evaluated {f"every {every:,} steps" if every else "at the end"}, saved '
     f'{saves}'
   )
@@ -184,6 +186,8 @@ def _rate(run: Run) -> str:
   rates = np.asarray(
     jax.vmap(run.schedule)(np.unique(np.linspace(0, steps - 1, 200, dtype=int)))
   )
+  if config.run.extend:
+    return extension.in_words(run.length, run.steps_per_epoch, 0)
   return (
     f'{config.optim.name}, {config.schedule.name} schedule: from '
     f'{rates[0]:.3g} at the first step over {rates.max():.3g} at most to '

@@ -15,11 +15,12 @@ import jax
 from vit_jax.data.sources.source import Source
 from vit_jax.files import as_path
 from vit_jax.models import flops
+from vit_jax.models.patches import unseen_pixels
 from vit_jax.parallel import processes
 from vit_jax.parallel.agreement import require_agreement
 from vit_jax.parallel.compilation import compile_together
 from vit_jax.parallel.workdir_lock import WorkdirLock
-from vit_jax.recipe import first_batch
+from vit_jax.recipe import extension, first_batch
 from vit_jax.recipe.build import (
   Run,
   compile_step,
@@ -28,10 +29,11 @@ from vit_jax.recipe.build import (
 )
 from vit_jax.recipe.ending import ending
 from vit_jax.recipe.inputs import make_evaluator
-from vit_jax.recipe.keys import in_steps, preprocessing, to_json
+from vit_jax.recipe.keys import ConfigError, in_steps, preprocessing, to_json
 from vit_jax.recipe.opening import checked, open_run
 from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import initial_state
+from vit_jax.recipe.stored import changed_keys, flatten
 from vit_jax.teachers.inputs import input_with_teacher
 from vit_jax.text import is_quiet
 from vit_jax.training.checkpoint import Checkpoints
@@ -89,11 +91,11 @@ def train_and_evaluate(
   goodput = Goodput()
   if show_batch:
     first_batch.check_format(show_batch)
-  config, adopted = checked(config, workdir)
+  config, notes = checked(config, workdir)
   run, source, eval_sets, new_head = open_run(config, workdir, devices, _say)
   inputs, reading = input_with_teacher(run, source)
   macs = flops.forward_macs(run.model, *preprocessing(config).size)
-  _announce(run, len(source), macs, adopted)
+  _announce(run, len(source), macs, notes)
 
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(run.mesh))
@@ -102,6 +104,7 @@ def train_and_evaluate(
     checkpoints = _checkpoints(config, workdir, eval_sets)
     stack.callback(checkpoints.close)
     state, first_step = initial_state(run, checkpoints, _say, new_head)
+    _check_length(run, first_step)
     require_agreement({'step': first_step}, 'after the restore')
     writer = _writer(config, workdir, first_step)
     stack.callback(writer.close)
@@ -120,6 +123,9 @@ def train_and_evaluate(
     profile = Profile(as_path(workdir) / 'profile', config.log.profile_steps)
     stack.callback(profile.close)
     train_step = compile_step(run, **reading)
+    show_first = first_batch.shower(
+      run, inputs.extras, reading, source, writer.image, show_batch, _say
+    )
     batches = inputs.batches(first_step)
     stack.callback(batches.close)
     throttle, step = Throttle(), first_step
@@ -132,9 +138,7 @@ def train_and_evaluate(
       profile.before(step)
       batch = goodput.wait_for(batches)
       if step == first_step:
-        _show_batch(
-          run, step, batch, inputs.extras, source, reading, show_batch
-        )
+        show_first(step, batch)
         compile_together(train_step, state, batch, inputs.extras)
       state, values = train_step(state, batch, inputs.extras)
       step += 1
@@ -144,7 +148,7 @@ def train_and_evaluate(
         _end_compilation(progress, goodput, step, values)
       profile.after(step, values)
       log(step, state, values)
-      _show_bar(progress, step, log)
+      _show_bar(progress, run, step, log)
       with progress.paused():
         stopping = step < run.total_steps and stop.reached(step)
         # Before the evaluation, which may fail or take long.
@@ -161,7 +165,7 @@ def train_and_evaluate(
     summary.update(
       results=evaluate.at(step) or evaluate.evaluate(step, state),
       step=step,
-      epochs=step / run.steps_per_epoch,
+      epochs=run.epochs(step),
       gmacs=macs / 1e9,
       img_per_sec=progress.img_per_sec,
       config=to_json(config),
@@ -173,14 +177,13 @@ def train_and_evaluate(
 
 
 def _announce(
-  run: Run, num_examples: int, macs: int, adopted: Sequence[str]
+  run: Run, num_examples: int, macs: int, notes: Sequence[str]
 ) -> None:
   """Prints model, data and length of the run."""
   _say(describe(run, num_examples, macs))
-  if adopted:
-    _say(
-      f'set as in the earlier version that began this run: {", ".join(adopted)}'
-    )
+  unseen = unseen_pixels(run.model, preprocessing(run.config).size)
+  for note in [*notes, unseen] if unseen else notes:
+    _say(note)
   if run.config.log.overview:
     _say(
       parameter_overview.get_parameter_overview(
@@ -206,13 +209,19 @@ def _writer(
   config: Config, workdir: str | os.PathLike, first_step: int
 ) -> Writer:
   """Writes the metrics of process 0, after those of the finished steps."""
+  recipe = to_json(config)
+  keys = dict(flatten(recipe))
   writer = Writer(
     workdir,
     resumed_step=first_step,
     tensorboard=config.log.tensorboard,
     enabled=processes.is_first(),
+    trackers=config.log.writers,
+    name=config.run.name or as_path(workdir).name,
+    recipe=keys,
+    compared=changed_keys(keys),
   )
-  writer.config(to_json(config))
+  writer.config(recipe)
   return writer
 
 
@@ -248,6 +257,10 @@ def _actions(
 ) -> _Actions:
   """Logging, evaluation and saving, as often as the recipe says."""
   config, per_epoch = run.config, run.steps_per_epoch
+  epochs = {
+    'steps_per_epoch': per_epoch,
+    'extra_steps': run.length.extra_steps,
+  }
 
   def before_save():
     lock.check()
@@ -261,17 +274,23 @@ def _actions(
     every_steps=config.log.every_steps,
     first_step=first_step,
     total_steps=run.total_steps,
-    steps_per_epoch=per_epoch,
+    **epochs,
     check=check,
   )
+  evaluator = make_evaluator(run, eval_sets)
+
+  def evaluate_sets(variables):
+    _BAR.clear()  # the evaluation has a bar of its own
+    return evaluator(variables)
+
   evaluate = Evaluation(
-    make_evaluator(run, eval_sets),
+    evaluate_sets,
     writer,
     clocks[1],
     _say,
     every_steps=in_steps(config, 'eval', 'every_', steps_per_epoch=per_epoch),
     total_steps=run.total_steps,
-    steps_per_epoch=per_epoch,
+    **epochs,
     average=config.eval.ema,
     check=check,
     score=checkpoints.score,
@@ -290,28 +309,27 @@ def _actions(
   return _Actions(log, evaluate, save)
 
 
+def _check_length(run: Run, first_step: int) -> None:
+  """Says how a run goes on that is extended.
+
+  Raises:
+    ConfigError: the run has more steps already than its recipe says.
+  """
+  config = run.config
+  if config.run.eval_only:
+    return
+  if first_step > run.total_steps and (config.run.extend or config.run.resume):
+    raise ConfigError(
+      f'the run has {first_step:,} steps already, and this recipe has '
+      f'{run.total_steps:,}: lengthen it (run.steps, epochs or examples), or '
+      'let it go on for N epochs by run.extend=N'
+    )
+  if config.run.extend and first_step < run.total_steps:
+    _say(extension.in_words(run.length, run.steps_per_epoch, first_step))
+
+
 def _ignore(state: Any) -> None:
   """Instead of `check_finite`, for a run with run.nan='skip'."""
-
-
-def _show_batch(
-  run: Run,
-  step: int,
-  batch: Any,
-  extras: Any,
-  source: Source,
-  reading: dict[str, Any],
-  path: str,
-) -> None:
-  """Writes the picture of a batch, if there is a path for it."""
-  if not path:
-    return
-  shown = first_batch.first_batch(
-    run, step, batch, extras, source.class_names, **reading
-  )
-  if processes.is_first():
-    first_batch.save(shown, path)
-  _say(f'{path} shows the batch of step {step + 1} as the model gets it')
 
 
 def _begin_compilation(progress: Progress, step: int, total_steps: int) -> None:
@@ -345,10 +363,10 @@ def _end(
 _BAR = LiveLine()
 
 
-def _show_bar(progress: Progress, step: int, log: Log) -> None:
+def _show_bar(progress: Progress, run: Run, step: int, log: Log) -> None:
   """Shows how far the run is at the bottom of the terminal of process 0."""
   if processes.is_first():
-    _BAR.show(lambda: progress.bar(step, log.line))
+    _BAR.show(lambda: progress.bar(step, log.line, run.epochs(step)))
 
 
 def _say(text: str) -> None:

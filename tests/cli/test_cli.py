@@ -169,7 +169,8 @@ def test_wrong_arguments(capsys, argv, words):
       ['--set', 'patch_size=64'],
       '--set patch_size=64 is larger than the image',
     ),
-    (['--steps', '3'], 'give it as --weights='),
+    (['--steps', '3'], 'by --more-epochs=N'),
+    (['--seed', '3'], 'give it as --weights='),
   ],
 )
 def test_finetune_names_its_own_options(capsys, folder, workdir, words, says):

@@ -8,6 +8,7 @@ import pytest
 from tests.helpers import tiny_config
 from vit_jax.cli.parser import main
 from vit_jax.recipe.keys import to_json
+from vit_jax.recipe.stored import changed_keys
 from vit_jax.report import charts, page, runs, table
 
 
@@ -62,8 +63,8 @@ def test_read_runs(folder):
   }
   assert not first.summary and second.step == 1234
   assert runs.differences([first, second]) == {'optim.lr': [0.1, 0.2]}
-  assert runs.changed_keys(second.recipe)['optim.lr'] == 0.2
-  assert 'optim.b1' not in runs.changed_keys(second.recipe)
+  assert changed_keys(second.recipe)['optim.lr'] == 0.2
+  assert 'optim.b1' not in changed_keys(second.recipe)
   assert to_json(first.config()) == to_json(tiny_config(optim={'lr': 0.1}))
 
 

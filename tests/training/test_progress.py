@@ -44,9 +44,9 @@ def test_speed_mfu_and_eta(clock):
     'step 10/100  epoch 0.50  loss 1.2500  top-1 25.0%  lr 0.0003  64 img/s  '
     '16/device  MFU 1.6%  ETA 45s'
   )
-  bar = progress.bar(30, line)
-  assert bar.startswith('[###-------] 30/100  epoch 0.50  loss 1.2500  top-1')
-  assert bar.endswith('0.5 s/step')
+  bar = progress.bar(30, line, 1.5)
+  assert bar.startswith('[###-------] 30/100  epoch 1.50  loss 1.2500  top-1')
+  assert bar.endswith('ETA 35s  0.5 s/step') and 'ETA 45s' not in bar
 
 
 def test_the_wait_for_input_is_a_share_of_the_time(clock):

@@ -1,7 +1,8 @@
 """Runs an ablation: all runs of its plan that are not finished."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
+import time
 from typing import Any
 
 from etils import epath
@@ -19,7 +20,9 @@ from vit_jax.ablation.results import Results
 from vit_jax.files import as_path, write_atomically
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import ConfigError, to_json
+from vit_jax.recipe.opening import build_run, checked
 from vit_jax.recipe.stored import check_workdir
+from vit_jax.text import duration
 
 
 def run_variants(
@@ -65,17 +68,23 @@ def run_variants(
       results.add(run, summary)
     elif not only or run.variant in only:
       todo.append(number)
-  if jobs == 1:
-    for number in todo:
-      say(f'--- run {number + 1} of {len(plan)}: {plan[number].title}')
-      results.add(plan[number], _run_here(plan[number], run_one))
-      results.write()
-  elif todo:
-    if start is None:
-      raise ValueError(f'jobs={jobs} needs a function that starts a process')
-    for number, summary in run_side_by_side(plan, todo, every, start, jobs):
-      results.add(plan[number], summary)
-      results.write()
+  if run_one is train.train_and_evaluate:
+    _check_data([plan[number] for number in todo], every)
+  done = (
+    ((number, _run_here(plan[number], run_one)) for number in todo)
+    if jobs == 1
+    else _side_by_side(plan, todo, every, start, jobs)
+  )
+  begin = time.monotonic()
+  for count, (number, summary) in enumerate(done, start=1):
+    results.add(plan[number], summary)
+    results.write()
+    left = len(todo) - count
+    seconds = (time.monotonic() - begin) / count * left
+    say(
+      f'--- {plan[number].title} is done: {count} of {len(todo)} runs'
+      + (f', about {duration(seconds)} left' if left else '')
+    )
   if not todo:
     results.write()
   return results.variants
@@ -117,8 +126,60 @@ def checked_plan(
   return plan
 
 
+def _side_by_side(
+  plan: list[PlannedRun],
+  todo: list[int],
+  every: dict[str, dict[str, Any]],
+  start: Start | None,
+  jobs: int,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Does several runs at a time, see `run_side_by_side`."""
+  if not todo:
+    return
+  if start is None:
+    raise ValueError(f'jobs={jobs} needs a function that starts a process')
+  say(f'{len(todo)} runs, {jobs} at a time; each writes to its own log.txt')
+  yield from run_side_by_side(plan, todo, every, start, jobs)
+
+
+def _check_data(
+  runs: Sequence[PlannedRun], every: Mapping[str, Mapping[str, Any]]
+) -> None:
+  """Opens the data and builds the model of every variant, before the first run.
+
+  Left out are variants that use the files of an earlier one, and recipes that
+  prepare data before each run.
+
+  Args:
+    runs: those that will run.
+    every: {name of a variant: its keys}.
+
+  Raises:
+    ConfigError: a variant does not fit its data; the message names the variant.
+  """
+  uses_earlier = lambda name: '{workdir}' in str(every[name])
+  first = {run.variant: run for run in reversed(runs)}
+  todo = [
+    run
+    for name, run in reversed(first.items())
+    if run.prepare is None and not uses_earlier(name)
+  ]
+  for count, run in enumerate(todo, start=1):
+    say(f'checking variant {count} of {len(todo)}: {run.variant}')
+    try:
+      config, _ = checked(run.config, run.directory)
+      build_run(config, run.directory, None, _ignore)
+    except (ValueError, OSError, RuntimeError) as e:
+      raise ConfigError(f'variant {run.variant!r}: {e}') from e
+
+
+def _ignore(line: str) -> None:
+  """Notes about the data are printed when the run begins."""
+
+
 def _run_here(run: PlannedRun, run_one: Callable) -> dict[str, Any]:
   """Does a run in this process; returns its summary or {'error': message}."""
+  say(f'--- {run.title}')
   try:
     return do_run(run, run_one)
   except train.NonFinite as e:

@@ -24,7 +24,7 @@ from vit_jax.analysis.published import Published, published
 from vit_jax.files import as_path
 from vit_jax.inference.describe import measure
 from vit_jax.models.registry import create_model, list_models, model_info
-from vit_jax.text import duration
+from vit_jax.text import duration, shortened
 
 _SPEED = 'images/s'  # head of the column of measured speeds
 _SECONDS = 1.0  # shortest time over which the speed of a model is measured
@@ -135,6 +135,9 @@ def read_speeds(
 
   Returns:
     {(name, image size): images per second}.
+
+  Raises:
+    ValueError: the table was changed so that its speeds cannot be read.
   """
   try:
     lines = as_path(path).read_text().splitlines()
@@ -147,12 +150,26 @@ def read_speeds(
     for line in lines
     if line.startswith('| ')
   ]
-  column = cells[0].index(_SPEED)
-  return {
-    (row[0].strip('`'), int(row[1])): float(row[column])
-    for row in cells[1:]
-    if row[column]
-  }
+  if not cells or _SPEED not in cells[0]:
+    raise ValueError(_edited(path, f'it has no column {_SPEED!r}'))
+  column, speeds = cells[0].index(_SPEED), {}
+  for row in cells[1:]:
+    try:
+      if row[column]:
+        speeds[row[0].strip('`'), int(row[1])] = float(row[column])
+    except (IndexError, ValueError) as e:
+      raise ValueError(
+        _edited(path, f'the row of {row[0]} has no speed in its column: {row}')
+      ) from e
+  return speeds
+
+
+def _edited(path: str | os.PathLike, problem: str) -> str:
+  return (
+    f'{os.fspath(path)} was changed by hand, and its speeds cannot be read: '
+    f'{shortened(problem, 300)}. Restore the file, or remove it to measure '
+    'all speeds again'
+  )
 
 
 def images_per_second(model: nn.Module, size: int, batch_size: int) -> float:

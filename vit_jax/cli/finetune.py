@@ -3,6 +3,8 @@
   vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers
   vit-jax finetune --weights runs/flowers --data more_flowers --epochs 10 \\
       --head-only
+  vit-jax finetune --weights ViT-B_16.npz --model vit_b16 --data flowers \\
+      --more-epochs 5 --lr 0.001
   vit-jax finetune --weights runs/flowers --data more_flowers --dry-run \\
       --show-batch batch.png
 
@@ -29,6 +31,7 @@ OPTIONS = {
   'run.prefix': '--prefix',
   'run.steps': '--steps',
   'run.epochs': '--epochs',
+  'run.extend': '--more-epochs',
   'run.seed': '--seed',
   'data.dir': '--data',
   'data.batch_size': '--batch-size',
@@ -96,6 +99,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     metavar='N',
     help='length of training in epochs',
   )
+  options.add_more_epochs_argument(parser)
   parser.add_argument(
     '--lr',
     type=options.above_zero,
@@ -191,7 +195,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     'max_bad_fraction': args.max_bad_fraction,
     'flat': args.flat,
     'match_classes': args.match_classes,
-    'keys': {'run.prefix': args.prefix} | args.keys,
+    'keys': {'run.prefix': args.prefix, 'run.extend': args.more_epochs}
+    | args.keys,
     'seed': args.seed,
     'module': args.module,
     'fields': options.fields(args.set),

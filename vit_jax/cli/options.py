@@ -83,6 +83,18 @@ def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_more_epochs_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds --more-epochs, of commands that train."""
+  parser.add_argument(
+    '--more-epochs',
+    type=above_zero,
+    metavar='N',
+    help='let the run go on for N epochs after its length, also if it has '
+    'finished: the other words as before, or with another learning rate, '
+    'schedule or batch size for these epochs',
+  )
+
+
 def add_json_argument(parser: argparse._ActionsContainer) -> None:
   """Adds --json, which prints the results for other programs."""
   parser.add_argument('--json', action='store_true', help='print JSON')

@@ -3,6 +3,7 @@
   vit-jax train configs/digits.py --workdir runs/digits
   vit-jax train configs/vit_s16_i1k.py optim.lr=3e-4 data.dir=TFDS_DIR \\
       --workdir runs/s16
+  vit-jax train configs/digits.py --workdir runs/digits --more-epochs 20
   vit-jax train configs/digits.py --dry-run --show-batch batch.png
 
 KEY=VALUE sets a key of the recipe. A stopped run continues when the same
@@ -15,11 +16,13 @@ from collections.abc import Mapping, Sequence
 from vit_jax.cli import options
 
 HELP = 'train a recipe (configs/X.py)'
+OPTIONS = {'run.extend': '--more-epochs'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_recipe_arguments(parser)
   add_workdir_argument(parser, required=False)
+  options.add_more_epochs_argument(parser)
   options.add_preview_arguments(parser)
   parser.add_argument(
     '--coordinator',
@@ -73,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
   from vit_jax import main
 
   logging.use_absl_handler()  # as absl's app.run does for vit_jax.main
-  return main.run(args, {**settings(args.settings), **args.keys})
+  keys = {**settings(args.settings), **args.keys}
+  if args.more_epochs is not None:
+    keys['run.extend'] = args.more_epochs
+  return main.run(args, keys)
 
 
 def program_arguments(

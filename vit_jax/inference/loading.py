@@ -26,8 +26,10 @@ from vit_jax.inference.identify import (
   identify,
   without_area_attention,
 )
+from vit_jax.models.patches import unseen_pixels
 from vit_jax.models.registry import create_model, load_module, model_info
 from vit_jax.preprocessing import Preprocessing, as_size
+from vit_jax.text import note
 from vit_jax.weights import WeightsError, from_state_dict, inspect, read
 from vit_jax.weights.contents import FileContents
 
@@ -89,6 +91,9 @@ def load_classifier(
     preprocessing = known.preprocessing or model_info(name).preprocessing
     net = create_model(name, file_classes, **all_fields)
     size = as_size(image_size or _image_size(net, contents, preprocessing))
+    unseen = unseen_pixels(net, size)
+    if unseen:
+      note(unseen)
     variables, report = from_state_dict(
       net, arrays, size, source=str(source), source_image_size=file_size
     )
@@ -192,8 +197,8 @@ def _variants_named(
     if not names or names == [name]:
       raise
     raise WeightsError(
-      f'{e}\nIts tensors fit {", ".join(names[:6])}: name the model with '
-      '--model'
+      f'{e}{"" if str(e).endswith(".") else "."} Its tensors fit '
+      f'{", ".join(names[:6])}: name the model with --model'
     ) from e
 
 

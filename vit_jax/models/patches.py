@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -65,6 +66,38 @@ def embed_patches(
     bias_init=init.patch_bias(math.prod(shape) * x.shape[-1]),
     name=name,
   )(x)
+
+
+def unseen_pixels(model: Any, size: tuple[int, int]) -> str:
+  """Says which pixels a model does not see; '' if it sees all of them.
+
+  Args:
+    model: a module; only those with a field `patch_size` and without another
+      stem are judged.
+    size: (height, width) of the images.
+  """
+  patch = getattr(model, 'patch_size', None)
+  if patch is None or getattr(model, 'stem', None) is not None:
+    return ''
+  shape = patch_shape(patch)
+  cut = [n % p for n, p in zip(size, shape, strict=True)]
+  if not any(cut) or any(n < p for n, p in zip(size, shape, strict=True)):
+    return ''
+  words = [
+    f'the last {n} {name}'
+    for n, name in zip(cut, ('rows', 'columns'), strict=True)
+    if n
+  ]
+  below = [n - c for n, c in zip(size, cut, strict=True)]
+  above = [
+    n if not c else n - c + p for n, c, p in zip(size, cut, shape, strict=True)
+  ]
+  sizes = lambda pair: f'{pair[0]}x{pair[1]}'
+  return (
+    f'images of {sizes(size)} px are no multiple of the patch of '
+    f'{sizes(shape)}: {" and ".join(words)} of pixels are cut off. The nearest '
+    f'sizes without loss are {sizes(below)} and {sizes(above)}'
+  )
 
 
 def check_patches(height: int, width: int, patch_size: PatchSize) -> None:

@@ -15,6 +15,7 @@ from vit_jax.data.sources.source import Source
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import batch_shards
+from vit_jax.recipe.extension import Lengthened, lengthened
 from vit_jax.recipe.keys import (
   ConfigError,
   in_steps,
@@ -49,6 +50,7 @@ class Run:
     steps_per_epoch: optimizer steps in one pass over the training images.
     total_steps: length of the run in optimizer steps.
     schedule: step -> learning rate.
+    length: the length and the schedule, with `run.extend`.
     tx: the optimizer.
     abstract_state: shapes, dtypes and shardings of the state.
     shardings: NamedSharding of every array of the state.
@@ -64,12 +66,17 @@ class Run:
   steps_per_epoch: float
   total_steps: int
   schedule: Schedule
+  length: Lengthened
   tx: optax.GradientTransformation
   abstract_state: TrainState
   shardings: TrainState
   update_specs: Any
   init: Callable[[], TrainState]
   init_from: Callable[[Any], TrainState]
+
+  def epochs(self, step: int) -> float:
+    """Passes over the training images after so many steps."""
+    return (step + self.length.extra_steps) / self.steps_per_epoch
 
   @property
   def parameters(self) -> int:
@@ -106,16 +113,20 @@ def build(
   if not config.run.fractional_epochs:
     steps_per_epoch = max(1, math.floor(steps_per_epoch))
   # A run that only evaluates may have no length; it makes 0 steps.
-  total_steps = (
-    in_steps(config, 'run', '', steps_per_epoch=steps_per_epoch) or 0
+  steps = in_steps(config, 'run', '', steps_per_epoch=steps_per_epoch) or 0
+  length = lengthened(
+    config,
+    steps,
+    steps_per_epoch,
+    lambda total: make_schedule(
+      config.schedule,
+      config.optim,
+      total_steps=total,
+      steps_per_epoch=steps_per_epoch,
+      batch_size=config.data.batch_size,
+    ),
   )
-  schedule = make_schedule(
-    config.schedule,
-    config.optim,
-    total_steps=max(1, total_steps),
-    steps_per_epoch=steps_per_epoch,
-    batch_size=config.data.batch_size,
-  )
+  schedule = length.schedule
   fresh = lambda: init_variables(
     model, preprocessing(config).size, config.run.seed
   )
@@ -138,8 +149,9 @@ def build(
     model=model,
     num_classes=num_classes,
     steps_per_epoch=steps_per_epoch,
-    total_steps=total_steps,
+    total_steps=length.total_steps,
     schedule=schedule,
+    length=length,
     tx=tx,
     abstract_state=jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -299,7 +311,7 @@ def describe(run: Run, num_examples: int, macs: int) -> str:
     f'{"" if width == height else f"x{width}"} px; '
     f'{num_examples:,} training examples of {run.num_classes} classes; '
     f'{run.total_steps:,} steps of {config.data.batch_size} '
-    f'({run.total_steps / run.steps_per_epoch:.4g} epochs); '
+    f'({run.epochs(run.total_steps):.4g} epochs); '
     f'mesh {dict(run.mesh.shape)} of {run.mesh.devices.flat[0].device_kind}, '
     f'{_dtype(run.model)}'
   )

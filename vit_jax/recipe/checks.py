@@ -35,6 +35,7 @@ from vit_jax.recipe.values import (
   type_name,
 )
 from vit_jax.training import schedules
+from vit_jax.training.trackers import check_trackers
 
 
 def check(config: Config) -> None:
@@ -59,6 +60,10 @@ def check(config: Config) -> None:
   _check_loss(config)
   _check_training(config)
   _check_model(config)
+  try:
+    check_trackers(config.log.writers)
+  except ValueError as e:
+    raise ConfigError(str(e)) from e
 
 
 def _check_keys(config: Config) -> None:

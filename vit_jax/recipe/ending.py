@@ -1,6 +1,6 @@
 """The last lines of a run: its accuracy, its checkpoint and what comes next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 import shlex
 from typing import Any
@@ -38,12 +38,32 @@ def ending(
     lines.append('accuracy: not known, because no images are held out')
   steps = list_steps(as_path(workdir) / FOLDER)
   where = shlex.quote(os.fspath(workdir))
-  if steps:
-    lines.append(f'checkpoint: {steps[-1]}')
+  lines += _checkpoints(steps, best)
+  lines.append('go on:    the same command with --more-epochs N')
   lines.append(f'predict:  vit-jax predict {where} IMAGE...')
   lines.append(f'evaluate: vit-jax evaluate {where} {_data(config)}')
   lines.append(f'report:   vit-jax report {where} -o report.html')
   return '\n'.join(lines)
+
+
+def _checkpoints(
+  steps: Sequence[os.PathLike], best: Mapping[str, tuple[float, int]]
+) -> list[str]:
+  """Which steps are kept, and which of them the other commands take."""
+  if not steps:
+    return []
+  last = f'checkpoint: {os.fspath(steps[-1])}'
+  accuracy, step = next(iter(best.values()), (0.0, -1))
+  kept = [path for path in steps if os.path.basename(path) == str(step)]
+  if not kept:
+    return [f'{last}: the last one, which predict takes']
+  if kept[0] == steps[-1]:
+    return [f'{last}: the last and the best one, which predict takes']
+  return [
+    f'{last}: the last one, which predict takes',
+    f'best:     {os.fspath(kept[0])} with {accuracy:.2%}: predict takes it if '
+    'its path is given in place of the workdir',
+  ]
 
 
 def _data(config: Config) -> str:

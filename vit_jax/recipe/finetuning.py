@@ -188,6 +188,7 @@ def folder_config(
   c.schedule.warmup_steps = min(c.schedule.warmup_steps, total // 5)
   c.eval.every_steps = c.log.checkpoint_steps = -(-total // 5)
   c.log.every_steps = max(1, total // 50)
+  c.log.keep_best = 1
   override(c, keys or {})
   return c
 

@@ -13,7 +13,9 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vit_jax.data.sources.source import Source
 from vit_jax.files import as_path, open_atomically
+from vit_jax.parallel import processes
 from vit_jax.parallel.mesh import replicated
 from vit_jax.preprocessing import normalization
 from vit_jax.recipe.build import Run, make_examples
@@ -101,6 +103,48 @@ def first_batch(
   mean, std = normalization(config.data.normalize)
   pixels = np.clip(np.round(values * np.array(std) + np.array(mean)), 0, 255)
   return FirstBatch(pixels.astype(np.uint8), labels, title)
+
+
+def shower(
+  run: Run,
+  extras: Any,
+  reading: dict[str, Any],
+  source: Source,
+  log_image: Callable[[int, str, Image.Image], None],
+  path: str,
+  say: Callable[[str], None],
+) -> Callable[[int, Any], None]:
+  """A function of (step, batch) that shows the first batch of a run.
+
+  Args:
+    run: the run.
+    extras, reading: of `vit_jax.teachers.inputs.input_with_teacher`.
+    source: the training data.
+    log_image: is given the step, a name and the picture of `log.images` images,
+      where a run begins.
+    path: where to write a picture; '' for none.
+    say: prints a line.
+  """
+  log = run.config.log
+
+  def show(step: int, batch: Any) -> None:
+    # The same in all processes, which compute the images together.
+    logged = 0 if step else log.images * bool(log.tensorboard or log.writers)
+    if not path and not logged:
+      return
+    most = MOST_IMAGES if path else logged
+    shown = first_batch(
+      run, step, batch, extras, source.class_names, most=most, **reading
+    )
+    if not processes.is_first():
+      return
+    if logged:
+      log_image(step, 'train/first_batch', draw(shown))
+    if path:
+      save(shown, path)
+      say(f'{path} shows the batch of step {step + 1} as the model gets it')
+
+  return show
 
 
 def in_words(target: np.ndarray, classes: Sequence[str] | None = None) -> str:

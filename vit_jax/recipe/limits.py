@@ -104,6 +104,7 @@ LIMITS: tuple[Limit, ...] = (
     lambda x: 0 < x < math.inf,
     (
       'run.epochs',
+      'run.extend',
       'loss.distill_tau',
       'loss.weight',
       'optim.eps',
@@ -143,6 +144,7 @@ LIMITS: tuple[Limit, ...] = (
       'schedule.epoch_lag',
       'eval.crop',
       'log.checkpoint_minutes',
+      'log.images',
       'log.keep_best',
     ),
   ),

@@ -14,11 +14,16 @@ from vit_jax.recipe.agreement import facts_of_run
 from vit_jax.recipe.build import Run, build
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.data import epoch_examples
+from vit_jax.recipe.extension import begins
 from vit_jax.recipe.identity import open_data
 from vit_jax.recipe.keys import to_json
 from vit_jax.recipe.scan import scan
 from vit_jax.recipe.sections import Config
-from vit_jax.recipe.stored import adopt_earlier, check_workdir
+from vit_jax.recipe.stored import (
+  adopt_earlier,
+  adopt_extension,
+  check_workdir,
+)
 
 
 class Opened(NamedTuple):
@@ -40,9 +45,10 @@ class Opened(NamedTuple):
 def checked(
   config: Config, workdir: str | os.PathLike | None
 ) -> tuple[Config, list[str]]:
-  """A checked copy of the recipe, and 'key=value' of what a resumed run needs.
+  """A checked copy of the recipe, and lines about what a resumed run changes.
 
-  Those keys keep a run of an earlier version as it began, see `adopt_earlier`.
+  Keys that the recipe does not set are set as the run in the workdir has them,
+  see `adopt_earlier` and `adopt_extension`.
 
   Args:
     config: the recipe.
@@ -56,9 +62,19 @@ def checked(
   adopted = [] if workdir is None else adopt_earlier(config, workdir)
   if config.run.resume:
     adopted += adopt_earlier(config, config.run.resume)
+  notes = []
+  if adopted:
+    notes.append(
+      f'set as in the earlier version that began this run: {", ".join(adopted)}'
+    )
   if workdir is not None:
-    check_workdir(workdir, to_json(config))
-  return config, adopted
+    kept, changed = adopt_extension(config, workdir)
+    check_workdir(workdir, to_json(config), goes_on=begins(config, workdir))
+    if kept:
+      notes.append(f'set as in the run of {workdir}: {", ".join(kept)}')
+    if changed:
+      notes.append(f'changed where the run goes on: {"; ".join(changed)}')
+  return config, notes
 
 
 def open_run(
@@ -83,6 +99,22 @@ def open_run(
   """
   if not config.run.compilation_cache:
     jax.config.update('jax_enable_compilation_cache', False)
+  opened = build_run(config, workdir, devices, say)
+  require_agreement(
+    facts_of_run(opened.run, workdir, opened.source, opened.eval_sets),
+    'before the first step',
+  )
+  scan(config, opened.source, opened.eval_sets, say)
+  return opened
+
+
+def build_run(
+  config: Config,
+  workdir: str | os.PathLike,
+  devices: Sequence[Any] | None,
+  say: Callable[[str], None],
+) -> Opened:
+  """Like `open_run`, without reading images and comparing the processes."""
   mesh = make_mesh(
     config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices
   )
@@ -94,9 +126,4 @@ def open_run(
     num_classes=data.num_classes,
     num_examples=epoch_examples(config, data.source),
   )
-  require_agreement(
-    facts_of_run(run, workdir, data.source, data.eval_sets),
-    'before the first step',
-  )
-  scan(config, data.source, data.eval_sets, say)
   return Opened(run, data.source, data.eval_sets, data.new_head)

@@ -27,6 +27,11 @@ def run() -> Config:
   c.steps = placeholder(int)
   c.epochs = placeholder(float)
   c.examples = placeholder(int)
+  # Epochs that the run goes on for after its length, also when it has finished
+  # (`vit_jax.recipe.extension` says with which learning rate).
+  c.extend = placeholder(float)
+  # Where the settings of a finished run changed; the run sets it itself.
+  c.extended = ()
   # How lengths in epochs become steps. False: an epoch has images //
   # data.batch_size steps, as timm's loaders have it. True: it has images /
   # data.batch_size steps, and the whole length is rounded, as in big_vision.
@@ -292,6 +297,12 @@ def log() -> Config:
   c.keep_every_steps = placeholder(int)
   # Write TensorBoard event files too.
   c.tensorboard = True
+  # Other programs that get the metrics: 'wandb' and 'mlflow', if they are
+  # installed (`vit_jax.training.trackers`).
+  c.writers = ()
+  # Images of the first batch, as the model gets them, in TensorBoard and
+  # `writers`; 0 for none.
+  c.images = 16
   # (first, last): record a profiler trace of these steps; () for none.
   c.profile_steps = ()
   # Print the table of parameters and shardings at the start.

@@ -11,6 +11,7 @@ from absl import logging
 from vit_jax import text
 from vit_jax.files import as_path, read_text
 from vit_jax.models.registry import list_models, model_info
+from vit_jax.recipe import extension
 from vit_jax.recipe.keys import ConfigError, default_config, get, to_json
 from vit_jax.recipe.sections import Config
 from vit_jax.weights.steps import (
@@ -31,6 +32,8 @@ _MAY_CHANGE = (
   'run.compilation_cache',
   'run.nan',
   'run.eval_only',
+  'run.extend',
+  'run.extended',
   'run.resume',
   'run.pretrained',
   'run.prefix',
@@ -43,6 +46,8 @@ _MAY_CHANGE = (
   'data.prefetch',
   'data.max_bad_fraction',
 )
+
+_LENGTHS = ('run.steps', 'run.epochs', 'run.examples')
 
 # Values for keys that the recipes of earlier versions lack, where those
 # versions did something else than the default does now. Any other missing key
@@ -128,13 +133,17 @@ def adopt_earlier(config: Config, workdir: str | os.PathLike) -> list[str]:
 
 
 def check_workdir(
-  workdir: str | os.PathLike, recipe: Mapping[str, Any]
+  workdir: str | os.PathLike,
+  recipe: Mapping[str, Any],
+  goes_on: bool = False,
 ) -> None:
   """Checks that a recipe continues the run in a workdir, if there is one.
 
   Args:
     workdir: workdir of the run.
     recipe: the new recipe, as plain JSON values by section.
+    goes_on: the run has finished and goes on with this recipe, in which its
+      settings may change (`vit_jax.recipe.extension`).
 
   Raises:
     ConfigError: they differ in a key that changes what is learned, or the
@@ -150,19 +159,73 @@ def check_workdir(
   if stored is None:
     return
   new = dict(flatten(recipe))
+  changed = _changed(stored, new)
+  if goes_on:
+    changed = [key for key in changed if not extension.is_setting(key)]
+  if not changed:
+    return
   different = [
     text.shortened(f'{key}: {stored.get(key)} there, {new.get(key)} now', 500)
+    for key in changed
+  ]
+  if all(k in _LENGTHS or extension.is_setting(k) for k in changed):
+    fix = (
+      'Leave the length as it was, and let the run go on for N epochs after it '
+      'by run.extend=N; the settings of a finished run may change there. Or '
+      'take another --workdir'
+    )
+  else:
+    fix = (
+      'Take another --workdir; to go on from that run with new settings, give '
+      f'it as --config.run.resume={workdir}'
+    )
+  raise ConfigError(
+    f'{workdir} belongs to another recipe ({"; ".join(different[:4])}'
+    f'{"; ..." if len(different) > 4 else ""}). Nothing was changed. {fix}'
+  )
+
+
+def _changed(stored: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """The keys that differ and may not change when a run is resumed."""
+  return [
+    key
     for key in sorted({*stored, *new})
     if stored.get(key) != new.get(key)
     and not any(key == k or key.startswith(f'{k}.') for k in _MAY_CHANGE)
   ]
-  if different:
-    raise ConfigError(
-      f'{workdir} belongs to another recipe ({"; ".join(different[:4])}'
-      f'{"; ..." if len(different) > 4 else ""}). Nothing was changed. Take '
-      'another --workdir; to go on from that run with new settings, give it '
-      f'as --config.run.resume={workdir}'
-    )
+
+
+def adopt_extension(
+  config: Config, workdir: str | os.PathLike
+) -> tuple[list[str], list[str]]:
+  """Sets the keys of a run that goes on after its end.
+
+  Args:
+    config: the new recipe; `run.extend` and `run.extended` change in place.
+    workdir: workdir of the run.
+
+  Returns:
+    'key=value' of what the run has and the recipe does not say, and
+    'key: old -> new' of the settings that change here.
+
+  Raises:
+    ConfigError: the run cannot go on like this.
+  """
+  stored = _stored(workdir)
+  if stored is None:
+    config.run.extended = ()
+    if config.run.resume and config.run.extend:
+      extension.begin_after(config, config.run.resume)
+    return [], []
+  new = dict(flatten(to_json(config)))
+  changed = _changed(stored, new)
+  adopted = extension.adopt(config, stored, changed, workdir)
+  settings = [
+    f'{key}: {stored.get(key)} -> {new.get(key)}'
+    for key in changed
+    if extension.is_setting(key) and extension.begins(config, workdir)
+  ]
+  return adopted, settings
 
 
 def _stored(workdir: str | os.PathLike) -> dict[str, Any] | None:
@@ -207,3 +270,13 @@ def flatten(
       yield from flatten(value, f'{prefix}{key}.')
     else:
       yield f'{prefix}{key}', value
+
+
+def changed_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
+  """The entries of a flat recipe that are not the defaults."""
+  defaults = dict(flatten(to_json(default_config())))
+  return {
+    key: value
+    for key, value in recipe.items()
+    if key not in defaults or value != defaults[key]
+  }

@@ -8,8 +8,9 @@ from etils import epath
 
 from vit_jax.files import as_path, write_atomically
 from vit_jax.inference.convert import convert
+from vit_jax.recipe.stored import changed_keys
 from vit_jax.report import table
-from vit_jax.report.runs import Run, changed_keys, read_runs
+from vit_jax.report.runs import Run, read_runs
 
 WEIGHTS = 'model.safetensors'
 # Keys that say where files are on one machine.

@@ -8,8 +8,9 @@ import importlib.resources
 import json
 from typing import Any
 
+from vit_jax.recipe.stored import changed_keys
 from vit_jax.report import charts, table
-from vit_jax.report.runs import Run, changed_keys, differences
+from vit_jax.report.runs import Run, differences
 
 _MOST_DIFFERENCES = 60  # rows
 

@@ -1,6 +1,6 @@
 """Reads what training runs wrote into their workdirs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
@@ -9,10 +9,10 @@ from typing import Any
 from etils import epath
 
 from vit_jax.files import as_path, list_directory, read_text
-from vit_jax.recipe.keys import default_config, to_json
+from vit_jax.recipe.keys import default_config
 from vit_jax.recipe.overrides import override
 from vit_jax.recipe.sections import Config
-from vit_jax.recipe.stored import flatten, upgrade
+from vit_jax.recipe.stored import upgrade
 from vit_jax.training.writers import sound_lines
 
 _DEPTH = 3  # folders below a given one in which runs are searched
@@ -164,13 +164,3 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     if not key.startswith(_UNIMPORTANT) and any(x != values[0] for x in values):
       result[key] = values
   return result
-
-
-def changed_keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """The entries of a flat recipe that are not the defaults."""
-  defaults = dict(flatten(to_json(default_config())))
-  return {
-    key: value
-    for key, value in recipe.items()
-    if key not in defaults or value != defaults[key]
-  }

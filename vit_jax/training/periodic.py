@@ -135,6 +135,8 @@ class Log:
     first_step: number of finished steps when the run was started or resumed.
     total_steps: length of the run in steps.
     steps_per_epoch: optimizer steps of an epoch.
+    extra_steps: what is added to a step before it is divided by these, for a
+      run whose batch size changed.
     check: raises an exception if the run must stop.
 
   Attributes:
@@ -152,13 +154,14 @@ class Log:
     first_step: int,
     total_steps: int,
     steps_per_epoch: float,
+    extra_steps: int = 0,
     check: Callable[[TrainState], None] = check_finite,
   ):
     self._writer, self._progress, self._say = writer, progress, say
     self._goodput = goodput
     self._every, self._check = every_steps, check
     self._always = (first_step + 1, total_steps)
-    self._steps_per_epoch = steps_per_epoch
+    self._steps_per_epoch, self._extra = steps_per_epoch, extra_steps
     self.line = ''
     self._logged = first_step, None  # step and skipped steps of the last call
 
@@ -175,7 +178,7 @@ class Log:
     self._warn_of_skipped(step, int(state.skipped))
     totals = self._goodput.totals()
     speed = self._progress.update(step, totals['time_input'])
-    epoch = step / self._steps_per_epoch
+    epoch = (step + self._extra) / self._steps_per_epoch
     self._writer.write(step, {**numbers, **speed, **totals}, epoch=epoch)
     self.line = self._progress.line(step, epoch, numbers, speed)
     self._say(self.line)
@@ -208,6 +211,8 @@ class Evaluation:
     every_steps: n; None evaluates the last step only.
     total_steps: length of the run in steps.
     steps_per_epoch: optimizer steps of an epoch.
+    extra_steps: what is added to a step before it is divided by these, for a
+      run whose batch size changed.
     average: evaluate the moving average of the parameters.
     check: raises an exception if the run must stop.
     score: takes a step and its scores by name.
@@ -223,6 +228,7 @@ class Evaluation:
     every_steps: int | None,
     total_steps: int,
     steps_per_epoch: float,
+    extra_steps: int = 0,
     average: bool = False,
     check: Callable[[TrainState], None] = check_finite,
     score: Callable[[int, dict[str, float]], None] | None = None,
@@ -230,7 +236,7 @@ class Evaluation:
     self._score, self._goodput = score, goodput
     self._evaluator, self._writer, self._say = evaluator, writer, say
     self._every, self._total = every_steps, total_steps
-    self._steps_per_epoch = steps_per_epoch
+    self._steps_per_epoch, self._extra = steps_per_epoch, extra_steps
     self._average, self._check = average, check
     self._step, self._results = -1, {}
 
@@ -279,7 +285,7 @@ class Evaluation:
     with self._goodput.spent_on('time_evaluation'):
       self._results = self._evaluator(variables(state, average=self._average))
     self._step = step
-    epoch = step / self._steps_per_epoch
+    epoch = (step + self._extra) / self._steps_per_epoch
     if self._score:
       scores = {
         f'{name}_{key}': float(value)

@@ -142,13 +142,23 @@ class Progress:
       columns.append(f'input {speed["input_wait"]:.0%}')
     return '  '.join(columns)
 
-  def bar(self, step: int, line: str) -> str:
-    """A bar, the steps, the newest live line and the time of a step."""
+  def bar(self, step: int, line: str, epoch: float | None = None) -> str:
+    """A bar with the step, the remaining time and what was logged last.
+
+    Args:
+      step: number of finished steps.
+      line: the newest live line; its loss and speed are shown until the next.
+      epoch: passes over the training data so far; None for those of the line.
+    """
     filled = 10 * step // self._total
-    rest = line.partition('  ')[2]
-    time = f'  {1 / self._rate:.3g} s/step' if self._rate else ''
-    bar = f'[{"#" * filled:-<10}]'
-    return f'{bar} {step}/{self._total}  {rest}{time}'
+    columns = [x for x in line.split('  ')[1:] if not x.startswith('ETA ')]
+    columns.insert(0, f'[{"#" * filled:-<10}] {step}/{self._total}')
+    if epoch is not None and len(columns) > 1:
+      columns[1] = f'epoch {epoch:.2f}'
+    if self._rate:
+      left = (self._total - step) / self._rate
+      columns += [f'ETA {duration(left)}', f'{1 / self._rate:.3g} s/step']
+    return '  '.join(columns)
 
 
 class LiveLine:
@@ -208,6 +218,7 @@ def progress_bar(
     progress.MofNCompleteColumn(),
     progress.TimeRemainingColumn(),
     console=console.Console(stderr=True),
+    transient=True,  # the results that follow say more
   ) as bar:
     yield from bar.track(items, total=total)
 

@@ -4,7 +4,7 @@ This is the only module that imports tensorboardX. Only process 0 writes; the
 `Writer` of the other processes does nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 import json
 import math
@@ -19,6 +19,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 import jax
+import numpy as np
 
 import vit_jax
 from vit_jax.files import (
@@ -28,6 +29,7 @@ from vit_jax.files import (
   upload,
   write_atomically,
 )
+from vit_jax.training.trackers import Trackers
 
 # Seconds after which a bucket gets the metrics again. An object is replaced as
 # a whole, and a bucket allows one change of an object in a second.
@@ -42,6 +44,8 @@ _SYSTEM = (
   'steps_repeated',
   'time_',
 )
+# Values by which TensorBoard compares runs.
+_COMPARED = ('eval/test_top1', 'eval/test_loss', 'train/loss')
 # Packages whose versions can change the numbers of a run.
 _PACKAGES = (
   'jax',
@@ -64,6 +68,11 @@ class Writer:
       again.
     tensorboard: also write event files into WORKDIR/tensorboard.
     enabled: False writes nothing, for all processes but process 0.
+    trackers: names of other programs that get the metrics, see
+      `vit_jax.training.trackers`.
+    name: of the run, for them.
+    recipe: {'section.key': value} for them.
+    compared: keys of the recipe that TensorBoard shows in its table of runs.
 
   Attributes:
     kept: the newest value of each name in the lines that are kept.
@@ -78,6 +87,10 @@ class Writer:
     resumed_step: int = 0,
     tensorboard: bool = True,
     enabled: bool = True,
+    trackers: Sequence[str] = (),
+    name: str = '',
+    recipe: Mapping[str, Any] | None = None,
+    compared: Sequence[str] = (),
   ):
     self.workdir = as_path(workdir)
     self._enabled = enabled
@@ -119,6 +132,11 @@ class Writer:
         # name would replace the first.
         filename_suffix=f'.{time.time_ns()}',
       )
+    recipe = recipe or {}
+    self._describe({key: recipe[key] for key in compared})
+    self._trackers = Trackers(
+      trackers, self.workdir, name, recipe, bool(resumed_step)
+    )
 
   def write(
     self,
@@ -154,11 +172,37 @@ class Writer:
     else:
       with self._path.open('a') as file:
         file.write(line + '\n')
+    named = {_board_name(name, prefix): v for name, v in scalars.items()}
     if self._board is not None:
-      for name, value in scalars.items():
-        self._board.add_scalar(_board_name(name, prefix), value, step)
+      for name, value in named.items():
+        self._board.add_scalar(name, value, step)
+    self._trackers.scalars(step, {'epoch': epoch, **named})
     if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
       self.flush()
+
+  def image(self, step: int, name: str, picture: Any) -> None:
+    """Shows a picture, given as an image of Pillow, in TensorBoard."""
+    if self._board is not None:
+      pixels = np.asarray(picture.convert('RGB'))
+      self._board.add_image(name, pixels, step, dataformats='HWC')
+    if self._enabled:
+      self._trackers.image(step, name, picture)
+
+  def _describe(self, recipe: Mapping[str, Any]) -> None:
+    """Adds the keys of the recipe to TensorBoard's table of runs."""
+    if self._board is None or self._board.file_writer is None or not recipe:
+      return
+    from tensorboardX.summary import hparams
+
+    plain = {
+      k: v if isinstance(v, bool | int | float | str) else json.dumps(v)
+      for k, v in recipe.items()
+      if v is not None
+    }
+    # Beside the scalars, whose last values the table then shows, and not in a
+    # folder of its own, as `SummaryWriter.add_hparams` has it.
+    for summary in hparams(plain, dict.fromkeys(_COMPARED)):
+      self._board.file_writer.add_summary(summary)
 
   def _note_best(self, step: int, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
@@ -219,6 +263,8 @@ class Writer:
   def close(self) -> None:
     """Flushes and closes the files."""
     self.flush()
+    if self._enabled:
+      self._trackers.close()
     if self._board is not None:
       self._board.close()
       if self._remote:

@@ -127,8 +127,8 @@ def other_architecture(
   return (
     f'{source} is not a file of {type(model).__name__}: it has {known} '
     f'of the {total} tensors of the nearest known naming '
-    f'({detected.fmt}).\n  in the file: '
-    f'{sample(arrays.keys() - expected) or "nothing else"}\n'
-    f'  expected: {sample(expected - arrays.keys())}\n'
+    f'({detected.fmt}). It has '
+    f'{sample(arrays.keys() - expected) or "nothing else"}, and not '
+    f'{sample(expected - arrays.keys())}. '
     'Name the model that the file is for (vit-jax models lists all names).'
   )

@@ -160,7 +160,7 @@ def from_state_dict(
   if loader.problems:
     raise WeightsError(
       f'{source} does not fit {type(model).__name__} at image size '
-      f'{size[0]}x{size[1]} (format {detected.fmt}):{_lines(loader.problems)}'
+      f'{size[0]}x{size[1]} (format {detected.fmt}): {_listed(loader.problems)}'
     )
   if loader.fresh:
     flat |= _initial(plain, loader.fresh, shapes, size, key)
@@ -180,12 +180,10 @@ def _registered_size(model: nn.Module) -> tuple[int, int]:
   return naming.any_image_size(model)
 
 
-def _lines(problems: list[str], limit: int = 8) -> str:
-  """The first problems, one a line, and the number of the others."""
-  shown = [f'\n  {line}' for line in problems[:limit]]
-  if len(problems) > limit:
-    shown.append(f'\n  and {len(problems) - limit} more')
-  return ''.join(shown)
+def _listed(problems: list[str], limit: int = 4) -> str:
+  """The first problems in one line, and the number of the others."""
+  more = len(problems) - limit
+  return '; '.join(problems[:limit]) + (f'; and {more} more' * (more > 0))
 
 
 def _initial(
