@@ -109,6 +109,21 @@ def test_mistakes_are_seen_before_the_first_run(tmp_path, text, message):
   assert not trainer.runs
 
 
+def test_the_data_of_every_variant_is_opened_before_the_first_run(
+  tmp_path, capsys
+):
+  (tmp_path / 'recipe.py').write_text(
+    RECIPE.replace(
+      "'optim.lr': 0.5", "'data.source': 'folder', 'data.dir': '/nowhere'"
+    )
+  )
+  with pytest.raises(ConfigError, match=r"variant 'large lr': .*/nowhere"):
+    run_variants(str(tmp_path / 'recipe.py'), tmp_path / 'w', seeds=1)
+  out = capsys.readouterr().out
+  assert 'checking variant 2 of 2: large lr' in out
+  assert not (tmp_path / 'w' / 'base').exists()
+
+
 MEASURE = """
 
 def measure(config, directory):

@@ -115,6 +115,17 @@ def test_a_stopped_measurement_goes_on(tmp_path, capsys, monkeypatch):
   assert text.count('| 12.35 |') == 2 and text.count('| 7 |') == 1
   assert comparison.read_speeds(table, 'cpu, batch 4') == {}
   assert len(comparison.read_speeds(table, 'cpu, batch 8')) == 3
+  for wrong in (
+    text.replace('| 7 |', '| fast |'),
+    text.replace('| images/s |', '| speed |'),
+    text.replace('| 7 |', '|'),
+    text.replace('| `deit', '| `deit | `'),
+  ):
+    table.write_text(wrong)
+    assert parser.main(words) == 1
+    error = capsys.readouterr().err.strip()
+    assert 'was changed by hand' in error and 'remove it' in error
+    assert '\n' not in error and str(table) in error
 
 
 def test_models_larger_than_the_memory_are_left_out(monkeypatch):

@@ -367,6 +367,25 @@ def released(tmp_path_factory):
   return path
 
 
+def test_weights_of_another_model_are_told_in_a_line(capsys, folder, workdir):
+  image = folder / 'test' / 'red' / '0.jpg'
+  for name in ('mixer_s16', 'vit_b32', 'vit_b17'):
+    code, _, error = run(capsys, 'predict', workdir, image, '--model', name)
+    assert code == 1 and '\n' not in error, error
+    assert name == 'vit_b17' or 'vit_ti16' in error, error
+
+
+def test_pixels_that_are_cut_off_are_told(capsys, folder, workdir):
+  image = folder / 'test' / 'red' / '0.jpg'
+  assert (
+    parser.main(['predict', workdir, str(image), '--image-size', '18x23']) == 0
+  )
+  error = capsys.readouterr().err
+  assert '18x23 px are no multiple of the patch of 8x8' in error
+  assert 'the last 2 rows and the last 7 columns of pixels' in error
+  assert '16x16 and 24x24' in error
+
+
 def test_the_only_model_that_fits_a_file_needs_no_name(
   capsys, released, folder
 ):

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import shlex
 
 import pytest
 
@@ -71,6 +72,45 @@ def test_examples_parse(name):
       continue  # its quoted value has spaces
     words, notes = spelling.current(name, words[1:])
     assert not notes and parser._parse(build, [name, *words]).command == name
+
+
+@pytest.mark.parametrize('name', parser.COMMANDS)
+def test_options_stand_before_and_after_the_words(name):
+  """Of every example: its options first, and its options last."""
+  build = parser.build_parser()
+  known = {
+    x: action
+    for action in commands()[name]._actions
+    for x in action.option_strings
+  }
+  for example in examples(name):
+    words = shlex.split(example.partition(' >>')[0])[1:]
+    options, rest, many = [], [], 0
+    for word in words:
+      action = known.get(word.partition('=')[0])
+      if action is not None:
+        options.append(word)
+        many = {0: 0, '+': 99}.get(action.nargs, 1)
+      elif many:
+        options.append(word)
+        many -= 1
+      else:
+        rest.append(word)
+    first = parser._parse(build, [name, *options, *rest])
+    last = parser._parse(build, [name, *rest, *options])
+    assert (
+      vars(first) == vars(last) == vars(parser._parse(build, [name, *words]))
+    )
+
+
+def test_a_list_of_values_ends_where_another_word_begins():
+  parse = lambda *words: parser._parse(parser.build_parser(), words)
+  args = parse('fewshot', '--data', 'd', '--knn', '5', '20', 'runs/1', '--json')
+  assert (args.knn, args.weights, args.json) == ([5, 20], 'runs/1', True)
+  args = parse('export', '--platforms', 'cpu', 'tpu', 'W', '-o', 'x.stablehlo')
+  assert (args.platforms, args.weights) == (['cpu', 'tpu'], 'W')
+  with pytest.raises(SystemExit):
+    parse('fewshot', 'W', '--data', 'd', '--knn', 'many')
 
 
 @pytest.mark.parametrize(

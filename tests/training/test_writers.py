@@ -2,12 +2,14 @@
 
 import json
 import math
+import pathlib
 import struct
 
 import jax
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from tests.helpers import ROOT
 import vit_jax
 from vit_jax.training.writers import Writer
 
@@ -122,3 +124,16 @@ def test_other_processes_write_nothing(tmp_path):
   writer.summary({})
   writer.close()
   assert not (tmp_path / 'run').exists()
+
+
+def test_pandas_reads_the_metrics_as_the_readme_says(tmp_path):
+  pandas = pytest.importorskip('pandas')
+  readme = pathlib.Path(ROOT, 'README.md').read_text()
+  assert 'pandas.read_json(path, lines=True)' in readme
+  writer = Writer(tmp_path, tensorboard=False)
+  writer.write(1, {'loss': 1.5}, epoch=0.5)
+  writer.write(2, {'loss': math.nan}, epoch=1.0)
+  writer.write(2, {'top1': 0.5}, epoch=1.0, prefix='test_')
+  frame = pandas.read_json(tmp_path / 'metrics.jsonl', lines=True)
+  assert list(frame['step']) == [1, 2, 2] and frame['loss'].dtype == float
+  assert frame.groupby('step')['test_top1'].last()[2] == 0.5

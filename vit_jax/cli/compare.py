@@ -8,6 +8,7 @@ CSV (.csv).
 """
 
 import argparse
+import json
 
 from vit_jax.cli import options
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '-o', '--output', metavar='FILE', help='.md or .csv file to write'
   )
+  options.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,7 +33,11 @@ def run(args: argparse.Namespace) -> None:
   if path is not None and path.suffix not in _ENDINGS:
     raise ValueError(f'{path}: the name must end with {" or ".join(_ENDINGS)}')
   columns = table.columns(read_runs(args.workdirs))
-  print(table.to_text(columns))
+  if args.json:
+    rows = [dict(zip(columns, row, strict=True)) for row in table.rows(columns)]
+    print(json.dumps(rows, indent=2))
+  else:
+    print(table.to_text(columns))
   if path is not None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, getattr(table, _ENDINGS[path.suffix])(columns))

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--platforms',
     nargs='+',
+    type=options.platform,
     metavar='NAME',
     default=['cpu', 'cuda', 'tpu'],
     help='platforms of a stablehlo program; default: cpu cuda tpu',

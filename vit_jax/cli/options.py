@@ -197,6 +197,7 @@ def add_max_pixels_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 # The options of `add_teacher_arguments` for recipe keys, for messages.
 TEACHER_OPTIONS = {
   'data.match_classes': '--match-classes',
@@ -307,6 +308,18 @@ def _number(text: str, words: str, fits: Callable[[float], bool]) -> float:
   if not fits(value):
     raise argparse.ArgumentTypeError(f'{text!r} must be {words}')
   return value
+
+
+def platform(text: str) -> str:
+  """The name of a platform of JAX, for `type=` of an argument.
+
+  'gpu' is none, but it is not taken for a path; the export says what is.
+  """
+  if text not in (*PLATFORMS, 'gpu'):
+    raise argparse.ArgumentTypeError(
+      f'{text!r} is no platform; allowed: {", ".join(PLATFORMS)}'
+    )
+  return text
 
 
 def size(text: str) -> tuple[int, int]:

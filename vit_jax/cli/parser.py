@@ -223,9 +223,45 @@ def _parse(
       parser.error(f'unknown command {argv[0]!r}{allowed}')
     return parser.parse_args(argv)
   _check_options(command, argv[0], argv[1:])
-  args = command.parse_intermixed_args(argv[1:])
+  args = command.parse_intermixed_args(_lists_last(command, argv[1:]))
   args.command = argv[0]
   return args
+
+
+def _lists_last(
+  parser: argparse.ArgumentParser, words: Sequence[str]
+) -> list[str]:
+  """Moves options with several values, and their values, behind all words.
+
+  argparse would take the words after them, such as a workdir, for values too.
+  Values are the words that the type of the option accepts.
+  """
+  lists = {
+    name: action
+    for action in parser._actions
+    if action.nargs == '+'
+    for name in action.option_strings
+  }
+  rest, moved, words = [], [], list(words)
+  while words and words[0] != '--':
+    word = words.pop(0)
+    if word not in lists:
+      rest.append(word)
+      continue
+    moved.append(word)
+    while words and _is_value(lists[word], words[0]):
+      moved.append(words.pop(0))
+    if moved[-1] == word and words and not words[0].startswith('-'):
+      moved.append(words.pop(0))  # a wrong value, which argparse names
+  return [*rest, *moved, *words]
+
+
+def _is_value(action: argparse.Action, word: str) -> bool:
+  try:
+    action.type(word)  # pyright: ignore[reportOptionalCall, reportCallIssue]
+  except (argparse.ArgumentTypeError, TypeError, ValueError):
+    return False
+  return not word.startswith('-')
 
 
 def _check_options(

@@ -91,9 +91,7 @@ def load_classifier(
     preprocessing = known.preprocessing or model_info(name).preprocessing
     net = create_model(name, file_classes, **all_fields)
     size = as_size(image_size or _image_size(net, contents, preprocessing))
-    unseen = unseen_pixels(net, size)
-    if unseen:
-      note(unseen)
+    _note_unseen_pixels(net, size)
     variables, report = from_state_dict(
       net, arrays, size, source=str(source), source_image_size=file_size
     )
@@ -200,6 +198,12 @@ def _variants_named(
       f'{e}{"" if str(e).endswith(".") else "."} Its tensors fit '
       f'{", ".join(names[:6])}: name the model with --model'
     ) from e
+
+
+def _note_unseen_pixels(model: nn.Module, size: tuple[int, int]) -> None:
+  words = unseen_pixels(model, size)
+  if words:
+    note(words)
 
 
 def _has_representation_size(name: str) -> bool:
