@@ -1,17 +1,19 @@
-"""The page docs/your_own_model.md, followed by someone with their own files."""
+"""docs/tutorials/your_own_model.md, followed with files of one's own."""
 
 import json
 import pathlib
 import re
 import shutil
 
+from flax import linen as nn
 import numpy as np
 from PIL import Image
 import pytest
 
 from tests.helpers import ROOT, run_python, saved_state
+from vit_jax.models import registry
 
-DOCS = pathlib.Path(ROOT, 'docs')
+DOCS = pathlib.Path(ROOT, 'docs/tutorials')
 PAGE = (DOCS / 'your_own_model.md').read_text()
 MAIN = [
   *('-m', 'vit_jax.main', '--config=my_recipe.py:images', '--workdir=run'),
@@ -127,3 +129,31 @@ def test_a_missing_module_is_named(folder):
       "error: model.module='my_modles': module 'my_modles' cannot be imported"
     )
   )
+
+
+def test_a_class_that_is_no_model_says_what_it_lacks():
+  """Before anything is trained."""
+
+  class NoClasses(nn.Module):
+    def __call__(self, images, *, train):
+      return images, {}
+
+  class NoTrain(nn.Module):
+    num_classes: int = 10
+
+    def __call__(self, images):
+      return images, {}
+
+  class OnlyLogits(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, *, train):
+      return nn.Dense(self.num_classes)(images.mean((1, 2)))
+
+  with pytest.raises(ValueError, match='needs a field num_classes'):
+    registry.register('no_classes', NoClasses)
+  with pytest.raises(ValueError, match='images, \\*, train'):
+    registry.register('no_train', NoTrain)
+  with pytest.raises(ValueError, match=r'returns \(1, 10\)'):
+    registry.check_outputs(OnlyLogits(), (8, 8))

@@ -36,6 +36,7 @@ import difflib
 import fnmatch
 import functools
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
@@ -43,6 +44,8 @@ import types
 from typing import Any
 
 from flax import linen as nn
+import jax
+import jax.numpy as jnp
 
 from vit_jax.models.catalog import matching
 from vit_jax.preprocessing import Preprocessing
@@ -97,8 +100,10 @@ def register(
     **fields: fields of `module` that make the variant.
 
   Raises:
-    ValueError: the name is registered already, or `module` has no such field.
+    ValueError: the name is registered already, `module` has no such field, or
+      it is no model (`load_module`).
   """
+  _check_module(module)
   if name in _MODELS:
     raise ValueError(
       f'model {name!r} is registered already, as '
@@ -166,6 +171,46 @@ def _load_families() -> None:
 def _nearest(word: str, words: Iterable[str]) -> str:
   near = difflib.get_close_matches(word, list(words), n=5, cutoff=0.5)
   return f' Did you mean {", ".join(near)}?' if near else ''
+
+
+@functools.cache
+def _check_module(module: type[nn.Module]) -> None:
+  """A class that is registered has what every model has."""
+  if not any(f.name == 'num_classes' for f in dataclasses.fields(module)):
+    raise ValueError(
+      f'{module.__name__} is no model: it needs a field num_classes: int'
+    )
+  if 'train' not in inspect.signature(module.__call__).parameters:
+    raise ValueError(
+      f'{module.__name__} is no model: its method must be __call__(self, '
+      'images, *, train)'
+    )
+
+
+def check_outputs(model: nn.Module, size: tuple[int, int]) -> None:
+  """Checks what a model of the user returns, without computing it.
+
+  Args:
+    model: the module.
+    size: (height, width) of its images.
+
+  Raises:
+    ValueError: it does not return logits and a dict of intermediates.
+  """
+  images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+  output, _ = jax.eval_shape(
+    functools.partial(model.init_with_output, train=False),
+    jax.random.key(0),
+    images,
+  )
+  pair = isinstance(output, tuple) and len(output) == 2
+  if not (pair and isinstance(output[1], Mapping)):
+    shapes = jax.tree.map(lambda x: x.shape, output)
+    raise ValueError(
+      f'{type(model).__name__} must return two values, the logits (batch, '
+      "num_classes) and a dictionary such as {'pre_logits': features}; for one "
+      f'image it returns {shapes}'
+    )
 
 
 def _check_fields(name: str, module: type, fields: Iterable[str]) -> None:

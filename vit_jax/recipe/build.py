@@ -12,7 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
 from vit_jax.data.sources.source import Source
-from vit_jax.models.registry import create_model, model_info
+from vit_jax.models.registry import (
+  check_outputs,
+  create_model,
+  model_info,
+)
 from vit_jax.parallel import rules
 from vit_jax.parallel.mesh import batch_shards
 from vit_jax.recipe.extension import Lengthened, lengthened
@@ -189,7 +193,13 @@ def _make_model(config: Config, num_classes: int, platform: str) -> nn.Module:
     fields.setdefault('dtype', resolve_dtype(config, platform))
   if config.loss.cosine_reg:
     fields['return_attention'] = True
-  return create_model(config.model.name, num_classes, **fields)
+  model = create_model(config.model.name, num_classes, **fields)
+  if config.model.get('module'):
+    try:
+      check_outputs(model, preprocessing(config).size)
+    except ValueError as e:
+      raise ConfigError(f'model.name={config.model.name!r}: {e}') from e
+  return model
 
 
 def _dtype(model: nn.Module) -> jnp.dtype:
