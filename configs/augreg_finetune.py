@@ -79,7 +79,7 @@ def get_config(arg=None):
   if 'big_vision' in switches:
     _set_big_vision(c, dataset)
   if '224' in switches:
-    finetune.set_image_size(c, 224)
+    finetuning.set_image_size(c, 224)
   return finetune.set_switches(c, switches)
 
 

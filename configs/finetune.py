@@ -44,7 +44,6 @@ file). Pets and Flowers: see configs/augreg_finetune.py.
 
 import dataclasses
 
-from vit_jax.models.registry import model_info
 from vit_jax.recipe import finetuning, shared
 from vit_jax.recipe.keys import default_config
 
@@ -134,22 +133,9 @@ def base(model: str, dataset: str):
     # The released code keeps the floating-point pixels of TensorFlow's resize.
     shared.tensorflow_crops(c)
     c.data.rounding = c.eval.rounding = 'none'
-  set_image_size(c, 384)
+  finetuning.set_image_size(c, 384)
   c.eval.every_steps = c.log.checkpoint_steps = max(100, c.run.steps // 10)
   return c
-
-
-def set_image_size(c, size: int):
-  """Sets the image size, rounded down to whole patches: 378 for patches of 14.
-
-  A Mixer keeps its own size, because its token MLPs have a fixed number of
-  tokens.
-  """
-  info = model_info(c.model.name)
-  if c.model.name.startswith('mixer'):
-    size = info.preprocessing.size[0]
-  patch = info.fields.get('patch_size', 1)
-  c.data.image_size = size // patch * patch
 
 
 def set_switches(c, switches):
@@ -171,7 +157,7 @@ def get_config(arg=None):
     c.eval.every_steps = c.log.checkpoint_steps = 100
   size = shared.one_of(switches, SIZES)
   if size:
-    set_image_size(c, SIZES[size])
+    finetuning.set_image_size(c, SIZES[size])
     c.optim.ema, c.eval.ema = 0.9999, True
   return set_switches(c, switches)
 

@@ -8,9 +8,24 @@ that starts at zero, random crops of 5 to 100 % of the area, and flips. The
 number of steps depends on the number of images.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+import json
+import os
 from typing import Any
 
+import jax
+
+from vit_jax.data.sources.vtab import TASKS, find_task
+from vit_jax.evaluation import vtab as vtab_table
+from vit_jax.files import as_path
+from vit_jax.parallel import processes
+from vit_jax.recipe.checks import check
 from vit_jax.recipe.finetuning import folder_config
+from vit_jax.recipe.inputs import open_eval_sets, open_train_source
+from vit_jax.recipe.keys import ConfigError, to_json
+from vit_jax.recipe.sections import Config
+from vit_jax.recipe.stored import check_workdir
+from vit_jax.recipe.vtab import task_config
 
 
 def finetune(
@@ -69,3 +84,125 @@ def finetune(
     workdir,
     show_batch=show_batch,
   )
+
+
+def vtab(
+  model: str | None,
+  weights: str,
+  data: str | Mapping[str, str],
+  output: str | os.PathLike,
+  *,
+  tasks: Sequence[str] = tuple(TASKS),
+  say: Callable[[str], None] = lambda line: print(line, flush=True),
+  **options: Any,
+) -> dict[str, dict[str, Any]]:
+  """Fine-tunes on the tasks of VTAB-1k, one after the other.
+
+  Each task is a run with a workdir of its own, output/TASK. When the function
+  is called again, finished tasks are skipped, and a stopped one continues. Only
+  the data of one task is open at a time.
+
+  Args:
+    model, weights: as for `finetune`.
+    data: TFDS's data_dir, or {task: directory} with the directory of the other
+      tasks under ''. The directory of a task may be a folder of images or a
+      packed data set too.
+    output: directory for the workdirs, vtab.json and vtab.md, which is written
+      after each task.
+    tasks: the tasks to run.
+    say: prints a line.
+    **options: options of `vit_jax.recipe.vtab.task_config`.
+
+  Returns:
+    {task: {'top1', 'images', 'data'}} of all tasks that `output` has, those
+    that are not among `tasks` too; {task: {'error'}} for a run whose loss was
+    not finite.
+
+  Raises:
+    ConfigError, ValueError: there is no such task, a data set is not prepared,
+      or the settings do not fit. All tasks are checked before the first run.
+    Preempted: a run was told to stop, and has saved its state.
+  """
+  directories = {'': data} if isinstance(data, str) else dict(data)
+  for task in (*tasks, *filter(None, directories)):
+    find_task(task)
+  configs = {
+    task: task_config(
+      model,
+      weights,
+      task,
+      directories.get(task, directories.get('', '')),
+      **options,
+    )
+    for task in TASKS
+    if task in tasks
+  }
+  output = as_path(output)
+  _check_tasks(configs, output)
+  results = _earlier_results(output)
+  for number, (task, config) in enumerate(configs.items()):
+    workdir = output / task
+    if not (workdir / 'summary.json').exists():
+      say(f'--- {task}: task {number + 1} of {len(configs)}')
+      results.pop(task, None)
+    results[task] = _task_result(config, workdir)
+    results = {task: results[task] for task in TASKS if task in results}
+    if processes.is_first():
+      vtab_table.write(results, output)
+  return results
+
+
+def _check_tasks(configs: Mapping[str, Config], output: Any) -> None:
+  """Raises for a recipe that cannot work, or for data that is missing.
+
+  Tasks that are finished do not need their data.
+  """
+  missing = {}
+  for task, config in configs.items():
+    check(config)
+    check_workdir(output / task, to_json(config))
+    if (output / task / 'summary.json').exists():
+      continue
+    try:
+      open_train_source(config)
+      open_eval_sets(config, TASKS[task].classes)
+    except ValueError as e:
+      missing[task] = str(e)
+  if missing:
+    ready = [task for task in configs if task not in missing]
+    raise ConfigError(
+      f'the images of {len(missing)} of {len(configs)} tasks cannot be read:\n'
+      + '\n'.join(f'{task}: {error}' for task, error in missing.items())
+      + '\nGive these images'
+      + (f', or run the other tasks: tasks={" ".join(ready)}' if ready else '')
+    )
+
+
+def _earlier_results(output: Any) -> dict[str, dict[str, Any]]:
+  """The results that an output has from earlier calls."""
+  path = output / 'vtab.json'
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _task_result(config: Config, workdir: Any) -> dict[str, Any]:
+  """The result of a task, which is run unless it is finished."""
+  from vit_jax import train
+
+  path = workdir / 'summary.json'
+  try:
+    summary = (
+      json.loads(path.read_text())
+      if path.exists()
+      else train.train_and_evaluate(config, workdir)
+    )
+  except train.NonFinite as e:
+    return {'error': str(e)}
+  finally:
+    # The next task compiles other programs, so these only take memory.
+    jax.clear_caches()
+  test = summary['results']['test']
+  return {
+    'top1': test['top1'],
+    'images': int(test['examples']),
+    'data': config.data.dir,
+  }

@@ -113,3 +113,26 @@ def table(
   with console.capture() as capture:
     console.print(result)
   return '\n'.join(line.rstrip() for line in capture.get().splitlines())
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table whose columns are also aligned in plain text.
+
+  Args:
+    rows: the header and the rows; all have the same number of cells.
+  """
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+  def line(row):
+    cells = [
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return f'| {" | ".join(cells)} |'
+
+  marks = [
+    '-' * (width + 2) if i == 0 else '-' * (width + 1) + ':'
+    for i, width in enumerate(widths)
+  ]
+  rule = f'|{"|".join(marks)}|'
+  return '\n'.join([line(rows[0]), rule, *map(line, rows[1:])])

@@ -10,12 +10,15 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests.helpers import ROOT
 from tests.inference.conftest import CLASSES
-from vit_jax import evaluate, export
+from tests.pixel_model import Pixels, picture
+from vit_jax import evaluate, export, save_weights
 from vit_jax.cli.parser import main
 from vit_jax.data.pack import pack
 from vit_jax.inference.accuracy import predict_labeled
 from vit_jax.inference.loading import load_classifier
+from vit_jax.weights import WeightsMetadata
 
 
 def by_hand(weights, folder) -> dict[str, float]:
@@ -156,6 +159,42 @@ def test_real_counts_any_label_and_leaves_out_images_without(
     assert result['examples'] == 10
   with pytest.raises(ValueError, match='several labels or none for an image'):
     evaluate(weights, root, labels=real, protocol='imagenet')
+
+
+def test_real_labels_of_imagenet(tmp_path):
+  """The first 40 images of real.json (google-research/reassessed-imagenet).
+
+  Four of them have no label. Every third prediction is the last label of the
+  image, and the others are one class beside the first label.
+  """
+  file = pathlib.Path(ROOT, 'tests/fixtures/real_excerpt.json')
+  real = json.loads(file.read_text())
+  made_up = [
+    (x[-1] if i % 3 == 0 else x[0] + 1) % 1000 if x else 7
+    for i, x in enumerate(real)
+  ]
+  for i, prediction in enumerate(made_up):
+    name = f'ILSVRC2012_val_{i + 1:08d}.png'
+    Image.fromarray(picture(prediction)).save(tmp_path / name)
+  model = Pixels()
+  variables = {'params': {'scale': np.float32(9)}}
+  metadata = WeightsMetadata(
+    model='pixels', module='tests.pixel_model', num_classes=1000
+  )
+  save_weights(variables, model, tmp_path / 'pixels.npz', metadata)
+  _, predictions = predict_labeled(
+    tmp_path / 'pixels.npz', tmp_path, labels=file, protocol='real'
+  )
+  assert predictions.best[:, 0].tolist() == made_up
+  labeled = [(p, x) for p, x in zip(made_up, real, strict=True) if x]
+  result = predictions.summary()
+  assert result['examples'] == len(labeled) == 36
+  assert result['top1'] == sum(p in x for p, x in labeled) / 36
+  # The model's next best classes are the numbers after the best one.
+  assert result['top5'] == pytest.approx(
+    sum(bool({(p + k) % 1000 for k in range(5)} & {*x}) for p, x in labeled)
+    / 36
+  )
 
 
 def test_folders_of_v2_are_class_numbers(weights, folder, tmp_path):

@@ -13,6 +13,7 @@ from vit_jax import create_model
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.finetuning import folder_config
 from vit_jax.recipe.keys import ConfigError
+from vit_jax.recipe.vtab import task_config
 from vit_jax.weights import released_shapes
 
 
@@ -37,6 +38,20 @@ def test_published_settings():
   ]
   assert augreg_finetune.get_config('l16,imagenet2012').optim.lr == 0.01
   assert augreg_finetune.get_config('b16,oxford_iiit_pet').run.steps == 500
+
+
+def test_vtab_settings():
+  """Of the command: other batch sizes and lengths keep the proportions."""
+  c = task_config('vit_s14', '', 'dtd', 'TFDS', batch_size=64, steps=50)
+  assert c.optim.lr == pytest.approx(0.01 / 8) and c.optim.accumulate == 8
+  assert (c.run.steps, c.schedule.warmup_steps) == (50, 10)
+  assert c.data.image_size == 378 and c.data.match_classes == 'names'
+  assert (c.data.source, c.data.dir) == ('vtab:dtd', 'TFDS')
+  check(c)
+  c = task_config('vit_s16', '', 'dtd', '', light=True, batch_size=6, lr=0.1)
+  assert (c.optim.lr, c.optim.accumulate, c.data.image_size) == (0.1, 1, 224)
+  with pytest.raises(ConfigError, match='steps=0: must be at least 1'):
+    task_config('vit_s16', '', 'dtd', '', steps=0)
 
 
 def test_hyperrule():

@@ -222,6 +222,13 @@ def test_other_classes_get_a_new_head(copies, tmp_path):
     assert np.any(variables['params']['head']['kernel']) != new_head
 
 
+def test_a_run_that_began_with_a_new_head_goes_on(copies):
+  _, run, config = copies
+  config.run.pretrained, config.data.match_classes = str(run), 'new'
+  result, _ = opened(config, run)
+  assert not result.new_head  # the workdir has the head already
+
+
 def test_eval_sets_follow_the_names_of_the_model(trained, tmp_path):
   data, _ = trained
   config = recipe(data)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from vit_jax import text
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -77,7 +79,7 @@ def table(variants: Mapping[str, Any]) -> str:
     for key, form in costs.values():
       row.append(format(variant[key], form) if key in variant else '')
     rows.append(row)
-  return markdown(rows)
+  return text.markdown(rows)
 
 
 def published_values(variant: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,26 +122,3 @@ def _runs(variant: Mapping[str, Any]) -> str:
   failed = sum('error' in run for run in variant['runs'])
   text = str(len(variant['runs']) - failed)
   return f'{text} ({failed} diverged)' if failed else text
-
-
-def markdown(rows: list[list[str]]) -> str:
-  """A Markdown table whose columns are also aligned in plain text.
-
-  Args:
-    rows: the header and the rows; all have the same number of cells.
-  """
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-  def line(row):
-    cells = [
-      cell.ljust(width) if i == 0 else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
-    return f'| {" | ".join(cells)} |'
-
-  marks = [
-    '-' * (width + 2) if i == 0 else '-' * (width + 1) + ':'
-    for i, width in enumerate(widths)
-  ]
-  rule = f'|{"|".join(marks)}|'
-  return '\n'.join([line(rows[0]), rule, *map(line, rows[1:])])

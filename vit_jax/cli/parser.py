@@ -36,6 +36,7 @@ COMMANDS = (
   'push',
   'fewshot',
   'features',
+  'vtab',
   'convert',
   'export',
   'pack',
@@ -52,6 +53,7 @@ TAKES_KEYS = (
   'aot',
   'finetune',
   'train',
+  'vtab',
 )  # commands that take --config.KEY=VALUE
 # Errors whose message is enough. Any other error is shown with its traceback.
 _EXITS = """\
@@ -292,7 +294,7 @@ def _nearest(word: str, words: Sequence[str]) -> str:
 def _words(args: argparse.Namespace) -> dict[str, str]:
   """{key of a recipe: option} of a command, for its error messages."""
   # The keys of recipes are words of train, ablate and aot: KEY=VALUE.
-  if args.command != 'finetune':
+  if args.command not in ('finetune', 'vtab'):
     return args.key_options
   from vit_jax.recipe.keys import default_config
 

@@ -116,6 +116,19 @@ def set_optimizer(config: Config, rate: float | None = None) -> None:
   config.optim.lr, config.optim.clip = rate, 1.0
 
 
+def set_image_size(config: Config, size: int) -> None:
+  """Sets the image size, rounded down to whole patches: 378 for patches of 14.
+
+  A Mixer keeps its own size, because its token MLPs have a fixed number of
+  tokens.
+  """
+  info = model_info(config.model.name)
+  if config.model.name.startswith('mixer'):
+    size = info.preprocessing.size[0]
+  patch = info.fields.get('patch_size', 1)
+  config.data.image_size = size // patch * patch
+
+
 def folder_config(
   model: str | None,
   weights: str,
@@ -145,16 +158,10 @@ def folder_config(
     ConfigError: neither the arguments nor the weights name a model.
     ValueError: `data` is no directory of images.
   """
-  metadata, known = _read_identity(model, weights, module)
+  metadata, known = read_identity(model, weights, module)
   model = known.name
   c = default_config()
-  c.model.name = model
-  c.model.update(known.fields)
-  if model == metadata.model:
-    c.model.module = metadata.module
-  c.model.module = module or c.model.module
-  c.model.update(fields or {})
-  load_model_module(c)
+  set_model(c, metadata, known, module, fields)
   info = model_info(model)
   source = directory_source(data)
   train = open_source(
@@ -172,8 +179,7 @@ def folder_config(
   c.data.flat, c.data.match_classes = flat, match_classes
   c.data.batch_size, c.data.max_bad_fraction = batch_size, max_bad_fraction
   _set_sizes(c, info, image_size)
-  if known.preprocessing is not None:
-    c.data.normalize = known.preprocessing.normalize
+  set_normalization(c, known)
   c.data.upright = True  # photos of a folder, not a published data set
   set_optimizer(c, lr)
   c.optim.layer_decay = layer_decay
@@ -208,6 +214,37 @@ def _set_sizes(
   config.data.image_width = width if width != height else None
 
 
+def set_normalization(config: Config, known: Identity) -> None:
+  """Sets the normalization that the weights were trained with, if known."""
+  if known.preprocessing is not None:
+    config.data.normalize = known.preprocessing.normalize
+
+
+def set_model(
+  config: Config,
+  metadata: WeightsMetadata,
+  known: Identity,
+  module: str = '',
+  fields: dict[str, Any] | None = None,
+) -> None:
+  """Sets the model of a recipe that starts from weights, and its fields.
+
+  Args:
+    config: changed in place.
+    metadata, known: from `read_identity`.
+    module: Python module that registers the model; '' for that of the weights.
+    fields: fields of the model that the user sets.
+  """
+  c = config
+  c.model.name = known.name
+  c.model.update(known.fields)
+  if known.name == metadata.model:
+    c.model.module = metadata.module
+  c.model.module = module or c.model.module
+  c.model.update(fields or {})
+  load_model_module(c)
+
+
 def _default_batch_size(num_examples: int) -> int:
   """512, or 32 on a CPU, for fine-tuning on `num_examples` images.
 
@@ -221,7 +258,7 @@ def _default_batch_size(num_examples: int) -> int:
   return max(1, batch_size // devices) * devices
 
 
-def _read_identity(
+def read_identity(
   model: str | None, weights: str, module: str
 ) -> tuple[WeightsMetadata, Identity]:
   """The metadata and the model of a file of weights or a workdir.

@@ -68,7 +68,8 @@ def open_data(config: Config, workdir: str | os.PathLike, say: Say) -> RunData:
   origin, new_head = _origin(config, workdir), False
   how = config.data.match_classes
   if how == 'new' and (origin is None or origin.key != 'run.pretrained'):
-    if origin is not None:
+    # A stopped run that began with a new head goes on with it.
+    if origin is not None and origin.key != 'workdir':
       raise ConfigError(
         "data.match_classes='new' starts a new head, and the run of "
         f'{origin.path} has one already: it goes with run.pretrained only'
