@@ -2,9 +2,12 @@
 
 import argparse
 import collections
+import datetime
+import decimal
 import io
 import pathlib
 import pickle
+import re
 import sys
 import types
 import zipfile
@@ -66,6 +69,12 @@ OPTIMIZER = {f'optimizer.state.{i}.exp_avg': 0 for i in range(900)}
     ('state_dict.module.', OPTIMIZER),
     ('state_dict.model.encoder.', OPTIMIZER),
     ('teacher.backbone.', {'teacher.head.mlp.0.weight': 0}),
+    ('_orig_mod.model.module.', {}),
+    ('ema_model.', {'initted': 0, 'step': 0}),
+    ('model.state_dict.', {'model.epoch': 0}),
+    ('state_dict.model._orig_mod.module.backbone.encoder.net.', {}),
+    ('0.', {'1.scale': 0}),
+    ('_fsdp_wrapped_module.', {}),
   ],
 )
 def test_the_prefix_is_where_the_names_of_the_model_are(prefix, beside, names):
@@ -83,6 +92,12 @@ def test_the_prefix_is_where_the_names_of_the_model_are(prefix, beside, names):
     ('teacher.backbone.', 'student.module.backbone.'),
     ('module.', 'ema_model.module.'),
     ('base_encoder.', 'momentum_encoder.'),
+    ('online_model.', 'ema_model.'),
+    ('params.', 'grad.'),
+    ('network.', 'a_optimizer.exp_avg.'),
+    ('model.', 'init_model.'),
+    ('', 'ema.'),
+    ('', 'exp_avg.'),
   ],
 )
 def test_a_copy_is_taken_only_if_it_is_named(first, second, names):
@@ -91,8 +106,40 @@ def test_a_copy_is_taken_only_if_it_is_named(first, second, names):
   assert result.prefix == first and set(result.inside.values()) == {1}
   other = select(tensors, prefix=second.split('.')[0])
   assert other.prefix == second and set(other.inside.values()) == {2}
-  assert f'took the {len(names)} tensors under {first!r}' in result.describe()
+  assert (
+    first == ''
+    or f'took the {len(names)} tensors under {first!r}' in result.describe()
+  )
   assert 'left out: ' in result.describe()
+
+
+@pytest.mark.parametrize(
+  'layer,wrapped',
+  [
+    (r'blocks\.(\d)\.', r'blocks.\1._orig_mod.'),
+    (r'blocks\.(\d)\.', r'blocks.\1._fsdp_wrapped_module._orig_mod.'),
+    (r'blocks\.', r'blocks._orig_mod.'),
+    (r'(attn|mlp)\.', r'\1._checkpoint_wrapped_module.'),
+  ],
+)
+def test_single_layers_may_be_wrapped(layer, wrapped, names):
+  tensors = {re.sub(layer, wrapped, k): x for k, x in names.items()}
+  assert tensors.keys() != names.keys()
+  for prefix in ('', '_orig_mod.module.'):
+    result = select(under(prefix, tensors))
+    assert result.prefix == prefix and result.inside.keys() == names.keys()
+
+
+@pytest.mark.parametrize('above', ['', 'model.'])
+def test_a_head_beside_the_model_is_the_models(above, names):
+  tensors = {
+    above + ('' if name.startswith('head') else 'backbone.') + name: x
+    for name, x in names.items()
+  }
+  result = select(tensors | {f'{above}head.mlp.0.weight': 0})
+  assert result.prefix == f'{above}backbone.'
+  assert result.inside.keys() == names.keys()
+  assert list(result.outside) == [f'{above}head.mlp.0.weight']
 
 
 def test_a_prefix_that_no_name_has_is_an_error(names):
@@ -131,7 +178,7 @@ class Tensor:
     return sys.modules['torch._utils']._rebuild_tensor_v2, args
 
 
-def save_torch(path, tree, monkeypatch, **modules):
+def save_torch(path, tree, monkeypatch, protocol=2):
   """Writes a checkpoint as torch.save does, with functions of other modules."""
   storages = []
 
@@ -152,15 +199,16 @@ def save_torch(path, tree, monkeypatch, **modules):
       kind = type(name, (), {'__module__': module})
       setattr(made, name, kind)
       m.setitem(sys.modules, module, made)
-    Pickler(file, protocol=2).dump(tree)
+    Pickler(file, protocol=protocol).dump(tree)
   with zipfile.ZipFile(path, 'w') as archive:
     archive.writestr('x/data.pkl', file.getvalue())
     for i, x in enumerate(storages):
       archive.writestr(f'x/data/{i}', x.tobytes())
 
 
+@pytest.mark.parametrize('protocol', [2, 4, 5])
 def test_checkpoints_with_values_of_training(
-  tmp_path, monkeypatch, names, variables, caplog
+  tmp_path, monkeypatch, names, variables, caplog, protocol
 ):
   state = collections.defaultdict(dict)
   state[0]['exp_avg'] = Tensor(np.zeros(3))
@@ -174,9 +222,19 @@ def test_checkpoints_with_values_of_training(
     'counts': collections.Counter('abca'),
     'mean': np.arange(6.0).reshape(2, 3),
     'epoch': np.int64(7),
+    'hyper_parameters': types.SimpleNamespace(
+      day=datetime.date(2024, 5, 1),
+      zone=datetime.UTC,
+      last=collections.deque([1.0], maxlen=5),
+      names={'a', 'b'},
+      frozen=frozenset('ab'),
+      steps=range(4),
+      number=decimal.Decimal('0.1'),
+      root=pathlib.Path('/data'),
+    ),
   }
   path = tmp_path / 'checkpoint.pth'
-  save_torch(path, tree, monkeypatch)
+  save_torch(path, tree, monkeypatch, protocol)
   loaded, _ = load_pretrained(MODEL, path, SIZE)
   jax.tree.map(np.testing.assert_array_equal, loaded, variables)
   assert "under 'model.'" in caplog.text and 'model_ema' in caplog.text

@@ -152,6 +152,12 @@ def _encode(text=None, encoding='latin1', *_):
   return text.encode(encoding)
 
 
+def _from_buffer(data=b'', dtype=None, shape=(), order='C', *_):
+  """A numpy array, as protocol 5 of pickles has it."""
+  data = bytes(data) if isinstance(data, bytes | bytearray) else data
+  return NumpyArray((None, shape, dtype, order == 'F', data))
+
+
 _TENSOR, _PARAMETER = Function(_tensor), Function(_parameter)
 _ARRAY = Function(lambda *_: NumpyArray())
 _DICTIONARY = Function(_dictionary)
@@ -163,6 +169,8 @@ FUNCTIONS = {
   ('numpy', 'ndarray'): _ARRAY,
   ('numpy.core.multiarray', '_reconstruct'): _ARRAY,
   ('numpy._core.multiarray', '_reconstruct'): _ARRAY,
+  ('numpy.core.numeric', '_frombuffer'): Function(_from_buffer),
+  ('numpy._core.numeric', '_frombuffer'): Function(_from_buffer),
   ('torch._tensor', '_rebuild_from_type_v2'): Function(_subclass),
   ('torch._utils', '_rebuild_tensor'): _TENSOR,
   ('torch._utils', '_rebuild_tensor_v2'): _TENSOR,
@@ -184,8 +192,16 @@ _TORCH_DTYPES = (
 IGNORED = {
   ('argparse', 'Namespace'),
   ('types', 'SimpleNamespace'),
-  ('datetime', 'datetime'),
-  ('datetime', 'timedelta'),
+  ('collections', 'deque'),
+  ('copyreg', '_reconstructor'),
+  ('copy_reg', '_reconstructor'),
+  *(
+    ('datetime', name)
+    for name in ('date', 'datetime', 'time', 'timedelta', 'timezone')
+  ),
+  ('decimal', 'Decimal'),
+  ('fractions', 'Fraction'),
+  ('uuid', 'UUID'),
   # Python 3.13 has the classes of paths in another module.
   *((m, name) for m in ('pathlib', 'pathlib._local') for name in _PATHS),
   *(('torch', name) for name in ('device', 'dtype', 'strided')),
@@ -200,6 +216,19 @@ IGNORED = {
   *(
     (module, name)
     for module in ('builtins', '__builtin__')
-    for name in ('dict', 'list', 'tuple', 'int', 'float', 'bool', 'str', 'set')
+    for name in (
+      *(
+        'dict',
+        'list',
+        'tuple',
+        'set',
+        'frozenset',
+        'range',
+        'slice',
+        'object',
+      ),
+      *('int', 'float', 'complex', 'bool', 'str', 'bytes', 'bytearray'),
+      *('xrange', 'long', 'unicode'),  # of Python 2
+    )
   ),
 }

@@ -22,14 +22,25 @@ T = TypeVar('T')
 _FLAX = ('opt/target/', 'optimizer/target/', 'params/')
 # Dictionaries of a checkpoint that hold the model, whatever its names are.
 _DICTIONARIES = ('model', 'state_dict', 'model_state_dict')
-# Words for copies of the model. Such a copy is taken if there is nothing else:
-# a model before its average, and DINO's teacher, which its authors evaluate,
-# before its student.
+# Words for copies of the model, and for values of an optimizer that are named
+# as the model's. Such a copy is taken if there is nothing else: a model before
+# its average, and DINO's teacher, which its authors evaluate, before its
+# student.
 _COPY = re.compile(
-  r'(?<![a-z])(ema|swa|averaged?|student|momentum)(?![a-z])', re.IGNORECASE
+  r'(?<![a-z])(ema|swa|averaged?|student|momentum|opt|optim|optimizer|exp_avg'
+  r'|exp_avg_sq|momentum_buffer|grad|gradients?|init|initial)(?![a-z])',
+  re.IGNORECASE,
 )
+# Wrappers of a single layer, which PyTorch puts within the names: a compiled or
+# sharded layer, and one whose activations are recomputed.
+_INNER = re.compile(
+  r'((?:^|\.)(?:\d+|\w*attn|mlp|ffn|blocks|layers)\.)'
+  r'(?:(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.)+'
+)
+# A head beside the model, as programs have it that wrap the model without one.
+_HEAD = re.compile(r'(head|head_dist|fc|classifier)\.(weight|bias)')
 # Parts of a name that a prefix can be made of: no more than these are tried.
-_LONGEST = 6
+_LONGEST = 10
 _MOST_VISITED = 1_000_000
 # transformers puts the name of the base model before all names but the head's.
 _BASE_MODEL = re.compile(
@@ -116,12 +127,19 @@ def select(
   """
   if prefix is not None:
     return _given(tensors, prefix, is_known or known_names)
-  tensors = _without_base_model(tensors)
+  tensors = _without_inner_words(tensors)
   if any(name.startswith(_FLAX) for name in tensors):
     return _select_flax(tensors)
   ranked = rank(tensors, is_known or known_names)
+  if ranked and ranked[0]:
+    return _with_head(_split(tensors, ranked[0]), is_known or known_names)
+  if copies := tuple(x for x in ranked if _COPY.search(x)):
+    # Names without a prefix: the copies are not among them.
+    outside = {k: x for k, x in tensors.items() if k.startswith(copies)}
+    inside = {k: x for k, x in tensors.items() if k not in outside}
+    return Selection('', inside, outside)
   if ranked:
-    return _split(tensors, ranked[0])
+    return _split(tensors, '')
   for word in _DICTIONARIES:
     if any(name.startswith(f'{word}.') for name in tensors):
       inner = _split(tensors, f'{word}.')
@@ -174,7 +192,7 @@ def _given(
       f'{names or "none that is known"}; the first tensor is '
       f'{next(iter(tensors), "none")}'
     )
-  inside = _without_base_model(result.inside)
+  inside = _without_inner_words(result.inside)
   # A wrapper within the one that the user named is searched as usual.
   deeper = rank(inside, is_known)[:1] if prefix else []
   if deeper and deeper[0]:
@@ -194,8 +212,36 @@ def _split(tensors: Mapping[str, Any], prefix: str) -> Selection:
   return Selection(prefix, inside, outside)
 
 
-def _without_base_model(tensors: Mapping[str, T]) -> dict[str, T]:
-  return {_BASE_MODEL.sub(r'\1', name): x for name, x in tensors.items()}
+def _with_head(chosen: Selection, is_known: Callable[[str], bool]) -> Selection:
+  """The selection with a head that stands one or more words above the model.
+
+  Only if the model has none: 'backbone.blocks.0...' beside 'head.weight'.
+  """
+  if any(map(_HEAD.fullmatch, chosen.inside)):
+    return chosen
+  prefix = chosen.prefix
+  while prefix:
+    prefix = prefix[: prefix.rstrip('.').rfind('.') + 1]
+    head = {
+      name: name.removeprefix(prefix)
+      for name in chosen.outside
+      if name.startswith(prefix)
+      and _HEAD.fullmatch(name.removeprefix(prefix))
+      and is_known(name.removeprefix(prefix))
+    }
+    if head:
+      inside = {new: chosen.outside[old] for old, new in head.items()}
+      outside = {k: x for k, x in chosen.outside.items() if k not in head}
+      return Selection(chosen.prefix, chosen.inside | inside, outside)
+  return chosen
+
+
+def _without_inner_words(tensors: Mapping[str, T]) -> dict[str, T]:
+  """Tensors without the words that no prefix can have: within the names."""
+  return {
+    _INNER.sub(r'\1', _BASE_MODEL.sub(r'\1', name)): x
+    for name, x in tensors.items()
+  }
 
 
 def _select_flax(tensors: Mapping[str, Any]) -> Selection:
