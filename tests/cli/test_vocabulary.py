@@ -32,6 +32,16 @@ def test_every_command_speaks_the_same_words():
     assert ('-o' in words) == ('--output' in words), name
 
 
+def test_commands_that_read_folders_of_classes_have_the_option_of_the_hint():
+  """Errors about folders name data.flat=True, or the option for it."""
+  for name, command in commands().items():
+    words = {w for a in command._actions for w in a.option_strings}
+    if '--data' in words or name == 'pack':
+      module = importlib.import_module(f'vit_jax.cli.{name.replace("-", "_")}')
+      assert '--flat' in words, name
+      assert module.OPTIONS['data.flat=True'] == '--flat', name
+
+
 def test_every_help_has_a_sentence_two_examples_and_defaults(monkeypatch):
   monkeypatch.setenv('COLUMNS', '80')
   for name, command in commands().items():

@@ -20,6 +20,9 @@ OPTIONS = {
   'max_labels=': '--max-labels=',
   'eval.batch_size': '--batch-size',
   'data.threads': '--threads',
+  'data.flat=True': '--flat',
+  'data.source': '--source',
+  'data.dir': '--data',
 }
 
 
@@ -81,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='SPLIT',
     help="split of --source, such as 'train[10%%:]' (train)",
   )
+  options.add_flat_argument(parser)
   options.add_match_argument(parser)
   options.add_share_arguments(parser)
   options.add_model_arguments(parser)
@@ -97,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
       '--source with --data and --data-split'
     )
   images = words or open_source(
-    args.source, split=args.data_split, data_dir=args.data
+    args.source, split=args.data_split, data_dir=args.data, flat=args.flat
   )
   meta = pseudo_label(
     args.weights,

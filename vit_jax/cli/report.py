@@ -16,7 +16,12 @@ import sys
 from vit_jax.cli import options
 
 HELP = 'write an HTML page about runs'
-OPTIONS = {'data.dir': '--data', 'eval.batch_size': '--batch-size'}
+OPTIONS = {
+  'data.flat=True': '--flat',
+  'data.source': '--source',
+  'data.dir': '--data',
+  'eval.batch_size': '--batch-size',
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--source', default='', metavar='NAME', help='data.source of other images'
   )
   parser.add_argument('--split', help='split of the other images')
+  options.add_flat_argument(parser)
   parser.add_argument(
     '--examples',
     type=options.positive,
@@ -87,9 +93,10 @@ def run(args: argparse.Namespace) -> None:
     data=args.data,
     source=args.source,
     split=args.split,
+    flat=args.flat,
     most=args.examples,
     batch_size=args.batch_size,
-    say=lambda text: print(text, file=sys.stderr),
+    say=lambda text: print(options.in_options(text, OPTIONS), file=sys.stderr),
   )
   if args.watch:
     from vit_jax.report.server import make_server

@@ -48,6 +48,7 @@ def examine(
   data: str = '',
   source: str = '',
   split: str | None = None,
+  flat: bool = False,
   most: int = 2000,
   batch_size: int = 64,
 ) -> Examined:
@@ -55,8 +56,8 @@ def examine(
 
   Args:
     run: the run.
-    data, source, split: the images, see `predict_labeled`; by default those of
-      the first eval set of the run's recipe.
+    data, source, split, flat: the images, see `predict_labeled`; by default
+      those of the first eval set of the recipe.
     most: number of images. The order of a split is random, so the first ones
       are a random sample.
     batch_size: number of images in a batch.
@@ -66,7 +67,12 @@ def examine(
   """
   if data or source:
     classifier, predictions = predict_labeled(
-      run.workdir, data, source=source, split=split, batch_size=batch_size
+      run.workdir,
+      data,
+      source=source,
+      split=split,
+      flat=flat,
+      batch_size=batch_size,
     )
     return Examined(classifier, predictions, len(predictions.source))
   classifier = load_classifier(run.workdir)
