@@ -5,6 +5,8 @@
         --workdir=gs://BUCKET/posemb
     python -m vit_jax.ablate --config=configs/posemb_d3.py:smoke ...   a minute
 
+    vit-jax figures gs://BUCKET/posemb --positions --metric 5-shot -o d3.png
+
     python -m vit_jax.main --config=configs/posemb_d3.py:2d,layers ...  one cell
 
 Every cell of the table is a pre-training of B/16 with the settings of
@@ -26,6 +28,7 @@ Expected 5-shot accuracy with JFT (appendix D.4):
 """
 
 from configs import vit_jft
+from vit_jax.analysis.published import POSITIONS
 from vit_jax.recipe import shared
 
 SCHEMES = {
@@ -35,15 +38,12 @@ SCHEMES = {
   'relative': 'relative',
 }
 LAYERS = {'layers': 'every_layer', 'shared': 'every_layer_shared'}
+# {(scheme, layers): the paper's 5-shot accuracy in per cent}.
 PUBLISHED = {
-  ('none', ''): 61.382,
-  ('1d', ''): 64.206,
-  ('1d', 'layers'): 63.964,
-  ('1d', 'shared'): 64.292,
-  ('2d', ''): 64.001,
-  ('2d', 'layers'): 64.046,
-  ('2d', 'shared'): 64.022,
-  ('relative', ''): 64.032,
+  (scheme, layers): POSITIONS[posemb, posemb_at]
+  for scheme, posemb in SCHEMES.items()
+  for layers, posemb_at in {'': 'stem', **LAYERS}.items()
+  if (posemb, posemb_at) in POSITIONS
 }
 COLUMN = '5-shot'
 

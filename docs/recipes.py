@@ -1199,6 +1199,9 @@ OTHERS = {
     'regnet': f'{OURS}: a RegNetY as the teacher',
   },
   'digits': {},
+  'scaling_cifar10': {
+    'w64,40k': f'{OURS}: figures 4 and 5 of ViT for a CPU',
+  },
   'imagefolder': {},
 }
 # Keys that say nothing about what is learned.

@@ -36,6 +36,7 @@ SWEEPS = [
   'finetune:b16,imagenet2012',
   'noisy_student_cifar10',
   'posemb_d3',
+  'scaling_cifar10',
   'vit_scaling',
   'vit_scaling:hybrids',
   'volo_i1k',
@@ -128,6 +129,7 @@ def test_published_numbers_of_the_sweeps():
   [
     (
       'posemb_d3',
+      'scaling_cifar10',
       [61.382, 64.206, 63.964, 64.292, 64.001, 64.046, 64.022, 64.032],
     ),
     ('deepvit_i1k', [78.88, 79.10, 79.35, 79.99, 79.27, 80.90]),

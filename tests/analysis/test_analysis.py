@@ -11,6 +11,7 @@ from vit_jax.analysis import (
   attend,
   distance,
   filters,
+  overlay,
   posemb,
   rollout,
   similarity,
@@ -321,11 +322,16 @@ def test_plots(tmp_path):
     RNG.standard_normal((4, 4, 3, 20)), 9
   )
   for written in (
-    rollout.plot_rollout(
-      RNG.random((2, 8, 12, 3)),
-      rollout.rollout_maps(maps, (2, 3), 1),
+    overlay.plot_maps(
+      [
+        overlay.MapOfPhoto(
+          255 * RNG.random((8, 12, 3)), overlay.to_photo(heat, (8, 12)), name
+        )
+        for heat, name in zip(
+          rollout.rollout_maps(maps, (2, 3), 1), 'ab', strict=True
+        )
+      ],
       tmp_path / 'new' / 'rollout.png',
-      ['a', 'b'],
     ),
     distance.plot_distance(
       distance.mean_attention_distance(maps, (2, 3), 8, 1),
@@ -342,10 +348,98 @@ def test_plots(tmp_path):
     assert is_png(written)
 
 
-def test_maps_at_the_resolution_of_the_input():
-  maps = np.array([[[0.0, 1.0], [0.0, 1.0]], [[0.25] * 2] * 2])
-  fine = rollout.to_size(maps, (8, 12))
-  assert fine.shape == (2, 8, 12) and fine.min() == 0
-  np.testing.assert_allclose(fine[1], 0.25, rtol=1e-5)
-  assert (np.diff(fine[0], axis=1) >= -0.1).all()  # it rises to the right
-  np.testing.assert_allclose(fine[0], fine[0][::-1], atol=1e-5)
+def test_rollout_by_hand():
+  """Two layers and three tokens, the class token first, of one head."""
+  first = np.array([[0.2, 0.4, 0.4], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
+  last = np.array([[0.0, 0.6, 0.4], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+  # Row 0 of (last + I) / 2 is (0.5, 0.3, 0.2); times (first + I) / 2, whose
+  # rows are (0.6, 0.2, 0.2), (0, 1, 0) and (0.25, 0, 0.75):
+  shares = [0.35, 0.4, 0.25]
+  layers = [first[None, None], last[None, None]]
+  np.testing.assert_allclose(rollout.rollout(layers)[0, 0], shares)
+  got = rollout.rollout_maps(layers, (1, 2), 1)
+  np.testing.assert_allclose(got[0, 0], np.array([0.4, 0.25]) / 0.65)
+
+
+def test_views_of_a_rollout():
+  maps = random_maps(3, heads=2)
+  one = rollout.select(maps, layers=(-1, -1), head=2)
+  np.testing.assert_array_equal(one, [maps[2][:, 1:]])
+  np.testing.assert_allclose(
+    rollout.rollout_maps(one, (2, 3), 1, residual=0).reshape(2, 6),
+    maps[2][:, 1, 0, 1:] / maps[2][:, 1, 0, 1:].sum(1, keepdims=True),
+  )
+  assert len(rollout.select(maps, layers=(-2, 3))) == 2
+  # Of (0.1, 0.2, 0.3, 0.4) the larger half stays.
+  row = np.full((1, 1, 4, 4), [0.1, 0.2, 0.3, 0.4])
+  got = rollout.select([row], discard=0.5)[0]
+  np.testing.assert_allclose(got[0, 0, 0], [0, 0, 3 / 7, 4 / 7])
+  for bad, words in (
+    ({'layers': (4, 4)}, 'layer=4:4: .*1 to 3'),
+    ({'layers': (3, 1)}, 'must not be after'),
+    ({'head': 3}, 'head=3: .*1 to 2'),
+    ({'discard': 1.0}, 'below 1'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      rollout.select(maps, **bad)
+
+
+def test_outliers():
+  maps = np.ones((1, 4, 5))
+  maps[0, 1, 2] = 4.5
+  maps[0, 3, 4] = 3.5
+  assert np.argwhere(rollout.outliers(maps)).tolist() == [[0, 1, 2]]
+  filled = rollout.fill_outliers(maps)
+  assert filled[0, 1, 2] == 1 and filled[0, 3, 4] == 3.5
+
+
+def test_maps_on_photos():
+  constant = overlay.to_photo(np.full((2, 2), 0.25), (8, 12))
+  np.testing.assert_allclose(constant, 0.25, rtol=1e-5)
+  rising = overlay.to_photo(np.array([[0.0, 1.0]] * 2), (8, 12))
+  assert rising.min() >= 0 and rising.max() <= 1
+  assert (np.diff(rising, axis=1) >= -1e-6).all()
+  # The center of a patch has weight 2/3 for itself and 1/6 for each neighbor.
+  single = np.zeros((5, 5))
+  single[2, 2] = 1
+  fine = overlay.to_photo(single, (15, 15))
+  np.testing.assert_allclose(fine[7, 7], (2 / 3) ** 2, rtol=1e-5)
+  np.testing.assert_allclose(fine[7, 10], 2 / 3 / 6, rtol=1e-5)
+  # The model sees the columns 2 to 9 of 12; the rest has no value.
+  part = overlay.to_photo(np.ones((2, 2)), (8, 12), (0.0, 2.0, 8.0, 8.0))
+  assert np.isnan(part[:, :2]).all() and np.isnan(part[:, 10:]).all()
+  np.testing.assert_allclose(part[:, 2:10], 1, rtol=1e-5)
+  photo = np.full((8, 12, 3), (200, 100, 0))
+  shaded = overlay.overlay(photo, rising)
+  assert shaded.dtype == np.uint8
+  # Gray with 62 % of the light on the left, the photo's colors on the right.
+  np.testing.assert_allclose(shaded[4, 0], 62, atol=2)
+  assert shaded[4, -1, 0] > 190 and shaded[4, -1, 2] < 20
+
+
+def test_locality_and_smoothness():
+  n = 4
+  y, x = np.indices((n, n))
+  waves = [np.cos(k * np.pi * (i + 0.5) / n) for k in (1, 2) for i in (y, x)]
+  table = np.stack(waves, axis=-1).reshape(n * n, -1)
+  near = posemb.locality(posemb.position_similarity(table, (n, n)))
+  far = posemb.locality(
+    posemb.position_similarity(RNG.standard_normal((n * n, 64)), (n, n))
+  )
+  assert near > 0.3 and abs(far) < 0.1
+  ones = np.ones((1, 4, 4, 3))
+  checks = np.where((y + x) % 2, 1.0, -1.0)[None, ..., None]
+  assert filters.smoothness(ones) == pytest.approx(1)
+  assert filters.smoothness(checks) == pytest.approx(-1)
+  noise = filters.filter_components(RNG.standard_normal((8, 8, 3, 200)))
+  assert 'little to see' in filters.why_nothing_to_see(*noise)
+  for kernel, words in (
+    (np.ones((8, 8, 3, 20)), 'all filters are equal'),
+    (RNG.standard_normal((1, 1, 3, 20)), '1 x 1 pixels are too small'),
+  ):
+    values = filters.filter_components(kernel)
+    assert words in filters.why_nothing_to_see(*values)
+  stripes = np.cos(RNG.uniform(0.2, 0.8, 64) * x[..., None] + RNG.random(64))
+  stripes = np.repeat(stripes[:, :, None], 3, axis=2)
+  values = filters.filter_components(stripes)
+  assert not filters.why_nothing_to_see(*values)

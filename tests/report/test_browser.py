@@ -90,16 +90,16 @@ def test_explorer(page, tmp_path):
     seen.add(await tab.value(pixels))
     assert len(seen) == 3
     # The first layer has area attention, whose areas are named.
-    assert 'Areas of head' not in await tab.value(words)
+    assert 'Areas of' not in await tab.value(words)
     await tab.press('[')
-    assert 'Areas of head 1' in await tab.value(words)
+    assert 'Areas of the mean of the heads' in await tab.value(words)
     await tab.press('Home')
     await tab.until(f"{state} === 'token'")
     chosen = "document.querySelector('.explorer [name=head]')"
     await tab.value(
       f"{chosen}.value = 'rollout'; {chosen}.dispatchEvent(new Event('change'))"
     )
-    assert 'Areas of head' not in await tab.value(words)
+    assert 'Areas of' not in await tab.value(words)
     await tab.screenshot(tmp_path / 'explorer.png', (x, 0, side, side))
 
   in_tab(tmp_path, work)

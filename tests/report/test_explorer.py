@@ -6,6 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
+from vit_jax.analysis.areas import AreaMaps
 from vit_jax.analysis.attend import Attention
 from vit_jax.analysis.rollout import rollout
 from vit_jax.report.explorer import STEPS, explorer
@@ -97,3 +98,16 @@ def test_a_small_budget_joins_patches():
   expected = rows[:, 2:4, 2:4, 0:2, 6:].sum((3, 4)).mean((1, 2))
   got = got[:-1, 1 + 1 * 4 + 1, 1 + 0 * 4 + 3]
   np.testing.assert_allclose(got, expected, rtol=0.2)
+
+
+def test_areas_of_the_mean_of_the_heads():
+  """The area that is best on average need not be the best one of a head."""
+  maps = random_maps(4, heads=2, images=1)
+  heads = [[0.5, 0.4, 0.1, 0.0, 0.0, 0.0], [0.0, 0.4, 0.6, 0.0, 0.0, 0.0]]
+  probabilities = np.array(heads)[None, :, None].repeat(4, axis=2)
+  items = np.eye(6, 4) > 0
+  layer = AreaMaps(None, items, probabilities)
+  (areas,) = explorer(Attention(maps, (2, 2), 0), [layer])['areas']
+  best = [head[0][0] for head in areas['best'][0]]
+  assert best == [0, 2, 1]  # head 1, head 2, their mean
+  assert areas['share'][0][2][0][0] == pytest.approx(0.4)

@@ -15,13 +15,12 @@ import jax
 from vit_jax import train
 from vit_jax.ablation.plan import PlannedRun, folder
 from vit_jax.recipe.keys import ConfigError
+from vit_jax.report.runs import MEASURED
 from vit_jax.text import duration
 
 # Exit codes of the process of a run.
 DIVERGED = 4  # the loss became NaN
 PREEMPTED = 3  # it was told to stop, and saved its state
-# File in the directory of a run with the results of the recipe's `measure`.
-MEASURED = 'measured.json'
 
 # A function that starts the process of one run, from the number of the run in
 # the plan, the CPU cores for it (None for all) and its log file.

@@ -11,7 +11,6 @@ import jax
 from vit_jax import train
 from vit_jax.ablation.plan import PlannedRun, make_plan, variants
 from vit_jax.ablation.processes import (
-  MEASURED,
   Start,
   read_summary,
   run_side_by_side,
@@ -22,6 +21,7 @@ from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import ConfigError, to_json
 from vit_jax.recipe.opening import build_run, checked
 from vit_jax.recipe.stored import check_workdir
+from vit_jax.report.runs import MEASURED
 from vit_jax.text import duration
 
 

@@ -106,3 +106,17 @@ def collect(
   grid, num_prefix = find_grid(maps[0].shape[2], out['stem'].shape[1:3])
   class_maps = [np.asarray(a, np.float32) for a in out.get('attention_cls', [])]
   return Attention(maps, grid, num_prefix, class_maps)
+
+
+def bytes_per_image(
+  model: nn.Module, variables: Mapping[str, Any], size: tuple[int, int]
+) -> int:
+  """Bytes of the attention maps of one image of (height, width) pixels."""
+  if not hasattr(model, 'return_attention'):
+    return 0
+  _, out = jax.eval_shape(
+    functools.partial(model.clone(return_attention=True).apply, train=False),
+    variables,
+    jax.ShapeDtypeStruct((1, *size, 3), 'float32'),
+  )
+  return sum(4 * a.size for a in jax.tree.leaves(out.get('attention', [])))

@@ -50,6 +50,44 @@ def filter_components(
   return (components[:count].reshape(-1, h, w, channels), shares[:count])
 
 
+def smoothness(components: np.ndarray) -> float:
+  """The correlation of neighboring pixels in components (n, h, w, C).
+
+  It is about 0 for filters of random numbers, as an untrained model has, and
+  about 1 for smooth ones. The mean is over the components, each of which has
+  the same sum of squares.
+  """
+  x = np.asarray(components, np.float64)
+  pairs = [(x[:, 1:], x[:, :-1]), (x[:, :, 1:], x[:, :, :-1])]
+  pairs = [(a, b) for a, b in pairs if a.size]
+  values = [
+    (a * b).sum() / max(np.sqrt((a**2).sum() * (b**2).sum()), 1e-30)
+    for a, b in pairs
+  ]
+  return float(np.mean(values)) if values else 0.0
+
+
+def why_nothing_to_see(components: np.ndarray, shares: np.ndarray) -> str:
+  """Why a picture of components has no shapes; '' if it may have some.
+
+  Args:
+    components: (n, h, w, 3), from `filter_components`.
+    shares: (n,), from `filter_components`.
+  """
+  height, width = components.shape[1:3]
+  if not shares.any():
+    return 'all filters are equal: there is nothing to see'
+  if height * width <= 4:
+    return f'filters of {height} x {width} pixels are too small to show shapes'
+  # The first components of a trained model are smooth or have stripes.
+  if abs(smoothness(components[:8])) < 0.1:
+    return (
+      'there is little to see: neighboring pixels are not correlated, as in a '
+      'model that is hardly trained'
+    )
+  return ''
+
+
 def to_rgb(components: np.ndarray) -> np.ndarray:
   """Scales each component (n, h, w, 3) to [0, 1]; 0 becomes 0.5, a gray."""
   components = np.asarray(components)

@@ -60,6 +60,25 @@ def position_similarity(
   return (patches @ patches.T).reshape(*grid, *grid)
 
 
+def locality(similarity: np.ndarray) -> float:
+  """How much more similar neighbors are than other positions.
+
+  Args:
+    similarity: (h, w, h, w), from `position_similarity`.
+
+  Returns:
+    The mean similarity of horizontal and vertical neighbors, minus the mean of
+    all pairs of different positions. It is about 0 for a random table.
+  """
+  h, w = similarity.shape[:2]
+  rows, columns = np.indices((h, w)).reshape(2, -1)
+  steps = np.abs(rows[:, None] - rows) + np.abs(columns[:, None] - columns)
+  flat = similarity.reshape(h * w, h * w)
+  if not (steps == 1).any():
+    return 0.0
+  return float(flat[steps == 1].mean() - flat[steps > 0].mean())
+
+
 def plot_similarity(
   similarity: np.ndarray,
   path: str | os.PathLike,

@@ -7,13 +7,12 @@ layers has the share of each input token in each output token.
 
 import collections
 from collections.abc import Iterable, Iterator, Sequence
-import os
 
-from etils import epath
 import numpy as np
-from PIL import Image
 
-from vit_jax.analysis.plots import new_figure, save_figure
+# A patch is an outlier if its share is so many times the median of those of its
+# neighbors.
+OUTLIER = 4.0
 
 
 def rollout(
@@ -48,11 +47,16 @@ def rollouts(
   """Yields the rollout up to each layer, (B, T, T); see `rollout`."""
   shares = None
   for a in attentions:
-    a = np.asarray(a, np.float64).mean(axis=1)
-    a = (1 - residual) * a + residual * np.eye(a.shape[-1])[None]
-    a /= a.sum(axis=-1, keepdims=True)
+    a = _matrix(a, residual)
     shares = a if shares is None else a @ shares
     yield shares
+
+
+def _matrix(attention: np.ndarray, residual: float) -> np.ndarray:
+  """The matrix of a layer, (B, T, T), whose rows sum to one; see `rollout`."""
+  a = np.asarray(attention, np.float64).mean(axis=1)
+  a = (1 - residual) * a + residual * np.eye(a.shape[-1])
+  return a / a.sum(axis=-1, keepdims=True)
 
 
 def join_class_layers(
@@ -84,6 +88,67 @@ def join_class_layers(
   return layers
 
 
+def select(
+  attentions: Sequence[np.ndarray],
+  *,
+  layers: tuple[int, int] | None = None,
+  head: int | None = None,
+  discard: float = 0.0,
+) -> list[np.ndarray]:
+  """Some layers, heads and probabilities of attention maps, for a rollout.
+
+  The rollout of one layer, with `residual=0`, is the attention of this layer.
+
+  Args:
+    attentions: one (B, H, T, T) per layer.
+    layers: numbers of the first and of the last layer, from 1, or from the end
+      if negative: (-1, -1) is the last layer only. None is all.
+    head: number of the only head of every layer, from 1; None is all. A layer
+      that has one map for all heads keeps it.
+    discard: the fraction of the keys of each query that have the smallest
+      probabilities of the mean over the heads. These become 0, and the others
+      are scaled to sum to one.
+
+  Returns:
+    One (B, H or 1, T, T) per selected layer.
+
+  Raises:
+    ValueError: there is no such layer or head, or `discard` is not in [0, 1).
+  """
+  selected = list(attentions)
+  if layers is not None:
+    count = len(selected)
+    first, last = (n if n > 0 else n + count + 1 for n in layers)
+    if not 1 <= first <= last <= count:
+      raise ValueError(
+        f'layer={layers[0]}:{layers[1]}: the model has the layers 1 to '
+        f'{count}, or -{count} to -1 from the end, and the first must not be '
+        'after the last'
+      )
+    selected = selected[first - 1 : last]
+  if head is not None:
+    heads = max(a.shape[1] for a in selected)
+    if not 1 <= head <= heads:
+      raise ValueError(f'head={head}: the layers have the heads 1 to {heads}')
+    selected = [
+      a if a.shape[1] == 1 else a[:, head - 1 : head] for a in selected
+    ]
+  if not 0 <= discard < 1:
+    raise ValueError(f'discard={discard}: must be at least 0 and below 1')
+  if discard:
+    selected = [_without_smallest(a, discard) for a in selected]
+  return selected
+
+
+def _without_smallest(attention: np.ndarray, fraction: float) -> np.ndarray:
+  """(B, H, T, T) -> (B, 1, T, T), see `select`."""
+  a = np.asarray(attention, np.float64).mean(axis=1, keepdims=True)
+  count = int(fraction * a.shape[-1])
+  smallest = np.argsort(a, axis=-1, kind='stable')[..., :count]
+  np.put_along_axis(a, smallest, 0.0, axis=-1)
+  return a / a.sum(axis=-1, keepdims=True)
+
+
 def rollout_maps(
   attentions: Sequence[np.ndarray],
   grid: tuple[int, int],
@@ -102,88 +167,67 @@ def rollout_maps(
 
   Returns:
     (B, h, w). The shares of the patches of an image sum to one.
+
+  Raises:
+    ValueError: there is no layer.
   """
-  shares = rollout(attentions, residual=residual)
-  rows = shares[:, 0] if num_prefix else shares.mean(axis=1)
-  maps = rows[:, num_prefix:]
+  if not attentions:
+    raise ValueError('rollout needs the attention of at least one layer')
+  # Only the row of one token is needed, so that vectors are multiplied and not
+  # matrices, from the last layer to the first.
+  batch, tokens = len(attentions[0]), attentions[0].shape[-1]
+  rows = np.zeros((batch, 1, tokens))
+  if num_prefix:
+    rows[..., 0] = 1
+  else:
+    rows[:] = 1 / tokens
+  for a in reversed(attentions):
+    rows = rows @ _matrix(a, residual)
+  maps = rows[:, 0, num_prefix:]
   maps = maps / maps.sum(axis=-1, keepdims=True)
   return maps.reshape(-1, *grid)
 
 
-def to_size(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Enlarges maps smoothly to the resolution of the input.
+def outliers(maps: np.ndarray, factor: float = OUTLIER) -> np.ndarray:
+  """The patches with much more attention than their neighbors have.
+
+  Large models keep global information in a few patches without content, which
+  then get much attention (arXiv:2309.16588).
 
   Args:
     maps: (B, h, w), from `rollout_maps`.
-    size: (height, width) in pixels.
+    factor: a patch is an outlier if its share is larger than so many times the
+      median of its up to eight neighbors.
 
   Returns:
-    float32 (B, height, width), in which a pixel has the density of its
-    surroundings (bicubic, without values below 0).
+    bool (B, h, w).
   """
-  resized = [
-    Image.fromarray(np.asarray(x, np.float32)).resize(
-      (size[1], size[0]), Image.Resampling.BICUBIC
-    )
-    for x in maps
+  return np.asarray(maps) > factor * _neighbor_medians(maps)
+
+
+def fill_outliers(maps: np.ndarray, factor: float = OUTLIER) -> np.ndarray:
+  """Gives each outlier the median of its neighbors.
+
+  Args:
+    maps, factor: as in `outliers`.
+
+  Returns:
+    (B, h, w). The shares of an image no longer sum to one.
+  """
+  return np.where(outliers(maps, factor), _neighbor_medians(maps), maps)
+
+
+def _neighbor_medians(maps: np.ndarray) -> np.ndarray:
+  """The median of the up to eight neighbors of each patch, (B, h, w)."""
+  maps = np.asarray(maps, np.float64)
+  _, rows, columns = maps.shape
+  if rows * columns == 1:
+    return maps
+  padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)), constant_values=np.nan)
+  neighbors = [
+    padded[:, y : y + rows, x : x + columns]
+    for y in range(3)
+    for x in range(3)
+    if (y, x) != (1, 1)
   ]
-  return np.maximum(np.stack([np.asarray(x) for x in resized]), 0)
-
-
-def plot_rollout(
-  images: np.ndarray,
-  maps: np.ndarray,
-  path: str | os.PathLike,
-  titles: Sequence[str] | None = None,
-) -> epath.Path:
-  """Draws each image, its map, and the image shaded by the map, in one row.
-
-  The range of colors ends at the 98 % quantile of a map. In large models, a few
-  patches without content get much attention, and without this limit all other
-  patches would look equal.
-
-  Args:
-    images: (B, H, W, 3), values in [0, 1].
-    maps: (B, h, w), from `rollout_maps`.
-    path: PNG file to write.
-    titles: a title for each image, such as the predicted class.
-
-  Returns:
-    The path.
-  """
-  images, maps = np.asarray(images), np.asarray(maps)
-  n, height, width = images.shape[:3]
-  fine = to_size(maps, (height, width))
-  figure = new_figure(8, 2.35 * n * height / width + 0.4)
-  axes = figure.subplots(n, 3, squeeze=False)
-  extent = (0, width, height, 0)
-  for i, (image, heat) in enumerate(zip(images, maps, strict=False)):
-    top = max(np.quantile(heat, 0.98), np.finfo(float).tiny)
-    axes[i, 0].imshow(image, extent=extent)
-    shown = axes[i, 1].imshow(
-      heat,
-      cmap='viridis',
-      vmin=0,
-      vmax=top,
-      extent=extent,
-      interpolation='nearest',
-    )
-    light = np.clip(fine[i] / top, 0, 1) ** 0.5  # so that little is not black
-    shaded = image * (0.15 + 0.85 * light)[..., None]
-    axes[i, 2].imshow(np.clip(shaded, 0, 1), extent=extent)
-    bar = figure.colorbar(
-      shown, ax=axes[i, 1], fraction=0.046, pad=0.04, extend='max'
-    )
-    bar.ax.tick_params(labelsize=7)
-    for axis in axes[i]:
-      axis.set_xticks([])
-      axis.set_yticks([])
-    if titles:
-      axes[i, 0].set_ylabel(titles[i], fontsize=9)
-  for axis, title in zip(
-    axes[0],
-    ('input', 'rollout (share per patch)', 'input shaded by rollout'),
-    strict=False,
-  ):
-    axis.set_title(title, fontsize=10)
-  return save_figure(figure, path)
+  return np.nanmedian(neighbors, axis=0)

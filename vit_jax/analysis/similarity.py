@@ -138,15 +138,18 @@ def plot_layers(
 ) -> epath.Path:
   """Draws the (L, L) similarity of every pair of layers; returns the path."""
   similarity = np.asarray(similarity)
-  figure = new_figure(5.2, 4.4)
+  figure = new_figure(5.8, 4.8)
   axis = figure.subplots()
   count = len(similarity)
   edge = (0.5, count + 0.5)
+  others = similarity[~np.eye(count, dtype=bool)]
+  # A layer is equal to itself, so the range of colors is that of the others.
+  low, high = (others.min(), others.max()) if others.size else (0.0, 1.0)
   shown = axis.imshow(
     similarity,
     cmap='viridis',
-    vmin=0,
-    vmax=1,
+    vmin=low,
+    vmax=max(high, low + 1e-6),
     origin='lower',
     extent=(*edge, *edge),
   )
@@ -154,8 +157,20 @@ def plot_layers(
     which.get_major_locator().set_params(integer=True)  # pyright: ignore
   axis.set_xlabel('layer')
   axis.set_ylabel('layer')
-  axis.set_title(title or 'Similarity of attention maps')
-  figure.colorbar(shown, ax=axis, label='cosine similarity')
+  axis.set_title(title or 'Similarity of attention maps', fontsize=10)
+  if count <= 16:
+    middle = (low + high) / 2
+    for (p, q), value in np.ndenumerate(similarity):
+      axis.text(
+        q + 1,
+        p + 1,
+        f'{value:.2f}'.replace('0.', '.'),
+        ha='center',
+        va='center',
+        fontsize=6,
+        color='white' if value < middle else 'black',
+      )
+  figure.colorbar(shown, ax=axis, label='cosine similarity', extend='max')
   return save_figure(figure, path)
 
 

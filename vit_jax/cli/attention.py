@@ -3,6 +3,7 @@
   vit-jax attention runs/flowers photo.jpg -o rollout.png
   vit-jax attention ViT-B_16.npz --model vit_b16 photos/ --distance -o d.png
   vit-jax attention runs/vit photos/ --similarity --compare runs/cait -o s.png
+  vit-jax attention runs/flowers photos/ --layer -1 --head 3 -o head.png
 
 Three pictures need images:
   --rollout     how much each patch contributes to the class token (the default)
@@ -11,30 +12,23 @@ Three pictures need images:
   --similarity  how similar the attention is in every two layers; with
                 --compare, a curve for each model of the similarity of
                 consecutive layers, which shows attention collapse
+For a model that has outliers in its attention (DINOv2 without registers), a
+rollout may show the last layer (--layer -1) or the last ones (--layer=-4:-1),
+one head (--head N), only the larger probabilities (--discard 0.9), or be filled
+(--fill-outliers).
 Two show parameters:
   --posemb      similarity of the position embeddings
   --filters     principal components of the patch embedding
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
 import json
-import os
 import sys
-import typing
-from typing import Any
 
 from vit_jax.cli import options
 
-if typing.TYPE_CHECKING:
-  import numpy as np
-
-  from vit_jax.analysis.attend import Attention
-  from vit_jax.inference.classifier import Classifier
-
 HELP = 'draw attention, position embeddings and filters'
-BATCH = 8  # images whose attention maps are in memory at once
-MOST_ROWS = 32  # images in one rollout picture
+OPTIONS = {'layer=': '--layer ', 'head=': '--head ', 'discard=': '--discard '}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +70,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='[MODEL=]WEIGHTS',
     help='with --similarity: another model in the same plot; may be repeated',
   )
+  view = parser.add_argument_group('what a rollout shows')
+  view.add_argument(
+    '--layer',
+    type=_layers,
+    metavar='N[:M]',
+    help='the attention of one layer, from 1, where -1 is the last; or the '
+    'rollout of the layers N to M, such as --layer=-4:-1',
+  )
+  view.add_argument(
+    '--head', type=int, metavar='N', help='only this head of each layer, from 1'
+  )
+  view.add_argument(
+    '--discard',
+    type=float,
+    default=0.0,
+    metavar='X',
+    help='leave out this fraction of the smallest probabilities of each token',
+  )
+  view.add_argument(
+    '--fill-outliers',
+    action='store_true',
+    help='give patches with much more attention than their neighbors the '
+    "neighbors' median",
+  )
+  view.add_argument(
+    '--overlays',
+    default='',
+    metavar='DIR',
+    help='also write each shaded photo at its own resolution',
+  )
   parser.add_argument(
     '--json', action='store_true', help='also print the numbers as JSON'
   )
@@ -83,7 +107,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_model_arguments(parser)
 
 
+def _layers(text: str) -> tuple[int, int]:
+  """'3' -> (3, 3), '-4:-1' -> (-4, -1)."""
+  first, _, last = text.partition(':')
+  try:
+    return int(first), int(last or first)
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} must be the number of a layer, such as 3 or -1, or of two '
+      'layers, such as 1:6'
+    ) from None
+
+
 def run(args: argparse.Namespace) -> None:
+  from vit_jax.analysis import drawing
   from vit_jax.analysis.plots import check_format
   from vit_jax.inference.loading import load_classifier
   from vit_jax.inference.prediction import list_images
@@ -96,18 +133,39 @@ def run(args: argparse.Namespace) -> None:
     )
   if args.compare and args.kind != 'similarity':
     raise ValueError('--compare goes with --similarity')
+  view = drawing.View(
+    args.layer, args.head, args.discard, args.fill_outliers, args.overlays
+  )
+  if view != drawing.View() and args.kind != 'rollout':
+    raise ValueError(
+      '--layer, --head, --discard, --fill-outliers and --overlays go with a '
+      f'rollout and not with --{args.kind}'
+    )
   paths = list_images(args.images) if needs_images else []
   classifier = load_classifier(args.weights, **options.loading(args))
   classifier.max_pixels = args.max_pixels
-  images = _Readable(paths)
+  images = drawing.Images(paths)
   if args.compare:
     others = []
     for assignment in args.compare:
       model, _, weights = assignment.rpartition('=')
       others.append(load_classifier(weights, model=model or None))
-    numbers = _compare([classifier, *others], images, args.output)
+    numbers = drawing.draw_collapse([classifier, *others], images, args.output)
+  elif args.kind == 'rollout':
+    numbers = drawing.draw_rollout(classifier, images, args.output, view)
+    note = drawing.outlier_note(0 if view.fill else numbers['outliers'])
+    if note:
+      print(note, file=sys.stderr)
+  elif args.kind == 'distance':
+    numbers = drawing.draw_distance(classifier, images, args.output)
+  elif args.kind == 'similarity':
+    numbers = drawing.draw_similarity(classifier, images, args.output)
+  elif args.kind == 'posemb':
+    numbers = drawing.draw_positions(classifier, args.output)
   else:
-    numbers = _KINDS[args.kind](classifier, images, args.output)
+    numbers = drawing.draw_filters(classifier, args.output)
+    if numbers['note']:
+      print(f'note: {numbers["note"]}', file=sys.stderr)
   if args.json:
     print(json.dumps(numbers))
   else:
@@ -116,210 +174,3 @@ def run(args: argparse.Namespace) -> None:
     raise ValueError(
       f'{len(images.bad)} of {len(paths)} images could not be read'
     )
-
-
-class _Readable:
-  """The images that can be read; each of the others is named once.
-
-  Attributes:
-    bad: paths of the images that cannot be read.
-  """
-
-  def __init__(self, paths: Sequence[str]):
-    self._paths, self.bad = paths, set()
-
-  def readable(self) -> list[str]:
-    """The paths of the images that were not found to be bad so far."""
-    return [path for path in self._paths if path not in self.bad]
-
-  def batches(
-    self, classifier: 'Classifier'
-  ) -> 'Iterator[tuple[list[str], np.ndarray]]':
-    """Yields the paths and pixels (B, H, W, 3) of up to BATCH images."""
-    import numpy as np
-
-    from vit_jax.data.decode import BadImage
-    from vit_jax.data.names import printable
-
-    paths, images = [], []
-    for path in self._paths:
-      if path in self.bad:
-        continue
-      try:
-        images.append(classifier.read_image(path))
-        paths.append(printable(path))
-      except (OSError, BadImage) as e:
-        self.bad.add(path)
-        print(f'{printable(path)}: {e}', file=sys.stderr)
-      if len(images) == BATCH:
-        yield paths, np.stack(images)
-        paths, images = [], []
-    if images:
-      yield paths, np.stack(images)
-    if len(self.bad) == len(self._paths):
-      raise ValueError(f'none of the {len(self._paths)} images can be read')
-
-
-def _collect(
-  classifier: 'Classifier', images: _Readable
-) -> 'Iterator[tuple[list[str], np.ndarray, Attention]]':
-  """Yields paths, images (B, H, W, 3) and their attention, batch by batch."""
-  from vit_jax.analysis import attend
-
-  for paths, batch in images.batches(classifier):
-    pixels = classifier.normalize(batch)
-    yield (
-      paths,
-      batch,
-      attend.collect(classifier.model, classifier.variables, pixels),
-    )
-
-
-def _rollout(classifier: 'Classifier', images: _Readable, output: str) -> Any:
-  """Draws pages of at most MOST_ROWS images: FILE.png, FILE-2.png, ..."""
-  import numpy as np
-
-  from vit_jax.analysis import rollout
-
-  names, pixels, maps = [], [], []
-  for paths, batch, attention in _collect(classifier, images):
-    layers, prefix = attention.maps, attention.num_prefix
-    if attention.class_maps:
-      layers = rollout.join_class_layers(layers, attention.class_maps)
-      prefix = 1
-    maps.append(rollout.rollout_maps(layers, attention.grid, prefix))
-    pixels.append(batch)
-    names += paths
-  pixels, maps = np.concatenate(pixels), np.concatenate(maps)
-  titles = names
-  if classifier.num_classes:
-    best = [
-      r['predictions'][0]
-      for r in classifier.classify(images.readable(), top_k=1)
-    ]
-    titles = [f'{p["class"]} {p["probability"]:.1%}' for p in best]
-  files = []
-  for start in range(0, len(names), MOST_ROWS):
-    page = slice(start, start + MOST_ROWS)
-    name, suffix = os.path.splitext(output)
-    number = f'-{start // MOST_ROWS + 1}' if start else ''
-    files.append(name + number + suffix)
-    rollout.plot_rollout(
-      pixels[page] / 255, maps[page], files[-1], titles[page]
-    )
-  return {'images': names, 'rollout': maps.tolist(), 'files': files}
-
-
-def _mean_over_images(
-  classifier: 'Classifier',
-  images: _Readable,
-  function: 'Callable[[Attention], Any]',
-) -> tuple[Any, 'Attention']:
-  """The mean over images of a function of the attention; the last attention."""
-  total, count, attention = 0.0, 0, None
-  for _, batch, attention in _collect(classifier, images):
-    total += len(batch) * function(attention)
-    count += len(batch)
-  assert attention is not None  # `_collect` has refused an empty list
-  return total / count, attention
-
-
-def _distance(classifier: 'Classifier', images: _Readable, output: str) -> Any:
-  from vit_jax.analysis import distance
-
-  def patch_size(attention):
-    """(height, width) in pixels from one patch to the next."""
-    height, width = classifier.preprocessing.size
-    return height / attention.grid[0], width / attention.grid[1]
-
-  mean, attention = _mean_over_images(
-    classifier,
-    images,
-    lambda attention: distance.mean_attention_distance(
-      attention.maps,
-      attention.grid,
-      patch_size(attention),
-      attention.num_prefix,
-    ),
-  )
-  uniform = distance.uniform_distance(attention.grid, patch_size(attention))
-  distance.plot_distance(mean, output, uniform=uniform, title=classifier.name)
-  return {'distance': mean.tolist(), 'uniform': uniform}
-
-
-def _layer_similarity(classifier: 'Classifier', images: _Readable) -> Any:
-  from vit_jax.analysis import similarity
-
-  mean, _ = _mean_over_images(
-    classifier,
-    images,
-    lambda attention: similarity.layer_similarity(attention.maps),
-  )
-  return mean
-
-
-def _similarity(
-  classifier: 'Classifier', images: _Readable, output: str
-) -> Any:
-  from vit_jax.analysis import similarity
-
-  mean = _layer_similarity(classifier, images)
-  similarity.plot_layers(mean, output, title=classifier.name)
-  return {'similarity': mean.tolist()}
-
-
-def _compare(
-  classifiers: 'Sequence[Classifier]', images: _Readable, output: str
-) -> Any:
-  from vit_jax.analysis import similarity
-
-  curves = {}
-  for classifier in classifiers:
-    name = classifier.name
-    while name in curves:
-      name += ' (again)'
-    mean = _layer_similarity(classifier, images)
-    curves[name] = similarity.adjacent_similarity(mean)
-  similarity.plot_curves(curves, output)
-  return {'similarity': {k: v.tolist() for k, v in curves.items()}}
-
-
-def _posemb(classifier: 'Classifier', images: _Readable, output: str) -> Any:
-  import jax
-
-  from vit_jax.analysis import attend, posemb
-
-  del images  # the position table does not depend on images
-  table = posemb.find_table(classifier.variables)
-  inputs = jax.ShapeDtypeStruct(
-    (1, *classifier.preprocessing.size, 3), 'float32'
-  )
-  _, out = jax.eval_shape(
-    lambda v, x: classifier.model.apply(v, x, train=False),
-    classifier.variables,
-    inputs,
-  )
-  grid, prefix = attend.find_grid(len(table), out['stem'].shape[1:3])
-  similarity = posemb.position_similarity(table, grid, prefix)
-  posemb.plot_similarity(similarity, output, title=classifier.name)
-  return {'similarity': similarity.tolist()}
-
-
-def _filters(classifier: 'Classifier', images: _Readable, output: str) -> Any:
-  from vit_jax.analysis import filters
-
-  del images  # the filters do not depend on images
-  components, shares = filters.filter_components(
-    filters.find_kernel(classifier.variables)
-  )
-  filters.plot_filters(components, output, shares=shares, title=classifier.name)
-  return {'shares': shares.tolist()}
-
-
-_KINDS = {
-  'rollout': _rollout,
-  'distance': _distance,
-  'similarity': _similarity,
-  'posemb': _posemb,
-  'filters': _filters,
-}

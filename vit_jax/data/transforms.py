@@ -67,7 +67,12 @@ def central_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   one more.
   """
   height, width = image.shape[:2]
-  return cut(image, ((height - size[0]) // 2, (width - size[1]) // 2, *size))
+  return cut(image, (*_center((height, width), size), *size))
+
+
+def _center(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
+  """(top, left) of the central window of size `new`."""
+  return (old[0] - new[0]) // 2, (old[1] - new[1]) // 2
 
 
 def flip_left_right(image: np.ndarray) -> np.ndarray:
@@ -278,35 +283,59 @@ def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     (*size, 3), uint8, or float32 in [0, 255] if `rounding` is 'none'.
   """
   p = preprocessing
+  resized, (top, left) = _eval_geometry(image.shape[0], image.shape[1], p)
+  image = resize(image, resized, p.interpolation, p.rounding)
+  return image if p.crop is None else cut(image, (top, left, *p.size))
+
+
+def eval_window(
+  height: int, width: int, preprocessing: Preprocessing
+) -> tuple[float, float, float, float]:
+  """The window of an image that `eval_image` shows to a model.
+
+  Args:
+    height, width: of the image in pixels.
+    preprocessing: as for `eval_image`.
+
+  Returns:
+    (top, left, height, width) in pixels of the image. The window leaves the
+    image where `eval_image` pads.
+  """
+  p = preprocessing
+  resized, (top, left) = _eval_geometry(height, width, p)
+  y, x = height / resized[0], width / resized[1]
+  return top * y, left * x, p.size[0] * y, p.size[1] * x
+
+
+def _eval_geometry(
+  height: int, width: int, p: Preprocessing
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """The (height, width) that `eval_image` resizes to, and (top, left) there."""
   if p.crop is None:
-    return resize(image, p.size, p.interpolation, p.rounding)
+    return p.size, (0, 0)
   if p.crop_resize == 'timm':
-    return _timm_eval_image(image, p, p.crop)
-  height, width = image.shape[:2]
+    return _timm_eval_geometry(height, width, p, p.crop)
   resized = round(p.size[0] / p.crop), round(p.size[1] / p.crop)
   if p.crop_resize != 'squash':
     side = {'resize_small': 'short', 'resize_long': 'long'}[p.crop_resize]
     resized = proportional_size(height, width, max(resized), side)
-  image = resize(image, resized, p.interpolation, p.rounding)
-  return central_crop(image, p.size)
+  return resized, _center(resized, p.size)
 
 
-def _timm_eval_image(
-  image: np.ndarray, p: Preprocessing, crop: float
-) -> np.ndarray:
+def _timm_eval_geometry(
+  height: int, width: int, p: Preprocessing, crop: float
+) -> tuple[tuple[int, int], tuple[int, int]]:
   """timm's: shorter side to floor(size / crop), then torchvision's center."""
-  height, width = image.shape[:2]
   target_height, target_width = (math.floor(n / crop) for n in p.size)
   if target_height == target_width:
     resized = short_side(height, width, target_height)
   else:  # timm's ResizeKeepRatio
     ratio = min(height / target_height, width / target_width)
     resized = (round(height / ratio), round(width / ratio))
-  image = resize(image, resized, p.interpolation, p.rounding)
   top, left = (
     # torchvision pads an image that is smaller than the crop, and puts an odd
     # pixel at the bottom or on the right.
     -((new - old) // 2) if old < new else round((old - new) / 2)
     for old, new in zip(resized, p.size, strict=True)
   )
-  return cut(image, (top, left, *p.size))
+  return resized, (top, left)

@@ -129,12 +129,21 @@ class ImageClassifier(abc.ABC):
       OSError: the file cannot be read.
       BadImage: the data is not an image, or is truncated.
     """
+    return eval_image(self.read_photo(image), self.preprocessing)
+
+  def read_photo(self, image: Image) -> np.ndarray:
+    """Reads an image at its own resolution, uint8 (H, W, 3).
+
+    Raises:
+      OSError: the file cannot be read.
+      BadImage: the data is not an image, or is truncated.
+    """
     if isinstance(image, str | os.PathLike):
       image = read_regular(os.fspath(image), MAX_BYTES)
     decoding = Decoding(
       upright=self.preprocessing.upright, max_pixels=self.max_pixels
     )
-    return eval_image(decode(image, decoding), self.preprocessing)
+    return decode(image, decoding)
 
   @functools.cached_property
   def _mesh(self) -> Mesh | None:

@@ -28,9 +28,11 @@ def library() -> str:
 
 
 def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
-  """The curves of runs: {'title', 'note', 'spec'} for each quantity.
+  """The curves of runs, one for each quantity that a run has written.
 
-  Quantities that no run has written are left out.
+  Returns:
+    'title', 'note' and 'unit', texts; 'rows', the points {'run', 'step',
+    'epoch', 'hours', 'value'}; and 'spec', the chart of these.
   """
   evaluated = dict.fromkeys(name for run in runs for name in run.results())
   quantities = [
@@ -108,6 +110,8 @@ def _curve(
   return {
     'title': title,
     'note': note,
+    'unit': unit,
+    'rows': list(rows),
     'spec': {
       '$schema': _SCHEMA,
       'description': f'{title} of {", ".join(names)}',

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_jax.analysis import attend, rollout
+from vit_jax.analysis import attend, overlay, rollout
 from vit_jax.data.sources.source import Source, Subset
 from vit_jax.evaluation.predictions import Predictions
 from vit_jax.evaluation.scores import confusion_matrix
@@ -16,7 +16,7 @@ from vit_jax.inference.accuracy import classify_source, predict_labeled
 from vit_jax.inference.classifier import Classifier, ImageClassifier
 from vit_jax.inference.loading import load_classifier
 from vit_jax.recipe.inputs import open_eval_sets
-from vit_jax.report.pictures import data_url, shaded
+from vit_jax.report.pictures import data_url
 from vit_jax.report.runs import Run
 
 _THUMBNAIL = 96  # pixels
@@ -236,6 +236,7 @@ def attention_pictures(
     scale = max(1, math.ceil(160 / max(image.shape[:2])))
     large = np.asarray(image).repeat(scale, 0).repeat(scale, 1)
     entry['url'] = data_url(image, _PICTURE)
-    entry['rollout'] = data_url(shaded(large, heat), _PICTURE)
+    fine = overlay.to_photo(heat, large.shape[:2])
+    entry['rollout'] = data_url(overlay.overlay(large, fine), _PICTURE)
     entries.append(entry)
   return entries, attention, np.asarray(jax.device_get(pixels))

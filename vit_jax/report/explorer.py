@@ -124,9 +124,14 @@ def _packed(maps: Sequence[np.ndarray]) -> bytes:
 
 
 def _areas(layer: AreaMaps, pooled: bool) -> dict[str, Any]:
-  """The most probable areas of each query, for each image."""
-  best = np.argsort(-layer.maps, axis=-1, kind='stable')[..., :AREAS]
-  share = np.take_along_axis(layer.maps, best, axis=-1)
+  """The most probable areas of each query, for each image and head.
+
+  After the heads comes their mean, whose areas may be those of no head.
+  """
+  mean = layer.maps.mean(axis=1, keepdims=True)
+  maps = np.concatenate([layer.maps, mean], axis=1)
+  best = np.argsort(-maps, axis=-1, kind='stable')[..., :AREAS]
+  share = np.take_along_axis(maps, best, axis=-1)
   # The token before the patches that stands for a mean has no areas.
   skip = 1 if pooled else 0
   return {

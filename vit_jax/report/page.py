@@ -48,7 +48,9 @@ class Page:
     curves = charts.curves(self.runs)
     data: dict[str, Any] = {
       'version': version,
-      'curves': curves,
+      'curves': [
+        {key: x[key] for key in ('title', 'note', 'spec')} for x in curves
+      ],
       'charts': {},
       'explorers': {},
     }

@@ -31,20 +31,3 @@ def data_url(pixels: np.ndarray, largest: int) -> str:
   kind = 'png' if small else 'jpeg'
   text = base64.b64encode(file.getvalue()).decode()
   return f'data:image/{kind};base64,{text}'
-
-
-def shaded(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """Darkens a picture where a map is low.
-
-  Args:
-    pixels: (H, W, 3) in [0, 255].
-    heat: (h, w), such as a rollout; its 98 % quantile keeps all light.
-
-  Returns:
-    (H, W, 3).
-  """
-  top = max(float(np.quantile(heat, 0.98)), np.finfo(float).tiny)
-  light = Image.fromarray(np.clip(heat / top, 0, 1).astype(np.float32))
-  size = (pixels.shape[1], pixels.shape[0])
-  light = np.asarray(light.resize(size, Image.Resampling.BICUBIC))
-  return pixels * (0.2 + 0.8 * np.clip(light, 0, 1))[..., None]

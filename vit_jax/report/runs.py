@@ -15,6 +15,8 @@ from vit_jax.recipe.sections import Config
 from vit_jax.recipe.stored import upgrade
 from vit_jax.training.writers import sound_lines
 
+# What an ablation measures after a run, {column: value}, in its workdir.
+MEASURED = 'measured.json'
 _DEPTH = 3  # folders below a given one in which runs are searched
 # Keys that say where a run is and how it is watched, and not what it learns.
 _UNIMPORTANT = ('log.', 'run.name', 'run.resume', 'data.dir', 'data.threads')
@@ -30,6 +32,8 @@ class Run:
     recipe: {'section.key': value}, with all keys of this version.
     metrics: the lines of metrics.jsonl, each with 'step', 'epoch', 'seconds'.
     summary: summary.json; empty while the run goes on.
+    measured: {column: value} of what an ablation measures after the run, such
+      as a few-shot accuracy in per cent.
   """
 
   name: str
@@ -37,6 +41,7 @@ class Run:
   recipe: dict[str, Any]
   metrics: list[dict[str, Any]]
   summary: dict[str, Any]
+  measured: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def series(self, key: str) -> list[tuple[dict[str, Any], float]]:
     """The lines that have a metric, each with its value."""
@@ -139,17 +144,23 @@ def _read_run(workdir: epath.Path, name: str) -> Run:
     recipe = upgrade(recipe)
   except (ValueError, TypeError, AttributeError) as e:
     raise ValueError(f'{path} is not the recipe of a run: {e}') from e
-  summary = {}
-  if (workdir / 'summary.json').exists():
-    try:
-      summary = json.loads(read_text(workdir / 'summary.json'))
-    except ValueError as e:
-      raise ValueError(f'{workdir / "summary.json"} is damaged: {e}') from e
+  summary = _read_json(workdir / 'summary.json')
   metrics = [line for _, line in sound_lines(workdir / 'metrics.jsonl')]
   # After a run was extended, its old summary stands until it ends again.
   if metrics and summary.get('step', 0) < max(x['step'] for x in metrics):
     summary = {}
-  return Run(name, str(workdir), recipe, metrics, summary)
+  measured = _read_json(workdir / MEASURED)
+  return Run(name, str(workdir), recipe, metrics, summary, measured)
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+  """The values of a file, or none if there is no file."""
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(read_text(path))
+  except ValueError as e:
+    raise ValueError(f'{path} is damaged: {e}') from e
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

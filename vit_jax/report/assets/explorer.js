@@ -242,7 +242,9 @@ class Explorer {
     const areas = this.data.areas[this.layer];
     const query = this.queryIndex() - (areas ? areas.skip : 0);
     if (!areas || query < 0 || this.head === 'rollout') return [];
-    const head = this.head === 'mean' ? 0 : +this.head;
+    // The mean of the heads comes after the heads.
+    const mean = areas.best[this.image].length - 1;
+    const head = this.head === 'mean' ? mean : +this.head;
     const best = areas.best[this.image][head][query];
     const share = areas.share[this.image][head][query];
     const [, columns] = this.data.grid;
@@ -271,7 +273,8 @@ class Explorer {
       g.stroke();
     });
     return best.map((area, i) => ({
-      items: areas.items[area], share: share[i], head: head + 1,
+      items: areas.items[area], share: share[i],
+      of: head === mean ? 'the mean of the heads' : `head ${head + 1}`,
     }));
   }
 
@@ -318,7 +321,7 @@ class Explorer {
     if (areas.length) {
       const text = a => `${a.items.map(t => name(t)).join(' + ')}: ` +
         percent(a.share);
-      shown.push(...list(`Areas of head ${areas[0].head}`, areas.map(text)));
+      shown.push(...list(`Areas of ${areas[0].of}`, areas.map(text)));
     }
     output.replaceChildren(...shown);
     [...this.root.querySelectorAll('.tokens button')].forEach((b, i) =>
