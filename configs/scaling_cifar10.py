@@ -7,7 +7,7 @@
 
     python -m vit_jax.main --config=configs/scaling_cifar10.py:w64,10k ...
 
-Three ViTs of the widths 32, 64 and 128, with 4 blocks on 16 patches of 8 x 8
+Three ViTs of the widths 16, 32 and 64, with 4 blocks on 16 patches of 8 x 8
 pixels, are trained from scratch on the first 2,500, 10,000 and 40,000 images of
 the training set. A set with a quarter of the images has twice as many epochs:
 12, 6 and 3. Everything else is as in configs/cifar10.py.
@@ -22,7 +22,7 @@ Cost: one to three minutes a run on a core. docs/figures.md has the results.
 from configs import cifar10
 from vit_jax.recipe import shared
 
-WIDTHS = {'w32': 32, 'w64': 64, 'w128': 128}
+WIDTHS = {'w16': 16, 'w32': 32, 'w64': 64}
 IMAGES = {'2.5k': 2_500, '10k': 10_000, '40k': 40_000}
 EPOCHS = {'2.5k': 12.0, '10k': 6.0, '40k': 3.0}
 COLUMN = '10-shot'

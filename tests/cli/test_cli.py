@@ -152,7 +152,7 @@ def test_info_of_a_model(capsys):
     (['info', 'nothing.npz'], ['nothing.npz', 'no such file']),
     (['finetune', '--model', 'vit_ti16', '--data', 'nowhere'], ['nowhere']),
     (['predict', 'nowhere', 'x.jpg'], ['nowhere']),
-    (['attention', 'x', '-o', 'x.jpg'], ['.png']),
+    (['attention', 'x', '-o', 'x.gif'], ['.png']),
   ],
 )
 def test_wrong_arguments(capsys, argv, words):
@@ -579,6 +579,26 @@ def test_attention(capsys, folder, workdir, tmp_path):
     assert code == 0 and (tmp_path / f'{kind}.png').exists(), error
   code, _, error = run(capsys, 'attention', workdir, '-o', tmp_path / 'x.png')
   assert code == 1 and 'needs images' in error
+  one = [workdir, images / '0.jpg', '-o', tmp_path / 'last.jpg']
+  code, out, error = run(
+    capsys,
+    *['attention', *one, '--layer', '-1', '--head', '2', '--json'],
+    *['--discard', '0.5', '--fill-outliers', '--overlays', tmp_path / 'shaded'],
+  )
+  assert code == 0, error
+  assert np.shape(json.loads(out)['rollout']) == (1, 2, 2)
+  assert (tmp_path / 'last.jpg').read_bytes().startswith(b'\xff\xd8')
+  (shaded,) = (tmp_path / 'shaded').iterdir()
+  with Image.open(shaded) as a, Image.open(images / '0.jpg') as b:
+    assert shaded.name == '0-rollout.png' and a.size == b.size
+  for wrong, words in (
+    (['--layer', '3'], '--layer 3:3: the model has the layers 1 to 2'),
+    (['--head', '9'], '--head 9: the layers have the heads 1 to 2'),
+    (['--discard', '1'], '--discard 1.0: must be'),
+    (['--distance', '--head', '1'], 'go with a rollout and not with'),
+  ):
+    code, _, error = run(capsys, 'attention', *one, *wrong)
+    assert code == 1 and words in error
 
 
 def test_fewshot(capsys, folder, workdir):

@@ -68,7 +68,7 @@ def test_figures(folder, tmp_path, capsys, name, start):
 
 def test_what_cannot_be_drawn(folder, tmp_path, capsys):
   assert main(['figures', str(folder), '-o', 'a.gif']) == 1
-  assert '.png, .svg or .pdf' in capsys.readouterr().err
+  assert '.png, .jpg, .svg or .pdf' in capsys.readouterr().err
   write_run(tmp_path / 'run', [line(3)])
   assert main(['figures', str(tmp_path), '-o', str(tmp_path / 'a.png')]) == 1
   assert 'has not finished' in capsys.readouterr().err

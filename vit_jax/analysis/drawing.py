@@ -140,7 +140,7 @@ def draw_rollout(
   Args:
     classifier: the model.
     images: what it is applied to.
-    output: .png, .svg or .pdf file to write.
+    output: .png, .jpg, .svg or .pdf file to write.
     view: which attention is shown; None is the rollout.
 
   Returns:
@@ -237,7 +237,7 @@ def _classes(
   """
   nothing = np.zeros((1, 1, 3)), np.zeros((1, 1))
   paths = images.readable()
-  names = [printable(os.path.basename(path)) for path in paths]
+  names = [_short(printable(os.path.basename(path))) for path in paths]
   if not classifier.num_classes:
     folders = [os.path.basename(os.path.dirname(path)) for path in paths]
     return [
@@ -258,9 +258,20 @@ def _classes(
   return result
 
 
-def outlier_note(share: float) -> str:
-  """What to do about a fraction of outliers in rollouts; '' for few of them."""
-  if share < 0.002:
+def _short(name: str, most: int = 36) -> str:
+  """A name of a file that fits above its picture."""
+  half = most // 2 - 1
+  return name if len(name) <= most else f'{name[:half]}...{name[-half:]}'
+
+
+def outlier_note(share: float, view: View) -> str:
+  """What to do about a fraction of outliers; '' for few, or for a chosen view.
+
+  Args:
+    share: fraction of the patches that are outliers.
+    view: which attention was drawn.
+  """
+  if share < 0.002 or dataclasses.replace(view, overlays='') != View():
     return ''
   return (
     f'note: {share:.1%} of the patches get more than {rollout.OUTLIER:g} times '

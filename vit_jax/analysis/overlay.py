@@ -108,7 +108,7 @@ def plot_maps(
 
   Args:
     maps: the photos; more than three take two columns.
-    path: .png, .svg or .pdf file to write.
+    path: .png, .jpg, .svg or .pdf file to write.
     name: of the maps.
     title: above the picture.
 
@@ -144,6 +144,6 @@ def plot_maps(
       x.title, fontsize=8, loc='left', color='#b00020' if x.wrong else 'black'
     )
     if row == 0:
-      heat.set_title(f'{name} (% of a patch)', fontsize=8)
+      heat.set_title(f'{name} (% per patch)', fontsize=8)
       shaded.set_title(f'shaded by {name}', fontsize=8)
   return save_figure(figure, path)

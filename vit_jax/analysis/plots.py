@@ -21,7 +21,8 @@ def new_figure(width: float, height: float) -> 'Figure':
   return figure
 
 
-FORMATS = ('png', 'svg', 'pdf')
+DPI = 150  # pixels per inch of .png and .jpg, if not set otherwise
+FORMATS = ('png', 'jpg', 'svg', 'pdf')
 
 
 def check_format(path: str | os.PathLike) -> str:
@@ -31,12 +32,20 @@ def check_format(path: str | os.PathLike) -> str:
     ValueError: it is another one.
   """
   suffix = as_path(path).suffix.removeprefix('.').lower()
+  suffix = 'jpg' if suffix == 'jpeg' else suffix
   if suffix not in FORMATS:
     raise ValueError(
-      f'{os.fspath(path)}: the name of a picture must end with .png, .svg or '
-      '.pdf'
+      f'{os.fspath(path)}: the name of a picture must end with .png, .jpg, '
+      '.svg or .pdf'
     )
   return suffix
+
+
+def set_dpi(dpi: int) -> None:
+  """Sets the pixels per inch of the .png and .jpg that are written."""
+  import matplotlib
+
+  matplotlib.rcParams['savefig.dpi'] = dpi
 
 
 def save_figure(figure: 'Figure', path: str | os.PathLike) -> epath.Path:
@@ -44,13 +53,17 @@ def save_figure(figure: 'Figure', path: str | os.PathLike) -> epath.Path:
 
   Args:
     figure: the figure.
-    path: .png, .svg or .pdf; its directory is made.
+    path: .png, .jpg, .svg or .pdf; its directory is made.
 
   Raises:
     ValueError: the path has another suffix.
   """
+  import matplotlib
+
   path, form = as_path(path), check_format(path)
+  dpi = matplotlib.rcParams['savefig.dpi']
+  dpi = DPI if dpi == 'figure' else dpi  # 'figure' is matplotlib's default
   path.parent.mkdir(parents=True, exist_ok=True)
   with open_atomically(path, 'wb') as file:
-    figure.savefig(file, format=form, dpi=150, facecolor='white')
+    figure.savefig(file, format=form, dpi=dpi, facecolor='white')
   return path

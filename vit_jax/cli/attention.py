@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--output',
     required=True,
     metavar='FILE',
-    help='.png, .svg or .pdf file',
+    help='.png, .jpg, .svg or .pdf file',
   )
   kinds = parser.add_mutually_exclusive_group()
   for kind, help_text in (
@@ -103,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--json', action='store_true', help='also print the numbers as JSON'
   )
+  options.add_dpi_argument(parser)
   options.add_max_pixels_argument(parser)
   options.add_model_arguments(parser)
 
@@ -121,11 +122,12 @@ def _layers(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> None:
   from vit_jax.analysis import drawing
-  from vit_jax.analysis.plots import check_format
+  from vit_jax.analysis.plots import check_format, set_dpi
   from vit_jax.inference.loading import load_classifier
   from vit_jax.inference.prediction import list_images
 
   check_format(args.output)
+  set_dpi(args.dpi)
   needs_images = args.kind in ('rollout', 'distance', 'similarity')
   if needs_images and not args.images:
     raise ValueError(
@@ -153,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
     numbers = drawing.draw_collapse([classifier, *others], images, args.output)
   elif args.kind == 'rollout':
     numbers = drawing.draw_rollout(classifier, images, args.output, view)
-    note = drawing.outlier_note(0 if view.fill else numbers['outliers'])
+    note = drawing.outlier_note(numbers['outliers'], view)
     if note:
       print(note, file=sys.stderr)
   elif args.kind == 'distance':

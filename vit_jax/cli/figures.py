@@ -11,7 +11,7 @@ few-shot accuracy, and --quantity any number of the recipe, such as model.width.
 --curves draws loss, accuracy, learning rate and speed during the training;
 --positions the table of position embeddings of ViT. The figures of one model
 (attention distance, similarity of layers and positions, filters, rollout) are
-those of vit-jax attention. Both write .png, .svg or .pdf.
+those of vit-jax attention. Both write .png, .jpg, .svg or .pdf.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--output',
     required=True,
     metavar='FILE',
-    help='.png, .svg or .pdf file to write',
+    help='.png, .jpg, .svg or .pdf file to write',
   )
   kinds = parser.add_mutually_exclusive_group()
   kinds.add_argument(
@@ -77,13 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar='NAME',
     help="eval set of the accuracy; default: each run's first",
   )
+  options.add_dpi_argument(parser)
   options.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+  from vit_jax.analysis.plots import set_dpi
   from vit_jax.report import charts, curves, scaling
   from vit_jax.report.runs import read_runs
 
+  set_dpi(args.dpi)
   runs = read_runs(args.workdirs)
   if args.curves:
     curves.plot_curves(runs, args.output, horizontal=args.horizontal)

@@ -95,6 +95,17 @@ def add_more_epochs_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_dpi_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds --dpi, for commands that draw."""
+  parser.add_argument(
+    '--dpi',
+    type=positive,
+    default=150,
+    metavar='N',
+    help='pixels per inch of .png and .jpg (150)',
+  )
+
+
 def add_json_argument(parser: argparse._ActionsContainer) -> None:
   """Adds --json, which prints the results for other programs."""
   parser.add_argument('--json', action='store_true', help='print JSON')

@@ -22,7 +22,7 @@ def plot_curves(
 
   Args:
     runs: the runs, which need not have finished.
-    path: .png, .svg or .pdf file to write.
+    path: .png, .jpg, .svg or .pdf file to write.
     horizontal: one of HORIZONTAL.
 
   Raises:

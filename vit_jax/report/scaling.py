@@ -169,7 +169,7 @@ def plot_scaling(
 
   Args:
     data: of `points`.
-    path: .png, .svg or .pdf file to write.
+    path: .png, .jpg, .svg or .pdf file to write.
     quantity: key of QUANTITIES, or a key of the recipe.
 
   Raises:
