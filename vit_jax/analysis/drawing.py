@@ -50,13 +50,14 @@ class View:
   fill: bool = False
   overlays: str = ''
 
-  def __str__(self) -> str:
+  def describe(self, count: int) -> str:
+    """The name of the maps of a model with so many layers."""
     words = ['rollout']
     if self.layers is not None:
-      first, last = self.layers
+      first, last = (n if n > 0 else n + count + 1 for n in self.layers)
       words = [f'rollout of the layers {first} to {last}']
       if first == last:
-        words = ['last layer' if last == -1 else f'layer {last}']
+        words = [f'layer {last}' + ', the last' * (last == count)]
     if self.head is not None:
       words.append(f'head {self.head}')
     if self.discard:
@@ -148,12 +149,13 @@ def draw_rollout(
     patches that are outliers; 'files': the pages.
   """
   view = view or View()
-  paths, maps = [], []
+  paths, maps, name = [], [], ''
   for batch, attention in _collect(classifier, images):
     layers, prefix = attention.maps, attention.num_prefix
     if attention.class_maps:
       layers = rollout.join_class_layers(layers, attention.class_maps)
       prefix = 1
+    name = view.describe(len(layers))
     layers = rollout.select(
       layers, layers=view.layers, head=view.head, discard=view.discard
     )
@@ -171,16 +173,16 @@ def draw_rollout(
   files = []
   for start in range(0, len(paths), MOST_IMAGES):
     page = range(start, min(start + MOST_IMAGES, len(paths)))
-    name, suffix = os.path.splitext(output)
+    stem, suffix = os.path.splitext(output)
     number = f'-{start // MOST_IMAGES + 1}' if start else ''
-    files.append(name + number + suffix)
+    files.append(stem + number + suffix)
     overlay.plot_maps(
       [
         dataclasses.replace(titles[i], **_on_photo(classifier, paths[i], x))
         for i, x in zip(page, shown[page.start : page.stop], strict=True)
       ],
       files[-1],
-      name=str(view),
+      name=name,
       title=_title('Attention', classifier, len(paths)),
     )
   return {
