@@ -43,6 +43,9 @@ NOT_RUN = {
   r'(scp|ssh) ': 'needs a second machine',
   r'STORAGE_EMULATOR_HOST=': 'needs the server that tests/gs starts',
   r'vit-jax push': 'needs the hub; tests/report/test_card.py runs it',
+  r'vit-jax figures .*--metric': (
+    'needs what an ablation measured; tests/report/test_scaling.py has it'
+  ),
   r'vit-jax report .*--watch': (
     'serves until it is stopped; tests/report/test_server.py runs it'
   ),
@@ -135,7 +138,7 @@ def smoke_keys(keys: dict[str, str]) -> dict[str, str]:
   and of the machine, which the smoke variant sets.
   """
   dropped = (
-    *('data.', 'model.', 'mesh.'),
+    *('data.', 'model.', 'mesh.', 'eval.fewshot.'),
     *('run.pretrained', 'run.resume', 'run.epochs', 'loss.teacher'),
   )
   return {k: v for k, v in keys.items() if not k.startswith(dropped)}
@@ -149,6 +152,13 @@ _OWN = {
   'data.image_size': 16,
   'model.width': 16,
   'log.checkpoint_steps': 2,
+}
+# The small model in place of those of the pages, which has one layer.
+_SMALL = {
+  'vit_b16': 'vit_mu16',
+  'vit_s14_dinov2': 'vit_mu16',
+  's14.safetensors': 'ViT-B_16.npz',
+  '--layer=-4:-1': '--layer=-1:-1',
 }
 _FINETUNE = {'--steps': 2, '--batch-size': 8, '--image-size': 32}
 
@@ -215,7 +225,8 @@ def small(line: str) -> str:
     ['vit-jax', 'ablate'],
   ):
     return shlex.join(_small_training(argv))
-  argv = [word.replace('vit_b16', 'vit_mu16') for word in argv]
+  for long, short in _SMALL.items():
+    argv = [word.replace(long, short) for word in argv]
   if argv[:2] == ['vit-jax', 'finetune']:
     for name in ('--epochs', *_FINETUNE):
       if name in argv:

@@ -167,7 +167,7 @@ def draw_rollout(
   maps = np.concatenate(maps)
   share = float(rollout.outliers(maps).mean())
   shown = rollout.fill_outliers(maps) if view.fill else maps
-  titles = _classes(classifier, images)
+  titles = _titles(classifier, images)
   if view.overlays:
     _write_overlays(classifier, paths, shown, view.overlays)
   files = []
@@ -178,7 +178,7 @@ def draw_rollout(
     files.append(stem + number + suffix)
     overlay.plot_maps(
       [
-        dataclasses.replace(titles[i], **_on_photo(classifier, paths[i], x))
+        overlay.MapOfPhoto(*_on_photo(classifier, paths[i], x), *titles[i])
         for i, x in zip(page, shown[page.start : page.stop], strict=True)
       ],
       files[-1],
@@ -195,8 +195,8 @@ def draw_rollout(
 
 def _on_photo(
   classifier: Classifier, path: str, heat: np.ndarray, side: int | None = _SIDE
-) -> dict[str, np.ndarray]:
-  """'photo' and 'heat' of a `MapOfPhoto`, its longer side at most `side`."""
+) -> tuple[np.ndarray, np.ndarray]:
+  """A photo (H, W, 3), its longer side at most `side`, and its map (H, W)."""
   photo = classifier.read_photo(path)
   if side is not None:
     small = Image.fromarray(photo)
@@ -205,11 +205,9 @@ def _on_photo(
     scale = max(1, side // (2 * max(photo.shape[:2])))
     # A photo of a few pixels is enlarged, so that its map is smooth on it.
     photo = photo.repeat(scale, axis=0).repeat(scale, axis=1)
-  window = eval_window(*photo.shape[:2], classifier.preprocessing)
-  return {
-    'photo': photo,
-    'heat': overlay.to_photo(heat, photo.shape[:2], window),
-  }
+  height, width = photo.shape[:2]
+  window = eval_window(height, width, classifier.preprocessing)
+  return photo, overlay.to_photo(heat, (height, width), window)
 
 
 def _write_overlays(
@@ -225,38 +223,31 @@ def _write_overlays(
       name = f'{stem}-{len(names)}'
     names.add(name)
     pair = _on_photo(classifier, path, heat, side=None)
-    picture = Image.fromarray(overlay.overlay(pair['photo'], pair['heat']))
+    picture = Image.fromarray(overlay.overlay(*pair))
     with (directory / f'{name}-rollout.png').open('wb') as file:
       picture.save(file, 'PNG')
 
 
-def _classes(
-  classifier: Classifier, images: Images
-) -> list[overlay.MapOfPhoto]:
-  """The titles of the images: file, true class if known, predicted class.
+def _titles(classifier: Classifier, images: Images) -> list[tuple[str, bool]]:
+  """The title of each image, and whether its prediction is known to be wrong.
 
-  The true class is known if the folder of an image is the name of a class.
+  A title has the file, the true class if the image's folder is the name of a
+  class, and the predicted class if the model has a head.
   """
-  nothing = np.zeros((1, 1, 3)), np.zeros((1, 1))
   paths = images.readable()
+  folders = [os.path.basename(os.path.dirname(path)) for path in paths]
   names = [_short(printable(os.path.basename(path))) for path in paths]
   if not classifier.num_classes:
-    folders = [os.path.basename(os.path.dirname(path)) for path in paths]
-    return [
-      overlay.MapOfPhoto(*nothing, f'{printable(folder)}/{name}'.lstrip('/'))
-      for folder, name in zip(folders, names, strict=True)
-    ]
+    pairs = zip(folders, names, strict=True)
+    return [(f'{printable(x)}/{name}'.lstrip('/'), False) for x, name in pairs]
   result = []
-  for path, name, found in zip(
-    paths, names, classifier.classify(paths, top_k=1), strict=True
-  ):
-    best = found['predictions'][0]
-    folder = os.path.basename(os.path.dirname(path))
+  predictions = classifier.classify(paths, top_k=1)
+  for folder, name, values in zip(folders, names, predictions, strict=True):
+    best = values['predictions'][0]
     known = folder in (classifier.classes or ())
     text = f'predicted {best["class"]} {best["probability"]:.0%}'
     text = f'{folder}, {text}' if known else text
-    wrong = known and folder != best['class']
-    result.append(overlay.MapOfPhoto(*nothing, f'{name}\n{text}', wrong))
+    result.append((f'{name}\n{text}', known and folder != best['class']))
   return result
 
 
