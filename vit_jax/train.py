@@ -219,7 +219,7 @@ def _writer(
     trackers=config.log.writers,
     name=config.run.name or as_path(workdir).name,
     recipe=keys,
-    compared=changed_keys(keys),
+    compared=list(changed_keys(keys)),
   )
   writer.config(recipe)
   return writer

@@ -369,7 +369,7 @@ def released(tmp_path_factory):
 
 def test_weights_of_another_model_are_told_in_a_line(capsys, folder, workdir):
   image = folder / 'test' / 'red' / '0.jpg'
-  for name in ('mixer_s16', 'vit_b32', 'vit_b17'):
+  for name in ('mixer_s16', 'vit_s8', 'vit_b17'):
     code, _, error = run(capsys, 'predict', workdir, image, '--model', name)
     assert code == 1 and '\n' not in error, error
     assert name == 'vit_b17' or 'vit_ti16' in error, error

@@ -143,6 +143,8 @@ def read_speeds(
     lines = as_path(path).read_text().splitlines()
   except FileNotFoundError:
     return {}
+  except UnicodeDecodeError as e:
+    raise ValueError(_edited(path, 'it is no text')) from e
   if not any(_measured_on(device) in line for line in lines):
     return {}
   cells = [
@@ -154,13 +156,14 @@ def read_speeds(
     raise ValueError(_edited(path, f'it has no column {_SPEED!r}'))
   column, speeds = cells[0].index(_SPEED), {}
   for row in cells[1:]:
+    if len(row) != len(cells[0]):
+      wrong = f'the row of {row[0]} has {len(row)} cells, not {len(cells[0])}'
+      raise ValueError(_edited(path, wrong))
     try:
       if row[column]:
         speeds[row[0].strip('`'), int(row[1])] = float(row[column])
-    except (IndexError, ValueError) as e:
-      raise ValueError(
-        _edited(path, f'the row of {row[0]} has no speed in its column: {row}')
-      ) from e
+    except ValueError as e:
+      raise ValueError(_edited(path, f'the row of {row[0]}: {e}')) from e
   return speeds
 
 

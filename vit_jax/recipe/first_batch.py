@@ -88,9 +88,9 @@ def first_batch(
   labels = [in_words(target, classes) for target in examples['targets']]
   if 'teacher_logits' in examples:
     likely = np.asarray(jax.nn.softmax(examples['teacher_logits']))
-    for i, row in enumerate(likely):
-      best = in_words(row * (row == row.max()), classes)
-      labels[i] += f'\nteacher: {best}'
+    for i, (row, best) in enumerate(zip(likely, likely.argmax(1), strict=True)):
+      name = classes[best] if classes else f'class {best}'
+      labels[i] += f'\nteacher: {row[best]:.2g} {name}'
   height, width = values.shape[1:3]
   title = (
     f'{config.run.name or config.model.name}, step {step + 1}: {len(values)} '
