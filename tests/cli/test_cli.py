@@ -218,6 +218,7 @@ def test_finetune_says_what_to_do_next(capsys, folder, workdir):
     *SET,
   )
   assert code == 0 and f'vit-jax predict {workdir} IMAGE' in out
+  assert 'checkpoints/2: the last' in out and 'which predict takes' in out
   accuracy = json.loads((pathlib.Path(workdir) / 'summary.json').read_text())[
     'results'
   ]['test']['top1']
