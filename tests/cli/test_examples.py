@@ -129,7 +129,7 @@ def examples_of_recipes():
   }
 
 
-@pytest.mark.parametrize('name, example', examples())
+@pytest.mark.parametrize('name, example', list(examples()))
 def test_an_example(name, example, world, monkeypatch, capsys):
   for part, what in NOT_HERE.items():
     if part in example:

@@ -11,7 +11,7 @@ from vit_jax.recipe import extension
 from vit_jax.recipe.keys import ConfigError
 from vit_jax.train import Preempted, train_and_evaluate
 from vit_jax.training.schedules import Schedule
-from vit_jax.weights.steps import load_params
+from vit_jax.weights.steps import FOLDER, list_steps, load_params
 
 
 def linear(total):
@@ -53,6 +53,19 @@ def finished(tmp_path_factory):
   return path
 
 
+def kill(config, path, monkeypatch):
+  """A run that ends, without an orderly stop, where it would save."""
+
+  def killed(self, step, state, now=False):
+    if step > 9:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as m:
+    m.setattr('vit_jax.training.periodic.Saving.__call__', killed)
+    with pytest.raises(KeyboardInterrupt):
+      train_and_evaluate(config, path)
+
+
 def read(path, name):
   return json.loads((path / name).read_text())
 
@@ -78,16 +91,17 @@ def test_an_extension_that_is_stopped_resumes_bit_for_bit(
 ):
   config = tiny_config(run=dict(extend=1.0))
   train_and_evaluate(tiny_config(), tmp_path)
-  # The first command is stopped before it has made a step of the extension,
-  # the second one after two of them.
-  for after in (0, 10):
-    with monkeypatch.context() as m:
-      m.setattr(
-        'vit_jax.training.preemption.StopSignal.reached',
-        lambda self, step, after=after: step > after,
-      )
-      with pytest.raises(Preempted):
-        train_and_evaluate(config, tmp_path)
+  # The first command is killed before it has saved a step of the extension,
+  # the second one is stopped after three of them.
+  kill(config, tmp_path, monkeypatch)
+  assert [x.name for x in list_steps(tmp_path / FOLDER)] == ['8']
+  with monkeypatch.context() as m:
+    m.setattr(
+      'vit_jax.training.preemption.StopSignal.reached',
+      lambda self, step: step > 10,
+    )
+    with pytest.raises(Preempted):
+      train_and_evaluate(config, tmp_path)
   # The command that began the run knows nothing of its extension.
   summary = train_and_evaluate(tiny_config(), tmp_path)
   assert 'run.extend=1' in capsys.readouterr().out
@@ -101,7 +115,7 @@ def test_an_extension_that_is_stopped_resumes_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_settings_change_at_the_end_of_a_run(tmp_path, capsys):
+def test_settings_change_at_the_end_of_a_run(tmp_path, capsys, monkeypatch):
   train_and_evaluate(tiny_config(), tmp_path)
   new = dict(optim=dict(lr=1e-3), data=dict(batch_size=32))
   with pytest.raises(ConfigError, match=r'optim.lr: 0.01 there.*run.extend=N'):
@@ -113,6 +127,13 @@ def test_settings_change_at_the_end_of_a_run(tmp_path, capsys):
       tiny_config(run=dict(extend=1.0), model=dict(depth=1)), tmp_path
     )
   more = tiny_config(run=dict(extend=2.0), **new)
+  kill(more, tmp_path, monkeypatch)
+  # No step was made, so that another value can still be chosen.
+  kill(
+    tiny_config(run=dict(extend=2.0), data=new['data'], optim=dict(lr=0.1)),
+    tmp_path,
+    monkeypatch,
+  )
   summary = train_and_evaluate(more, tmp_path)
   assert summary['step'] == 8 + 2 * 2 and summary['epochs'] == 4
   out = capsys.readouterr().out
