@@ -33,6 +33,8 @@ def mixed():
 )
 def test_labels_in_words(target, words):
   assert first_batch.in_words(np.array(target), 'abcde') == words
+  digits = first_batch.in_words(np.array([0.4, 0.6]), ['0', '1'])
+  assert digits == '0.6 class 1 + 0.4 class 0'
   unnamed = first_batch.in_words(np.array([0, 1.0]), None)
   assert unnamed == 'class 1'
 

@@ -45,6 +45,7 @@ def sweep(arg=None):
 NOT_HERE = {
   'gs://': 'a bucket',
   'tfds:': 'a data set of TensorFlow Datasets',
+  'vtab ': 'the data sets of VTAB in TensorFlow Datasets',
 }
 
 

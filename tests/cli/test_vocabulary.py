@@ -121,6 +121,14 @@ def test_a_list_of_values_ends_where_another_word_begins():
   assert (args.knn, args.weights, args.json) == ([5, 20], 'runs/1', True)
   args = parse('export', '--platforms', 'cpu', 'tpu', 'W', '-o', 'x.stablehlo')
   assert (args.platforms, args.weights) == (['cpu', 'tpu'], 'W')
+  args = parse(
+    'vtab', '-o', 'o', '--tasks', 'a', 'b', '--data', 'd', 'a=x', 'W'
+  )
+  assert (args.tasks, args.data, args.weights) == (
+    ['a', 'b'],
+    ['d', 'a=x'],
+    'W',
+  )
   with pytest.raises(SystemExit):
     parse('fewshot', 'W', '--data', 'd', '--knn', 'many')
 

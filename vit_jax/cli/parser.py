@@ -236,31 +236,44 @@ def _lists_last(
   """Moves options with several values, and their values, behind all words.
 
   argparse would take the words after them, such as a workdir, for values too.
-  Values are the words that the type of the option accepts.
+  Values are the words that the type of the option accepts. Without a type all
+  words are, but for as many at the end as the command needs.
   """
-  lists = {
-    name: action
-    for action in parser._actions
-    if action.nargs == '+'
-    for name in action.option_strings
-  }
-  rest, moved, words = [], [], list(words)
+  actions = {x: a for a in parser._actions for x in a.option_strings}
+  needed = sum(
+    not a.option_strings and a.nargs in (None, '+') for a in parser._actions
+  )
+  rest: list[str] = []
+  lists: list[tuple[argparse.Action, list[str]]] = []
+  words = list(words)
   while words and words[0] != '--':
     word = words.pop(0)
-    if word not in lists:
-      rest.append(word)
+    action = actions.get(word)
+    if action is not None and action.nargs == '+':
+      values = [word]
+      while words and _is_value(action, words[0]):
+        values.append(words.pop(0))
+      if len(values) == 1 and words and not words[0].startswith('-'):
+        values.append(words.pop(0))  # a wrong value, which argparse names
+      lists.append((action, values))
       continue
-    moved.append(word)
-    while words and _is_value(lists[word], words[0]):
-      moved.append(words.pop(0))
-    if moved[-1] == word and words and not words[0].startswith('-'):
-      moved.append(words.pop(0))  # a wrong value, which argparse names
-  return [*rest, *moved, *words]
+    rest.append(word)
+    if action is not None and action.nargs is None and words:
+      rest.append(words.pop(0))
+    elif not word.startswith('-'):
+      needed -= 1
+  for action, values in reversed(lists):
+    while needed > 0 and action.type is None and len(values) > 2:
+      rest.insert(0, values.pop())
+      needed -= 1
+  return [*rest, *(x for _, values in lists for x in values), *words]
 
 
 def _is_value(action: argparse.Action, word: str) -> bool:
+  """Whether a word is a value of an option with several of them."""
   try:
-    action.type(word)  # pyright: ignore[reportOptionalCall, reportCallIssue]
+    if callable(action.type):
+      action.type(word)
   except (argparse.ArgumentTypeError, TypeError, ValueError):
     return False
   return not word.startswith('-')

@@ -162,7 +162,15 @@ def in_words(target: np.ndarray, classes: Sequence[str] | None = None) -> str:
     return 'no class'
   if all(target[i] > 1 - _LEAST_WEIGHT for i in chosen):
     return ', '.join(name(i) for i in chosen[:3]) + more
-  return ' + '.join(f'{target[i]:.2g} {name(i)}' for i in chosen[:3]) + more
+  # '0.7 class 3' for a class whose name begins with a digit, not '0.7 3'.
+  words = [f'class {x}' if x[:1].isdigit() else x for x in map(name, chosen)]
+  return (
+    ' + '.join(
+      f'{target[i]:.2g} {word}'
+      for i, word in zip(chosen[:3], words, strict=False)
+    )
+    + more
+  )
 
 
 def draw(batch: FirstBatch) -> Image.Image:
