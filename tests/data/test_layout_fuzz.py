@@ -19,6 +19,7 @@ from vit_jax.data.pack_beam import Runner, write_task
 from vit_jax.data.sources.opening import open_source
 
 IMAGES = [encode(make_image(i, 8, 9), 'PNG') for i in range(6)]
+BROKEN = b'\xff\xd8\xff no image'
 NFD = unicodedata.normalize('NFD', 'café')
 FOLDERS = st.sampled_from(
   (
@@ -37,7 +38,11 @@ PATHS = st.builds(
   st.lists(FOLDERS, max_size=3),
   FILES,
 )
-LAYOUTS = st.lists(st.tuples(PATHS, st.integers(0, 5)), min_size=1, max_size=14)
+LAYOUTS = st.lists(
+  st.tuples(PATHS, st.sampled_from(IMAGES * 3 + [BROKEN])),
+  min_size=1,
+  max_size=14,
+)
 
 
 def build(root, entries):
@@ -47,9 +52,18 @@ def build(root, entries):
     try:
       os.makedirs(os.path.dirname(path), exist_ok=True)
       with open(path, 'wb') as file:
-        file.write(IMAGES[image])
+        file.write(image)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
       pass
+
+
+def tar_of_files(root, path):
+  """A tar without entries for folders, but for those that are empty."""
+  with tarfile.open(path, 'w') as tar:
+    for folder, folders, names in os.walk(root):
+      for name in names if names or folders else ['']:
+        file = os.path.join(folder, name)
+        tar.add(file, os.path.relpath(file, root), recursive=False)
 
 
 class Workers(Runner):
@@ -73,10 +87,12 @@ def contents(out):
   return splits
 
 
-def count(source):
+def count(source, decodable=False):
   names = source.class_names or range(source.num_classes)
   return collections.Counter(
-    (names[example['label']], example['image']) for example in source
+    (names[example['label']], example['image'])
+    for example in source
+    if not decodable or example['image'] != BROKEN
   )
 
 
@@ -111,11 +127,13 @@ def test_folder_tar_and_packed_data_agree(entries):
       tar.add(root, '.')
     from_folder = packed(root, f'{base}/folder')
     from_tar = packed(f'{base}/in.tar', f'{base}/tar')
+    tar_of_files(root, f'{base}/files.tar')
+    from_files = packed(f'{base}/files.tar', f'{base}/files')
     if isinstance(from_folder, str) and 'images but no class' in from_folder:
       # Images in no folder: those of a tar are of the class of its name.
       assert 'all images are of one class' in from_tar
       return
-    assert from_tar == from_folder
+    assert from_tar == from_files == from_folder
     if isinstance(from_folder, str):
       return
     # The source 'folder' reads the same, in the same classes.
@@ -124,7 +142,7 @@ def test_folder_tar_and_packed_data_agree(entries):
     source = open_source('folder', split='train', data_dir=root, holdout=0.0)
     names, images = from_folder['train']
     assert source.class_names == names
-    assert count(source) == images
+    assert count(source, decodable=True) == images
     for example in source:  # names can be printed and stored
       example['id'].encode()
   finally:

@@ -3,16 +3,19 @@
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 from tests.data.test_layout_fuzz import Workers
 from tests.gs.conftest import CLASSES
+from tests.helpers import tiny_config
 from vit_jax import files
 from vit_jax.buckets import BucketError
 from vit_jax.data.pack import pack
 from vit_jax.data.sources.opening import open_source
 from vit_jax.files import as_path, write_atomically
 from vit_jax.parallel.workdir_lock import WorkdirInUse, WorkdirLock
+from vit_jax.train import train_and_evaluate
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,49 @@ def test_a_random_read_takes_the_bytes_of_its_record(packed, server):
     size = len(source[i]['image'])
     assert server.requests - requests == 1
     assert size < server.received - received < size + 1500
+
+
+def test_a_training_step_reads_the_images_of_its_batch(
+  packed, server, tmp_path
+):
+  """A request for each image, and little more than its bytes.
+
+  Two runs differ by 24 steps; what is read before the first step and ahead of
+  the last one is about the same in both.
+  """
+  steps, batch = (4, 28), 8
+
+  def cost(n):
+    config = tiny_config(
+      run=dict(steps=n),
+      data=dict(
+        source='packed',
+        dir=packed,
+        num_classes=None,
+        num_examples=None,
+        batch_size=batch,
+        crop='resize',
+        device_cache='off',
+      ),
+      log=dict(every_steps=100),
+    )
+    before = server.requests, server.received
+    train_and_evaluate(config, tmp_path / str(n))
+    return np.array([server.requests, server.received]) - before
+
+  few, many = map(cost, steps)
+  requests, received = (many - few) / (steps[1] - steps[0])
+  print(
+    f'{requests:.1f} requests and {received:,.0f} bytes a step; '
+    f'{few[0]:,} requests in the run of {steps[0]} steps'
+  )
+  source = open_source('packed', split='train', data_dir=packed)
+  size = np.mean([len(example['image']) for example in source])
+  # The read-ahead of the last step is up to 40 images more or less.
+  assert batch - 2 < requests < batch + 2
+  assert 0.7 * batch * size < received < 1.3 * batch * (size + 1000)
+  # A shard has 48 images, so each of these reads is of one record.
+  assert received < 0.3 * 48 * size
 
 
 def test_a_workdir_in_a_bucket_is_locked(bucket):

@@ -9,6 +9,7 @@ import collections
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -277,7 +278,6 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
   links: list[tuple[str, str]] = []
   for member, name in _members(own, tar.tar):
     start = tar.start + member.offset_data
-    own.folders.update(_above(name))  # a tar need not have its folders
     if member.isdir():
       own.folders.add(name)
     elif member.islnk() or member.issym():
@@ -327,9 +327,10 @@ def _list_tar(listing: Listing, tar: _Tar, prefix: str) -> None:
 
 
 def _above(name: str) -> Iterator[str]:
-  """The folders in which a file of a tar is."""
-  while name := posixpath.dirname(name):
-    yield name
+  """The folders in which a file of a tar is, down to one that is hidden."""
+  folders = name.split('/')[:-1]
+  visible = itertools.takewhile(lambda x: not is_hidden(x), folders)
+  return itertools.accumulate(visible, '{}/{}'.format)
 
 
 def _check_end(listing: Listing, tar: _Tar) -> None:
@@ -389,7 +390,9 @@ def _members(
       continue
     if name.startswith('../'):
       listing.skipped['with a path that leaves the tar'] += 1
-    elif any(is_hidden(component) for component in name.split('/')):
+      continue
+    listing.folders.update(_above(name))  # a tar need not have its folders
+    if any(is_hidden(component) for component in name.split('/')):
       listing.skipped['hidden'] += member.isreg()
     else:
       yield member, name
