@@ -164,8 +164,8 @@ def _check_tasks(configs: Mapping[str, Config], output: Any) -> None:
     if (output / task / 'summary.json').exists():
       continue
     try:
-      open_train_source(config)
-      open_eval_sets(config, TASKS[task].classes)
+      source = open_train_source(config)
+      open_eval_sets(config, source.num_classes, source.class_names)
     except ValueError as e:
       missing[task] = str(e)
   if missing:

@@ -50,14 +50,20 @@ def test_the_strength_is_chosen_on_held_out_images():
     logistic_scores(TRAIN, np.zeros(80, int), TEST, 4)
 
 
-def test_ridge_is_that_of_scikit_learn():
-  """The closed form of the few-shot probe, on the same features."""
-  mean, std = TRAIN.mean(0), TRAIN.std(0) + 1e-5
+@pytest.mark.parametrize('count', [80, 5])
+@pytest.mark.parametrize('l2', [2.0**10, 0.5])
+def test_ridge_is_that_of_scikit_learn(count, l2):
+  """The closed form of the few-shot probe, on the same features.
+
+  80 images are more than the 7 features, 5 are fewer.
+  """
+  x, y = TRAIN[:count], LABELS[:count]
+  mean, std = x.mean(0), x.std(0) + 1e-5
   with_bias = lambda x: np.c_[(x - mean) / std, np.full(len(x), BIAS)]
-  targets = 2.0 * np.eye(4)[LABELS] - 1
-  model = Ridge(2.0**10, fit_intercept=False).fit(with_bias(TRAIN), targets)
+  model = Ridge(l2, fit_intercept=False)
+  model.fit(with_bias(x), 2.0 * np.eye(4)[y] - 1)
   np.testing.assert_allclose(
-    ridge_scores(TRAIN, LABELS, TEST, 4),
+    ridge_scores(x, y, TEST, 4, l2=l2),
     model.predict(with_bias(TEST)),
     atol=1e-5,
   )

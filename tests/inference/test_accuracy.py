@@ -1,6 +1,7 @@
 """`evaluate` counts every image once, under the names of its class."""
 
 import csv
+import io
 import json
 import pathlib
 import shutil
@@ -9,7 +10,9 @@ import tarfile
 import numpy as np
 from PIL import Image
 import pytest
+import tensorflow_datasets as tfds
 
+from tests.data.helpers import encode, write_tfds
 from tests.helpers import ROOT
 from tests.inference.conftest import CLASSES
 from tests.pixel_model import Pixels, picture
@@ -161,6 +164,16 @@ def test_real_counts_any_label_and_leaves_out_images_without(
     evaluate(weights, root, labels=real, protocol='imagenet')
 
 
+def write_pixels(path) -> str:
+  """Weights of the model that reads its predictions from the pictures."""
+  variables = {'params': {'scale': np.float32(9)}}
+  metadata = WeightsMetadata(
+    model='pixels', module='tests.pixel_model', num_classes=1000
+  )
+  save_weights(variables, Pixels(), path, metadata)
+  return str(path)
+
+
 def test_real_labels_of_imagenet(tmp_path):
   """The first 40 images of real.json (google-research/reassessed-imagenet).
 
@@ -176,14 +189,9 @@ def test_real_labels_of_imagenet(tmp_path):
   for i, prediction in enumerate(made_up):
     name = f'ILSVRC2012_val_{i + 1:08d}.png'
     Image.fromarray(picture(prediction)).save(tmp_path / name)
-  model = Pixels()
-  variables = {'params': {'scale': np.float32(9)}}
-  metadata = WeightsMetadata(
-    model='pixels', module='tests.pixel_model', num_classes=1000
-  )
-  save_weights(variables, model, tmp_path / 'pixels.npz', metadata)
+  weights = write_pixels(tmp_path / 'pixels.npz')
   _, predictions = predict_labeled(
-    tmp_path / 'pixels.npz', tmp_path, labels=file, protocol='real'
+    weights, tmp_path, labels=file, protocol='real'
   )
   assert predictions.best[:, 0].tolist() == made_up
   labeled = [(p, x) for p, x in zip(made_up, real, strict=True) if x]
@@ -286,6 +294,61 @@ def test_other_classes_end_the_command_with_exit_code_one(
 def _write(path: pathlib.Path, content: str) -> pathlib.Path:
   path.write_text(content)
   return path
+
+
+def test_what_the_command_says(weights, folder, flat, tmp_path, capsys):
+  """Images without labels, a crop that is none, and the speed of one batch."""
+  evaluation = lambda *words: main(['evaluate', weights, *map(str, words)])
+  assert evaluation('--data', flat[0]) == 1
+  assert 'Or give a file with the labels of the images (--labels)' in (
+    capsys.readouterr().err
+  )
+  with pytest.raises(SystemExit):
+    evaluation('--data', folder, '--crop', '1.5')
+  assert 'above 0, at most 1' in capsys.readouterr().err
+  assert evaluation('--data', folder, '--json') == 0
+  summary = json.loads(capsys.readouterr().out)
+  assert summary['images_per_second'] > 0 and summary['images'] == 12
+  assert summary['data'] == f'folder {folder}'  # not a split of it
+
+
+def test_tfds_with_every_protocol(tmp_path, capsys):
+  """ImageNet-V2 of TFDS has numbers of outputs, ReaL its own labels."""
+  image = tfds.features.Image(shape=(8, 8, 3), encoding_format='png')
+  classes = tfds.features.ClassLabel(num_classes=1000)
+  several = tfds.features.Sequence(classes)
+  example = lambda number, **labels: {
+    'image': io.BytesIO(encode(picture(number), 'PNG')),
+    **labels,
+  }
+  write_tfds(
+    tmp_path,
+    'imagenet_v2',
+    {'image': image, 'label': classes},
+    {'test': [example(n, label=n - (n > 10)) for n in (2, 10, 999, 11)]},
+  )
+  write_tfds(
+    tmp_path,
+    'imagenet2012_real',
+    {'image': image, 'original_label': classes, 'real_label': several},
+    {
+      'validation': [
+        example(7, original_label=7, real_label=[]),
+        example(8, original_label=1, real_label=[3, 8]),
+        example(9, original_label=9, real_label=[1]),
+      ]
+    },
+  )
+  weights = write_pixels(tmp_path / 'pixels.npz')
+  options = {'data': tmp_path, 'batch_size': 3}
+  result = evaluate(
+    weights, source='tfds:imagenet_v2', protocol='v2', **options
+  )
+  assert (result['examples'], result['top1']) == (4, 0.5)
+  result = evaluate(
+    weights, source='tfds:imagenet2012_real', protocol='real', **options
+  )
+  assert (result['examples'], result['top1']) == (2, 0.5)
 
 
 def test_wrong_data_is_refused(weights, tmp_path):

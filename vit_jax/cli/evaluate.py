@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--crop',
-    type=options.above_zero,
+    type=options.ratio,
     metavar='X',
     help="ratio of the center crop, such as 0.875; default: the weights' own",
   )

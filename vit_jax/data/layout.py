@@ -25,6 +25,10 @@ FLAT = ''  # the name of the only split of a flat data set
 _SHOWN_EMPTY = 5  # empty classes that are named
 
 
+class NoClasses(ValueError):
+  """Images that are in no folders of classes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
   """The images of a split.
@@ -97,7 +101,7 @@ def read_layout(listing: Listing, *, flat: bool = False) -> Layout:
         splits[named[folder]] = Split(depth + 2, _classes(classes))
   else:
     if not groups:
-      raise ValueError(
+      raise NoClasses(
         f'{listing.root} has {len(loose)} images but no class directories. '
         'Put them into one directory a class: '
         f'{listing.root}/CLASS/{loose[0].name.split("/")[-1]}'
@@ -232,7 +236,7 @@ def _split_folders(
   if not deep:
     if groups and len(named) == len(groups):
       first = next(iter(groups))
-      raise ValueError(
+      raise NoClasses(
         f'{root} has {", ".join(groups)}, whose {len(groups[first])} images '
         'have no class directories. Put them into one directory a class: '
         f'{root}/{first}/CLASS/{groups[first][0].name.split("/")[-1]}. {flat}'

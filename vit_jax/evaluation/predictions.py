@@ -37,7 +37,7 @@ class Predictions:
     losses: (N,).
     probabilities: (N, C), if they were kept.
     bad: {path: reason} of the images that could not be read.
-    images_per_second: after the first batch, which compiles; 0 with only one.
+    images_per_second: from the first batch on, after the compilation.
   """
 
   source: Source
@@ -155,7 +155,7 @@ def predict_source(
   step = _make_step(forward, num_classes, loss, keep_probabilities)
   read: list[dict[str, np.ndarray]] = []
   in_flight = collections.deque()
-  first = 0.0
+  start = 0.0
   with loader.eval_batches(
     source,
     preprocessing,
@@ -166,13 +166,16 @@ def predict_source(
   ) as batches:
     for batch in progress_bar(batches, len(batches), 'evaluating'):
       arrays = {key: batch[key] for key in ('image', 'label')}
-      in_flight.append((batch, step(variables, put_batch(arrays, mesh))))
+      arrays = put_batch(arrays, mesh)
+      if not start:  # all batches have one shape
+        step = step.lower(variables, arrays).compile()
+        start = time.perf_counter()
+      in_flight.append((batch, step(variables, arrays)))
       if len(in_flight) > _MOST_IN_FLIGHT:
         read.append(_real(*in_flight.popleft()))
-      first = first or time.perf_counter()
     read += [_real(*results) for results in in_flight]
     bad = dict(batches.bad)
-  seconds = time.perf_counter() - first
+  seconds = time.perf_counter() - start
   images = sum(len(x['index']) for x in read)
   if not images:
     raise ValueError(f'{source.name} has no image that can be read')
@@ -183,19 +186,18 @@ def predict_source(
       'images is not a finite number: the weights, or what they compute, are '
       'NaN or infinite'
     )
-  later = images - len(read[0]['index'])
   return Predictions(
     source=source,
     num_classes=num_classes,
     bad=bad,
-    images_per_second=later / seconds if later else 0.0,
+    images_per_second=images / seconds,
     **arrays,
   )
 
 
 def _make_step(
   forward: Callable, num_classes: int, loss: str, keep_probabilities: bool
-) -> Callable:
+) -> Any:
   """The jitted function of one batch."""
   to_probabilities = {'sigmoid': jax.nn.sigmoid, 'bce': jax.nn.sigmoid}.get(
     loss, jax.nn.softmax

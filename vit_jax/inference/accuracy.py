@@ -8,6 +8,7 @@ from etils import epath
 import jax
 
 from vit_jax.data.decode import Decoding
+from vit_jax.data.layout import NoClasses
 from vit_jax.data.sources.labeled import LabeledFiles
 from vit_jax.data.sources.opening import directory_source, open_source
 from vit_jax.data.sources.renumbered import Renumbered, with_classes
@@ -190,7 +191,8 @@ def _with_outputs(
   match_classes: str,
 ) -> Source:
   """The images with their labels as the outputs are numbered."""
-  if protocol == 'v2':
+  # Of TFDS's imagenet_v2 the labels are numbers of outputs already.
+  if protocol == 'v2' and not images.name.startswith('tfds:'):
     return _numbered_folders(images, classifier.num_classes)
   return with_classes(
     images,
@@ -262,13 +264,20 @@ def _open(
     return open_split(split)
   try:
     return open_split('test')  # or 'validation', if the source has that one
+  except NoClasses as e:
+    raise ValueError(
+      f'{e}. Or give a file with the labels of the images (labels)'
+    ) from e
   except NoSplit as no_test_split:
     # In a folder of classes no images are held out for 'test', so 'train' is
     # all images. A packed data set may have only one split.
     try:
-      return open_split('train')
+      images = open_split('train')
     except NoSplit:
       raise no_test_split from None
+    if kind == 'folder':
+      images.name = f'folder {data}'
+    return images
 
 
 def _without_train(
