@@ -53,6 +53,10 @@ NOT_RUN = {
     'needs Beam and its runners; tests/data/test_pack_beam.py runs the first'
   ),
   r'vit-jax evaluate .*--source tfds:': 'needs a data set prepared by TFDS',
+  r'vit-jax fewshot (s14|none)': 'needs a pretrained ViT-S/14 and EuroSAT',
+  r'vit-jax vtab': (
+    'needs data sets prepared by TFDS; tests/training/test_vtab.py runs it'
+  ),
   r'python -m tests\.faults': 'runs an hour; tests/faults runs it for less',
   r'python -m pytest': 'would run the tests within a test',
   **(

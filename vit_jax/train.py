@@ -28,7 +28,7 @@ from vit_jax.recipe.build import (
   run_metadata,
 )
 from vit_jax.recipe.ending import ending
-from vit_jax.recipe.inputs import make_evaluator
+from vit_jax.recipe.inputs import make_evaluator, make_probe
 from vit_jax.recipe.keys import ConfigError, in_steps, preprocessing, to_json
 from vit_jax.recipe.opening import checked, open_run
 from vit_jax.recipe.sections import Config
@@ -294,6 +294,7 @@ def _actions(
     average=config.eval.ema,
     check=check,
     score=checkpoints.score,
+    probe=make_probe(run),
   )
   save = Saving(
     checkpoints,

@@ -1,18 +1,24 @@
 """The few-shot probe: closed form, support sets, and preprocessing."""
 
+import jax
 import numpy as np
 import pytest
 
+from vit_jax import create_model
 from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import eval_image
 from vit_jax.evaluation.fewshot import (
+  FewshotProbe,
   extract_features,
   fewshot,
   probe_preprocessing,
   ridge_scores,
   support_indices,
 )
+from vit_jax.parallel.mesh import make_mesh
 from vit_jax.preprocessing import Preprocessing
+from vit_jax.recipe import shared
+from vit_jax.training import augment
 
 
 @pytest.mark.parametrize('examples, width', [(12, 5), (6, 20)])
@@ -107,6 +113,37 @@ def test_colors_are_told_apart():
     ValueError, match='class has 3 training images: give fewer shots than 4'
   ):
     fewshot(mean_color, Colors(9), Colors(12), PREPROCESSING, shots=(4,))
+
+
+def test_the_probe_of_a_training_is_the_same():
+  """On all devices, in batches with padding, from a model's variables."""
+  fields = {**shared.small_fields('vit'), 'width': 16, 'mlp_dim': 16}
+  model = create_model('vit_ti16', 3, **fields)
+  preprocessing = Preprocessing(16)
+  variables = model.init(
+    jax.random.key(0), np.zeros((1, 16, 16, 3)), train=False
+  )
+  probe = FewshotProbe(
+    model,
+    make_mesh(),
+    Colors(9),
+    Colors(12),
+    preprocessing=preprocessing,
+    shots=(1, 3, 5),
+    batch_size=8,
+  )
+
+  @jax.jit
+  def features(images):
+    images = augment.normalize(images, preprocessing.normalize, 'float32')
+    return model.apply(variables, images, train=False)[1]['pre_logits']
+
+  expected = fewshot(
+    features, Colors(9), Colors(12), preprocessing, shots=(1, 3, 5)
+  )
+  assert probe(variables) == {
+    f'{n}_shot': pytest.approx(result.mean) for n, result in expected.items()
+  }
 
 
 def test_several_labels_are_refused():

@@ -118,26 +118,38 @@ def test_a_task_that_diverges_does_not_stop_the_others(
 
 
 def test_mistakes_end_before_the_first_run(folders, tmp_path, capsys):
-  command = [
-    *('vtab', 'none', '--model', 'vit_ti16', '-o', str(tmp_path / 'out')),
-    *('--steps', '2', '--data'),
-  ]
   eurosat, data = f'eurosat={folders["eurosat"]}', str(tmp_path)
   for words, messages in (
-    ([data, '--tasks', 'eurosatt'], ["did you mean 'eurosat'?", 'dtd']),
-    (['eurosatt=x'], ["did you mean 'eurosat'?"]),
-    (['x', 'y'], ['--data gives x and y']),
+    (['--data', data, '--tasks', 'eurosatt'], ["mean 'eurosat'?", 'dtd']),
+    (['--data', 'eurosatt=x'], ["did you mean 'eurosat'?"]),
+    (['--data', 'x', '--data', 'y'], ['--data gives x and y']),
     (
-      [data, eurosat, '--tasks', 'dtd', 'svhn'],
+      ['--tasks', 'dtd', 'svhn', '--data', data, '--data', eurosat],
       [f'tfds build dtd --data_dir={data}', 'tfds build svhn_cropped'],
     ),
     (
-      [data, eurosat, '--config.data.split=train8val4'],
+      [
+        *('--data', data, '--data', eurosat),
+        '--config.data.split=train8val4',
+      ],
       ['18 of 19 tasks', 'or run the other tasks: --tasks eurosat'],
     ),
-    ([eurosat, '--tasks', 'eurosat'], ["such as 'train400val100'"]),
-  ):  # fmt: skip
-    assert main([*command, *words]) == 1
-    error = capsys.readouterr().err
+    (
+      ['--data', eurosat, '--tasks', 'eurosat'],
+      ["such as 'train400val100'"],
+    ),
+  ):
+    code, error = command(capsys, *words, '-o', str(tmp_path / 'out'))
+    assert code == 1
     assert all(message in error for message in messages), error
   assert not (tmp_path / 'out').exists()
+
+
+def command(capsys, *words):
+  """Exit code and messages of `vit-jax vtab`."""
+  model = ('--model', 'vit_ti16', '--steps', '2')
+  try:
+    code = main(['vtab', *words, *model, 'none'])
+  except SystemExit as e:  # argparse
+    code = e.code
+  return code, capsys.readouterr().err

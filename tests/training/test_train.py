@@ -33,6 +33,7 @@ def test_loss_falls_and_everything_is_written(tmp_path, capsys):
   config = tiny_config(
     run=dict(steps=24), log=dict(tensorboard=True, overview=True)
   )
+  config.eval.fewshot.shots = (1,)
   summary = run(config, tmp_path)
   out = capsys.readouterr().out
   assert re.search(r'\| head/kernel +\| \(16, 5\) +\| float32 \| 80 ', out)
@@ -45,6 +46,9 @@ def test_loss_falls_and_everything_is_written(tmp_path, capsys):
   assert f'checkpoint: {tmp_path}/checkpoints/24\n' in out
   assert f'vit-jax predict {tmp_path} IMAGE' in out
   assert f'vit-jax evaluate {tmp_path} --source synthetic\n' in out
+  (probed,) = metrics(tmp_path, 'fewshot_1_shot').items()
+  assert probed[0] == 24 and probed[1] > 0.5
+  assert f'few-shot at step 24: 1_shot {probed[1]:.2%}' in out
   losses = metrics(tmp_path)
   assert losses[24] < 0.5 * losses[1]
   assert summary['results']['test']['top1'] > 0.9

@@ -9,12 +9,24 @@ standardized, and a constant feature is added. A ridge regression to targets of
 from collections.abc import Callable, Sequence
 import dataclasses
 import math
+from typing import Any
 
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data import loader
+from vit_jax.data.decode import DEFAULT_DECODING, Decoding
 from vit_jax.data.sources.source import Source
+from vit_jax.parallel.mesh import (
+  batch_shards,
+  batch_slice,
+  put_batch,
+  replicated,
+)
 from vit_jax.preprocessing import Preprocessing
+from vit_jax.training import augment
 from vit_jax.training.progress import progress_bar
 
 SHOTS = (1, 5, 10, 25)
@@ -106,6 +118,15 @@ def probe_preprocessing(preprocessing: Preprocessing) -> Preprocessing:
   return dataclasses.replace(preprocessing, crop=7 / 8, crop_resize='squash')
 
 
+def _check_labels(source: Source) -> None:
+  """ValueError for a source with several labels for each image."""
+  if source.multi_label:
+    raise ValueError(
+      f'{source.name} has several labels for each image, and a few-shot probe '
+      'needs one: give a data set with one class for each image'
+    )
+
+
 def extract_features(
   features: Features,
   source: Source,
@@ -127,11 +148,7 @@ def extract_features(
     ValueError: an image cannot be read, or the source has several labels for
       each image.
   """
-  if source.multi_label:
-    raise ValueError(
-      f'{source.name} has several labels for each image, and a few-shot probe '
-      'needs one: give a data set with one class for each image'
-    )
+  _check_labels(source)
   rows, labels = [], []
   with loader.eval_batches(
     source,
@@ -231,3 +248,99 @@ def probe_features(
       f'give fewer shots than {min(shots)}'
     )
   return results
+
+
+class FewshotProbe:
+  """Few-shot accuracy of a model while it is trained.
+
+  All devices share the batches, and the features of all images are gathered in
+  every process.
+
+  Args:
+    model: Linen module.
+    mesh: the devices.
+    train, test: as for `fewshot`.
+    preprocessing: the model's own, see `extract_features`.
+    shots: numbers of images per class.
+    seeds: number of support sets for each number of shots.
+    batch_size: number of images in a global batch.
+    decoding: how images are decoded.
+    threads: number of threads that read and decode, in each process.
+
+  Raises:
+    ValueError: a source has several labels for each image.
+  """
+
+  def __init__(
+    self,
+    model: nn.Module,
+    mesh: jax.sharding.Mesh,
+    train: Source,
+    test: Source,
+    *,
+    preprocessing: Preprocessing,
+    shots: Sequence[int] = SHOTS,
+    seeds: int = 3,
+    batch_size: int = 32,
+    decoding: Decoding = DEFAULT_DECODING,
+    threads: int = 4,
+  ):
+    for source in (train, test):
+      _check_labels(source)
+    self._mesh, self._sources = mesh, (train, test)
+    self._shots, self._seeds = tuple(shots), seeds
+    shards = batch_shards(mesh)
+    index, count = batch_slice(mesh)
+    self._loading = {
+      'batch_size': max(1, batch_size // shards) * shards,
+      'decoding': decoding,
+      'threads': threads,
+      'process_index': index,
+      'process_count': count,
+      'max_bad_fraction': 1.0,  # unreadable images are left out
+    }
+    self._preprocessing = probe_preprocessing(preprocessing)
+    dtype = jnp.dtype(getattr(model, 'dtype', jnp.float32))
+
+    def step(variables, batch):
+      images = augment.normalize(batch['image'], preprocessing.normalize, dtype)
+      result: Any = model.apply(variables, images, train=False)
+      features = result[1]['pre_logits'].astype(jnp.float32)
+      return features, batch['label'], batch['mask']
+
+    self._step = jax.jit(step, out_shardings=replicated(mesh))
+
+  def __call__(self, variables: Any) -> dict[str, float]:
+    """The accuracies of variables, {'5_shot': mean over the seeds, ...}.
+
+    Raises:
+      ValueError: all numbers of shots are above the size of the smallest class.
+    """
+    train, test = (
+      self._features(variables, source) for source in self._sources
+    )
+    results = probe_features(
+      train,
+      test,
+      self._sources[0].num_classes,
+      shots=self._shots,
+      seeds=self._seeds,
+    )
+    return {f'{shots}_shot': result.mean for shots, result in results.items()}
+
+  def _features(
+    self, variables: Any, source: Source
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, D) and labels (N,) of a source."""
+    rows, labels = [], []
+    with loader.eval_batches(
+      source, self._preprocessing, **self._loading
+    ) as batches:
+      for batch in progress_bar(batches, len(batches), source.name):
+        batch = {key: batch[key] for key in ('image', 'label', 'mask')}
+        features, label, mask = jax.device_get(
+          self._step(variables, put_batch(batch, self._mesh))
+        )
+        rows.append(features[mask > 0])
+        labels.append(label[mask > 0])
+    return np.concatenate(rows), np.concatenate(labels)

@@ -158,6 +158,12 @@ def _check_data(config: Config) -> None:
         f'eval.sets.{name}: there is no key {unknown[0]!r}; allowed: '
         f'{", ".join(EVAL_SET_KEYS)}'
       )
+  shots = config.eval.fewshot.shots
+  if not all(isinstance(n, int) and n >= 1 for n in shots):
+    raise ConfigError(
+      f'eval.fewshot.shots={shots}: must be numbers of images per class of at '
+      'least 1, such as (1, 5, 10), or () for no probe'
+    )
 
 
 def _check_loss(config: Config) -> None:

@@ -14,6 +14,7 @@ from vit_jax.data.sources.renumbered import Renumbered, with_classes
 from vit_jax.data.sources.source import Concat, Source
 from vit_jax.data.splits import NoSplit
 from vit_jax.evaluation.exact import Evaluator
+from vit_jax.evaluation.fewshot import FewshotProbe
 from vit_jax.parallel.mesh import batch_slice, put_batch, put_replicated
 from vit_jax.recipe.build import Run
 from vit_jax.recipe.data import make_device_cache, train_batches
@@ -252,4 +253,41 @@ def make_evaluator(run: Run, sets: Mapping[str, Source]) -> Evaluator:
     batch_size=config.eval.batch_size or config.data.batch_size,
     threads=config.data.threads,
     max_bad_fraction=config.data.max_bad_fraction,
+  )
+
+
+def make_probe(run: Run) -> FewshotProbe | None:
+  """The few-shot probe of a run; None without `eval.fewshot.shots`.
+
+  Raises:
+    ConfigError: the test images have other classes than the training images.
+    ValueError: there is no such source or split.
+  """
+  config = run.config
+  data = config.eval.fewshot
+  if not data.shots:
+    return None
+  train, test = (
+    _open(
+      config,
+      data.source or config.data.source,
+      split,
+      data.dir or config.data.dir,
+    )
+    for split in (data.train, data.test)
+  )
+  try:
+    test = with_classes(test, train.num_classes, train.class_names, train.name)
+  except ClassMismatch as e:
+    raise ConfigError(f'eval.fewshot: {e}') from e
+  return FewshotProbe(
+    run.model,
+    run.mesh,
+    train,
+    test,
+    preprocessing=preprocessing(config),
+    shots=data.shots,
+    batch_size=config.eval.batch_size or config.data.batch_size,
+    decoding=decoding(config),
+    threads=config.data.threads,
   )

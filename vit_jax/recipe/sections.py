@@ -273,10 +273,13 @@ def eval() -> Config:
   c.rounding = 'nearest'
   # Evaluate the moving average of the parameters (optim.ema).
   c.ema = False
-  # Data for the few-shot measures of ablations (`vit_jax.ablation.measures`):
-  # source and dir as in section data, and its splits.
+  # Few-shot probes of the features, as `vit-jax fewshot` makes them. `shots`
+  # are the numbers of images per class, such as (1, 5, 10), of the probes at
+  # every evaluation; () for none. source and dir are as in section data, whose
+  # values count where they are '', and `train` and `test` are splits. Ablations
+  # probe the same data at the end (`vit_jax.ablation.measures`).
   c.fewshot = ConfigDict(
-    {'source': '', 'dir': '', 'train': 'train', 'test': 'test'}
+    {'source': '', 'dir': '', 'train': 'train', 'test': 'test', 'shots': ()}
   )
   return c
 

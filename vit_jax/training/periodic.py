@@ -216,6 +216,7 @@ class Evaluation:
     average: evaluate the moving average of the parameters.
     check: raises an exception if the run must stop.
     score: takes a step and its scores by name.
+    probe: variables -> accuracies of few-shot probes by name; None for none.
   """
 
   def __init__(
@@ -232,8 +233,9 @@ class Evaluation:
     average: bool = False,
     check: Callable[[TrainState], None] = check_finite,
     score: Callable[[int, dict[str, float]], None] | None = None,
+    probe: Callable[[Any], dict[str, float]] | None = None,
   ):
-    self._score, self._goodput = score, goodput
+    self._score, self._probe, self._goodput = score, probe, goodput
     self._evaluator, self._writer, self._say = evaluator, writer, say
     self._every, self._total = every_steps, total_steps
     self._steps_per_epoch, self._extra = steps_per_epoch, extra_steps
@@ -282,8 +284,12 @@ class Evaluation:
 
   def evaluate(self, step: int, state: TrainState) -> Results:
     """Evaluates a state, and writes and prints the results."""
+    probed = {}
     with self._goodput.spent_on('time_evaluation'):
-      self._results = self._evaluator(variables(state, average=self._average))
+      weights = variables(state, average=self._average)
+      self._results = self._evaluator(weights)
+      if self._probe:
+        probed = self._probe(weights)
     self._step = step
     epoch = (step + self._extra) / self._steps_per_epoch
     if self._score:
@@ -293,6 +299,8 @@ class Evaluation:
         for key, value in values.items()
       }
       self._score(step, scores)
+    if probed and not self._writer.has_results(step):
+      self._writer.write(step, probed, epoch=epoch, prefix='fewshot_')
     for name, values in self._results.items():
       if not self._writer.has_results(step, name):
         self._writer.write(step, values, epoch=epoch, prefix=f'{name}_')
@@ -301,6 +309,9 @@ class Evaluation:
         f'top-5 {values["top5"]:.2%}  loss {values["loss"]:.4f}  '
         f'({values["examples"]} examples)'
       )
+    if probed:
+      shown = (f'{name} {value:.2%}' for name, value in probed.items())
+      self._say(f'few-shot at step {step}: {"  ".join(shown)}')
     return self._results
 
 
