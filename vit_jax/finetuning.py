@@ -143,7 +143,7 @@ def vtab(
   for number, (task, config) in enumerate(configs.items()):
     workdir = output / task
     if not (workdir / 'summary.json').exists():
-      say(f'--- {task}: task {number + 1} of {len(configs)}')
+      say(f'{task}: task {number + 1} of {len(configs)}')
       results.pop(task, None)
     results[task] = _task_result(config, workdir)
     results = {task: results[task] for task in TASKS if task in results}

@@ -5,6 +5,7 @@ tasks read them as they read the real ones.
 """
 
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -133,7 +134,9 @@ def test_a_folder_is_split_as_the_data_set(tmp_path):
     write_images(tmp_path / 'x', {f'class {i}': 5 for i in range(10)})
   )
   pack([folder], tmp_path / 'packed')
-  for data in (folder, str(tmp_path / 'packed')):
+  with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+    tar.add(folder, arcname='.')
+  for data in (folder, str(tmp_path / 'packed'), str(tmp_path / 'x.tar')):
     splits = [open_(data, 'eurosat', s) for s in ('train', 'val', 'test')]
     assert [len(s) for s in splits] == [30, 10, 10]
     assert len({x for s in splits for x in ids(s)}) == 50

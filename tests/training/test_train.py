@@ -43,7 +43,7 @@ def test_loss_falls_and_everything_is_written(tmp_path, capsys):
   assert re.search(r'step 1/24  epoch 0.25  loss \S+  top-1 \S+  lr \S+\n', out)
   accuracy = summary['results']['test']['top1']
   assert f'accuracy: {accuracy:.2%} of ' in out
-  assert f'checkpoint: {tmp_path}/checkpoints/24\n' in out
+  assert f'checkpoint: {tmp_path}/checkpoints/24: the last and the best' in out
   assert f'vit-jax predict {tmp_path} IMAGE' in out
   assert f'vit-jax evaluate {tmp_path} --source synthetic\n' in out
   (probed,) = metrics(tmp_path, 'fewshot_1_shot').items()

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--crop',
-    type=options.ratio,
+    type=_ratio,
     metavar='X',
     help="ratio of the center crop, such as 0.875; default: the weights' own",
   )
@@ -104,6 +104,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '-o', '--output', metavar='DIR', help='directory for tables and pictures'
   )
   options.add_json_argument(parser)
+
+
+def _ratio(text: str) -> float:
+  """A number in (0, 1], for `type=` of an argument."""
+  value = options.above_zero(text)
+  if value > 1:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} must be a number above 0, at most 1'
+    )
+  return value
 
 
 def run(args: argparse.Namespace) -> None:

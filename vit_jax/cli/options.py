@@ -311,11 +311,6 @@ def fraction(text: str) -> float:
   )
 
 
-def ratio(text: str) -> float:
-  """A number in (0, 1], for `type=` of an argument."""
-  return _number(text, 'a number above 0, at most 1', lambda x: 0 < x <= 1)
-
-
 def _number(text: str, words: str, fits: Callable[[float], bool]) -> float:
   try:
     value = float(text)

@@ -15,8 +15,10 @@ key of a recipe is set by --config.KEY=VALUE.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 
 from vit_jax import text
 from vit_jax.cli import options
@@ -117,23 +119,26 @@ def run(args: argparse.Namespace) -> None:
   from vit_jax.evaluation.vtab import table
   from vit_jax.finetuning import vtab
 
-  results = vtab(
-    args.model,
-    '' if args.weights.lower() == 'none' else args.weights,
-    _directories(args.data),
-    args.output,
-    tasks=args.tasks or tuple(TASKS),
-    say=text.note,
-    light=args.light,
-    steps=args.steps,
-    lr=args.lr,
-    batch_size=args.batch_size,
-    image_size=args.image_size,
-    seed=args.seed,
-    module=args.module,
-    fields=options.fields(args.set),
-    keys={'run.prefix': args.prefix or ''} | args.keys,
-  )
+  # The lines of the runs would stand before the JSON.
+  output = sys.stderr if args.json else sys.stdout
+  with contextlib.redirect_stdout(output):
+    results = vtab(
+      args.model,
+      '' if args.weights.lower() == 'none' else args.weights,
+      _directories(args.data),
+      args.output,
+      tasks=args.tasks or tuple(TASKS),
+      say=text.note,
+      light=args.light,
+      steps=args.steps,
+      lr=args.lr,
+      batch_size=args.batch_size,
+      image_size=args.image_size,
+      seed=args.seed,
+      module=args.module,
+      fields=options.fields(args.set),
+      keys={'run.prefix': args.prefix or ''} | args.keys,
+    )
   if args.json:
     print(json.dumps(results, indent=2))
     return

@@ -25,7 +25,7 @@ from vit_jax.data.records import META_SUFFIX
 from vit_jax.data.sources.folder import Folder
 from vit_jax.data.sources.packed import Packed
 from vit_jax.data.sources.slices import open_slices
-from vit_jax.data.sources.source import Concat, Source, Subset
+from vit_jax.data.sources.source import Concat, Source, Subset, is_tar
 from vit_jax.data.sources.tfds import Labels, Tfds
 from vit_jax.data.splits import NoSplit
 from vit_jax.files import as_path
@@ -216,7 +216,7 @@ def open_task(
   Args:
     name: a key of TASKS.
     split: see the module docstring.
-    data_dir: data_dir of TFDS, or a folder of class directories, or what
+    data_dir: data_dir of TFDS, or a folder or tar of class directories, or what
       `vit-jax pack` wrote. Of the last two the class names are the labels, and
       the splits are made as those of the TFDS data set.
     flat: take every folder for a class, also one named 'train'.
@@ -278,7 +278,7 @@ def _kind(data_dir: str, task: Task) -> str:
   """'tfds', 'packed' or 'folder'."""
   root = as_path(data_dir) if data_dir else None
   if root is None or not root.is_dir():
-    return 'tfds'
+    return 'folder' if root is not None and is_tar(root) else 'tfds'
   if (root / task.data).is_dir():
     return 'tfds'
   if any(p.name.endswith(META_SUFFIX) for p in root.iterdir()):
