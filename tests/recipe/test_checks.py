@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers import tiny_config
 from vit_jax import train
-from vit_jax.recipe import limits
+from vit_jax.recipe import limits, opening
 from vit_jax.recipe.checks import check
 from vit_jax.recipe.keys import ConfigError, default_config, get
 from vit_jax.recipe.overrides import override
@@ -90,7 +90,7 @@ def test_wrong_values_are_named(key, value, words):
 def test_the_loop_refuses_before_it_compiles(tmp_path, monkeypatch):
   config = tiny_config(data=dict(randaugment='google(2;10)'))
   monkeypatch.setattr(
-    train, 'build', lambda *_, **__: pytest.fail('a model was built')
+    opening, 'build', lambda *_, **__: pytest.fail('a model was built')
   )
   with pytest.raises(ConfigError, match='data.randaugment takes'):
     train.train_and_evaluate(config, tmp_path)
