@@ -88,6 +88,23 @@ def test_the_only_model_that_fits_needs_no_name(monkeypatch):
   assert identify('x.pth', {'a': 0}, WeightsMetadata()).name == 'vit_l32'
 
 
+def test_few_models_are_traced_for_a_file_without_a_name(monkeypatch):
+  """Tracing takes a second; sizes alone rule out most models."""
+  shapes = {
+    'embedding/kernel': (16, 16, 3, 192),
+    'Transformer/posembed_input/pos_embedding': (1, 197, 192),
+    'Transformer/encoderblock_11/MlpBlock_3/Dense_0/kernel': (192, 768),
+    'Transformer/encoderblock_11/MlpBlock_3/Dense_0/bias': (768,),
+    'Transformer/others/kernel': (5_000_000,),
+    'head/kernel': (192, 3),
+  }
+  arrays = {k: np.broadcast_to(np.float32(0), s) for k, s in shapes.items()}
+  traced = []
+  monkeypatch.setattr(describe, '_check', lambda name, *_: traced.append(name))
+  describe.matching_models(arrays)
+  assert 'vit_ti16' in traced and len(traced) < 8, traced
+
+
 @pytest.fixture
 def entry(tmp_path):
   """A folder as timm's entries on the hub are."""

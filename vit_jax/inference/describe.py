@@ -16,6 +16,7 @@ import numpy as np
 
 from vit_jax.models import flops
 from vit_jax.models.area.areas import num_areas
+from vit_jax.models.catalog import catalog
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.preprocessing import as_size
 from vit_jax.weights import (
@@ -244,14 +245,22 @@ def matching_models(
     module: class of the models that are tried; None for all models.
     names: names of the models that are tried; None for all registered ones.
   """
+  values = sum(x.size for x in arrays.values())
   sizes = {n for x in arrays.values() for n in x.shape}
+  kernels = {
+    n for x in arrays.values() if x.ndim == 4 and 3 in x.shape for n in x.shape
+  }
   numbers = {int(n) for name in arrays for n in re.findall(r'\d+', name)}
   fitting = []
   for name in list_models() if names is None else names:
     model = create_model(name)
     if module is not None and type(model) is not module:
       continue
-    if not _may_match(model, sizes, numbers) or not resembles(model, arrays):
+    if (
+      values < _least_values(name, model)
+      or not _may_match(model, sizes, kernels, numbers)
+      or not resembles(model, arrays)
+    ):
       continue
     try:
       _check(name, 'the file', arrays)
@@ -261,7 +270,21 @@ def matching_models(
   return fitting
 
 
-def _may_match(model: nn.Module, sizes: set[int], numbers: set[int]) -> bool:
+def _least_values(name: str, model: nn.Module) -> float:
+  """How many values a file of a model has, whatever its head and table."""
+  row, width = catalog().get(name), getattr(model, 'width', None)
+  if row is None:
+    return 0
+  if not isinstance(width, int):
+    return 0.5 * row['parameters']
+  # Of what is left without two heads of 1,000 classes, the table of positions
+  # is less than a fifth.
+  return 0.8 * (row['parameters'] - 2002 * width)
+
+
+def _may_match(
+  model: nn.Module, sizes: set[int], kernels: set[int], numbers: set[int]
+) -> bool:
   """Whether the width, patch size and depth of a model occur in a file.
 
   This quick test makes it unnecessary to trace most of the models.
@@ -269,6 +292,7 @@ def _may_match(model: nn.Module, sizes: set[int], numbers: set[int]) -> bool:
   Args:
     model: a registered model.
     sizes: lengths of the axes of all tensors in the file.
+    kernels: those of tensors with four axes, one of which is of colors.
     numbers: numbers in the names of the tensors.
   """
   lengths = [
@@ -277,8 +301,11 @@ def _may_match(model: nn.Module, sizes: set[int], numbers: set[int]) -> bool:
   ]
   if any(isinstance(n, int) and n > 1 and n not in sizes for n in lengths):
     return False
-  # A stem of stride 2 or 4 makes the patches of the embedding smaller.
   patch = getattr(model, 'patch_size', None)
+  if isinstance(patch, int) and kernels and getattr(model, 'stem', 0) is None:
+    if patch not in kernels:
+      return False
+  # A stem of stride 2 or 4 makes the patches of the embedding smaller.
   if isinstance(patch, int) and not {patch, patch // 2, patch // 4} & sizes:
     return False
   depth = getattr(model, 'depth', None)
