@@ -36,6 +36,20 @@ def wrap(line: str) -> str:
   )
 
 
+def for_terminal(lines: str) -> str:
+  """Lines that are wrapped at words, if the standard output is a terminal.
+
+  In a pipe or a file every line stays whole.
+  """
+  stream = sys.__stdout__
+  if stream is None or not stream.isatty():
+    return lines
+  return '\n'.join(
+    wrap(line) if len(line) > line_width() else line
+    for line in lines.split('\n')
+  )
+
+
 def shortened(value: object, most: int = 200) -> str:
   """The text of a value that a file gave, with `most` characters at most."""
   words = str(value)

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests.helpers import run_python
 from vit_jax.cli import parser
 from vit_jax.recipe.finetuning import HyperRule
 from vit_jax.weights import hub
@@ -31,15 +32,17 @@ from vit_jax.recipe.keys import default_config
 
 def get_config(arg=None):
   c = default_config()
-  c.run.epochs = 1.0
-  c.data.source, c.data.num_classes, c.data.num_examples = 'synthetic', 4, 32
-  c.data.batch_size, c.data.image_size, c.data.crop = 16, 16, 'none'
+  c.run.steps = 4
+  c.data.source, c.data.num_classes = 'synthetic', 4
+  c.data.num_examples, c.data.image_size, c.data.crop = 4096, 16, 'none'
+  c.data.batch_size = 16
   c.model.update(name='vit_ti16', patch_size=8, width=16, depth=1, num_heads=2,
                  mlp_dim=32)
   return c
 
 def sweep(arg=None):
-  return {'small': {'optim.lr': 1e-3}, 'large': {'optim.lr': 1e-2}}
+  return {name: {'optim.lr': lr, 'seeds': 1}
+          for name, lr in (('small', 1e-3), ('large', 1e-2))}
 '''
 # What an example needs that a test does not have.
 NOT_HERE = {
@@ -96,14 +99,19 @@ def world(tmp_path_factory):
     finetune('cait_xxs24', 'runs/cait')
     for name in ('flowers', 'teacher', 'a', 'b', 'scaling/one'):
       shutil.copytree('runs/vit', f'runs/{name}')
+    steps = pathlib.Path('runs/flowers/checkpoints')
+    (steps / '2').rename(steps / '500')
     command('convert', 'runs/vit', '-o', 'ViT-B_16.npz')
     finetune('vit_s14_dinov2', 'runs/dino', '--image-size', '28')
     command('convert', 'runs/dino', '-o', 'vit_s14.safetensors')
-    command('pack', 'flowers', '-o', 'packed')
     shutil.rmtree('runs/dino')
     pathlib.Path('configs').mkdir()
     for name in examples_of_recipes():
-      pathlib.Path(name).write_text(RECIPE)
+      large = 'vit_l16' in name or 'vit_b16' in name  # of aot, for many chips
+      batch = 'c.data.batch_size = 128' if large else 'c.data.batch_size = 16'
+      pathlib.Path(name).write_text(
+        RECIPE.replace('c.data.batch_size = 16', batch)
+      )
     names = [f'{i}.JPEG' for i in range(4)]
     write_tar('ILSVRC2012_img_val.tar', names)
     pathlib.Path('val_labels.txt').write_text('0\n1\n1\n0\n')
@@ -157,12 +165,18 @@ def test_an_example(name, example, world, monkeypatch, capsys):
     monkeypatch.setattr(hub, 'upload', lambda *_, **__: 'https://hub/ORG')
   if '--throughput' in example:
     monkeypatch.setattr(
-      'vit_jax.analysis.comparison.list_models', lambda pattern: ['vit_ti16']
+      'vit_jax.analysis.comparison.list_models', lambda pattern: ['deit_ti16']
     )
     monkeypatch.setattr(
       'vit_jax.analysis.comparison.images_per_second', lambda *_: 10.0
     )
   words = shlex.split(example.partition(' >>')[0])
+  if name == 'ablate':  # its flags can be defined once in a process
+    main = 'import sys; from vit_jax.cli import parser; sys.exit(parser.main())'
+    done = run_python('-c', main, *words, cwd=world)
+    assert done.returncode == 0, done.stderr
+    assert '2 of 2 runs' in done.stdout
+    return
   assert parser.main(words) == code, capsys.readouterr().err
   out, err = capsys.readouterr()
   assert '\x1b' not in out + err and 'Traceback' not in err

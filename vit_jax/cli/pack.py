@@ -1,7 +1,7 @@
 """Packs images into a few large files, which can be read fast in any order.
 
-  vit-jax pack ILSVRC2012_train.tar -o packed/
-  vit-jax pack photos/ -o packed/ --short-side 256
+  vit-jax pack ILSVRC2012_train.tar -o i1k/
+  vit-jax pack flowers/ -o packed/ --short-side 256
   vit-jax pack gs://bucket/in -o gs://bucket/out --runner DataflowRunner \\
       --runner-option project=P --runner-option region=R
 

@@ -2,7 +2,7 @@
 
   vit-jax teacher-logits runs/teacher --source folder --data flowers -o logits
   vit-jax teacher-logits runs/teacher --source packed --data packed/ \\
-      -o logits --dtype float16
+      -o packed_logits --dtype float16
 
 A recipe uses them with loss.teacher_weights=logits.
 """

@@ -1,8 +1,8 @@
 """Makes labels for each patch of each image with a teacher (VOLO).
 
   vit-jax token-labels runs/teacher --source folder --data flowers -o labels
-  vit-jax token-labels runs/teacher --source packed --data packed/ -o labels \\
-      --top-k 10
+  vit-jax token-labels runs/teacher --source packed --data packed/ \\
+      -o packed_labels --top-k 10
 
 A recipe uses them with data.labels=labels.
 """

@@ -157,7 +157,9 @@ class Progress:
       columns[1] = f'epoch {epoch:.2f}'
     if self._rate:
       left = (self._total - step) / self._rate
-      columns += [f'ETA {duration(left)}', f'{1 / self._rate:.3g} s/step']
+      # Among the first columns: narrow terminals cut the last ones.
+      columns.insert(4, f'ETA {duration(left)}')
+      columns.append(f'{1 / self._rate:.3g} s/step')
     return '  '.join(columns)
 
 
