@@ -325,8 +325,19 @@ def _check_length(run: Run, first_step: int) -> None:
       f'{run.total_steps:,}: lengthen it (run.steps, epochs or examples), or '
       'let it go on for N epochs by run.extend=N'
     )
-  if config.run.extend and first_step < run.total_steps:
+  if first_step >= run.total_steps:
+    _say(
+      f'all {run.total_steps:,} steps are done: nothing is trained, and the '
+      'model is evaluated again. --more-epochs N (run.extend=N) goes on'
+    )
+  elif config.run.extend:
     _say(extension.in_words(run.length, run.steps_per_epoch, first_step))
+  elif first_step:
+    rate = float(run.schedule(first_step))
+    _say(
+      f'going on at step {first_step:,} of {run.total_steps:,} with the '
+      f'learning rate {rate:.3g}'
+    )
 
 
 def _ignore(state: Any) -> None:

@@ -4,9 +4,12 @@ import argparse
 import importlib
 import re
 import shlex
+import sys
+import types
 
 import pytest
 
+from vit_jax import text
 from vit_jax.cli import parser, spelling
 
 
@@ -189,3 +192,14 @@ def test_the_help_documents_exit_codes(capsys):
   out = capsys.readouterr().out
   assert 'exit codes:' in out and '130' in out
   assert max(map(len, out.splitlines())) <= 80
+
+
+def test_long_lines_are_wrapped_on_a_terminal_only(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '40')
+  line = 'a line of words ' * 5
+  for terminal in (True, False):
+    stream = types.SimpleNamespace(isatty=lambda terminal=terminal: terminal)
+    monkeypatch.setattr(sys, '__stdout__', stream)
+    lines = text.for_terminal(f'{line}\nshort').splitlines()
+    assert (max(map(len, lines)) <= 40) == terminal
+    assert lines[-1] == 'short'
