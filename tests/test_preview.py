@@ -42,7 +42,7 @@ def test_labels_in_words(target, words):
 def test_a_preview_of_mixed_images(tmp_path):
   picture, workdir = tmp_path / 'batch.png', tmp_path / 'run'
   words = previews.preview(mixed(), workdir, show_batch=str(picture))
-  for part in (
+  for phrase in (
     '64 images of 5 classes',
     'class 0: 13, class 1: 13',
     '8 steps of 16 images = 2 epochs',
@@ -51,7 +51,7 @@ def test_a_preview_of_mixed_images(tmp_path):
     'a new run. Nothing was written',
     f'{picture} shows the first batch',
   ):
-    assert part in ' '.join(words.split()), words
+    assert phrase in ' '.join(words.split()), words
   assert max(map(len, words.splitlines())) <= 100  # a long path is not broken
   assert not workdir.exists()
   with Image.open(picture) as image:

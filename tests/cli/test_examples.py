@@ -140,8 +140,8 @@ def examples_of_recipes():
 
 @pytest.mark.parametrize('name, example', list(examples()))
 def test_an_example(name, example, world, monkeypatch, capsys):
-  for part, what in NOT_HERE.items():
-    if part in example:
+  for word, what in NOT_HERE.items():
+    if word in example:
       pytest.skip(f'it needs {what}')
   if name == 'aot' and importlib.util.find_spec('libtpu') is None:
     pytest.skip('it needs libtpu')
