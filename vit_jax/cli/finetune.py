@@ -1,12 +1,12 @@
 """Fine-tunes a model on a folder of your own images.
 
+  vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers \\
+      --dry-run --show-batch batch.png
   vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers
   vit-jax finetune --weights runs/flowers --data more_flowers --epochs 10 \\
       --head-only
-  vit-jax finetune --weights ViT-B_16.npz --model vit_b16 --data flowers \\
+  vit-jax finetune --model vit_b16 --weights ViT-B_16.npz --data flowers \\
       --more-epochs 5 --lr 0.001
-  vit-jax finetune --weights ViT-B_16.npz --model vit_b16 --data flowers \\
-      --dry-run --show-batch batch.png
 
 The folder has one directory of images per class, or train/ and test/ with such
 directories. Without test/, some of the images are held out for testing. The
