@@ -305,8 +305,12 @@ def _may_match(
   if isinstance(patch, int) and kernels and getattr(model, 'stem', 0) is None:
     if patch not in kernels:
       return False
-  # A stem of stride 2 or 4 makes the patches of the embedding smaller.
-  if isinstance(patch, int) and not {patch, patch // 2, patch // 4} & sizes:
+  # A stem of stride 2 or 4 makes the patches of the embedding smaller. Some
+  # programs embed the values of a patch as a vector.
+  if isinstance(patch, int) and not sizes & {
+    *(patch, patch // 2, patch // 4),
+    3 * patch * patch,
+  }:
     return False
   depth = getattr(model, 'depth', None)
   # A RegNet's depth counts the blocks of all stages, each numbered from 1.
