@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import shutil
 import tarfile
 
 import numpy as np
@@ -19,6 +20,7 @@ from vit_jax.data import pack
 from vit_jax.data.batches import TooManyBadImages, why_bad
 from vit_jax.data.decode import decode
 from vit_jax.data.sources.opening import open_source
+from vit_jax.data.sources.packed import OtherShard
 from vit_jax.recipe import data as recipe_data
 
 
@@ -220,6 +222,32 @@ def test_damaged_shards_are_bad_images(tmp_path, kind):
     assert all('damaged record' in why for why in batches.bad.values())
   with pytest.raises(TooManyBadImages, match=f'{shard.name} record 0'):
     take(1, source, recipe(max_bad_fraction=0.01, batch_size=16))
+
+
+@pytest.mark.parametrize('others', ['names', 'images', 'labels'])
+def test_shards_of_another_data_set_are_refused(tmp_path, others):
+  """As many records of the same names, such as after an incomplete copy."""
+  images, options = write_images(tmp_path / 'in', {'cat': 4, 'dog': 4}), {}
+  pack.pack(images, tmp_path / 'out', shards=2)
+  if others == 'names':
+    images = write_images(tmp_path / 'in2', {'ant': 4, 'bee': 4})
+  elif others == 'images':
+    images = write_images(tmp_path / 'in2', {'dog': 4, 'cat': 4})
+  else:
+    options['labels_file'] = tmp_path / 'labels.csv'
+    options['labels_file'].write_text(
+      ''.join(f'cat/{i}.jpg,dog\ndog/{i}.jpg,cat\n' for i in range(4))
+    )
+  pack.pack(images, tmp_path / 'out2', shards=2, **options)
+  name = 'train-00001-of-00002.array_record'
+  shutil.copy(tmp_path / 'out2' / name, tmp_path / 'out' / name)
+  source = open_source('packed', split='train', data_dir=str(tmp_path / 'out'))
+  source[0]
+  with pytest.raises(OtherShard, match=f'{name} is not the shard.*pack again'):
+    source[7]
+  config = recipe(max_bad_fraction=1.0, batch_size=8)
+  with pytest.raises(OtherShard):
+    take(1, source, config)
 
 
 def test_labels_that_are_no_class_are_bad_images(tmp_path):

@@ -233,9 +233,11 @@ def describe_split(
     ValueError: no image can be decoded.
   """
   per_class = np.zeros(classes['num_classes'], np.int64)
+  described: list[dict[str, Any]] = []
   digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode())
   soft = False
   for plan, shard in zip(plans, shards, strict=True):
+    kept = []
     for (item, labels), checksum in zip(
       plan.examples, shard.checksums, strict=True
     ):
@@ -243,6 +245,7 @@ def describe_split(
       if checksum is None:
         continue
       digest.update(f'{item.name} {labels} {checksum}\n'.encode())
+      kept.append((item.name, labels, checksum))
       # A soft label counts for its most probable class.
       counted = (
         max(labels, key=labels.__getitem__)
@@ -250,9 +253,17 @@ def describe_split(
         else labels
       )
       per_class[counted] += 1
-  counts = [sum(c is not None for c in s.checksums) for s in shards]
+    samples = [kept[i] for i in records.sample_positions(len(kept))]
+    described.append(
+      {
+        'file': shard.name,
+        'count': len(kept),
+        'samples': [records.describe_example(*sample) for sample in samples],
+      }
+    )
+  count = sum(shard['count'] for shard in described)
   bad = [x for shard in shards for x in shard.bad]
-  if not sum(counts):
+  if not count:
     raise ValueError(
       f'none of the {len(bad)} images can be decoded; the first: '
       f'{bad[0]["id"]}: {bad[0]["reason"]}'
@@ -262,13 +273,10 @@ def describe_split(
     'format': 'vit_jax packed images',
     'version': records.SOFT_VERSION if soft else records.VERSION,
     'split': split,
-    'num_examples': sum(counts),
+    'num_examples': count,
     **classes,
     'image_shape': list(*sizes) if len(sizes) == 1 else None,
-    'shards': [
-      {'file': shard.name, 'count': count}
-      for shard, count in zip(shards, counts, strict=True)
-    ],
+    'shards': described,
     'examples_per_class': per_class.tolist(),
     'bad': len(bad),
     'bad_examples': bad[:_LISTED_BAD_EXAMPLES],

@@ -21,6 +21,7 @@ import struct
 from typing import Any
 
 from vit_jax import files, text
+from vit_jax.data.identity import fingerprint
 from vit_jax.weights.metadata import MOST_CLASSES
 
 VERSION = 1
@@ -147,6 +148,22 @@ def _check_metadata(meta: dict[str, Any]) -> None:
     raise ValueError(f'multi_label is {meta["multi_label"]!r}')
   if not isinstance(meta['fingerprint'], str):
     raise ValueError(f'the fingerprint is {meta["fingerprint"]!r}')
+
+
+def sample_positions(count: int) -> list[int]:
+  """The records of a shard that the metadata describes, of `count` records."""
+  return sorted({0, count // 3, 2 * count // 3, count - 1}) if count else []
+
+
+def describe_example(
+  name: str, labels: list[int] | dict[int, float], checksum: int
+) -> str:
+  """A hash of the id and labels of a record and the CRC-32 of its image.
+
+  The metadata has it for a few records of each shard, so that a shard of
+  another data set, or with other labels, is noticed.
+  """
+  return fingerprint(name, sorted(labels), checksum)
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:

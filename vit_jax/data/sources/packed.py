@@ -1,8 +1,10 @@
 """Data sets in packed shards, as `vit-jax pack` writes them."""
 
+from collections.abc import Sequence
 import dataclasses
 import os
 from typing import Any
+import zlib
 
 import numpy as np
 
@@ -27,6 +29,11 @@ class _Shard:
   skip: int
   take: int
   examples_in_shard: int
+  samples: Sequence[str] = ()  # of `records.describe_example`
+
+
+class OtherShard(ValueError):
+  """A shard that does not belong to the metadata."""
 
 
 class Packed(Source):
@@ -64,7 +71,9 @@ class Packed(Source):
         f'({", ".join(missing[:3])}): copy them, or pack again'
       )
     self._shards = [
-      _Shard(str(root / s['file']), 0, s['count'], s['count'])
+      _Shard(
+        str(root / s['file']), 0, s['count'], s['count'], s.get('samples', ())
+      )
       for s in meta['shards']
       if s['count']
     ]
@@ -89,13 +98,14 @@ class Packed(Source):
 
     Raises:
       BadImage: the record or its shard is damaged, or its label is no class.
+      OtherShard: the shard is of another data set, or has other labels.
       ConnectionError: a bucket does not answer.
     """
     shard, record = self._locate(i)
     try:
       data = self._reader(shard)[record]
       image, labels, name = records.decode_record(data)
-    except ConnectionError:
+    except (ConnectionError, OtherShard):
       raise
     except Exception as e:  # the readers raise many kinds for damaged files
       reason = str(e).split('\n')[0] or type(e).__name__
@@ -128,8 +138,33 @@ class Packed(Source):
       files.check_regular(path)
       if not is_remote(path) and not os.path.getsize(path):
         raise ValueError('the shard is empty')
-      self._readers[shard] = open_shard(path, self._shards[shard])
+      reader = open_shard(path, self._shards[shard])
+      _check_samples(self._shards[shard], reader)
+      self._readers[shard] = reader
     return self._readers[shard]
 
   def __getstate__(self):
     return {**self.__dict__, '_readers': {}}  # readers do not pickle
+
+
+def _check_samples(shard: _Shard, reader: Any) -> None:
+  """Raises OtherShard unless a few records are those of the metadata.
+
+  Shards of several data sets have the same names, and those of a data set that
+  was labeled again even have the same sizes.
+  """
+  positions = records.sample_positions(shard.take)
+  for i, expected in zip(positions, shard.samples, strict=False):
+    try:
+      image, labels, name = records.decode_record(reader[i])
+    except ConnectionError:
+      raise
+    except Exception:  # damaged, which is said when the record is read
+      continue
+    described = records.describe_example(name, labels, zlib.crc32(image))
+    if described != expected:
+      raise OtherShard(
+        f'{shard.filename} is not the shard that its metadata was written for: '
+        f'its record {i} is {name!r} of class {", ".join(map(str, labels))}. '
+        'Copy all files of the packed data from one directory, or pack again'
+      )
