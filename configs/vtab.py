@@ -59,7 +59,8 @@ def sweep(arg=None):
   """All tasks, with the published accuracy of the model where there is one."""
   model, _, switches = _parse(arg)
   columns = {'vit_h14': 'H/14 JFT', 'vit_l16': 'L/16 I21k'}
-  published = PUBLISHED.get(columns.get(model, ''), {})
+  # The switches are other settings than the paper's.
+  published = {} if switches else PUBLISHED.get(columns.get(model, ''), {})
   return {
     task: {
       'arg': ','.join([model, task, *sorted(switches)]),
