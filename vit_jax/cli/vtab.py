@@ -2,7 +2,7 @@
 
   vit-jax vtab ViT-B_16.npz --model vit_b16 --data TFDS_DIR -o runs/vtab
   vit-jax vtab ViT-B_16.npz --model vit_b16 --light --tasks eurosat dtd \\
-      --data TFDS_DIR --data eurosat=photos/eurosat -o runs/vtab
+      --data TFDS_DIR eurosat=photos/eurosat -o runs/vtab
 
 A task has 1,000 training images. Every task is trained with the same settings,
 those of the ViT paper, or with --light those of the benchmark's own script, and
@@ -48,11 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--data',
-    action='append',
+    nargs='+',
+    action='extend',
     required=True,
     metavar='DIR',
     help='data_dir of TFDS, or TASK=DIR for a folder or packed data set of one '
-    'task; may be repeated',
+    'task',
   )
   parser.add_argument(
     '-o',
@@ -63,7 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--tasks',
-    type=_task,
     nargs='+',
     metavar='TASK',
     help='only these, such as eurosat; default: all 19',
@@ -101,17 +101,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   options.add_model_arguments(parser)
   options.add_json_argument(parser)
-
-
-def _task(text: str) -> str:
-  """The name of a task, for `type=` of an argument."""
-  from vit_jax.data.sources.vtab import find_task
-
-  try:
-    find_task(text)
-  except ValueError as e:
-    raise argparse.ArgumentTypeError(str(e)) from None
-  return text
 
 
 def run(args: argparse.Namespace) -> None:

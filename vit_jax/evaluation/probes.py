@@ -117,5 +117,6 @@ def logistic_scores(
     best = max(strengths, key=lambda c: fit(x, y, c).score(held_x, held_y))
   model = fit(features, labels, best)
   scores = np.full((len(test_features), num_classes), -np.inf)
-  scores[:, model[-1].classes_] = model.predict_log_proba(test_features)
+  with np.errstate(divide='ignore'):  # a probability of 0 is a score of -inf
+    scores[:, model[-1].classes_] = model.predict_log_proba(test_features)
   return scores, best
