@@ -1,6 +1,7 @@
 """Every command of README.md and docs/ runs, in small (`tests/pages.py`)."""
 
 import glob
+import importlib.util
 import json
 import os
 import pathlib
@@ -119,3 +120,18 @@ def test_the_tutorial_shows_the_program_for_other_machines():
   tutorials = pathlib.Path(ROOT, 'docs/tutorials')
   shown = pages.blocks((tutorials / 'own_photos.md').read_text(), 'python')
   assert (tutorials / 'classify.py').read_text() in shown
+
+
+def test_the_transcripts_have_every_command_of_the_tutorials():
+  """Written by: python docs/transcripts.py"""
+  spec = importlib.util.spec_from_file_location(
+    'docs_transcripts', pathlib.Path(ROOT, 'docs/transcripts.py')
+  )
+  transcripts = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(transcripts)
+  text = transcripts.PAGE.read_text()
+  for name in transcripts.TUTORIALS:
+    for line in pages.commands_of(f'docs/tutorials/{name}.md'):
+      if not pages.why_not_run(line):
+        assert f'$ {transcripts.typed(line)}\n' in text, line
+  assert 'Traceback' not in text

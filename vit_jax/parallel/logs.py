@@ -9,16 +9,24 @@ from absl import logging
 
 from vit_jax.files import as_path, is_remote
 from vit_jax.parallel import processes
+from vit_jax.text import line_width, wrap
 
 
 class _Tee:
-  """A stream that also writes to a file."""
+  """A stream that also writes to a file.
+
+  On a terminal, lines that are longer than it are continued on indented lines.
+  The file has each line as it is.
+  """
 
   def __init__(self, stream, file):
     self._stream, self._file = stream, file
 
   def write(self, text):
     self._file.write(text)
+    if self._stream.isatty() and '\x1b' not in text:
+      lines = text.split('\n')
+      text = '\n'.join(wrap(x) if len(x) > line_width() else x for x in lines)
     return self._stream.write(text)
 
   def flush(self):
