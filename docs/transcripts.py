@@ -52,7 +52,8 @@ def run(line: str, directory: pathlib.Path, variables: dict[str, str]) -> str:
     text=True,
   )
   lines = done.stdout.replace(f'{directory}/', '').splitlines()
-  lines = [line.rstrip().replace(f'{ROOT}/', '') for line in lines]
+  for path, shown in ((f'{ROOT}/', ''), (str(ROOT), 'vit_jax')):
+    lines = [line.rstrip().replace(path, shown) for line in lines]
   if len(lines) > MOST_LINES:
     half = MOST_LINES // 2
     left_out = f'… {len(lines) - 2 * half} lines'

@@ -212,7 +212,7 @@ def small(line: str) -> str:
   if argv[0].startswith('launch/'):
     # They print the commands of gcloud, kubectl or ssh, which
     # tests/test_launch.py runs against programs of these names.
-    given = line[: line.index('launch/')]
+    given = line[: line.index('launch/')].replace('DRY_RUN=1 ', '')
     return f'DRY_RUN=1 {given}{shlex.join(argv)}'
   argv = [re.sub(r'gs://(BUCKET|bucket)\b', 'bucket', word) for word in argv]
   if argv[0] == 'python' and argv[1].endswith('.py'):
@@ -230,7 +230,9 @@ def small(line: str) -> str:
   ):
     return shlex.join(_small_training(argv))
   for long, short in _SMALL.items():
-    argv = [word.replace(long, short) for word in argv]
+    argv = [
+      x if x.startswith('configs/') else x.replace(long, short) for x in argv
+    ]
   if argv[:2] == ['vit-jax', 'finetune']:
     for name in ('--epochs', *_FINETUNE):
       if name in argv:
@@ -293,7 +295,7 @@ def prepare(directory: pathlib.Path) -> None:
   argv = f'vit-jax finetune --model vit_b16 --data {directory}/flowers '
   words = shlex.split(small(f'{argv} --workdir {run} --weights {weights}'))
   assert parser.main([*words[1:], '--quiet']) == 0
-  for name in ('b', 'cifar10', 'flowers', 'scaling/a', 'scaling/b'):
+  for name in ('b', 'cifar10', 'scaling/a', 'scaling/b'):
     shutil.copytree(run, directory / 'runs' / name)
   shutil.copytree(run, directory / 'bucket/b16')
 

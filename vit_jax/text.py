@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
-from typing import Any
+from typing import Any, TextIO
 import zlib
 
 QUIET = 'VIT_JAX_QUIET'  # what --quiet sets in the environment
@@ -36,13 +36,17 @@ def wrap(line: str) -> str:
   )
 
 
-def for_terminal(lines: str) -> str:
-  """Lines that are wrapped at words, if the standard output is a terminal.
+def for_terminal(lines: str, stream: TextIO | None = None) -> str:
+  """Lines that are wrapped at words, if they are written to a terminal.
 
-  In a pipe or a file every line stays whole.
+  In a pipe or a file every line stays whole, and so do escape codes.
+
+  Args:
+    lines: the text.
+    stream: where it is written; None for the standard output.
   """
-  stream = sys.__stdout__
-  if stream is None or not stream.isatty():
+  stream = sys.__stdout__ if stream is None else stream
+  if stream is None or not stream.isatty() or '\x1b' in lines:
     return lines
   return '\n'.join(
     wrap(line) if len(line) > line_width() else line

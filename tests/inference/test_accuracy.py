@@ -352,5 +352,5 @@ def test_tfds_with_every_protocol(tmp_path, capsys):
 
 
 def test_wrong_data_is_refused(weights, tmp_path):
-  with pytest.raises(ValueError, match='nowhere is no directory'):
+  with pytest.raises(ValueError, match='nowhere does not exist'):
     evaluate(weights, tmp_path / 'nowhere')

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 import difflib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -77,7 +78,7 @@ class Parser(argparse.ArgumentParser):
   """Reports a wrong argument in one line, with exit code 1."""
 
   def error(self, message: str) -> NoReturn:
-    print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
+    _show_error(f'{message} (see {self.prog} --help)')
     sys.exit(1)
 
 
@@ -197,10 +198,7 @@ def _run(argv: Sequence[str]) -> int:
       f'--config.{next(iter(keys))}: {args.command} takes no keys of a recipe'
     )
   args.keys = keys
-  from absl import logging
-
-  quiet = text.is_quiet()
-  logging.set_verbosity(logging.ERROR if quiet else logging.WARNING)
+  _show_warnings(text.is_quiet())
   keep_programs()
   try:
     return args.run(args) or 0
@@ -319,6 +317,31 @@ def _words(args: argparse.Namespace) -> dict[str, str]:
   return {**keys, **args.key_options}
 
 
+class _Plain(logging.Formatter):
+  """'warning: words', without the name of a Python module."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    line = f'{record.levelname.lower()}: {super().format(record)}'
+    return text.for_terminal(line, sys.stderr)
+
+
+def _show_warnings(quiet: bool) -> None:
+  """Shows warnings of libraries and of this package as lines for the user."""
+  from absl import logging as absl_logging
+
+  if not logging.root.handlers:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    logging.root.addHandler(handler)
+  absl_logging.set_verbosity(
+    absl_logging.ERROR if quiet else absl_logging.WARNING
+  )
+
+
+def _show_error(message: str) -> None:
+  print(text.for_terminal(f'error: {message}', sys.stderr), file=sys.stderr)
+
+
 def _message(error: Exception) -> str:
   """The message of an error; of the operating system's, without numbers."""
   if isinstance(error, OSError) and error.filename and error.strerror:
@@ -356,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       import traceback
 
       traceback.print_exc()
-    print(f'error: {_message(e)}', file=sys.stderr)
+    _show_error(_message(e))
     return 1
   finally:
     os.environ[text.QUIET] = quiet

@@ -9,7 +9,7 @@ from absl import logging
 
 from vit_jax.files import as_path, is_remote
 from vit_jax.parallel import processes
-from vit_jax.text import line_width, wrap
+from vit_jax.text import for_terminal
 
 
 class _Tee:
@@ -24,10 +24,7 @@ class _Tee:
 
   def write(self, text):
     self._file.write(text)
-    if self._stream.isatty() and '\x1b' not in text:
-      lines = text.split('\n')
-      text = '\n'.join(wrap(x) if len(x) > line_width() else x for x in lines)
-    return self._stream.write(text)
+    return self._stream.write(for_terminal(text, self._stream))
 
   def flush(self):
     self._file.flush()

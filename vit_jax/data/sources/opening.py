@@ -93,9 +93,10 @@ def directory_source(path: str) -> str:
   if archive := files.archive_kind(directory):
     raise ValueError(f'{path} is {archive}')
   if not directory.is_dir():
+    problem = 'is no directory' if directory.exists() else 'does not exist'
     raise ValueError(
-      f'{path} is no directory. Give a folder with one directory of images '
-      'per class (or train/ and test/ with them), or a packed data set'
+      f'{path} {problem}. Give a folder with one directory of images per class '
+      '(or train/ and test/ with them), a tar of it, or a packed data set'
     )
   packed = any(p.name.endswith(META_SUFFIX) for p in directory.iterdir())
   return 'packed' if packed else 'folder'
