@@ -21,7 +21,8 @@ def is_quiet() -> bool:
 def note(line: str) -> None:
   """Prints a line for the user on stderr, unless the run is quiet."""
   if not is_quiet():
-    print(f'note: {line}', file=sys.stderr, flush=True)
+    line = fitting(f'note: {line}', sys.stderr)
+    print(line, file=sys.stderr, flush=True)
 
 
 def line_width() -> int:

@@ -76,6 +76,9 @@ def test_the_live_line_is_on_terminals_only(monkeypatch):
     line.clear()
     shown.append(stream.getvalue())
   assert shown == ['\r' + 'x' * 19 + '\x1b[K' + '\r\x1b[K', '']
+  stream = Terminal()
+  LiveLine(stream).show(lambda: 'step 1/2  ETA 3s  loss 0.1')
+  assert stream.getvalue() == '\rstep 1/2  ETA 3s\x1b[K'
 
 
 def test_what_is_unknown_is_left_out(clock):

@@ -52,8 +52,8 @@ class StopSignal:
     # interrupted.
     os.write(
       2,
-      b'\ninterrupted: this step is finished and the state saved; press Ctrl-C '
-      b'again to stop at once, without saving\n',
+      b'\ninterrupted: this step is finished and the state saved;\n'
+      b'press Ctrl-C again to stop at once, without saving\n',
     )
     self._stop()
 

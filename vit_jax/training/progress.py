@@ -182,12 +182,18 @@ class LiveLine:
     self._period, self._shown, self._is_empty = period, -math.inf, True
 
   def show(self, make_line: Callable[[], str]) -> None:
-    """Shows the line that a function makes, cut at the terminal's width."""
+    """Shows the line that a function makes.
+
+    Columns, which two spaces separate, are left out where the terminal ends.
+    """
     if self._stream is None:
       return
     if time.monotonic() - self._shown >= self._period:
       self._shown, self._is_empty = time.monotonic(), False
-      line = make_line()[: line_width() - 1]
+      line, width = make_line(), line_width() - 1
+      while len(line) > width and '  ' in line:
+        line = line[: line.rindex('  ')]
+      line = line[:width]
       self._stream.write(f'\r{line}\x1b[K')
       self._stream.flush()
 
