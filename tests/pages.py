@@ -245,7 +245,9 @@ def small(line: str) -> str:
   elif argv[:2] == ['vit-jax', 'aot']:
     file, _, argument = argv[2].partition(':')
     argv[2] = smoke_recipe(file, argument)
-    argv.append('--effort=fast')
+    # Enough images for a batch on the devices of every slice of the pages.
+    argv.insert(3, 'data.num_examples=4096')
+    argv += ['--effort=fast', '--batch-size=1024']
   elif argv[:2] == ['vit-jax', 'models'] and '--throughput' in argv:
     argv.remove('--throughput')
   # Several processes share a job; one alone does not wait for the others.
