@@ -21,7 +21,7 @@ def is_quiet() -> bool:
 def note(line: str) -> None:
   """Prints a line for the user on stderr, unless the run is quiet."""
   if not is_quiet():
-    line = fitting(f'note: {line}', sys.stderr)
+    line = for_terminal(f'note: {line}', sys.stderr)
     print(line, file=sys.stderr, flush=True)
 
 

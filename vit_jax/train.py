@@ -35,7 +35,7 @@ from vit_jax.recipe.sections import Config
 from vit_jax.recipe.start import initial_state
 from vit_jax.recipe.stored import changed_keys, flatten
 from vit_jax.teachers.inputs import input_with_teacher
-from vit_jax.text import for_terminal, is_quiet
+from vit_jax.text import is_quiet
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.goodput import Goodput
 from vit_jax.training.periodic import (
@@ -385,4 +385,4 @@ def _say(text: str) -> None:
   """Prints a line in process 0."""
   if processes.is_first() and not is_quiet():
     _BAR.clear()
-    print(for_terminal(text), flush=True)
+    print(text, flush=True)
