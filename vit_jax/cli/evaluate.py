@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--classes',
     metavar='FILE',
-    help='class names, one per line or a JSON list, instead of those of the '
+    help='class names, one per line, numbered or JSON, instead of those of the '
     'weights',
   )
   options.add_match_argument(parser)
@@ -117,7 +117,7 @@ def _ratio(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-  from vit_jax.cli.predict import read_classes
+  from vit_jax.data.class_files import read_class_names
   from vit_jax.files import as_path
   from vit_jax.inference.accuracy import predict_labeled
 
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     max_pixels=args.max_pixels,
     match_classes=args.match_classes,
     flat=args.flat,
-    classes=read_classes(args.classes) if args.classes else None,
+    classes=read_class_names(args.classes) if args.classes else None,
     **options.loading(args),
   )
   names = [classifier.class_name(i) for i in range(predictions.num_classes)]

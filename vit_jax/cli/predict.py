@@ -21,7 +21,6 @@ from typing import IO, Any
 
 from vit_jax import text
 from vit_jax.cli import options
-from vit_jax.files import as_path, read_text
 
 HELP = 'classify images with class names and probabilities'
 
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--classes',
     metavar='FILE',
-    help='class names, one per line or a JSON list, instead of those of the '
+    help='class names, one per line, numbered or JSON, instead of those of the '
     'weights',
   )
   options.add_model_arguments(parser)
@@ -64,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+  from vit_jax.data.class_files import read_class_names
   from vit_jax.inference import prediction
   from vit_jax.training.progress import ImageProgress
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
   images = prediction.list_sizes(args.images)
   classifier = prediction.open_classifier(
     args.weights,
-    classes=read_classes(args.classes) if args.classes else None,
+    classes=read_class_names(args.classes) if args.classes else None,
     **options.loading(args),
   )
   classifier.max_pixels = args.max_pixels
@@ -203,11 +203,3 @@ def _print(results: _Readable) -> None:
     print(result['image'])
     for line in text.table(rows, right=(0,)).splitlines():
       print(f'  {line}', flush=True)
-
-
-def read_classes(path: str) -> list[str]:
-  """Reads class names from a file: a JSON list, or one name per line."""
-  content = read_text(as_path(path))
-  if content.lstrip().startswith('['):
-    return [str(name) for name in json.loads(content)]
-  return [line.strip() for line in content.splitlines() if line.strip()]
