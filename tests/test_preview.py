@@ -79,6 +79,6 @@ def test_a_run_shows_the_same_picture(tmp_path):
   words = previews.preview(
     mixed(), tmp_path / 'run', show_batch=str(tmp_path / 'dry.png')
   )
-  assert 'a finished run of 8 steps' in words
+  assert 'a finished run of 8 steps' in ' '.join(words.split())
   run, dry = (Image.open(tmp_path / f'{x}.png') for x in ('run', 'dry'))
   np.testing.assert_array_equal(run, dry)

@@ -115,6 +115,10 @@ def test_a_stopped_measurement_goes_on(tmp_path, capsys, monkeypatch):
   assert text.count('| 12.35 |') == 2 and text.count('| 7 |') == 1
   assert comparison.read_speeds(table, 'cpu, batch 4') == {}
   assert len(comparison.read_speeds(table, 'cpu, batch 8')) == 3
+  table.write_text(text.replace('measured on cpu', 'measured on a cpu'))
+  capsys.readouterr()
+  assert parser.main(words) == 0
+  assert 'no speeds of cpu, batch 8, and is replaced' in capsys.readouterr().err
   for wrong in (
     text.replace('| 7 |', '| fast |'),
     text.replace('| images/s |', '| speed |'),

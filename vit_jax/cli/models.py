@@ -103,7 +103,7 @@ def _compare(args: argparse.Namespace) -> None:
   import jax
 
   from vit_jax.analysis import comparison
-  from vit_jax.files import write_atomically
+  from vit_jax.files import as_path, write_atomically
 
   device, speeds = '', {}
   if args.throughput:
@@ -112,6 +112,8 @@ def _compare(args: argparse.Namespace) -> None:
       speeds = comparison.read_speeds(args.table, device)
   if speeds:
     print(f'{args.table}: has {len(speeds)} speeds, which are kept')
+  elif args.throughput and args.table and as_path(args.table).exists():
+    text.note(f'{args.table} has no speeds of {device}, and is replaced')
   rows = []
   for row in comparison.compare(
     args.pattern,
