@@ -142,6 +142,8 @@ def test_settings_change_at_the_end_of_a_run(tmp_path, capsys, monkeypatch):
   # Half of a cosine from the new peak is over.
   assert '0.0005 at step 8' in out
   assert train_and_evaluate(more, tmp_path)['step'] == 12
+  with pytest.raises(ConfigError, match='run.extend=N with N above 2'):
+    train_and_evaluate(tiny_config(data=new['data']), tmp_path)
   with pytest.raises(ConfigError, match='give at least 2'):
     train_and_evaluate(tiny_config(run=dict(extend=1.0), **new), tmp_path)
   other = tiny_config(run=dict(resume=str(tmp_path), extend=1.0), **new)

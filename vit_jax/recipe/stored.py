@@ -169,10 +169,12 @@ def check_workdir(
     for key in changed
   ]
   if all(k in _LENGTHS or extension.is_setting(k) for k in changed):
+    more = stored.get('run.extend')
+    above = f' with N above {more:g}, which it has gone on for' if more else ''
     fix = (
       'Leave the length as it was, and let the run go on for N epochs after it '
-      'by run.extend=N; the settings of a finished run may change there. Or '
-      'take another --workdir'
+      f'by run.extend=N{above}; the settings of a finished run may change '
+      'there. Or take another --workdir'
     )
   else:
     fix = (
