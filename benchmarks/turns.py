@@ -26,6 +26,7 @@ import time
 from typing import Any
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'torch', 'timm', 'transformers', 'numpy')
+_BUSY = 0.5  # load on each core, above which a table comes with a warning
 _PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep
 _SHORTEST = 0.1  # seconds; shorter runs are repeated within their turn
 
@@ -246,11 +247,21 @@ def _cpu() -> str:
 
 
 def describe() -> str:
-  """`environment` in one line, for the head of a table."""
+  """`environment` in one line, for the head of a table.
+
+  A second line warns of a busy machine. Threads that wait for each other at the
+  end of every product, as those of PyTorch, then lose far more than others.
+  """
   known = environment()
   cpu, cores, load = (known.pop(k) for k in ('cpu', 'cores', 'load'))
   versions = ', '.join(f'{k} {v}' for k, v in known.items() if v)
-  return f'{cpu}, {cores} cores (load {load:.1f}); {versions}'
+  line = f'{cpu}, {cores} cores (load {load:.1f}); {versions}'
+  if load > _BUSY * cores:
+    line += (
+      f'\nThe machine is busy (load {load:.1f} on {cores} cores): these '
+      'figures say little. Measure again when nothing else runs.'
+    )
+  return line
 
 
 def write_json(
