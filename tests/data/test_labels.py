@@ -105,6 +105,8 @@ def test_declared_columns(tmp_path):
   assert wide.entries['x.jpg'] == ['32']
   wide = labels_of(tmp_path, text, file_column='2', label_column='3')
   assert wide.entries['y.jpg'] == [64]
+  with pytest.raises(ValueError, match='column 2 has the files and cannot'):
+    labels_of(tmp_path, text, label_column='photo')
   for name in ('size', '²', '5', '0'):
     with pytest.raises(ValueError, match=f"no column '{name}'; there are nr"):
       labels_of(tmp_path, text, label_column=name)
@@ -173,6 +175,8 @@ def test_addresses_stand_for_the_files_that_were_downloaded(tmp_path):
     ('file,label\nx.png,a\ny.png,?\n', 'for a missing one'),
     ('file,label\nx.png,"a\ny.png,b\n', 'A quote is not closed'),
     ('file,w,cat,dog\nx.png,8,1,0\n', 'name all that have 0 and 1'),
+    ('cat\ndog\n', 'it has one column: it needs that of the files'),
+    ('label\ncat\ndog\n', 'it has one column'),
     (b'PK\3\4' + bytes(9), 'an Excel file or an archive: save it as CSV'),
     ('{"x.png": NaN, "y.png": 1}', 'the label nan is neither'),
     ('x.png,a\0\n', 'NUL characters'),

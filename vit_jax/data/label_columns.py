@@ -47,8 +47,17 @@ def find_labels(
 ) -> tuple[list[int], str]:
   """The columns of labels, and words on the columns that are not used."""
   rest = [c for c in range(width) if c != files]
+  if not rest:
+    raise ValueError(
+      'it has one column: it needs that of the files and that of the labels'
+    )
   if declared:
     columns = [_column(table, width, x) for x in declared.split(',')]
+    if files in columns:
+      raise ValueError(
+        f'column {files + 1} has the files and cannot have the labels: declare '
+        'the column of files too, with file_column (--file-column)'
+      )
   elif table.title is None or kind == 'one-hot':
     columns = rest
   else:
@@ -72,8 +81,6 @@ def find_labels(
         'label? Name it with label_column (--label-column), or name all that '
         'have 0 and 1 for a class each, as A,B'
       )
-  if not columns:
-    raise ValueError('there is no column of labels beside that of files')
   unused = [c for c in rest if c not in columns]
   _refuse_splits(table, unused)
   if not unused or table.title is None:
