@@ -246,7 +246,11 @@ def calibration(bins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
           'size': {
             'field': 'images',
             'type': 'quantitative',
-            'legend': {'orient': 'bottom', 'title': 'images'},
+            'legend': {
+              'orient': 'bottom',
+              'title': 'images',
+              'tickCount': 3,  # more do not fit on a phone
+            },
           },
           'tooltip': [
             {'field': 'confidence', 'format': '.1%'},

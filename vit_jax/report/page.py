@@ -293,6 +293,7 @@ def _attention(
   explorer['pictures'] = [
     {
       'url': x['url'],
+      'name': x['name'].rpartition('/')[2],
       'caption': f'{x["name"]}: label {x["label"]}, predicted '
       f'{x["predicted"]} ({x["probability"]:.0%})',
     }
@@ -310,7 +311,7 @@ def _attention(
 def _explorer(explorer: Mapping[str, Any], name: str) -> str:
   option = lambda i, text: f'<option value="{i}">{escape(text)}</option>'
   images = ''.join(
-    option(i, f'{i + 1}: {x["caption"]}'[:60])
+    option(i, f'{i + 1}: {x["name"]}')
     for i, x in enumerate(explorer['pictures'])
   )
   layers = ''.join(
