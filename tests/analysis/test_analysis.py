@@ -15,6 +15,7 @@ from vit_jax.analysis import (
   posemb,
   rollout,
   similarity,
+  views,
 )
 from vit_jax.models.cait import CaiT
 from vit_jax.models.deepvit import DeepViT
@@ -278,7 +279,18 @@ def test_collect(model, prefix, layers):
     np.testing.assert_allclose(a.sum(-1), 1, atol=1e-5)
   mixed = attend.collect(model, variables, images, mixed=True)
   assert np.abs(mixed.maps[0] - got.maps[0]).max() > 1e-3
+  view = views.View(layers=(1, 1), head=2)
+  layers, tokens_before = views.shown_layers(got, view)
+  np.testing.assert_allclose(layers[0][:, 0], got.maps[0][:, 1], rtol=1e-6)
+  assert tokens_before == prefix
   if prefix == 0:
+    layers, tokens_before = views.shown_layers(
+      got, views.View(layers=(-1, -1), head=2)
+    )
+    assert tokens_before == 1
+    np.testing.assert_allclose(
+      layers[0][:, 0, 0], got.class_maps[-1][:, 1, 0], rtol=1e-6
+    )
     joined = rollout.join_class_layers(got.maps, got.class_maps)
     assert rollout.rollout_maps(joined, got.grid, 1).shape == (2, 2, 3)
   assert posemb.find_table(variables).shape == (tokens, model.width)

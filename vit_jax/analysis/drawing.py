@@ -1,7 +1,6 @@
 """Draws the analyses of a classifier: the pictures of `vit-jax attention`."""
 
 from collections.abc import Callable, Iterator, Sequence
-import dataclasses
 import os
 import pathlib
 import sys
@@ -21,6 +20,7 @@ from vit_jax.analysis import (
   similarity,
 )
 from vit_jax.analysis.attend import Attention
+from vit_jax.analysis.views import View, shown_layers
 from vit_jax.data.decode import BadImage
 from vit_jax.data.names import printable
 from vit_jax.data.transforms import eval_window
@@ -31,40 +31,6 @@ BATCH = 8  # images whose attention maps are in memory at once, at most
 _BYTES = 2**29  # of the attention maps in memory at once
 MOST_IMAGES = 32  # of one page of rollouts
 _SIDE = 480  # pixels of the longer side of a photo in a figure
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-  """Which attention a rollout shows.
-
-  Attributes:
-    layers, head, discard: see `rollout.select`.
-    fill: replace outliers, see `rollout.fill_outliers`.
-    overlays: directory for each shaded photo at its own resolution; '' for
-      none.
-  """
-
-  layers: tuple[int, int] | None = None
-  head: int | None = None
-  discard: float = 0.0
-  fill: bool = False
-  overlays: str = ''
-
-  def describe(self, count: int) -> str:
-    """The name of the maps of a model with so many layers."""
-    words = ['rollout']
-    if self.layers is not None:
-      first, last = (n if n > 0 else n + count + 1 for n in self.layers)
-      words = [f'rollout of the layers {first} to {last}']
-      if first == last:
-        words = [f'layer {last}' + ', the last' * (last == count)]
-    if self.head is not None:
-      words.append(f'head {self.head}')
-    if self.discard:
-      words.append(f'{self.discard:.0%} discarded')
-    if self.fill:
-      words.append('outliers filled')
-    return ', '.join(words)
 
 
 class Images:
@@ -151,14 +117,8 @@ def draw_rollout(
   view = view or View()
   paths, maps, name = [], [], ''
   for batch, attention in _collect(classifier, images):
-    layers, prefix = attention.maps, attention.num_prefix
-    if attention.class_maps:
-      layers = rollout.join_class_layers(layers, attention.class_maps)
-      prefix = 1
-    name = view.describe(len(layers))
-    layers = rollout.select(
-      layers, layers=view.layers, head=view.head, discard=view.discard
-    )
+    name = view.describe(len(attention.maps) + len(attention.class_maps))
+    layers, prefix = shown_layers(attention, view)
     residual = 0.5 if len(layers) > 1 else 0.0
     maps.append(
       rollout.rollout_maps(layers, attention.grid, prefix, residual=residual)
@@ -255,23 +215,6 @@ def _short(name: str, most: int = 36) -> str:
   """A name of a file that fits above its picture."""
   half = most // 2 - 1
   return name if len(name) <= most else f'{name[:half]}...{name[-half:]}'
-
-
-def outlier_note(share: float, view: View) -> str:
-  """What to do about a fraction of outliers; '' for few, or for a chosen view.
-
-  Args:
-    share: fraction of the patches that are outliers.
-    view: which attention was drawn.
-  """
-  if share < 0.002 or dataclasses.replace(view, overlays='') != View():
-    return ''
-  return (
-    f'note: {share:.1%} of the patches get more than {rollout.OUTLIER:g} times '
-    'the attention of their neighbors. Large models such as DINOv2 without '
-    'registers keep global information in patches without content. Try '
-    '--fill-outliers, --layer -1, --layer=-4:-1, --head N or --discard 0.9'
-  )
 
 
 def _mean_over_images(

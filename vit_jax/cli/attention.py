@@ -121,7 +121,7 @@ def _layers(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-  from vit_jax.analysis import drawing
+  from vit_jax.analysis import drawing, views
   from vit_jax.analysis.plots import check_format, set_dpi
   from vit_jax.inference.loading import load_classifier
   from vit_jax.inference.prediction import list_images
@@ -135,10 +135,10 @@ def run(args: argparse.Namespace) -> None:
     )
   if args.compare and args.kind != 'similarity':
     raise ValueError('--compare goes with --similarity')
-  view = drawing.View(
+  view = views.View(
     args.layer, args.head, args.discard, args.fill_outliers, args.overlays
   )
-  if view != drawing.View() and args.kind != 'rollout':
+  if view != views.View() and args.kind != 'rollout':
     raise ValueError(
       '--layer, --head, --discard, --fill-outliers and --overlays go with a '
       f'rollout and not with --{args.kind}'
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
     numbers = drawing.draw_collapse([classifier, *others], images, args.output)
   elif args.kind == 'rollout':
     numbers = drawing.draw_rollout(classifier, images, args.output, view)
-    note = drawing.outlier_note(numbers['outliers'], view)
+    note = views.outlier_note(numbers['outliers'], view)
     if note:
       print(note, file=sys.stderr)
   elif args.kind == 'distance':

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--plot',
     metavar='FILE',
-    help='draw accuracy against images per second, as PNG',
+    help='draw accuracy against images per second: .png, .jpg, .svg or .pdf',
   )
   parser.add_argument(
     '--throughput',
