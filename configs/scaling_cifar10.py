@@ -16,7 +16,7 @@ With --config.eval.fewshot.source=folder --config.eval.fewshot.dir=DIR, the
 10-shot accuracy of a linear probe on the classes of a folder is measured too
 (`vit-jax figures ... --metric 10-shot`).
 
-Cost: one to three minutes a run on a core. docs/figures.md has the results.
+Cost: one to five minutes a run on a busy core. docs/figures.md has the results.
 """
 
 from configs import cifar10

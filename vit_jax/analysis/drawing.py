@@ -130,7 +130,7 @@ def draw_rollout(
   titles = _titles(classifier, images)
   if view.overlays:
     _write_overlays(classifier, paths, shown, view.overlays)
-  files = []
+  files, pages = [], -(-len(paths) // MOST_IMAGES)
   for start in range(0, len(paths), MOST_IMAGES):
     page = range(start, min(start + MOST_IMAGES, len(paths)))
     stem, suffix = os.path.splitext(output)
@@ -143,7 +143,8 @@ def draw_rollout(
       ],
       files[-1],
       name=name,
-      title=_title('Attention', classifier, len(paths)),
+      title=_title('Attention', classifier, len(paths))
+      + (f', page {len(files)} of {pages}' if pages > 1 else ''),
     )
   return {
     'images': [printable(path) for path in paths],
