@@ -1200,7 +1200,8 @@ OTHERS = {
   },
   'digits': {},
   'scaling_cifar10': {
-    'w64,40k': f'{OURS}: figures 4 and 5 of ViT for a CPU',
+    f'w64,{images}': f'{OURS}: figures 4 and 5 of ViT for a CPU'
+    for images in ('2.5k', '10k', '40k')
   },
   'imagefolder': {},
 }
