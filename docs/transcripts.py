@@ -40,8 +40,9 @@ def run(line: str, directory: pathlib.Path, variables: dict[str, str]) -> str:
 
   small = pages.small(line)
   if small.startswith('export '):
-    words = small.split()[1:]
-    variables.update(word.split('=', 1) for word in words)
+    for word in small.split()[1:]:
+      name, _, value = word.partition('=')
+      variables[name] = value
     return ''
   done = subprocess.run(
     ['bash', '-c', small],

@@ -370,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   except Exception as e:
     if type(e).__name__ == 'Preempted':
-      print(text.fitting(str(e), sys.stderr), file=sys.stderr)
+      print(text.for_terminal(str(e), sys.stderr), file=sys.stderr)
       return 3
     expected = EXPECTED
     if argv and argv[0] in spelling.TAKE_RECIPES:
