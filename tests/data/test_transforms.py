@@ -123,3 +123,19 @@ def test_geometry_describes_the_crop():
     assert (out[0, 0, 1] > out[0, -1, 1]) == geometry.flip
     flips.add(bool(geometry.flip))
   assert flips == {False, True}
+
+
+@pytest.mark.parametrize(
+  'crop, crop_resize', [(None, 'timm'), (0.875, 'timm'), (1.15, 'resize_small')]
+)
+def test_eval_window_is_what_the_model_sees(crop, crop_resize):
+  """In an image of column numbers, the pixels tell where they come from."""
+  p = Preprocessing((16, 16), crop, 'bicubic', crop_resize=crop_resize)
+  image = np.zeros((120, 240, 3), np.uint8)
+  image[:] = np.arange(240)[None, :, None]
+  top, left, height, width = transforms.eval_window(120, 240, p)
+  seen = transforms.eval_image(image, p)[8, :, 0].astype(float)
+  centers = left + (np.arange(16) + 0.5) * width / 16 - 0.5
+  inside = slice(2, 14)  # the borders are padded or less smooth
+  np.testing.assert_allclose(seen[inside], centers[inside], atol=1.5)
+  assert top + height / 2 == pytest.approx(60, abs=4)
