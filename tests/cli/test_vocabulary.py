@@ -11,6 +11,7 @@ import pytest
 
 from vit_jax import text
 from vit_jax.cli import parser, spelling
+from vit_jax.training.preemption import Preempted
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -203,3 +204,12 @@ def test_long_lines_are_wrapped_on_a_terminal_only(monkeypatch):
     lines = text.for_terminal(f'{line}\nshort').splitlines()
     assert (max(map(len, lines)) <= 40) == terminal
     assert lines[-1] == 'short'
+
+
+def test_a_run_that_was_stopped_says_so_and_exits_with_3(monkeypatch, capsys):
+  def stopped(args):
+    raise Preempted('stopped at step 3 of 9; the state is saved')
+
+  monkeypatch.setattr('vit_jax.cli.verify.run', stopped)
+  assert parser.main(['verify', 'runs/a']) == 3
+  assert capsys.readouterr().err.startswith('stopped at step 3 of 9')
