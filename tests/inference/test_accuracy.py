@@ -129,6 +129,8 @@ def test_labels_of_a_flat_folder_may_be_written_in_every_way(
     'names.txt': '\n'.join(labels) + '\n',
     'list.json': json.dumps(numbers),
     'table.csv': '\n'.join(['file,label', *reversed(rows)]),
+    'stems.csv': '\n'.join(row.replace('.jpg', '') for row in rows),
+    'elsewhere.csv': '\n'.join(f'/data/photos/{row}' for row in rows),
   }
   for name, content in files.items():
     (tmp_path / name).write_text(content)
@@ -234,7 +236,10 @@ def test_another_crop_is_another_image(weights, folder):
   [
     ('0\n' * 11, '11 labels for 12 images'),
     ('3\n' * 12, r'class number 3 is not in \[0, 3\)'),
-    ('val_000.jpg,blue\n', '11 images have no label, such as val_001.jpg'),
+    (
+      'val_000.jpg,blue\n',
+      '11 of 12 images have no entry in the labels file, such as val_001.jpg',
+    ),
     ('violet\n' * 12, 'not in the other: violet'),
     ('[0, 1.5]', 'entry 1 is 1.5'),
     ('01\n1\n' * 6, 'not in the other: 01, 1'),

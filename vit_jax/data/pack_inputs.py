@@ -129,7 +129,16 @@ def read_inputs(
       splits, {k: [[x.label] for x in v] for k, v in splits.items()}, None
     )
   # All splits at once: an entry is for one image of all of them.
-  entries = iter(_entries([x for v in splits.values() for x in v], labels))
+  items = [x for v in splits.values() for x in v]
+  taken, unused = entries_of(items, labels)
+  if unused:
+    log.warning(
+      '%d of %d entries of the labels file name no image, such as %s',
+      len(unused),
+      len(labels.entries),
+      ', '.join(unused[:3]),
+    )
+  entries = iter(taken)
   names = {k: [next(entries) for _ in v] for k, v in splits.items()}
   return Inputs(splits, names, labels)
 
@@ -333,8 +342,17 @@ def _class_numbers(
   return numbers, names
 
 
-def _entries(items: list[Item], labels: Labels) -> list[list[Label]]:
-  """The labels of each image, by its path, its file name, or its stem.
+def entries_of(
+  items: Sequence[Item], labels: Labels
+) -> tuple[list[list[Label]], list[str]]:
+  """The labels of images, by the path, the file name, or the stem of each.
+
+  Args:
+    items: the images.
+    labels: of a file that names the images.
+
+  Returns:
+    The labels of each image, and the names of the file that are no image.
 
   Raises:
     ValueError: an image has no entry, or several images share one.
@@ -365,15 +383,7 @@ def _entries(items: list[Item], labels: Labels) -> list[list[Label]]:
       f'{len(lost)} of {len(items)} images have no entry in the labels '
       f'file, such as {", ".join(lost[:3])}'
     )
-  unused = [key for key in labels.entries if key not in taken]
-  if unused:
-    log.warning(
-      '%d of %d entries of the labels file name no image, such as %s',
-      len(unused),
-      len(labels.entries),
-      ', '.join(unused[:3]),
-    )
-  return entries
+  return entries, [key for key in labels.entries if key not in taken]
 
 
 def _key(

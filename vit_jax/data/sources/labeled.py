@@ -8,7 +8,6 @@ names: a word on each line, or a JSON list, as ReaL's `real.json`.
 
 import json
 import os
-import posixpath
 import re
 from typing import Any
 
@@ -17,6 +16,7 @@ from vit_jax.data.label_table import decode_text
 from vit_jax.data.labels import Label, read_labels
 from vit_jax.data.listing import File, list_images, report
 from vit_jax.data.names import normalized, printable
+from vit_jax.data.pack_inputs import Item, entries_of
 from vit_jax.data.sources.source import Source, checked_index
 from vit_jax.files import as_path
 
@@ -150,25 +150,14 @@ def _check_number(
 def _read_named(path: str | os.PathLike, files: list[File]) -> list[Any]:
   """The labels of a file that names the images, in the order of the files."""
   labels = read_labels(path)
-  keys = [normalized(file.name) for file in files]
-  bases = [posixpath.basename(key) for key in keys]
-  found = keys if labels.entries.keys() & set(keys) else bases
-  if len(set(found)) < len(found):
+  try:
+    values, unused = entries_of([Item(x, x.name) for x in files], labels)
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from e
+  if unused:
     raise ValueError(
-      f'{path} names images without their folders, and two images have the '
-      'same name: write paths below the folder of images'
+      f'{path}: {len(unused):,} names are no image, such as {unused[0]}'
     )
-  missing = [key for key in found if key not in labels.entries]
-  unused = sorted(labels.entries.keys() - set(found))
-  if missing or unused:
-    raise ValueError(
-      f'{path}: '
-      + (f'{len(missing):,} images have no label, such as {missing[0]}. '
-         if missing else '')
-      + (f'{len(unused):,} names are no image, such as {unused[0]}.'
-         if unused else '')
-    )  # fmt: skip
-  values: list[list[Label]] = [labels.entries[key] for key in found]
   if labels.class_names:  # one column for each class
     names = labels.class_names
     values = [[names[int(x)] for x in value] for value in values]
