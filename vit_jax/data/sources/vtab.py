@@ -76,10 +76,8 @@ def _only_train(percent: int, val_percent: int) -> dict[str, str]:
 
 def last_above(value: float, thresholds: tuple[float, ...]) -> int:
   """The number of the last of increasing thresholds that is below a value."""
-  return (
-    int(np.searchsorted(np.array(thresholds, np.float32), np.float32(value)))
-    - 1
-  )
+  limits = np.array(thresholds, np.float32)
+  return int(np.searchsorted(limits, np.float32(value))) - 1
 
 
 def count_objects(example: Example) -> int:
