@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 import os
 import pathlib
+import re
 import sys
+import textwrap
 from typing import Any
 
 import jax
@@ -74,8 +76,14 @@ class Images:
 
 
 def label(classifier: Classifier) -> str:
-  """The model and the last name of its weights: 'vit_b16 (ViT-B_16.npz)'."""
-  file = os.path.basename(classifier.source.rstrip('/'))
+  """The model and the last name of its weights: 'vit_b16 (ViT-B_16.npz)'.
+
+  The runs of an ablation are called seed0, seed1, ... in the folders of their
+  variants, whose names are taken too.
+  """
+  folder, file = os.path.split(classifier.source.rstrip('/'))
+  if re.fullmatch(r'seed\d+', file):
+    file = os.path.join(os.path.basename(folder), file)
   return f'{classifier.name} ({printable(file)})' if file else classifier.name
 
 
@@ -326,6 +334,6 @@ def draw_filters(classifier: Classifier, output: str) -> dict[str, Any]:
     components,
     output,
     shares=shares,
-    title=_title('Filters', classifier) + (f'\n{note}' if note else ''),
+    title='\n'.join([_title('Filters', classifier), *textwrap.wrap(note, 70)]),
   )
   return {'shares': shares.tolist(), 'note': note}
