@@ -224,6 +224,9 @@ def small(line: str) -> str:
     return shlex.join([sys.executable, '-c', code])
   if argv[0] != 'vit-jax' and argv[:3] not in (MAIN, ABLATE):
     return line
+  if argv[:2] == ['vit-jax', 'train'] and '--dry-run' in argv:
+    file, _, argument = argv[2].partition(':')
+    return shlex.join([*argv[:2], smoke_recipe(file, argument), *argv[3:]])
   if argv[:3] in (MAIN, ABLATE) or argv[:2] in (
     ['vit-jax', 'train'],
     ['vit-jax', 'ablate'],
