@@ -19,8 +19,8 @@ import uuid
 import jax
 
 from vit_jax.files import as_path
-from vit_jax.parallel.connections import job_token
-from vit_jax.parallel.rendezvous import Peers, meet
+from vit_jax.parallel.connections import Tunnel, job_token
+from vit_jax.parallel.rendezvous import meet
 from vit_jax.parallel.watchdog import Watch
 
 # Clusters, by JAX's names, in which JAX detects the processes of a job.
@@ -161,9 +161,10 @@ def initialize(
   if num_processes == 1:
     return
   peers = meet(coordinator, num_processes, process_id, timeout, job_token())
-  watch = _watch(process_id, peers, lost_after, stuck_after)
-  # `JointStop` does what this service would do.
-  jax.config.update('jax_enable_preemption_service', False)
+  others = peers.connections
+  watch = Watch(process_id, peers.hosts, others, lost_after, stuck_after)
+  watch.start()
+  jax.config.update('jax_enable_preemption_service', False)  # see JointStop
   # JAX still detects the cluster, to choose the local devices: on SLURM it
   # gives each task one of them.
   jax.distributed.initialize(
@@ -175,28 +176,22 @@ def initialize(
     initialization_timeout=max(1, int(timeout)),
     heartbeat_timeout_seconds=_JAX_HEARTBEAT,
   )
-  # Functions of atexit run in reverse order, so JAX leaves after this one.
-  atexit.register(peers.tunnel.close)
-  atexit.register(watch.leave)
+  _prepare_end(watch, peers.tunnel)
   _job = _Job(process_id, peers.hosts, watch)
 
 
-def _watch(
-  process_id: int, peers: Peers, lost_after: float, stuck_after: float
-) -> Watch:
-  """Starts to watch the other processes, and lets SIGTERM stop all of them.
+def _prepare_end(watch: Watch, tunnel: Tunnel) -> None:
+  """Lets SIGTERM stop all processes after a step, and each end in order.
 
   Before the first step SIGTERM must not end this process, because that would
   end the others with an error.
   """
-  watch = Watch(
-    process_id, peers.hosts, peers.connections, lost_after, stuck_after
-  )
-  watch.start()
   # Python sets handlers in the main thread only.
   if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, lambda *_: watch.stop.tell())
-  return watch
+  # Functions of atexit run in reverse order, so JAX leaves after this one.
+  atexit.register(tunnel.close)
+  atexit.register(watch.leave)
 
 
 def _int_of(variable: str) -> int | None:
