@@ -81,7 +81,7 @@ MISTAKES = [
   ('predict flowers flowers', 'flowers', 'checkpoints/STEP'),
   ('predict w.safetensors text.jpg', 'images could not be read', '1 of 1'),
   ('evaluate w.safetensors', 'give the images', '--data PATH'),
-  ('attention w.safetensors flowers -o x.jpg', 'x.jpg', '.png'),
+  ('attention w.safetensors flowers -o x.gif', 'x.gif', '.png'),
   ('attention w.safetensors -o x.png', '--rollout', 'after the weights'),
   ('convert w.safetensors -o w.h5', 'w.h5', '.npz or .safetensors'),
   ('export w.safetensors', 'what to write', '--output PATH'),

@@ -40,6 +40,7 @@ SWEEPS = [
   'vit_scaling',
   'vit_scaling:hybrids',
   'volo_i1k',
+  'vtab',
 ]
 
 
@@ -129,7 +130,6 @@ def test_published_numbers_of_the_sweeps():
   [
     (
       'posemb_d3',
-      'scaling_cifar10',
       [61.382, 64.206, 63.964, 64.292, 64.001, 64.046, 64.022, 64.032],
     ),
     ('deepvit_i1k', [78.88, 79.10, 79.35, 79.99, 79.27, 80.90]),

@@ -1,10 +1,12 @@
 """`evaluate` counts every image once, under the names of its class."""
 
 import csv
+import importlib
 import io
 import json
 import pathlib
 import shutil
+import sys
 import tarfile
 
 import numpy as np
@@ -15,12 +17,12 @@ import tensorflow_datasets as tfds
 from tests.data.helpers import encode, write_tfds
 from tests.helpers import ROOT
 from tests.inference.conftest import CLASSES
-from tests.pixel_model import Pixels, picture
 from vit_jax import evaluate, export, save_weights
 from vit_jax.cli.parser import main
 from vit_jax.data.pack import pack
 from vit_jax.inference.accuracy import predict_labeled
 from vit_jax.inference.loading import load_classifier
+from vit_jax.models import registry
 from vit_jax.weights import WeightsMetadata
 
 
@@ -166,17 +168,25 @@ def test_real_counts_any_label_and_leaves_out_images_without(
     evaluate(weights, root, labels=real, protocol='imagenet')
 
 
-def write_pixels(path) -> str:
-  """Weights of the model that reads its predictions from the pictures."""
-  variables = {'params': {'scale': np.float32(9)}}
+@pytest.fixture
+def pixels(tmp_path, monkeypatch):
+  """The module of a model that reads its predictions from the pictures.
+
+  It has `weights`, the path of a file. The model is registered for one test.
+  """
+  monkeypatch.setattr(registry, '_MODELS', dict(registry._MODELS))
+  monkeypatch.delitem(sys.modules, 'tests.pixel_model', raising=False)
+  module = importlib.import_module('tests.pixel_model')
   metadata = WeightsMetadata(
     model='pixels', module='tests.pixel_model', num_classes=1000
   )
-  save_weights(variables, Pixels(), path, metadata)
-  return str(path)
+  module.weights = str(tmp_path / 'weights' / 'pixels.npz')
+  variables = {'params': {'scale': np.float32(9)}}
+  save_weights(variables, module.Pixels(), module.weights, metadata)
+  return module
 
 
-def test_real_labels_of_imagenet(tmp_path):
+def test_real_labels_of_imagenet(tmp_path, pixels):
   """The first 40 images of real.json (google-research/reassessed-imagenet).
 
   Four of them have no label. Every third prediction is the last label of the
@@ -190,8 +200,8 @@ def test_real_labels_of_imagenet(tmp_path):
   ]
   for i, prediction in enumerate(made_up):
     name = f'ILSVRC2012_val_{i + 1:08d}.png'
-    Image.fromarray(picture(prediction)).save(tmp_path / name)
-  weights = write_pixels(tmp_path / 'pixels.npz')
+    Image.fromarray(pixels.picture(prediction)).save(tmp_path / name)
+  weights = pixels.weights
   _, predictions = predict_labeled(
     weights, tmp_path, labels=file, protocol='real'
   )
@@ -317,13 +327,13 @@ def test_what_the_command_says(weights, folder, flat, tmp_path, capsys):
   assert summary['data'] == f'folder {folder}'  # not a split of it
 
 
-def test_tfds_with_every_protocol(tmp_path, capsys):
+def test_tfds_with_every_protocol(tmp_path, pixels, capsys):
   """ImageNet-V2 of TFDS has numbers of outputs, ReaL its own labels."""
   image = tfds.features.Image(shape=(8, 8, 3), encoding_format='png')
   classes = tfds.features.ClassLabel(num_classes=1000)
   several = tfds.features.Sequence(classes)
   example = lambda number, **labels: {
-    'image': io.BytesIO(encode(picture(number), 'PNG')),
+    'image': io.BytesIO(encode(pixels.picture(number), 'PNG')),
     **labels,
   }
   write_tfds(
@@ -344,7 +354,7 @@ def test_tfds_with_every_protocol(tmp_path, capsys):
       ]
     },
   )
-  weights = write_pixels(tmp_path / 'pixels.npz')
+  weights = pixels.weights
   options = {'data': tmp_path, 'batch_size': 3}
   result = evaluate(
     weights, source='tfds:imagenet_v2', protocol='v2', **options

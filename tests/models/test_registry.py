@@ -97,6 +97,9 @@ def test_registering_checks_the_name_and_the_fields():
   class Model(nn.Module):
     num_classes: int = 1000
 
+    def __call__(self, images, *, train):
+      return images, {}
+
   with pytest.raises(ValueError, match="no field 'width'"):
     register('new', Model, width=3)
   assert 'new' not in list_models()

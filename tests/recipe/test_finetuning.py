@@ -176,5 +176,5 @@ def test_the_weights_tell_the_model(flat, tmp_path):
 def test_wrong_arguments(flat, tmp_path):
   with pytest.raises(ConfigError, match='--model'):
     folder_config(None, '', flat)
-  with pytest.raises(ValueError, match='no directory'):
+  with pytest.raises(ValueError, match='gone does not exist'):
     folder_config('vit_b16', '', str(tmp_path / 'gone'))

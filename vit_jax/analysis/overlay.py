@@ -72,8 +72,9 @@ def color_range(heat: np.ndarray) -> tuple[float, float]:
   A few patches without content may get most of the attention. Without these
   limits all other patches would look equal.
   """
-  low, high = np.nanquantile(heat, (0.02, 0.98))
-  return float(low), float(max(high, low + np.finfo(np.float32).tiny))
+  low, high = map(float, np.nanquantile(heat, (0.02, 0.98)))
+  # A map that is the same everywhere has a range too, to be divided by.
+  return low, max(high, low + 1e-6 * max(abs(low), 1e-6))
 
 
 def overlay(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
