@@ -3,7 +3,7 @@
   vit-jax attention runs/flowers photo.jpg -o rollout.png
   vit-jax attention ViT-B_16.npz --model vit_b16 photos/ --distance -o d.png
   vit-jax attention runs/vit photos/ --similarity --compare runs/cait -o s.png
-  vit-jax attention runs/flowers photos/ --layer -1 --head 3 -o head.png
+  vit-jax attention runs/flowers photos/ --layer -1 --head 2 -o head.png
 
 Three pictures need images:
   --rollout     how much each patch contributes to the class token (the default)
