@@ -177,9 +177,12 @@ def _crcs(arrays: Sequence[Any]) -> list[int]:
   if count < 2:
     return list(map(_crc, arrays))
   sums = [0] * len(arrays)
+  # Each thread takes the next array when it is done, the largest first, so that
+  # all of them end at about the same time.
+  order = iter(sorted(range(len(arrays)), key=lambda i: -arrays[i].nbytes))
 
-  def work(first: int) -> None:
-    for i in range(first, len(arrays), count):
+  def work(_: int) -> None:
+    for i in order:
       sums[i] = _crc(arrays[i])
 
   # A task for each array would cost more than the sums of small arrays.
