@@ -70,6 +70,16 @@ def read(path, name):
   return json.loads((path / name).read_text())
 
 
+def assert_same_parameters(first, second):
+  """The newest steps of two workdirs have the same bits."""
+  for a, b in zip(
+    jax.tree.leaves(load_params(first)[0]),
+    jax.tree.leaves(load_params(second)[0]),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.slow
 def test_a_finished_run_goes_on_as_the_longer_one_would(finished, tmp_path):
   """Its steps are those of a run that was told its extension before."""
@@ -77,12 +87,7 @@ def test_a_finished_run_goes_on_as_the_longer_one_would(finished, tmp_path):
   assert read(finished, 'summary.json')['epochs'] == 3
   assert read(finished, 'config.json')['run']['extended'] == [8, 2.0, 0.0]
   train_and_evaluate(tiny_config(run=dict(extend=1.0)), tmp_path)
-  for a, b in zip(
-    jax.tree.leaves(load_params(finished)[0]),
-    jax.tree.leaves(load_params(tmp_path)[0]),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
+  assert_same_parameters(finished, tmp_path)
 
 
 @pytest.mark.slow
@@ -106,12 +111,7 @@ def test_an_extension_that_is_stopped_resumes_bit_for_bit(
   summary = train_and_evaluate(tiny_config(), tmp_path)
   assert 'run.extend=1' in capsys.readouterr().out
   assert summary['step'] == 12
-  for a, b in zip(
-    jax.tree.leaves(load_params(finished)[0]),
-    jax.tree.leaves(load_params(tmp_path)[0]),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
+  assert_same_parameters(finished, tmp_path)
 
 
 @pytest.mark.slow
