@@ -198,7 +198,8 @@ def _task_result(config: Config, workdir: Any) -> dict[str, Any]:
   except train.NonFinite as e:
     return {'error': str(e)}
   finally:
-    # The next task compiles other programs, so these only take memory.
+    # The next task compiles programs of its own, so keeping those of this one
+    # would only take memory.
     jax.clear_caches()
   test = summary['results']['test']
   return {

@@ -186,7 +186,8 @@ def _run_here(run: PlannedRun, run_one: Callable) -> dict[str, Any]:
     say(f'{run.title}: {e}')
     return {'error': str(e)}
   finally:
-    # The next variant compiles other programs, so these only take memory.
+    # The next variant compiles programs of its own, so keeping those of this
+    # one would only take memory.
     jax.clear_caches()
 
 

@@ -37,7 +37,8 @@ _INNER = re.compile(
   r'((?:^|\.)(?:\d+|\w*attn|mlp|ffn|blocks|layers)\.)'
   r'(?:(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.)+'
 )
-# A head beside the model, as programs have it that wrap the model without one.
+# A head that stands beside the model: some programs wrap a model that has none
+# and add their own.
 _HEAD = re.compile(r'(head|head_dist|fc|classifier)\.(weight|bias)')
 # Parts of a name that a prefix can be made of: no more than these are tried.
 _LONGEST = 10
