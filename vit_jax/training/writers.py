@@ -209,8 +209,8 @@ class Writer:
       eval_set = name.removesuffix('_top1')
       if name == eval_set or eval_set == 'train' or isinstance(value, str):
         continue
-      # Of two equal accuracies the later one counts, as for the checkpoints that
-      # are kept.
+      # Of two equal accuracies the later one counts, as for the checkpoints
+      # that are kept.
       if value >= self.best.get(eval_set, (-1.0, 0))[0]:
         self.best[eval_set] = value, step
 
