@@ -18,6 +18,7 @@ from vit_jax.models.area.attention import area_attend
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.blocks import run_blocks, scale_channels
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.fused import attend as fused
 from vit_jax.models.initializers import INITIALIZERS
 from vit_jax.models.mlp import MlpBlock
 from vit_jax.models.position import (
@@ -145,8 +146,10 @@ class EncoderBlock(nn.Module):
         self.grid if self.area[0] > 1 else None,
         weights=self.return_attention,
       )
-    if not self.relative:
+    if not self.relative and self.return_attention:
       return attention.attend
+    if not self.relative:
+      return fused.attend
     tokens = self.prefix + self.grid[0] * self.grid[1]
     embedding = self.param(
       'relative_embedding',

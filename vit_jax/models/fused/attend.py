@@ -1,0 +1,37 @@
+"""Ordinary attention in the form that is fastest on the device at hand.
+
+`attend` is called like `vit_jax.models.attention.attend` and gives the same
+outputs and gradients up to rounding, but no probabilities. Each platform has a
+file: `cpu`. Where none of its forms takes the shapes, and for dropout on the
+probabilities, the plain form of `attention.attend` is used.
+"""
+
+from collections.abc import Callable
+
+import jax
+
+from vit_jax.models import attention
+from vit_jax.models.fused import cpu
+from vit_jax.models.platform import target_platform
+
+
+def attend(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *,
+  dropout: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, None]:
+  """Scaled dot-product attention (arXiv:1706.03762, eq. 1).
+
+  Args:
+    q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
+    dropout: function applied to the probabilities.
+
+  Returns:
+    (B, T, H, V), and None in the place of the probabilities.
+  """
+  platform = target_platform()
+  if dropout is None and platform == 'cpu':
+    return cpu.attend(q, k, v), None
+  return attention.attend(q, k, v, dropout=dropout)[0], None

@@ -1,0 +1,56 @@
+"""Attention on a CPU, with its own gradient.
+
+The heads come before the tokens in memory, so that each matrix product of a
+head reads and writes neighboring numbers. The output, not the probabilities,
+is divided by the sums of the softmax, which saves a pass over the (T, S)
+numbers of each head. The backward pass computes the probabilities again, so no
+array of B x H x T x S numbers is kept between the two passes.
+
+B batch, T queries, S keys, H heads, K and V head widths.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Scaled dot-product attention (arXiv:1706.03762, eq. 1).
+
+  Args:
+    q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
+
+  Returns:
+    (B, T, H, V).
+  """
+  return _forward(q, k, v)[0]
+
+
+def _forward(q, k, v):
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+  q = q * (q.shape[-1] ** -0.5)
+  logits = jnp.einsum('bhtk,bhsk->bhts', q, k).astype(jnp.float32)
+  largest = logits.max(-1, keepdims=True)
+  weights = jnp.exp(logits - largest)
+  sums = weights.sum(-1, keepdims=True)
+  y = jnp.einsum('bhts,bhsv->bhtv', weights.astype(v.dtype), v)
+  y = (y / sums).astype(v.dtype)
+  return jnp.swapaxes(y, 1, 2), (q, k, v, y, largest + jnp.log(sums))
+
+
+def _backward(kept, g):
+  q, k, v, y, normalizer = kept
+  g = jnp.swapaxes(g, 1, 2)
+  logits = jnp.einsum('bhtk,bhsk->bhts', q, k).astype(jnp.float32)
+  probs = jnp.exp(logits - normalizer)
+  grad_v = jnp.einsum('bhts,bhtv->bhsv', probs.astype(g.dtype), g)
+  grad_probs = jnp.einsum('bhtv,bhsv->bhts', g, v).astype(jnp.float32)
+  mean = (g * y).astype(jnp.float32).sum(-1, keepdims=True)
+  grad_logits = (probs * (grad_probs - mean)).astype(q.dtype)
+  grad_q = jnp.einsum('bhts,bhsk->bhtk', grad_logits, k)
+  grad_q = grad_q * (q.shape[-1] ** -0.5)
+  grad_k = jnp.einsum('bhts,bhtk->bhsk', grad_logits, q)
+  return tuple(jnp.swapaxes(x, 1, 2) for x in (grad_q, grad_k, grad_v))
+
+
+attend.defvjp(_forward, _backward)
