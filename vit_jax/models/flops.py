@@ -12,6 +12,8 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from vit_jax.models.platform import traced_for
+
 # Peak TFLOP/s of dense bfloat16 products on one JAX device. For TPU v2 and v3,
 # a device is one of a chip's two cores.
 PEAK_TFLOPS = {
@@ -46,7 +48,9 @@ def count_macs(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     fn: a function of arrays that JAX can trace.
     *args, **kwargs: its arguments; shapes (`jax.ShapeDtypeStruct`) suffice.
   """
-  return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
+  # A kernel of a platform, such as cuDNN's, does not show its products.
+  with traced_for('any'):
+    return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
 def forward_macs(model: nn.Module, height: int, width: int) -> int:

@@ -2,8 +2,8 @@
 
 `attend` is called like `vit_jax.models.attention.attend` and gives the same
 outputs and gradients up to rounding, but no probabilities. Each platform has a
-file: `cpu`. Where none of its forms takes the shapes, and for dropout on the
-probabilities, the plain form of `attention.attend` is used.
+file: `cpu`, `gpu`. Where none of its forms takes the shapes, and for dropout on
+the probabilities, the plain form of `attention.attend` is used.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 
 from vit_jax.models import attention
-from vit_jax.models.fused import cpu
+from vit_jax.models.fused import cpu, gpu
 from vit_jax.models.platform import target_platform
 
 
@@ -34,4 +34,6 @@ def attend(
   platform = target_platform()
   if dropout is None and platform == 'cpu':
     return cpu.attend(q, k, v), None
+  if dropout is None and platform == 'gpu':
+    return gpu.attend(q, k, v), None
   return attention.attend(q, k, v, dropout=dropout)[0], None
