@@ -17,7 +17,13 @@ from jax.typing import DTypeLike
 
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.initializers import normal02
-from vit_jax.models.tpu_layout import dot_general, lay_out, split_batch
+from vit_jax.models.products import (
+  attention_logits,
+  attention_output,
+  dot_general,
+  mix_maps,
+)
+from vit_jax.models.tpu_layout import lay_out, split_batch
 
 
 def attend(
@@ -42,14 +48,14 @@ def attend(
     (B, T, H, V) and the float32 probabilities (B, H, T, S) before dropout.
   """
   q = q * (q.shape[-1] ** -0.5)
-  logits = jnp.einsum('bthk,bshk->bhts', q, k).astype(jnp.float32)
+  logits = attention_logits(q, k).astype(jnp.float32)
   if bias is not None:
     logits += bias
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
   probs = jax.nn.softmax(logits)
   dropped = dropout(probs) if dropout is not None else probs
-  return jnp.einsum('bhts,bshv->bthv', dropped.astype(v.dtype), v), probs
+  return attention_output(dropped.astype(v.dtype), v), probs
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -70,7 +76,7 @@ class MultiHeadDotProductAttention(nn.Module):
       positions and area attention give another one.
     head_width: K; None means D / H.
     before_dropout: whether the caller applies dropout to the result; see
-      `tpu_layout.dot_general`.
+      `products.dot_general`.
   """
 
   num_heads: int
@@ -187,9 +193,8 @@ class MixHeads(nn.Module):
     kernel = self.param(
       'kernel', self.kernel_init, (maps.shape[1], self.features)
     )
-    maps = jnp.einsum(
-      'bhts,hg->bgts', maps.astype(self.dtype), kernel.astype(self.dtype)
-    ).astype(jnp.float32)
+    maps = mix_maps(maps.astype(self.dtype), kernel.astype(self.dtype))
+    maps = maps.astype(jnp.float32)
     if offset:
       maps += offset * kernel.sum(axis=0).reshape(1, -1, 1, 1)
     if self.use_bias:

@@ -23,14 +23,16 @@ from jax.typing import DTypeLike
 from vit_jax.models.attention import (
   MixHeads,
   MultiHeadDotProductAttention,
-  attend,
 )
 from vit_jax.models.blocks import run_blocks, scale_channels
 from vit_jax.models.dropout import Dropout, DropPath
+from vit_jax.models.fused.attend import attend_fn
 from vit_jax.models.heads import classify
 from vit_jax.models.initializers import TIMM, normal02
+from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.patches import PatchSize, embed_patches
+from vit_jax.models.products import attention_logits, attention_output
 from vit_jax.models.registry import register
 from vit_jax.models.tokens import add_position_table, learned_token
 from vit_jax.models.tpu_layout import constrain
@@ -89,11 +91,11 @@ def talking_heads(
     'mixed' after `proj_w`. The rows of a mixed map need not sum to one.
   """
   mix = functools.partial(MixHeads, q.shape[2], dtype=dtype)
-  logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
+  logits = attention_logits(q * q.shape[-1] ** -0.5, k)
   probs = jax.nn.softmax(mix(name='proj_l')(logits))
   mixed = mix(name='proj_w')(probs)
   dropped = dropout(mixed) if dropout is not None else mixed
-  y = jnp.einsum('bhts,bshk->bthk', dropped.astype(v.dtype), v)
+  y = attention_output(dropped.astype(v.dtype), v)
   return y, {'softmax': probs, 'mixed': mixed}
 
 
@@ -129,13 +131,13 @@ class Block(nn.Module):
       The structure and shapes of x; and intermediates: 'tokens', the tokens
       that the block changed, and with `return_attention` 'attention'.
     """
-    norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+    norm = functools.partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
     attention = MultiHeadDotProductAttention(
       self.num_heads,
       self.attention_dropout,
       dtype=self.dtype,
       kernel_init=normal02,
-      attend_fn=attend
+      attend_fn=attend_fn(self.return_attention)
       if self.class_attention
       else functools.partial(talking_heads, dtype=self.dtype),
       name='attn',
@@ -260,7 +262,7 @@ class CaiT(nn.Module):
       out['attention_cls'] = [aux['attention'] for aux in cls_auxes]
 
     x = jnp.concatenate([cls, x], axis=1)
-    x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name='encoder_norm')(x)
+    x = LayerNorm(epsilon=1e-6, dtype=dtype, name='encoder_norm')(x)
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x[:, 0]
     return classify(x, self.num_classes, kernel_init=normal02), out

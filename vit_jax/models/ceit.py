@@ -33,12 +33,14 @@ from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import check_field, run_blocks
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.fused.attend import attend_fn
 from vit_jax.models.heads import classify
 from vit_jax.models.image_to_tokens import ImageToTokens
 from vit_jax.models.initializers import (
   TIMM,
   normal02,
 )
+from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.leff import LeFF
 from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.patches import PatchSize, embed_patches, patch_shape
@@ -89,10 +91,10 @@ class Block(nn.Module):
       (B, T, D); and intermediates: 'tokens' and 'after_attention' (B, T, D),
       'cls' (B, D), and with `return_attention` 'attention' (B, H, T, T).
     """
-    y, probs = _attend(self, x, 0, train)
+    y, probs = _attend(self, x, 0, train, self.return_attention)
     x = after_attention = x + DropPath()(y, rate, train)
 
-    y = nn.LayerNorm(self.epsilon, self.dtype)(x)
+    y = LayerNorm(self.epsilon, self.dtype)(x)
     y = self._leff(y, train) if self.leff else _mlp(self, y, train)
     x = x + DropPath()(y, rate, train)
 
@@ -152,9 +154,9 @@ class LayerwiseClassAttention(nn.Module):
     self, tokens: jax.Array, train: bool
   ) -> tuple[jax.Array, jax.Array]:
     """Class tokens (B, L, D) -> (B, 1, D), and probabilities (B, H, 1, L)."""
-    y, probs = _attend(self, tokens, -1, train)
+    y, probs = _attend(self, tokens, -1, train, True)
     x = tokens[:, -1:] + y
-    y = _mlp(self, nn.LayerNorm(self.epsilon, self.dtype)(x), train)
+    y = _mlp(self, LayerNorm(self.epsilon, self.dtype)(x), train)
     return x + y, probs
 
 
@@ -163,6 +165,7 @@ def _attend(
   tokens: jax.Array,
   first: int,
   train: bool,
+  probabilities: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """The attention branch of a block: dropout(attention(LN(tokens))).
 
@@ -171,17 +174,19 @@ def _attend(
     tokens: (B, T, D).
     first: the tokens from this number on are the queries; -1 for the last only.
     train: turns dropout on.
+    probabilities: whether the second result is needed.
 
   Returns:
     The branch (B, queries, D), and the probabilities (B, H, queries, T).
   """
-  y = nn.LayerNorm(block.epsilon, block.dtype)(tokens)
+  y = LayerNorm(block.epsilon, block.dtype)(tokens)
   y, probs = MultiHeadDotProductAttention(
     block.num_heads,
     block.attention_dropout,
     block.qkv_bias,
     block.dtype,
     kernel_init=normal02,
+    attend_fn=attend_fn(probabilities),
     head_width=block.head_width,
     name='attn',
   )(y[:, first:], y, train)
@@ -334,7 +339,7 @@ class CeiT(nn.Module):
       out |= {'attention_lca': probs} if self.return_attention else {}
     mean = self.pool == 'gap' and not self.lca
     x = out['pooled'] = jnp.mean(x, axis=1) if mean else x[:, 0]
-    norm = nn.LayerNorm(self.epsilon, dtype, name='encoder_norm')
+    norm = LayerNorm(self.epsilon, dtype, name='encoder_norm')
     x = out['pre_logits'] = norm(x)
     return classify(x, self.num_classes, kernel_init=normal02), out
 

@@ -22,12 +22,12 @@ from jax.typing import DTypeLike
 from vit_jax.models.attention import (
   MixHeads,
   MultiHeadDotProductAttention,
-  attend,
 )
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import run_blocks
 from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.fused.attend import attend_fn
 from vit_jax.models.heads import classify
 from vit_jax.models.initializers import (
   TIMM,
@@ -35,8 +35,10 @@ from vit_jax.models.initializers import (
   torch_conv_bias,
   torch_conv_kernel,
 )
+from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.patches import embed_patches
+from vit_jax.models.products import attention_logits, attention_output
 from vit_jax.models.registry import register
 from vit_jax.models.tokens import add_position_table, prepend_tokens
 from vit_jax.models.tpu_layout import constrain
@@ -78,7 +80,7 @@ def re_attention(
     may be negative.
   """
   heads = q.shape[2]
-  logits = jnp.einsum('bthk,bshk->bhts', q * q.shape[-1] ** -0.5, k)
+  logits = attention_logits(q * q.shape[-1] ** -0.5, k)
   probs = jax.nn.softmax(logits.astype(jnp.float32))
   dropped = dropout(probs) if dropout is not None else probs
   # The norm enlarges small differences of the probabilities from their mean, so
@@ -93,7 +95,7 @@ def re_attention(
     name='reattn',
   )(dropped - mean, mean)
   mixed = batch_norm(axis=1, name='reattn_norm')(mixed, train) * scale
-  y = jnp.einsum('bhts,bshk->bthk', mixed.astype(v.dtype), v)
+  y = attention_output(mixed.astype(v.dtype), v)
   return y, {'softmax': probs, 'mixed': mixed}
 
 
@@ -134,10 +136,10 @@ class Block(nn.Module):
       `return_attention` 'attention', the maps of `re_attention`.
     """
     a = self.adjustment
-    norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-    attend_fn = attend
+    norm = functools.partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
+    attend = attend_fn(self.return_attention)
     if self.reattn:
-      attend_fn = functools.partial(
+      attend = functools.partial(
         re_attention,
         train=train,
         bias=self.reattn_bias,
@@ -152,7 +154,7 @@ class Block(nn.Module):
       self.qkv_bias,
       self.dtype,
       kernel_init=normal02,
-      attend_fn=attend_fn,
+      attend_fn=attend,
       name='attn',
     )(y, y, train)
     y = Dropout(self.dropout, deterministic=not train)(y)
@@ -292,7 +294,7 @@ class DeepViT(nn.Module):
       out['attention'] = [aux['attention']['mixed'] for aux in auxes]
       out['attention_softmax'] = [aux['attention']['softmax'] for aux in auxes]
 
-    x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name='encoder_norm')(x)
+    x = LayerNorm(epsilon=1e-6, dtype=dtype, name='encoder_norm')(x)
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x[:, 0]
     return classify(x, self.num_classes, kernel_init=normal02), out

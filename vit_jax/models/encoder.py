@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.models import attention, tpu_layout
+from vit_jax.models import tpu_layout
 from vit_jax.models.area.attention import area_attend
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.blocks import run_blocks, scale_channels
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
-from vit_jax.models.fused import attend as fused
+from vit_jax.models.fused.attend import attend_fn
 from vit_jax.models.initializers import INITIALIZERS
+from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import MlpBlock
 from vit_jax.models.position import (
   TABLES,
@@ -93,9 +94,7 @@ class EncoderBlock(nn.Module):
     """
     width = x.shape[-1]
     init = INITIALIZERS[self.init_style]
-    norm = functools.partial(
-      nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype
-    )
+    norm = functools.partial(LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     if self.posemb:
       table = PositionEmbedding(
         self.posemb, self.grid, self.prefix, init.table(width), name='posembed'
@@ -146,10 +145,8 @@ class EncoderBlock(nn.Module):
         self.grid if self.area[0] > 1 else None,
         weights=self.return_attention,
       )
-    if not self.relative and self.return_attention:
-      return attention.attend
     if not self.relative:
-      return fused.attend
+      return attend_fn(self.return_attention)
     tokens = self.prefix + self.grid[0] * self.grid[1]
     embedding = self.param(
       'relative_embedding',
@@ -193,7 +190,7 @@ class Encoder(nn.Module):
   drop_path: float = 0.0
   pre_norm: nn.Module | None = None
   final_norm: bool = True
-  norm: Callable[..., nn.Module] = nn.LayerNorm
+  norm: Callable[..., nn.Module] = LayerNorm
   remat: str = 'none'
   scan: bool = False
   class_token_only: bool = False

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import MlpBlock
 
 
@@ -79,7 +80,7 @@ class MAPHead(nn.Module):
     x, _ = MultiHeadDotProductAttention(
       self.num_heads, name='MultiHeadDotProductAttention_0'
     )(probe, x, train)
-    y = nn.LayerNorm(epsilon=self.norm_eps, name='LayerNorm_0')(x)
+    y = LayerNorm(epsilon=self.norm_eps, name='LayerNorm_0')(x)
     x = x + MlpBlock(
       self.mlp_dim, activation=self.activation, name='MlpBlock_0'
     )(y, train)

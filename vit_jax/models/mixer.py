@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from vit_jax.models.blocks import check_field, run_blocks
 from vit_jax.models.dropout import DropPath, drop_path_rates
 from vit_jax.models.heads import classify
+from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import GELU, MlpBlock
 from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.registry import register
@@ -54,10 +55,10 @@ class MixerBlock(nn.Module):
       bias_init=nn.initializers.zeros,
     )
     drop_path = functools.partial(DropPath, rescale=False)
-    y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_0')(x).swapaxes(1, 2)
+    y = LayerNorm(dtype=self.dtype, name='LayerNorm_0')(x).swapaxes(1, 2)
     y = mlp(self.tokens_mlp_dim, name='token_mixing')(y, train).swapaxes(1, 2)
     x = x + drop_path()(y, rate, train)
-    y = nn.LayerNorm(dtype=self.dtype, name='LayerNorm_1')(x)
+    y = LayerNorm(dtype=self.dtype, name='LayerNorm_1')(x)
     y = mlp(self.mlp_dim, name='channel_mixing')(y, train)
     x = x + drop_path()(y, rate, train)
     return x, x
@@ -122,7 +123,7 @@ class Mixer(nn.Module):
     )
     out |= {f'block_{i:02d}': y for i, y in enumerate(blocks)}
     # big_vision computes the last norm, the mean and the head in float32.
-    x = nn.LayerNorm(dtype=jnp.float32, name='pre_head_layer_norm')(x)
+    x = LayerNorm(dtype=jnp.float32, name='pre_head_layer_norm')(x)
     out['encoded'] = out['tokens'] = x
     x = out['pre_logits'] = x.mean(axis=1)
     return classify(x, self.num_classes, bias=self.head_bias), out

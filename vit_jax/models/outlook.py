@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.initializers import normal02
+from vit_jax.models.products import dot_general
 
 # Windows of three entries at stride 2, along one axis. Position 2i is entry 1
 # of window i. Position 2i + 1 is entry 2 of window i and entry 0 of window i +
@@ -132,7 +133,12 @@ class OutlookAttention(nn.Module):
         f'width {dim} is not divisible by num_heads {self.num_heads}'
       )
     head_width = dim // self.num_heads
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=normal02)
+    dense = functools.partial(
+      nn.Dense,
+      dtype=self.dtype,
+      kernel_init=normal02,
+      dot_general=dot_general,
+    )
     v = dense(dim, use_bias=self.qkv_bias, name='v')(x)
     v = v.reshape(batch, height, width, self.num_heads, head_width)
     padding: Any = ((0, height % 2), (0, width % 2))

@@ -9,6 +9,7 @@ import jax
 from jax.typing import DTypeLike
 
 from vit_jax.models.initializers import GOOGLE, Initializers
+from vit_jax.models.products import patch_convolution
 
 PatchSize = int | Sequence[int]  # one number of pixels, or (height, width)
 
@@ -65,6 +66,7 @@ def embed_patches(
     kernel_init=init.patch_kernel,
     bias_init=init.patch_bias(math.prod(shape) * x.shape[-1]),
     name=name,
+    conv_general_dilated=patch_convolution,
   )(x)
 
 

@@ -24,6 +24,7 @@ from vit_jax.models.encoder import Encoder
 from vit_jax.models.heads import MAPHead, classify
 from vit_jax.models.hybrid_stem import hybrid_stem
 from vit_jax.models.initializers import INITIALIZERS
+from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import GELU
 from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.position import POSEMB_AT, POSEMBS
@@ -203,7 +204,7 @@ class ViT(nn.Module):
 
     x = self._pool(x, prefix, train)
     if self.norm_after_pool:
-      x = nn.LayerNorm(epsilon=self.norm_eps, name='fc_norm')(x)
+      x = LayerNorm(epsilon=self.norm_eps, name='fc_norm')(x)
     out['head_input'] = x
     if self.representation_size:
       x = jnp.tanh(nn.Dense(self.representation_size, name='pre_logits')(x))

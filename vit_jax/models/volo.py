@@ -23,8 +23,10 @@ from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import run_blocks
 from vit_jax.models.conv_stem import ConvStem
 from vit_jax.models.dropout import DropPath
+from vit_jax.models.fused.attend import attend_fn
 from vit_jax.models.heads import classify
 from vit_jax.models.initializers import TIMM, normal02
+from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mix_token import mix_box, swap_box
 from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.outlook import OutlookAttention
@@ -71,12 +73,12 @@ class Block(nn.Module):
     """Applies the block to x, with drop-path rate `rate` in both branches.
 
     Returns:
-      The shape of x; and intermediates: 'tokens', the same array, and with
-      `return_attention` 'attention', the probabilities.
+      The shape of x; and 'tokens', the same array, and with `return_attention`
+      'attention', the probabilities.
     """
-    norm = functools.partial(nn.LayerNorm, epsilon=EPSILON, dtype=self.dtype)
+    norm = functools.partial(LayerNorm, epsilon=EPSILON, dtype=self.dtype)
     rest = x[:, 1:] if self.kind == 'cls_block' else None
-    y = norm()(x)
+    y = query = norm()(x)
     if self.kind == 'outlooker':
       y, maps = OutlookAttention(
         self.num_heads,
@@ -86,7 +88,6 @@ class Block(nn.Module):
         name='attn',
       )(y, train)
     else:
-      query = y
       if rest is not None:
         x, query = x[:, :1], y[:, :1]
       y, maps = MultiHeadDotProductAttention(
@@ -95,13 +96,12 @@ class Block(nn.Module):
         self.qkv_bias,
         self.dtype,
         kernel_init=normal02,
+        attend_fn=attend_fn(self.return_attention),
         name='attn',
       )(query, y, train)
     x = x + DropPath()(y, rate, train)
-    y = timm_mlp(self.mlp_dim, self.dropout, self.activation, self.dtype)(
-      norm()(x), train
-    )
-    x = x + DropPath()(y, rate, train)
+    mlp = timm_mlp(self.mlp_dim, self.dropout, self.activation, self.dtype)
+    x = x + DropPath()(mlp(norm()(x), train), rate, train)
     if rest is not None:
       x = jnp.concatenate([x, rest], axis=1)
     aux = {'tokens': x}
@@ -263,7 +263,7 @@ class VOLO(nn.Module):
       if self.return_attention:
         out.setdefault('attention_cls', []).append(aux['attention'])
 
-    x = nn.LayerNorm(epsilon=EPSILON, dtype=dtype, name='encoder_norm')(x)
+    x = LayerNorm(epsilon=EPSILON, dtype=dtype, name='encoder_norm')(x)
     out['encoded'] = out['tokens'] = x
     pre_logits = jnp.mean(x, axis=1) if self.return_mean else x[:, 0]
     out['pre_logits'] = pre_logits

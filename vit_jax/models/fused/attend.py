@@ -7,12 +7,23 @@ the probabilities, the plain form of `attention.attend` is used.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from vit_jax.models import attention
 from vit_jax.models.fused import cpu, gpu
 from vit_jax.models.platform import target_platform
+
+
+def attend_fn(probabilities: bool) -> Callable[..., Any]:
+  """The function that computes the attention of a block.
+
+  Args:
+    probabilities: whether the block returns the probabilities, which only
+      `attention.attend` computes.
+  """
+  return attention.attend if probabilities else attend
 
 
 def attend(

@@ -1,10 +1,10 @@
 """Attention on a CPU, with its own gradient.
 
 The heads come before the tokens in memory, so that each matrix product of a
-head reads and writes neighboring numbers. The output, not the probabilities,
-is divided by the sums of the softmax, which saves a pass over the (T, S)
-numbers of each head. The backward pass computes the probabilities again, so no
-array of B x H x T x S numbers is kept between the two passes.
+head reads and writes neighboring numbers. The softmax is not normalized before
+it is used: its sums divide the output, and in the backward pass the gradient of
+the output. That saves two passes over the T x S numbers of each head, of which
+only one array is kept between forward and backward pass.
 
 B batch, T queries, S keys, H heads, K and V head widths.
 """
@@ -30,23 +30,21 @@ def _forward(q, k, v):
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
   q = q * (q.shape[-1] ** -0.5)
   logits = jnp.einsum('bhtk,bhsk->bhts', q, k).astype(jnp.float32)
-  largest = logits.max(-1, keepdims=True)
-  weights = jnp.exp(logits - largest)
+  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
   sums = weights.sum(-1, keepdims=True)
-  y = jnp.einsum('bhts,bhsv->bhtv', weights.astype(v.dtype), v)
-  y = (y / sums).astype(v.dtype)
-  return jnp.swapaxes(y, 1, 2), (q, k, v, y, largest + jnp.log(sums))
+  weights = weights.astype(v.dtype)
+  y = (jnp.einsum('bhts,bhsv->bhtv', weights, v) / sums).astype(v.dtype)
+  return jnp.swapaxes(y, 1, 2), (q, k, v, y, weights, sums)
 
 
 def _backward(kept, g):
-  q, k, v, y, normalizer = kept
-  g = jnp.swapaxes(g, 1, 2)
-  logits = jnp.einsum('bhtk,bhsk->bhts', q, k).astype(jnp.float32)
-  probs = jnp.exp(logits - normalizer)
-  grad_v = jnp.einsum('bhts,bhtv->bhsv', probs.astype(g.dtype), g)
+  q, k, v, y, weights, sums = kept
+  g = jnp.swapaxes(g, 1, 2) / sums
+  mean = (g * y).sum(-1, keepdims=True)
+  g = g.astype(v.dtype)
+  grad_v = jnp.einsum('bhts,bhtv->bhsv', weights, g)
   grad_probs = jnp.einsum('bhtv,bhsv->bhts', g, v).astype(jnp.float32)
-  mean = (g * y).astype(jnp.float32).sum(-1, keepdims=True)
-  grad_logits = (probs * (grad_probs - mean)).astype(q.dtype)
+  grad_logits = (weights * (grad_probs - mean)).astype(q.dtype)
   grad_q = jnp.einsum('bhts,bhsk->bhtk', grad_logits, k)
   grad_q = grad_q * (q.shape[-1] ** -0.5)
   grad_k = jnp.einsum('bhts,bhtk->bhsk', grad_logits, q)

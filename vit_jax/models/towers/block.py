@@ -20,14 +20,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.models.attention import MultiHeadDotProductAttention, attend
+from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.blocks import scale_channels
 from vit_jax.models.dropout import Dropout, DropPath
+from vit_jax.models.fused.attend import attend_fn
 from vit_jax.models.initializers import INITIALIZERS
-from vit_jax.models.mlp import GELU, MlpBlock
+from vit_jax.models.layer_norm import LayerNorm
+from vit_jax.models.mlp import MlpBlock, activate
 from vit_jax.models.towers.swiglu import SwiGLU
 
-NORMS = {'layer': nn.LayerNorm, 'rms': nn.RMSNorm}
+NORMS = {'layer': LayerNorm, 'rms': nn.RMSNorm}
 MLPS = ('mlp', 'swiglu', 'swiglu_packed')
 
 
@@ -44,7 +46,7 @@ class NormedAttention(nn.Module):
   norm: Callable[..., nn.Module]
   qk_norm: bool
   inner_norm: bool
-  attend_fn: Callable[..., Any] = attend
+  attend_fn: Callable[..., Any]
 
   @nn.compact
   def __call__(
@@ -74,7 +76,8 @@ class SubNormMlp(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(B, T, D) -> (B, T, D); `train` turns dropout on."""
     y = nn.Dense(self.mlp_dim, dtype=self.dtype, name='Dense_0')(x)
-    y = Dropout(self.dropout, deterministic=not train)(GELU[self.activation](y))
+    y = activate(y, self.activation)
+    y = Dropout(self.dropout, deterministic=not train)(y)
     y = self.norm(name='inner_norm')(y)
     y = nn.Dense(x.shape[-1], dtype=self.dtype, name='Dense_1')(y)
     return Dropout(self.dropout, deterministic=not train)(y)
@@ -172,9 +175,13 @@ class TowerBlock(nn.Module):
   def attend_fn(self) -> Callable[..., Any]:
     """What computes attention from queries, keys and values."""
     if not self.qk_norm and not self.inner_norm:
-      return attend
+      return attend_fn(self.return_attention)
     return NormedAttention(
-      self._norm, self.qk_norm, self.inner_norm, name='attention_norms'
+      self._norm,
+      self.qk_norm,
+      self.inner_norm,
+      attend_fn(self.return_attention),
+      name='attention_norms',
     )
 
   def mlp_branch(self, name: str, x: jax.Array, train: bool) -> jax.Array:
