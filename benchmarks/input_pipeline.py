@@ -1,222 +1,340 @@
-"""Measures training images per CPU-second, beside Pillow and torch.
+"""Measures training images per second and per CPU second, beside two peers.
 
-    python -m benchmarks.input_pipeline [--images=512] [--size=224]
+  python -m benchmarks.input_pipeline --quick
+  python -m benchmarks.input_pipeline
 
-It writes JPEGs (about 110 KB at 401x468, the average of ImageNet), and gives
-each candidate the same work: read, decode, random crop of 8-100 % to 224x224,
-flip, batch as uint8. CPU time is that of the process and its workers, read from
-/proc (Linux), which a busy machine changes little. Each run is measured after
-its first batches, the candidates take turns, and the median is printed.
+It writes JPEGs of about 110 KB at 401x468, the average of ImageNet, from
+the two photos that scikit-learn has. Every candidate reads, decodes, takes a
+random crop of 8 to 100 % at 224x224, flips and makes uint8 batches, as one of
+two definitions has it:
+
+  google   decoding by the fast cosine transform, bilinear without antialias;
+           tf.data has one operation for decoding and cropping, which big_vision
+           uses; it does not decode what is below the crop
+  timm     exact decoding, Pillow's bicubic; a DataLoader of PyTorch with the
+           transforms of torchvision, as timm uses it
+
+CPU seconds are those of the process and its workers, which a busy machine
+changes little. Each run is measured while the pipeline is in full flow: its
+first batches, which were prepared while others had their turn, do not count.
+Peers that are not installed (tensorflow; torch and torchvision) are left out
+with a line that says so.
+
+The last table says how many cores feed a host's accelerators, from the CPU
+seconds of an image on this machine (`hosts`).
 """
 
 import argparse
-import concurrent.futures
+from collections.abc import Iterator
+import importlib.util
 import io
-import itertools
-import multiprocessing
-import os
 import pathlib
-import random
-import resource
 import statistics
+import sys
 import tempfile
-import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import crops, pack
-from vit_jax.data.sources.opening import open_source
-from vit_jax.recipe import data as recipe_data
-from vit_jax.recipe.keys import default_config
+from benchmarks import turns
+
+# Batches that are dropped before a run: more than a pipeline keeps ready.
+_DROPPED = 8
+_AREA = (0.08, 1.0)
+_QUALITY = (94, 97)  # with which both photos have the size of ImageNet's
+_GOOGLE = {'rounding': 'truncate', 'jpeg_dct': 'fast'}
+_TIMM = {'interpolation': 'bicubic'}
+_RANDAUGMENT = {
+  'google(2,10)': {**_GOOGLE, 'randaugment': 'google(2,10)'},
+  'rand-m9': {**_TIMM, 'randaugment': 'rand-m9-mstd0.5-inc1'},
+}
+
+# Hosts of Google's cloud: accelerators, their bfloat16 TFLOP/s and the vCPUs
+# beside them (cloud.google.com/tpu/docs: v3-8, v4-8, ct5lp-hightpu-8t,
+# ct5p-hightpu-4t, ct6e-standard-8t), and a host with eight H100.
+_HOSTS = {
+  'TPU v3-8': (8, 61.6, 96),
+  'TPU v4-8': (4, 275.0, 240),
+  'TPU v5e-8': (8, 197.0, 224),
+  'TPU v5p-8': (4, 459.0, 208),
+  'TPU v6e-8': (8, 918.0, 180),
+  '8 x H100': (8, 989.0, 208),
+}
+# Multiply-accumulates of a forward pass at 224 px, in 1e9 (docs/models.md).
+_MODELS = {'S/16': 4.6, 'B/16': 17.6, 'L/16': 61.6, 'H/14': 167.3}
+_MFU = 0.6  # what a fast step reaches; a slower one needs fewer images
 
 
 def write_jpegs(root: pathlib.Path, count: int) -> float:
-  """Writes images of noise in two classes; returns their mean size in KB."""
+  """Writes parts of two photos, in two classes; returns their mean size in KB.
+
+  Noise would not do: its blocks have few zeros, so that it decodes slowly.
+  """
+  from sklearn.datasets import load_sample_images
+
   rng = np.random.default_rng(0)
+  photos = [Image.fromarray(x) for x in load_sample_images().images]
   total = 0
   for i in range(count):
-    image = np.zeros((401, 468, 3))
-    for cells, strength in ((4, 90), (16, 40), (64, 20), (200, 18)):
-      noise = rng.normal(0, strength, (cells, cells, 3))
-      for c in range(3):
-        layer = Image.fromarray(noise[..., c].astype(np.float32))
-        image[..., c] += np.asarray(
-          layer.resize((468, 401), Image.Resampling.BICUBIC)
-        )
+    photo = photos[i % 2]
+    height = int(rng.integers(380, photo.height))
+    width = height * 468 // 401
+    left = int(rng.integers(0, photo.width - width))
+    top = int(rng.integers(0, photo.height - height))
     buffer = io.BytesIO()
-    Image.fromarray(np.clip(image + 128, 0, 255).astype(np.uint8)).save(
-      buffer, 'JPEG', quality=92, subsampling=0
-    )
-    path = root / f'class{i % 2}' / f'{i:05d}.jpg'
+    photo.resize(
+      (468, 401),
+      Image.Resampling.BICUBIC,
+      box=(left, top, left + width, top + height),
+    ).save(buffer, 'JPEG', quality=_QUALITY[i % 2], subsampling=0)
+    path = root / 'train' / f'class{i % 2}' / f'{i:05d}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
     total += buffer.tell()
   return total / count / 1024
 
 
-def cpu_seconds() -> float:
-  """CPU time of this process and of its living worker processes."""
-  own = resource.getrusage(resource.RUSAGE_SELF)
-  ticks = 0
-  for child in multiprocessing.active_children():
-    stat = pathlib.Path(f'/proc/{child.pid}/stat').read_text()
-    ticks += sum(map(int, stat.rpartition(')')[2].split()[11:13]))
-  return own.ru_utime + own.ru_stime + ticks / os.sysconf('SC_CLK_TCK')
+class _Batches:
+  """A run takes `steps` batches of an endless iterator."""
+
+  def __init__(self, batches: Iterator[Any], steps: int):
+    self._batches, self._steps = batches, steps
+
+  def begin(self) -> None:
+    """Drops the batches that were ready before the run."""
+    for _ in range(_DROPPED):
+      next(self._batches)
+
+  def __call__(self) -> None:
+    for _ in range(self._steps):
+      next(self._batches)
 
 
-def pillow_example(path: str, size: int):
-  """One example as a plain PyTorch data set makes it, with Pillow, bicubic."""
-  with Image.open(path) as picture:
-    picture = picture.convert('RGB')
-  width, height = picture.size
-  rng = np.random.default_rng(random.getrandbits(32))
-  top, left, h, w = crops.area_uniform_box(
-    rng, height, width, (0.08, 1.0), (3 / 4, 4 / 3)
+def ours(settings: dict[str, Any]) -> _Batches:
+  """The input of `vit-jax train`.
+
+  Args:
+    settings: 'source' ('packed' or 'folder'), 'data_dir', 'size', 'batch',
+      'steps', and 'keys' of a recipe's section `data`.
+  """
+  from vit_jax.data.sources.opening import open_source
+  from vit_jax.recipe import data as recipe_data
+  from vit_jax.recipe.keys import default_config
+
+  options = {'holdout': 0.0} if settings['source'] == 'folder' else {}
+  source = open_source(
+    settings['source'], split='train', data_dir=settings['data_dir'], **options
   )
-  picture = picture.crop((left, top, left + w, top + h)).resize(
-    (size, size), Image.Resampling.BICUBIC
+  config = default_config()
+  config.data.update(
+    area=_AREA,
+    image_size=settings['size'],
+    batch_size=settings['batch'],
+    threads=2,
+    max_bad_fraction=0.0,
   )
-  if rng.random() < 0.5:
-    picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  return np.array(picture), int('class1' in path)
+  config.data.update(settings['keys'])
+  batches = iter(recipe_data.train_batches(config, source))
+  return _Batches(batches, settings['steps'])
 
 
-class PillowDataset:
-  """A data set for torch's DataLoader, which pickles it for its workers."""
+def tf_data(settings: dict[str, Any]) -> _Batches:
+  """tf.data over TFRecords, which it writes first."""
+  import tensorflow as tf
 
-  def __init__(self, paths, size):
-    self.paths, self.size = paths, size
+  root, size = pathlib.Path(settings['data_dir']), settings['size']
+  records = str(root.parent / 'images.tfrecord')
+  with tf.io.TFRecordWriter(records) as writer:
+    for path in sorted(root.glob('train/*/*.jpg')):
+      writer.write(path.read_bytes())
 
-  def __len__(self):
-    return len(self.paths)
+  def example(data):
+    begin, shape, _ = tf.image.sample_distorted_bounding_box(
+      tf.io.extract_jpeg_shape(data),
+      tf.zeros([0, 0, 4]),
+      area_range=_AREA,
+      min_object_covered=0,
+      use_image_if_no_bounding_boxes=True,
+    )
+    box = tf.concat([begin[:2], shape[:2]], 0)
+    image = tf.io.decode_and_crop_jpeg(data, box, channels=3)
+    image = tf.cast(tf.image.resize(image, [size, size]), tf.uint8)
+    return tf.image.random_flip_left_right(image)
 
-  def __getitem__(self, i):
-    return pillow_example(self.paths[i], self.size)
+  data = tf.data.TFRecordDataset(records).cache().shuffle(512).repeat()
+  data = data.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+  data = data.batch(settings['batch'], drop_remainder=True).prefetch(2)
+  return _Batches(data.as_numpy_iterator(), settings['steps'])
 
 
-def candidates(root, packed, size, batch):
-  """{name: function that yields batches without end}."""
-  folder = open_source('folder', split='train', data_dir=str(root), holdout=0.0)
-  records = open_source('packed', split='train', data_dir=str(packed))
-  paths = [folder.describe(i) for i in range(len(folder))]
+def torch_loader(settings: dict[str, Any]) -> _Batches:
+  """torch's DataLoader with torchvision's transforms, which use Pillow."""
+  from torch.utils.data import DataLoader
+  from torchvision import datasets, transforms
 
-  def ours(source, **keys):
-    config = default_config()
-    config.data.update(
-      dict(
-        area=(0.08, 1.0),
-        image_size=size,
-        batch_size=batch,
-        threads=2,
-        max_bad_fraction=0.0,
-      )
-      | keys
+  transform = transforms.Compose(
+    [
+      transforms.RandomResizedCrop(
+        settings['size'],
+        scale=_AREA,
+        interpolation=transforms.InterpolationMode.BICUBIC,
+      ),
+      transforms.RandomHorizontalFlip(),
+      transforms.PILToTensor(),
+    ]
+  )
+  loader = DataLoader(
+    datasets.ImageFolder(f'{settings["data_dir"]}/train', transform),
+    settings['batch'],
+    shuffle=True,
+    num_workers=2,
+    drop_last=True,
+    persistent_workers=True,
+  )
+
+  def endless():
+    while True:
+      yield from loader
+
+  return _Batches(endless(), settings['steps'])
+
+
+def candidates(
+  root: pathlib.Path, size: int, batch: int, steps: int, quick: bool
+) -> list[turns.Candidate]:
+  """This package's pipelines, and the installed peers.
+
+  Args:
+    root: folder of the JPEGs, beside which their packed forms are.
+    size: height and width of the result, in pixels.
+    batch: number of images in a batch.
+    steps: number of batches in a run.
+    quick: leave out RandAugment and packed images that were made smaller.
+  """
+  shared = {'size': size, 'batch': batch, 'steps': steps}
+
+  def one(name: str, function: str, data: str, **more) -> turns.Candidate:
+    settings = {**shared, 'data_dir': str(root.parent / data), **more}
+    prepare = f'benchmarks.input_pipeline:{function}'
+    return turns.Candidate(
+      name, prepare, settings, batch * steps, turns.on_device('cpu')
     )
 
-    def read():
-      with recipe_data.train_batches(config, source) as batches:
-        yield from batches
+  def mine(name, keys, source='packed', data='packed', **more):
+    keys = {**keys, **more}
+    return one(f'vit_jax, {name}', 'ours', data, source=source, keys=keys)
 
-    return read
+  google = dict(_GOOGLE)
+  if importlib.util.find_spec('simplejpeg') is None:
+    google = {'rounding': 'truncate'}
+    print('simplejpeg is not installed: OpenCV decodes', file=sys.stderr)
+  rows = [
+    mine('google', google),
+    mine('google, folder', google, 'folder', root.name),
+    mine('google, 1 worker', google, threads=1, workers=1),
+    mine('google, 2 workers', google, threads=1, workers=2),
+    mine('timm', _TIMM),
+  ]
+  if not quick:
+    rows += [
+      mine('google, packed at 320', google, data='small'),
+      mine('timm, 2 workers', _TIMM, threads=1, workers=2),
+      *(mine(name, keys) for name, keys in _RANDAUGMENT.items()),
+    ]
+  peers = (
+    ('tf.data', 'tf_data', ('tensorflow',)),
+    ('torch DataLoader', 'torch_loader', ('torch', 'torchvision')),
+  )
+  for name, function, packages in peers:
+    if all(importlib.util.find_spec(p) for p in packages):
+      rows.append(one(name, function, root.name))
+    else:
+      print(f'{" or ".join(packages)} is not installed: no {name}')
+  return rows
 
-  def pillow_threads():
-    endless = itertools.cycle(paths)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-      while True:
-        chosen = list(itertools.islice(endless, batch))
-        images, labels = zip(
-          *pool.map(lambda p: pillow_example(p, size), chosen)
-        )
-        yield np.stack(images), np.array(labels)
 
-  try:
-    import simplejpeg  # noqa: F401
-  except ImportError:
-    print('simplejpeg is not installed: the fast cosine transform is left out')
-    fast = {}
-  else:
-    name = 'ours, packed, bilinear, truncated, fast cosine transform'
-    fast = {name: ours(records, rounding='truncate', jpeg_dct='fast')}
+def per_cpu_second(measured: turns.Measured) -> float:
+  """Images per CPU second."""
+  return measured.candidate.amount / statistics.median(measured.cpu)
 
-  timm = 'rand-m9-mstd0.5-inc1'
-  out = {
-    'ours, packed, bilinear': ours(records),
-    'ours, folder, bilinear': ours(folder),
-    'ours, packed, bilinear, truncated': ours(records, rounding='truncate'),
-    'ours, packed, bilinear, 2 workers': ours(records, threads=1, workers=2),
-    'ours, packed, bicubic (Pillow)': ours(records, interpolation='bicubic'),
-    'ours, packed, bilinear, google(2,10)': ours(
-      records, randaugment='google(2,10)'
-    ),
-    f'ours, packed, bicubic, {timm}': ours(
-      records, interpolation='bicubic', randaugment=timm
-    ),
-    **fast,
-    'Pillow, bicubic, 2 threads': pillow_threads,
-  }
-  try:
-    from torch.utils import data
-  except ImportError:
-    print('torch is not installed: left out')
-  else:
 
-    def torch_loader():
-      loader = data.DataLoader(
-        PillowDataset(paths, size),
-        batch,
-        shuffle=True,
-        num_workers=2,
-        drop_last=True,
-        persistent_workers=True,
+def hosts(rates: dict[str, float]) -> str:
+  """A Markdown table: the cores that feed a host's accelerators.
+
+  The images per second are those of a training step at 60 % of the peak, whose
+  work is six operations for each multiply-accumulate of the forward pass. They
+  are divided by the images per CPU second of this machine, whose cores may be
+  faster or slower than a vCPU of the host. Bold: more than the host has.
+
+  Args:
+    rates: images per CPU second, by the name of a pipeline.
+  """
+  rows = [
+    '| | vCPUs | model | img/s | ' + ' | '.join(rates) + ' |',
+    '|---' * (4 + len(rates)) + '|',
+  ]
+  for host, (count, tflops, cores) in _HOSTS.items():
+    for model, gmacs in _MODELS.items():
+      images = _MFU * count * tflops * 1e12 / (6e9 * gmacs)
+      needed = (images / rate for rate in rates.values())
+      cells = (f'**{n:.0f}**' if n > cores else f'{n:.1f}' for n in needed)
+      rows.append(
+        f'| {host} | {cores} | {model} | {images:,.0f} | '
+        + ' | '.join(cells)
+        + ' |'
       )
-      while True:
-        yield from loader
-
-    out['torch DataLoader, Pillow, bicubic, 2 workers'] = torch_loader
-  return out
+  return '\n'.join(rows)
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+def prepare_data(root: pathlib.Path, images: int, quick: bool) -> float:
+  """Writes the JPEGs and packs them; returns their mean size in KB."""
+  from vit_jax.data.pack import pack
+
+  size = write_jpegs(root, images)
+  pack(root, root.parent / 'packed')
+  if not quick:
+    pack(root, root.parent / 'small', short_side=320)
+  return size
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--images', type=int, default=512)
   parser.add_argument('--size', type=int, default=224)
   parser.add_argument('--batch', type=int, default=32)
-  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument(
+    '--quick', action='store_true', help='fewer rows, under 5 minutes'
+  )
+  parser.add_argument('--json', metavar='FILE', help='writes all runs')
   args = parser.parse_args()
   steps = -(-args.images // args.batch)
+  rounds = min(args.rounds, 5) if args.quick else args.rounds
   with tempfile.TemporaryDirectory() as directory:
-    root, packed = (pathlib.Path(directory) / n for n in ('jpeg', 'packed'))
-    size = write_jpegs(root, args.images)
-    pack.pack(root, packed)
-    print(
-      f'{args.images} JPEGs of {size:.0f} KB, batches of {args.batch}, '
-      f'{os.cpu_count()} cores'
-    )
-    runs = candidates(root, packed, args.size, args.batch)
-    cpu, wall = ({name: [] for name in runs} for _ in range(2))
-    for _ in range(args.rounds):
-      for name, read in runs.items():
-        batches = read()
-        for _ in range(
-          4
-        ):  # until threads and processes run and buffers are full
-          next(batches)
-        start, used = time.perf_counter(), cpu_seconds()
-        for _ in range(steps):
-          next(batches)
-        cpu[name].append(steps * args.batch / (cpu_seconds() - used))
-        wall[name].append(steps * args.batch / (time.perf_counter() - start))
-        batches.close()
-  base = statistics.median(cpu['Pillow, bicubic, 2 threads'])
-  print(f'{"":46s} img/CPU-s  (min-max)   x Pillow   img/s')
-  for name in runs:
-    middle = statistics.median(cpu[name])
-    print(
-      f'{name:46s} {middle:9.0f}  ({min(cpu[name]):.0f}-'
-      f'{max(cpu[name]):.0f})  {middle / base:9.2f} '
-      f'{statistics.median(wall[name]):8.0f}'
-    )
+    root = pathlib.Path(directory) / 'jpeg'
+    size = prepare_data(root, args.images, args.quick)
+    rows = candidates(root, args.size, args.batch, steps, args.quick)
+    print(turns.describe())
+    print(f'{args.images} JPEGs of {size:.0f} KB, batches of {args.batch}')
+    measured = turns.measure(rows, rounds)
+  for peer in ('tf.data', 'torch DataLoader'):
+    if any(m.wall and m.candidate.name == peer for m in measured):
+      print(f'\n{turns.table(measured, peer, "img")}\n\nspeed 1 is {peer}')
+  rates = {
+    m.candidate.name.removeprefix('vit_jax, '): per_cpu_second(m)
+    for m in measured
+    if m.wall and m.candidate.name in _FEEDING
+  }
+  print(f'\ncores that feed a host at {_MFU:.0%} MFU\n\n{hosts(rates)}')
+  if args.json:
+    turns.write_json(args.json, {'input pipeline': measured})
+
+
+# The pipelines of the table `hosts`.
+_FEEDING = ('vit_jax, google', 'vit_jax, timm', 'vit_jax, rand-m9')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Tables of models, batch sizes and dtypes, for inference and training."""
 
 import argparse
+from collections.abc import Sequence
 import importlib.util
 import sys
 
@@ -19,10 +20,14 @@ MODELS = (
 )
 _QUICK = ('vit_tiny_patch16_224',)
 _SIZE = 224
+# Floating-point operations for each multiply-accumulate of the forward pass.
+_FLOPS_PER_MAC = {'inference': 2, 'training': 6}
+# (rows and columns, products in a run) of the matrix product that is measured.
+_PRODUCTS = {'cpu': (2048, 1), 'gpu': (8192, 8)}
 
 
 def candidates(
-  what: str, model: str, batch: int, dtype: str
+  what: str, model: str, batch: int, dtype: str, device: str = 'cpu'
 ) -> list[turns.Candidate]:
   """This package and its installed peers.
 
@@ -31,12 +36,20 @@ def candidates(
     model: a name of timm.
     batch: number of images.
     dtype: 'float32' or 'bfloat16'.
+    device: one of turns.DEVICES.
   """
-  settings = {'model': model, 'batch': batch, 'size': _SIZE, 'dtype': dtype}
+  settings = {
+    'model': model,
+    'batch': batch,
+    'size': _SIZE,
+    'dtype': dtype,
+    'device': device,
+  }
 
   def one(name: str, module: str, function: str, **more) -> turns.Candidate:
     prepare = f'benchmarks.{module}:{function}'
-    return turns.Candidate(name, prepare, {**settings, **more}, amount=batch)
+    env = turns.on_device(device)
+    return turns.Candidate(name, prepare, {**settings, **more}, batch, env)
 
   rows = [one('vit_jax', 'models_jax', what)]
   if _has('torch', 'timm'):
@@ -49,6 +62,54 @@ def candidates(
     if _has('jimm'):
       rows.append(one('jimm', 'models_jax', 'jimm_inference'))
   return rows
+
+
+def matrix_products(dtype: str, device: str) -> list[turns.Candidate]:
+  """Large matrix products, whose rate is the limit of this machine.
+
+  Args:
+    dtype: 'float32' or 'bfloat16'.
+    device: one of turns.DEVICES.
+  """
+  size, count = _PRODUCTS[device]
+  settings = {'size': size, 'count': count, 'dtype': dtype, 'device': device}
+  rows = [('jax', 'models_jax')]
+  if _has('torch'):
+    rows.append(('torch', 'models_torch'))
+  return [
+    turns.Candidate(
+      f'{name}, {count} products of {size} x {size}',
+      f'benchmarks.{module}:matrix_product',
+      settings,
+      amount=2e-12 * count * size**3,
+      env=turns.on_device(device),
+    )
+    for name, module in rows
+  ]
+
+
+def utilization(
+  what: str, measured: Sequence[turns.Measured], tflops: float
+) -> str:
+  """A line with the MFU of all candidates.
+
+  It is the work of the matrix products of the model itself (`models.flops`),
+  the same for all candidates, as a share of the rate of a large product.
+
+  Args:
+    what: 'inference' or 'training'.
+    measured: the candidates of one model.
+    tflops: TFLOP/s of the large product.
+  """
+  macs = max((m.facts.get('_macs', 0) for m in measured), default=0)
+  if not macs or not tflops:
+    return ''
+  shares = [
+    f'{m.candidate.name} {rate / tflops:.2f}'
+    for m in measured
+    if (rate := turns.best_rate([m]) * macs * _FLOPS_PER_MAC[what] / 1e12)
+  ]
+  return f'MFU at {tflops:.3g} TFLOP/s: ' + ', '.join(shares)
 
 
 def _has(*packages: str) -> bool:
@@ -66,6 +127,7 @@ def main(what: str, description: str | None) -> None:
   parser.add_argument(
     '--dtypes', nargs='+', default=['float32', 'bfloat16'], metavar='DTYPE'
   )
+  parser.add_argument('--device', choices=turns.DEVICES, default='cpu')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument(
     '--quick', action='store_true', help='one small model, under 5 minutes'
@@ -78,17 +140,24 @@ def main(what: str, description: str | None) -> None:
     if not _has(package):
       print(f'{package} is not installed: left out', file=sys.stderr)
   print(turns.describe())
-  groups = {}
+  groups, rates = {}, {}
+  for dtype in args.dtypes:
+    title = f'matrix products, {dtype}'
+    groups[title] = turns.measure(
+      matrix_products(dtype, args.device), args.rounds
+    )
+    rates[dtype] = turns.best_rate(groups[title])
+    print(f'\n{title}\n\n{turns.table(groups[title], "", "TFLOP")}', flush=True)
   for model in args.models:
     for dtype in args.dtypes:
       for batch in args.batches:
         title = f'{model}, {what}, batch {batch}, {dtype}'
-        rows = candidates(what, model, batch, dtype)
+        rows = candidates(what, model, batch, dtype, args.device)
         measured = turns.measure(rows, args.rounds)
         groups[title] = measured
-        print(
-          f'\n{title}\n\n{turns.table(measured, "timm", "img")}', flush=True
-        )
+        table = turns.table(measured, 'timm', 'img')
+        share = utilization(what, measured, rates[dtype])
+        print(f'\n{title}\n\n{table}\n\n{share}', flush=True)
         if args.json:  # after every table, because the whole takes an hour
           turns.write_json(args.json, groups)
 

@@ -1,23 +1,30 @@
 """Inference and training steps of this package, and of its peers in JAX.
 
-Each function prepares a candidate of `benchmarks.turns`. Settings:
+Each function prepares a candidate of `benchmarks.turns`, and says the
+multiply-accumulates of its model and the memory of its program on each device
+("step MB"), as the compiler reports it. Settings:
 
   model   a name of timm, which this package understands too
   batch   number of images
   size    height and width of the images, in pixels
   dtype   'float32' or 'bfloat16'
+
+The device is chosen by the environment (`turns.on_device`).
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
+from vit_jax.models import flops
 from vit_jax.parallel.mesh import make_mesh, put_batch
 from vit_jax.recipe.build import build, compile_step
 from vit_jax.recipe.keys import default_config
+from vit_jax.training.memory import peak_bytes
 
 CLASSES = 1000
 _EXAMPLES = 100_000
@@ -31,7 +38,29 @@ def _images(settings: dict[str, Any], dtype: Any = np.float32) -> np.ndarray:
   return rng.standard_normal(shape, np.float32)
 
 
-def inference(settings: dict[str, Any]) -> Callable[[], object]:
+_Measured = tuple[Callable[[], object], dict[str, Callable[[], float]]]
+
+
+def _with_facts(
+  run: Callable[[], object], model: Any, size: int, compiled: Any
+) -> _Measured:
+  return run, {
+    '_macs': lambda: flops.forward_macs(model, size, size),
+    'step MB': lambda: peak_bytes(compiled.memory_analysis()) / 1e6,
+  }
+
+
+def matrix_product(settings: dict[str, Any]) -> Callable[[], object]:
+  """`count` products of square matrices of `size`, one after the other."""
+  size, count = settings['size'], settings['count']
+  x = jnp.full((size, size), 1 / size, settings['dtype'])
+  products = jax.jit(
+    lambda x: jax.lax.fori_loop(0, count, lambda _, y: y @ x, x)
+  )
+  return lambda: jax.block_until_ready(products(x))
+
+
+def inference(settings: dict[str, Any]) -> _Measured:
   """The logits of a batch, with random weights."""
   model = vit_jax.create_model(settings['model'], dtype=settings['dtype'])
   images = jax.device_put(_images(settings))
@@ -39,10 +68,12 @@ def inference(settings: dict[str, Any]) -> Callable[[], object]:
     lambda: model.init(jax.random.key(0), images[:1], train=False)
   )()
   forward = jax.jit(lambda v, x: model.apply(v, x, train=False)[0])
-  return lambda: jax.block_until_ready(forward(variables, images))
+  compiled = forward.lower(variables, images).compile()
+  run = lambda: jax.block_until_ready(compiled(variables, images))
+  return _with_facts(run, model, settings['size'], compiled)
 
 
-def training(settings: dict[str, Any]) -> Callable[[], object]:
+def training(settings: dict[str, Any]) -> _Measured:
   """A training step with AdamW, as `vit-jax train` makes it.
 
   It begins with uint8 images, which it normalizes, and ends with the new state
@@ -67,7 +98,8 @@ def training(settings: dict[str, Any]) -> Callable[[], object]:
     mesh,
   )
   with jax.set_mesh(mesh):
-    step, state = compile_step(run), run.init()
+    state = run.init()
+    step = compile_step(run).lower(state, batch, {}).compile()
 
   def once():
     nonlocal state
@@ -75,7 +107,7 @@ def training(settings: dict[str, Any]) -> Callable[[], object]:
       state, values = step(state, batch, {})
     jax.block_until_ready((state, values))
 
-  return once
+  return _with_facts(once, run.model, settings['size'], step)
 
 
 def jimm_inference(settings: dict[str, Any]) -> Callable[[], object]:

@@ -7,7 +7,11 @@ the median over the rounds is printed with its quartiles. CPU seconds are those
 of all threads; another program changes them less than the wall time.
 
 A candidate is a function of a module: `prepare(settings)` returns a function
-without arguments, of which every call is one run and blocks until it is done.
+without arguments, of which every call is one run and blocks until it is done. A
+pair of this function and a dictionary says more of it, such as the memory of
+its program. Its values are functions, which are called after the first run and
+return a number. A name that begins with _ is no column of a table. If the
+function has a method `begin`, it is called before each run and not measured.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +23,22 @@ import os
 import pathlib
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'torch', 'timm', 'transformers', 'numpy')
+_PACKAGES = (
+  *('jax', 'jaxlib', 'flax', 'grain', 'torch', 'torchvision', 'timm'),
+  *('transformers', 'tensorflow-cpu', 'simplejpeg', 'opencv-python-headless'),
+  *('pillow', 'numpy'),
+)
 _BUSY = 0.5  # load on each core, above which a table comes with a warning
 _PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep
 _SHORTEST = 0.1  # seconds; shorter runs are repeated within their turn
+DEVICES = 'cpu', 'gpu'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Measured:
       run.
     wall, cpu: seconds of each run.
     megabytes: largest resident memory of its process.
+    facts: what else `prepare` has said, by name.
   """
 
   candidate: Candidate
@@ -69,6 +80,7 @@ class Measured:
   wall: list[float] = dataclasses.field(default_factory=list)
   cpu: list[float] = dataclasses.field(default_factory=list)
   megabytes: float = 0.0
+  facts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class _Process:
@@ -91,8 +103,11 @@ class _Process:
       cwd=pathlib.Path(__file__).parent.parent,
       env={**os.environ, **candidate.env},
     )
-    self._answer()
+    ready = self._answer()
     self.result.first = time.perf_counter() - start
+    facts = self._answer() if ready else None
+    if facts is not None:
+      self.result.facts = facts['facts']
 
   def _answer(self) -> dict[str, Any] | None:
     """What the process says; None if it has failed."""
@@ -163,13 +178,18 @@ def table(measured: Sequence[Measured], baseline: str, unit: str) -> str:
     unit: of the amount, such as 'img'.
   """
   base = next((m for m in measured if m.candidate.name == baseline), None)
-  rows = [
-    f'| | {unit}/s | {unit}/CPU s | speed (quartiles) | by CPU | MB | first |',
-    '|---|---|---|---|---|---|---|',
+  facts = dict.fromkeys(
+    name for m in measured for name in m.facts if not name.startswith('_')
+  )
+  columns = [
+    *('', f'{unit}/s', f'{unit}/CPU s', 'speed (quartiles)', 'by CPU', 'MB'),
+    *('first', *facts),
   ]
+  rows = ['| ' + ' | '.join(columns) + ' |', '|---' * len(columns) + '|']
   for m in measured:
     if m.error or not m.wall:
-      rows.append(f'| {m.candidate.name} | {m.error} | | | | | |')
+      empty = ' |' * (len(columns) - 2)
+      rows.append(f'| {m.candidate.name} | {m.error} |{empty}')
       continue
     amount = m.candidate.amount
     ratios = ['', '']
@@ -182,6 +202,9 @@ def table(measured: Sequence[Measured], baseline: str, unit: str) -> str:
       f'| {m.candidate.name} | {amount / statistics.median(m.wall):.3g} '
       f'| {amount / statistics.median(m.cpu):.3g} | {ratios[0]} | {ratios[1]} '
       f'| {m.megabytes:.0f} | {m.first:.1f} |'
+      + ''.join(
+        f' {m.facts[name]:.0f} |' if name in m.facts else ' |' for name in facts
+      )
     )
   return '\n'.join(rows)
 
@@ -196,6 +219,27 @@ def seconds_table(measured: Sequence[Measured]) -> str:
       wall, cpu = statistics.median(m.wall), statistics.median(m.cpu)
       rows.append(f'| {m.candidate.name} | {wall:.2f} | {cpu:.2f} |')
   return '\n'.join(rows)
+
+
+def best_rate(measured: Sequence[Measured]) -> float:
+  """The largest amount per second of some candidates; 0 if none has run."""
+  rates = [
+    m.candidate.amount / statistics.median(m.wall) for m in measured if m.wall
+  ]
+  return max(rates, default=0.0)
+
+
+def on_device(device: str) -> dict[str, str]:
+  """Environment variables of a candidate in JAX, for one of DEVICES.
+
+  On a GPU it takes no more memory than it needs, because candidates share it.
+  """
+  if device == 'cpu':
+    return {'JAX_PLATFORMS': 'cpu'}
+  return {
+    'JAX_PLATFORMS': 'cuda,cpu',
+    'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+  }
 
 
 def with_cache(folder: str) -> dict[str, str]:
@@ -231,6 +275,7 @@ def environment() -> dict[str, Any]:
       versions[package] = None
   return {
     'cpu': _cpu(),
+    'gpu': _gpu(),
     'cores': os.cpu_count(),
     'load': os.getloadavg()[0],
     'python': platform.python_version(),
@@ -244,6 +289,15 @@ def _cpu() -> str:
     if line.startswith('model name'):
       return line.split(':')[1].strip()
   return platform.processor()
+
+
+def _gpu() -> str | None:
+  """The names of the NVIDIA GPUs of this machine."""
+  if shutil.which('nvidia-smi') is None:
+    return None
+  command = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
+  done = subprocess.run(command, capture_output=True, text=True)
+  return ', '.join(done.stdout.split('\n')).strip(', ') or None
 
 
 def describe() -> str:
@@ -284,9 +338,32 @@ def write_json(
 
 
 def _cpu_seconds() -> float:
-  """CPU seconds of this process and of the programs that it has waited for."""
+  """CPU seconds of this process and of all that it has started."""
   times = os.times()
-  return times.user + times.system + times.children_user + times.children_system
+  return (
+    time.process_time()
+    + times.children_user
+    + times.children_system
+    + sum(map(_seconds_of, _workers(os.getpid())))
+  )
+
+
+def _workers(process: int) -> list[int]:
+  """The living processes that a process has started, and theirs (Linux)."""
+  started = []
+  for file in pathlib.Path(f'/proc/{process}/task').glob('*/children'):
+    for child in map(int, file.read_text().split()):
+      started += [child, *_workers(child)]
+  return started
+
+
+def _seconds_of(process: int) -> float:
+  try:
+    stat = pathlib.Path(f'/proc/{process}/stat').read_text()
+  except OSError:  # it has ended meanwhile
+    return 0.0
+  ticks = stat.rpartition(')')[2].split()[11:15]  # with those it waited for
+  return sum(map(int, ticks)) / os.sysconf('SC_CLK_TCK')
 
 
 def _serve(prepare: str, settings: dict[str, Any]) -> None:
@@ -294,14 +371,19 @@ def _serve(prepare: str, settings: dict[str, Any]) -> None:
   module, function = prepare.split(':')
   try:
     run = getattr(importlib.import_module(module), function)(settings)
+    run, facts = run if isinstance(run, tuple) else (run, {})
     run()
   except Exception as e:
     text = (str(e).strip().splitlines() or [''])[0][:200]
     print(json.dumps({'error': f'{type(e).__name__}: {text}'}), flush=True)
     return
   print(json.dumps({'ready': True}), flush=True)
+  facts = {name: value() for name, value in facts.items()}
+  print(json.dumps({'facts': facts}), flush=True)
   repeats = 0
+  begin = getattr(run, 'begin', lambda: None)
   for _ in sys.stdin:
+    begin()
     if not repeats:
       start = time.perf_counter()
       run()

@@ -58,6 +58,7 @@ NOT_RUN = {
     'needs data sets prepared by TFDS; tests/training/test_vtab.py runs it'
   ),
   r'python -m tests\.faults': 'runs an hour; tests/faults runs it for less',
+  r'python -m benchmarks\.\w+ .*--device gpu': 'needs a GPU',
   r'python -m pytest': 'would run the tests within a test',
   **(
     {}

@@ -36,7 +36,7 @@ from vit_jax.data.decode import (
     ('I;16', 'PNG', {}),
   ],
 )
-def test_both_decoders_give_the_same_pixels(mode, kind, options, monkeypatch):
+def test_all_decoders_give_the_same_pixels(mode, kind, options, monkeypatch):
   array = make_image(5, 37, 51)
   image = (
     Image.fromarray(array[..., 0].astype(np.uint16) * 257)
@@ -46,8 +46,68 @@ def test_both_decoders_give_the_same_pixels(mode, kind, options, monkeypatch):
   buffer = io.BytesIO()
   image.save(buffer, kind, **options)
   pixels = decode(buffer.getvalue())
+  monkeypatch.setattr(decode_lib, '_simplejpeg', lambda: None)
+  np.testing.assert_array_equal(decode(buffer.getvalue()), pixels)
   monkeypatch.setattr(decode_lib, '_OPENCV', ())
   np.testing.assert_array_equal(decode(buffer.getvalue()), pixels)
+
+
+@pytest.mark.parametrize(
+  'min_side, shape',
+  [(0, (75, 102)), (38, (75, 102)), (37, (38, 51)), (18, (19, 26))],
+)
+@pytest.mark.parametrize('subsampling', [0, 2])
+def test_large_jpegs_are_decoded_small(
+  min_side, shape, subsampling, monkeypatch
+):
+  data = encode(make_image(5, 75, 102), 'JPEG', subsampling=subsampling)
+  small = decode(data, Decoding(jpeg_min_side=min_side))
+  assert small.shape == (*shape, 3)
+  monkeypatch.setattr(decode_lib, '_simplejpeg', lambda: None)
+  for opencv in (decode_lib._OPENCV, ()):
+    monkeypatch.setattr(decode_lib, '_OPENCV', opencv)
+    again = decode(data, Decoding(jpeg_min_side=min_side))
+    np.testing.assert_array_equal(again, small)
+  png = encode(make_image(5, 75, 102), 'PNG')
+  assert decode(png, Decoding(jpeg_min_side=18)).shape == (75, 102, 3)
+
+
+class _Simplejpeg:
+  """Stands in for the package: gray pixels, or an error for some files."""
+
+  def __init__(self, refuses=False):
+    self.refuses, self.calls = refuses, 0
+
+  def decode_jpeg(self, data, colorspace, **options):
+    self.calls += 1
+    if self.refuses:
+      raise ValueError('not for me')
+    assert options['fastdct'] is False and options['fastupsample'] is False
+    return np.full((9, 9, 3), 77, np.uint8)
+
+
+def test_simplejpeg_comes_before_opencv_and_pillow(monkeypatch):
+  jpeg, png = (encode(make_image(3), kind) for kind in ('JPEG', 'PNG'))
+  pixels = decode(jpeg)
+  tried = []
+  imdecode = decode_lib.cv2.imdecode
+  monkeypatch.setattr(
+    decode_lib.cv2, 'imdecode', lambda *x: tried.append(1) or imdecode(*x)
+  )
+  for package, calls in (
+    (_Simplejpeg(), 0),
+    (_Simplejpeg(refuses=True), 1),
+    (None, 1),
+  ):
+    monkeypatch.setattr(decode_lib, '_simplejpeg', lambda p=package: p)
+    tried.clear()
+    if calls:
+      np.testing.assert_array_equal(decode(jpeg), pixels)
+    else:
+      assert (decode(jpeg) == 77).all()
+    assert len(tried) == calls
+    assert package is None or package.calls == 1
+    np.testing.assert_array_equal(decode(png), make_image(3))
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'AVIF'])
@@ -248,7 +308,7 @@ def test_fast_cosine_transform_leaves_other_files_alone(monkeypatch):
   png = encode(make_image(3), 'PNG')
   np.testing.assert_array_equal(decode(png, Decoding('fast')), make_image(3))
   # simplejpeg refuses CMYK and broken files: the other decoders decide.
-  monkeypatch.setattr(decode_lib, '_decode_fast_dct', lambda data: None)
+  monkeypatch.setattr(decode_lib, '_decode_jpeg', lambda *unused: None)
   jpeg = encode(make_image(3))
   np.testing.assert_array_equal(decode(jpeg, Decoding('fast')), decode(jpeg))
   with pytest.raises(BadImage):
@@ -256,6 +316,9 @@ def test_fast_cosine_transform_leaves_other_files_alone(monkeypatch):
 
 
 def test_check_jpeg_dct(monkeypatch):
+  monkeypatch.setattr(
+    decode_lib, '_simplejpeg', decode_lib._simplejpeg.__wrapped__
+  )
   check_jpeg_dct('accurate')
   with pytest.raises(ValueError, match='must be one of accurate, fast'):
     check_jpeg_dct('quick')

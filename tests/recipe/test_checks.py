@@ -25,6 +25,7 @@ WRONG = [
   ('data.threads', 0, 'data.threads=0; must be at least 1'),
   ('data.workers', -1, 'data.workers=-1; must be finite and not negative'),
   ('data.prefetch', 0, 'data.prefetch=0; must be at least 1'),
+  ('data.jpeg_min_side', 8, 'data.jpeg_min_side=8 must be 0, or at least the'),
   ('data.crop', 'center', "data.crop='center'; allowed: 'inception'"),
   ('data.crop', 'resize_crop', "data.crop='resize_crop' needs data.resize"),
   ('data.interpolation', 'nearest', "data.interpolation='nearest'; allowed"),

@@ -6,6 +6,7 @@ the header is read before any pixel is, so a small file that claims a huge image
 costs nothing. Every failure, of any library, is a `BadImage`.
 """
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -50,7 +51,19 @@ _SUFFIXES = {
 }
 # The packages that read a format, where Pillow alone does not.
 _PLUGINS = {'AVIF': 'pillow-avif-plugin', 'HEIF': 'pillow-heif'}
-_OPENCV = ('JPEG', 'MPO', 'PNG', 'WEBP')  # it is faster there
+_JPEG = ('JPEG', 'MPO')
+_OPENCV = (*_JPEG, 'PNG', 'WEBP')  # it is faster there than Pillow
+# OpenCV's flags, by how much an image is made smaller. Its names for reduced
+# colors would mean BGR.
+_REDUCED = {
+  reduce: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | flag
+  for reduce, flag in (
+    (1, 0),
+    (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+    (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+    (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+  )
+}
 ORIENTATION = 0x0112  # the EXIF tag
 # The EXIF orientation of an image to the function that turns it upright.
 _TURNS = {
@@ -70,17 +83,22 @@ class Decoding:
 
   Attributes:
     jpeg_dct: the inverse cosine transform of JPEGs. 'accurate' is the integer
-      transform that OpenCV and Pillow use. 'fast' is the approximate one that
-      TensorFlow uses by default, and so Google's recipes; pixels differ by up
-      to 8 of 255, by 1 on average. It needs the package simplejpeg.
+      transform, for which simplejpeg, OpenCV and Pillow give the same pixels.
+      'fast' is the approximate one that TensorFlow uses by default, and so
+      Google's recipes; pixels differ by up to 8 of 255, by 1 on average. It
+      needs the package simplejpeg.
     upright: turn the image as its EXIF orientation says. TIFF files are always
       turned, because Pillow does it by itself.
     max_pixels: larger images are bad images, which are not decoded.
+    jpeg_min_side: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if its
+      shorter side keeps so many pixels. That is faster, and changes the pixels.
+      0 decodes all images in full.
   """
 
   jpeg_dct: str = 'accurate'
   upright: bool = True
   max_pixels: int = MAX_PIXELS
+  jpeg_min_side: int = 0
 
 
 DEFAULT_DECODING = Decoding()
@@ -101,7 +119,7 @@ def decode(
     decoding: how.
 
   Returns:
-    uint8 (H, W, 3), RGB.
+    uint8 (H, W, 3), RGB; smaller than the image with `jpeg_min_side`.
 
   Raises:
     BadImage: the bytes are not such an image, are cut short, or have more
@@ -117,8 +135,11 @@ def decode(
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
       _check_size(image.size, decoding.max_pixels)
       headers.check(data, image, decoding.max_pixels)
-      pixels = _decode_fast(data, image.format, decoding.jpeg_dct)
+      reduce = _reduction(image, decoding.jpeg_min_side)
+      pixels = _decode_fast(data, image, decoding.jpeg_dct, reduce)
       if pixels is None:
+        if reduce > 1:
+          image.draft('RGB', (image.width // reduce, image.height // reduce))
         # Pillow reads a few files that OpenCV does not, and says what is wrong
         # with the others. It is asked for the orientation after decoding,
         # because it turns some formats by itself.
@@ -144,28 +165,65 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     )
 
 
+def _reduction(image: Image.Image, min_side: int) -> int:
+  """1, 2, 4 or 8: by how much a JPEG is made smaller while it is decoded."""
+  if not min_side or image.format not in _JPEG:
+    return 1
+  return max(n for n in _REDUCED if n == 1 or min(image.size) >= n * min_side)
+
+
 def _decode_fast(
-  data: bytes, kind: str | None, jpeg_dct: str
+  data: bytes, image: Image.Image, jpeg_dct: str, reduce: int
 ) -> np.ndarray | None:
-  """Pixels as simplejpeg or OpenCV gives them; None where that fails."""
-  if kind not in _OPENCV:
+  """Pixels as simplejpeg or OpenCV gives them; None where both fail.
+
+  simplejpeg is the faster one, where it is installed.
+  """
+  if image.format not in _OPENCV:
     return None
-  if jpeg_dct == 'fast' and kind in ('JPEG', 'MPO'):
-    image = _decode_fast_dct(data)
-    if image is not None:
-      return image
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  if image.format in _JPEG:
+    size = image.size if reduce > 1 else (0, 0)  # 0: in full
+    pixels = _decode_jpeg(data, jpeg_dct, [-(-n // reduce) for n in size])
+    if pixels is not None:
+      return pixels
   with contextlib.suppress(cv2.error):
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce])
   return None
 
 
-def _decode_fast_dct(data: bytes) -> np.ndarray | None:
-  """A JPEG as TensorFlow decodes it by default; None where that fails."""
-  import simplejpeg  # pyright: ignore[reportMissingImports]
+@functools.cache
+def _simplejpeg() -> Any:
+  """The package simplejpeg, or None if it is not installed."""
+  with contextlib.suppress(ImportError):
+    return importlib.import_module('simplejpeg')
+  return None
 
+
+def _decode_jpeg(
+  data: bytes, jpeg_dct: str, at_least: Sequence[int]
+) -> np.ndarray | None:
+  """A JPEG by simplejpeg; None without it and for files that it refuses.
+
+  Args:
+    data: the bytes of the file.
+    jpeg_dct: one of JPEG_DCT.
+    at_least: the smallest (width, height) of the result; zeros for that of the
+      image.
+  """
+  library = _simplejpeg()
+  if library is None:
+    return None
+  width, height = at_least
   try:
-    return simplejpeg.decode_jpeg(data, 'RGB', fastdct=True, fastupsample=False)
+    return library.decode_jpeg(
+      data,
+      'RGB',
+      fastdct=jpeg_dct == 'fast',
+      fastupsample=False,
+      min_width=width,
+      min_height=height,
+      min_factor=2,  # reductions to 7/8 and the like take longer than none
+    )
   except ValueError:  # CMYK, or a broken file: the other decoders decide
     return None
 
@@ -265,11 +323,8 @@ def check_jpeg_dct(jpeg_dct: str) -> None:
     raise ValueError(
       f'data.jpeg_dct={jpeg_dct!r}: must be one of {", ".join(JPEG_DCT)}'
     )
-  if jpeg_dct == 'fast':
-    try:
-      import simplejpeg  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as e:
-      raise ValueError(
-        "data.jpeg_dct='fast' needs the package simplejpeg: "
-        "pip install simplejpeg, or use data.jpeg_dct='accurate'"
-      ) from e
+  if jpeg_dct == 'fast' and _simplejpeg() is None:
+    raise ValueError(
+      "data.jpeg_dct='fast' needs the package simplejpeg: "
+      "pip install simplejpeg, or use data.jpeg_dct='accurate'"
+    )

@@ -161,7 +161,7 @@ class ImageClassifier(abc.ABC):
     """What puts a batch onto the devices, and the variables there."""
     mesh = self._mesh
     if mesh is None:
-      return lambda batch: batch, self.on_device
+      return jax.device_put, self.on_device
     return lambda batch: put_batch(batch, mesh), put_replicated(
       self.variables, mesh
     )
@@ -266,7 +266,7 @@ class ImageClassifier(abc.ABC):
     batch[: len(images)] = images
     put, variables = self._on_mesh
     if self._mesh is not None and batch_size < self._mesh.size:
-      put, variables = lambda batch: batch, self.on_device
+      put, variables = jax.device_put, self.on_device
     probabilities, indices = jax.device_get(
       self._top_classes(variables, put(batch), top_k)
     )
@@ -360,7 +360,8 @@ class Classifier(ImageClassifier):
         f'{type(self.model).__name__} has no field return_attention'
       )
     batch = np.stack([self.read_image(image) for image in images])
-    return jax.device_get(self._run(self.on_device, batch, attention))
+    out = self._run(self.on_device, jax.device_put(batch), attention)
+    return jax.device_get(out)
 
   @functools.cached_property
   def _run(self):

@@ -107,17 +107,19 @@ def batch_slice(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
 def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Makes global arrays, sharded by BATCH, of this process's numpy slices."""
   sharding = NamedSharding(mesh, BATCH)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
-  )
+  with jax.transfer_guard_host_to_device('allow'):  # a guard is for hidden ones
+    return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+    )
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
   """Copies numpy arrays, which are equal in every process, to all devices."""
   sharding = replicated(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_callback(
-      np.shape(x), sharding, lambda index: np.asarray(x)[index]
-    ),
-    tree,
-  )
+  with jax.transfer_guard_host_to_device('allow'):  # as in `put_batch`
+    return jax.tree.map(
+      lambda x: jax.make_array_from_callback(
+        np.shape(x), sharding, lambda index: np.asarray(x)[index]
+      ),
+      tree,
+    )

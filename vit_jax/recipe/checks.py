@@ -140,6 +140,12 @@ def _check_data(config: Config) -> None:
     check_pseudo_labels(config)
   except ValueError as e:
     raise ConfigError(str(e)) from e
+  side = max(host_shape(config))
+  if 0 < data.jpeg_min_side < side:
+    raise ConfigError(
+      f'data.jpeg_min_side={data.jpeg_min_side} must be 0, or at least the '
+      f'image size ({side}): else crops are enlarged'
+    )
   for key in ('data.repeat_groups', 'data.mix_groups', 'optim.accumulate'):
     if data.batch_size % get(config, key):
       raise ConfigError(

@@ -1,9 +1,11 @@
 """Makes the training input of a run from the recipe's section `data`."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from vit_jax.data import device_cache, loader, order
+from vit_jax.data.decode import Decoding
 from vit_jax.data.sources.source import Source
 from vit_jax.data.transforms import TrainTransform
 from vit_jax.preprocessing import normalization
@@ -61,6 +63,13 @@ def train_transform(config: Config, size: tuple[int, int]) -> TrainTransform:
   )
 
 
+def train_decoding(config: Config) -> Decoding:
+  """How the training images of a recipe are decoded."""
+  return dataclasses.replace(
+    decoding(config), jpeg_min_side=config.data.jpeg_min_side
+  )
+
+
 def _fill(normalize: str) -> tuple[int, int, int]:
   """The color for timm's geometric operations: the mean, or gray."""
   if normalize in ('half', 'unit'):
@@ -91,7 +100,7 @@ def train_batches(
     repeats=data.repeats,
     repeat_groups=data.repeat_groups,
     ratio=data.pseudo_ratio,
-    decoding=decoding(config),
+    decoding=train_decoding(config),
     threads=data.threads,
     workers=data.workers,
     max_bad_fraction=data.max_bad_fraction,
@@ -127,7 +136,7 @@ def make_device_cache(
     repeats=config.data.repeats,
     repeat_groups=config.data.repeat_groups,
     ratio=config.data.pseudo_ratio,
-    decoding=decoding(config),
+    decoding=train_decoding(config),
     put=put,
   )
   return cache, lambda arrays, indices, key: device_cache.cached_batch(

@@ -123,6 +123,7 @@ LIMITS: tuple[Limit, ...] = (
     lambda x: 0 <= x < math.inf,
     (
       'data.pad',
+      'data.jpeg_min_side',
       'data.pseudo_ratio',
       'data.color_jitter',
       'data.workers',

@@ -14,7 +14,6 @@ from typing import Any
 
 from absl import logging
 import jax
-import numpy as np
 
 from vit_jax.data.batches import TooManyBadImages
 from vit_jax.files import is_remote, upload
@@ -41,7 +40,7 @@ def check_finite(state: TrainState) -> None:
   That step and all later ones leave the parameters unchanged, so it is enough
   to check when something is logged, evaluated or saved.
   """
-  step = int(state.bad_step)
+  step = int(jax.device_get(state.bad_step))
   if step >= 0:
     raise NonFinite(
       f'loss or gradient is not finite at step {step}. No checkpoint of that '
@@ -58,7 +57,7 @@ def skipped_steps(state: TrainState, step: int) -> dict[str, int]:
     state: at the end of the run.
     step: number of finished steps.
   """
-  skipped = int(state.skipped)
+  skipped = int(jax.device_get(state.skipped))
   if 2 * skipped > step:
     logging.warning(
       "run.nan='skip': %d of %d steps were skipped because their loss or "
@@ -172,10 +171,10 @@ class Log:
     if step % self._every and step not in self._always:
       return
     self._check(state)
-    numbers = {name: np.asarray(value) for name, value in values.items()}
-    if int(state.skipped):
-      numbers['skipped_steps'] = np.asarray(state.skipped)
-    self._warn_of_skipped(step, int(state.skipped))
+    numbers, skipped = jax.device_get((dict(values), state.skipped))
+    if skipped:
+      numbers['skipped_steps'] = skipped
+    self._warn_of_skipped(step, int(skipped))
     totals = self._goodput.totals()
     speed = self._progress.update(step, totals['time_input'])
     epoch = (step + self._extra) / self._steps_per_epoch

@@ -1,0 +1,41 @@
+"""What the benchmarks share: turns of candidates, and their tables."""
+
+import re
+
+import pytest
+
+from benchmarks import input_pipeline, models, turns
+
+
+def candidate(name, function='prepare', amount=1.0):
+  prepare = f'tests.turn_taker:{function}'
+  return turns.Candidate(name, prepare, {'megabytes': 7}, amount)
+
+
+def test_candidates_take_turns():
+  said = []
+  measured = turns.measure(
+    [candidate('one'), candidate('two', amount=2.0), candidate('bad', 'fail')],
+    rounds=2,
+    say=said.append,
+  )
+  one, two, bad = measured
+  assert len(one.wall) == len(two.wall) == 2 and bad.wall == []
+  assert max(one.wall) >= 0.1 and one.facts == {'step MB': 7, '_macs': 3}
+  assert bad.error == 'ValueError: no 7 MB' and said[2] == f'bad: {bad.error}'
+  rows = turns.table(measured, 'one', 'img').splitlines()
+  assert rows[0].endswith('| first | step MB |') and '_macs' not in rows[0]
+  assert rows[2].endswith(' 7 |') and rows[4].count('|') == rows[2].count('|')
+  assert re.match(r'\| two \| [\d.]+ \|', rows[3])
+  assert models.utilization('training', measured, 1.0).startswith(
+    'MFU at 1 TFLOP/s: one '
+  )
+  assert turns.best_rate(measured) == pytest.approx(
+    turns.best_rate([two]), rel=1e-9
+  )
+
+
+def test_more_images_per_cpu_second_need_fewer_cores():
+  rows = input_pipeline.hosts({'slow': 100.0, 'fast': 1000.0}).splitlines()
+  # 60 % of 8 x 61.6 TFLOP/s, at 6 x 4.6 GFLOP an image.
+  assert rows[2] == '| TPU v3-8 | 96 | S/16 | 10,713 | **107** | 10.7 |'
