@@ -6,6 +6,7 @@ import importlib.util
 import sys
 
 from benchmarks import turns
+from vit_jax import large_pages
 
 # timm's names; BiT-R50x1 is `resnetv2_50x1_bit`.
 MODELS = (
@@ -49,6 +50,8 @@ def candidates(
   def one(name: str, module: str, function: str, **more) -> turns.Candidate:
     prepare = f'benchmarks.{module}:{function}'
     env = turns.on_device(device)
+    if name == 'vit_jax':  # as the commands of vit-jax start themselves
+      env = {**env, large_pages.VARIABLE: large_pages.VALUE}
     return turns.Candidate(name, prepare, {**settings, **more}, batch, env)
 
   rows = [one('vit_jax', 'models_jax', what)]

@@ -1,4 +1,4 @@
-"""Programs that train start again with large pages, once."""
+"""Programs that compute start again with large pages, once."""
 
 import os
 import subprocess

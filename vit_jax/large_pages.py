@@ -1,4 +1,4 @@
-"""Large memory pages for training on a CPU.
+"""Large memory pages for programs that compute on a CPU.
 
 A training step on a CPU takes its memory from the operating system and returns
 it. Linux clears the pages when they are first written, one by one: 360,000
@@ -12,6 +12,20 @@ import sys
 
 VARIABLE = 'GLIBC_TUNABLES'
 VALUE = 'glibc.malloc.hugetlb=1'
+# The commands of `vit-jax` that train a model or apply it to many images.
+COMMANDS = (
+  'ablate',
+  'evaluate',
+  'features',
+  'fewshot',
+  'finetune',
+  'predict',
+  'pseudo-label',
+  'teacher-logits',
+  'token-labels',
+  'train',
+  'vtab',
+)
 _SETTING = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 

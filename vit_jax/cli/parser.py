@@ -17,10 +17,9 @@ import re
 import sys
 from typing import NoReturn
 
-from vit_jax import text
+from vit_jax import large_pages, text
 from vit_jax.cli import spelling
 from vit_jax.cli.options import in_options
-from vit_jax.large_pages import restart_with_large_pages
 from vit_jax.program_cache import keep_programs
 
 COMMANDS = (
@@ -351,18 +350,14 @@ def _message(error: Exception) -> str:
   return str(error)
 
 
-# Commands that train.
-_TRAIN = ('ablate', 'finetune', 'train', 'vtab')
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit code.
 
   Args:
     argv: the words after the program's name; None takes those of the process.
   """
-  if argv is None and sys.argv[1:2] and sys.argv[1] in _TRAIN:
-    restart_with_large_pages()
+  if argv is None and sys.argv[1:2] and sys.argv[1] in large_pages.COMMANDS:
+    large_pages.restart_with_large_pages()
   argv = sys.argv[1:] if argv is None else list(argv)
   quiet = os.environ.get(text.QUIET, '')
   try:

