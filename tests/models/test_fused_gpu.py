@@ -15,7 +15,6 @@ from vit_jax.models import attention, flops
 from vit_jax.models.fused import attend as fused
 from vit_jax.models.fused import gpu
 from vit_jax.models.platform import traced_for
-from vit_jax.models.tpu_layout import portable
 from vit_jax.parallel.mesh import make_mesh, put_batch
 from vit_jax.recipe.build import build, compile_step
 
@@ -98,7 +97,7 @@ def test_older_gpus_take_the_plain_form(hopper, monkeypatch, lowest):
 
 
 def test_an_exported_program_has_no_call_of_cudnn(hopper):
-  with portable():
+  with traced_for('any'):
     assert 'cudnn' not in _for_cuda(_gradients, *_arrays())
 
 

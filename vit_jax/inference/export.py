@@ -34,7 +34,7 @@ import numpy as np
 from vit_jax.files import as_path, read_regular, read_text, write_atomically
 from vit_jax.inference.classifier import Classifier, ImageClassifier
 from vit_jax.inference.loading import load_classifier
-from vit_jax.models.tpu_layout import portable
+from vit_jax.models.platform import traced_for
 from vit_jax.text import json_checksum
 from vit_jax.weights import WeightsMetadata
 
@@ -157,7 +157,7 @@ def serialize(
 ) -> bytes:
   """A StableHLO program with the weights; see `export` for the arguments."""
   logits, images = _program(classifier, batch)
-  with portable():
+  with traced_for('any'):
     program = jax_export.export(jax.jit(logits), platforms=platforms)(images)
   return bytes(program.serialize())
 
@@ -221,7 +221,7 @@ def _convert_to_onnx(
 
   # jax2onnx replaces functions of Flax while it traces, which breaks some
   # models. So it gets a program that is traced already and does not call Flax.
-  with portable():
+  with traced_for('any'):
     traced = jax_core.jaxpr_as_fun(jax.make_jaxpr(logits)(images))
   return jax2onnx.to_onnx(lambda x: traced(x)[0], [images]).SerializeToString()
 

@@ -5,9 +5,7 @@ program; without a mesh (`jax.set_mesh`) that has the axes of
 `vit_jax.parallel.mesh` the functions return their input.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
-import contextvars
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any
@@ -15,28 +13,8 @@ from typing import Any
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.lax import DotDimensionNumbers, PrecisionLike
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-
-_PORTABLE = contextvars.ContextVar('portable', default=False)
-
-
-@contextlib.contextmanager
-def portable() -> Iterator[None]:
-  """A context in which models are traced without Pallas kernels.
-
-  `jax.export` lowers a program for several platforms at once, and a kernel for
-  TPUs cannot be lowered for the others.
-  """
-  token = _PORTABLE.set(True)
-  try:
-    yield
-  finally:
-    _PORTABLE.reset(token)
-
-
-def is_portable() -> bool:
-  """Whether the context `portable()` is active."""
-  return _PORTABLE.get()
 
 
 def split_batch(x: jax.Array) -> jax.Array:
@@ -88,6 +66,60 @@ def lay_out(x: jax.Array, order: Sequence[int]) -> jax.Array:
 def _for_tpu() -> bool:
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device is not None and device.platform == 'tpu'
+
+
+def _split_axes() -> tuple[tuple[str, ...], str | None]:
+  """The mesh axes that split the examples, and the one that splits the heads.
+
+  ((), None) where no mesh is set, or where one of its axes is not of type Auto.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or any(t != AxisType.Auto for t in mesh.axis_types):
+    return (), None
+  return (
+    tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names),
+    'tensor' if 'tensor' in mesh.axis_names else None,
+  )
+
+
+def can_split(examples: int, heads: int) -> bool:
+  """Whether `on_each_device` can split so many examples and heads.
+
+  A kernel in a program for several devices needs a mesh with axes of type Auto
+  that divide both. Without a mesh it is not known for how many devices the
+  program is, so there must be only one.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  batch, tensor = _split_axes()
+  if not batch:
+    return mesh.size == 1 if not mesh.empty else jax.device_count() == 1
+  return examples % math.prod(mesh.shape[a] for a in batch) == 0 and (
+    tensor is None or heads % mesh.shape[tensor] == 0
+  )
+
+
+def on_each_device(
+  fn: Callable[..., Any], ranks: Sequence[int]
+) -> Callable[..., Any]:
+  """`fn` under shard_map, because compilers cannot split a Pallas kernel.
+
+  Examples and heads are split over the devices.
+
+  Args:
+    fn: takes and returns arrays (B, T, H, K), (B, H, T) or (N, 1), which are
+      recognized by their rank; `can_split` says whether B and H fit.
+    ranks: of the arrays that `fn` returns, a tuple.
+  """
+  batch, heads = _split_axes()
+  if not batch:
+    return fn
+  specs = {4: P(batch, None, heads), 3: P(batch, heads), 2: P()}  # by rank
+  return lambda *args: jax.shard_map(
+    fn,
+    in_specs=tuple(specs[x.ndim] for x in args),
+    out_specs=tuple(specs[rank] for rank in ranks),
+    check_vma=False,
+  )(*args)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

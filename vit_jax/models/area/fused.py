@@ -11,17 +11,15 @@ B batch, T queries, S memory items, H heads, K and V head widths.
 
 from collections.abc import Callable, Sequence
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from vit_jax.models import tpu_layout
 from vit_jax.models.area import kernel, windows
 from vit_jax.models.area.areas import Areas
+from vit_jax.models.platform import target_platform
 
 # The jnp program. On a CPU it computes one head after the other (`by_head`),
 # because the matrices of all heads do not fit into the caches.
@@ -65,63 +63,21 @@ def _jnp_backward(q, k, v, bias, normalizer, g, *, areas, value_mode, by_head):
 # Choosing the program.
 
 
-def _mesh_axes() -> tuple[tuple[str, ...], str | None]:
-  """The mesh axes that split the examples, and the one that splits the heads.
-
-  ((), None) where no mesh is set, or where one of its axes is not of type Auto.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or any(t != AxisType.Auto for t in mesh.axis_types):
-    return (), None
-  return (
-    tuple(a for a in ('data', 'fsdp') if a in mesh.axis_names),
-    'tensor' if 'tensor' in mesh.axis_names else None,
-  )
-
-
 def _kernel_fits(q: jax.Array, k: jax.Array) -> bool:
   """Whether the kernel works for these shapes and is faster, on TPUs."""
-  if not isinstance(q.shape[0], int):  # export of a program for any batch size
-    return False
-  batch, heads = _mesh_axes()
-  sizes = jax.sharding.get_abstract_mesh().shape
+  # A program for any batch size is exported with a symbol in its place.
   return (
-    not tpu_layout.is_portable()
+    isinstance(q.shape[0], int)
     and q.shape[1] * k.shape[1] <= kernel.MAX_ENTRIES
-    and q.shape[0] % math.prod(sizes[a] for a in batch) == 0
-    and (heads is None or q.shape[2] % sizes[heads] == 0)
+    and tpu_layout.can_split(q.shape[0], q.shape[2])
   )
-
-
-def _on_each_device(fn: Callable[..., Any], outs: int) -> Callable[..., Any]:
-  """`fn` under shard_map, because compilers cannot split a kernel.
-
-  Examples and heads are split over the devices.
-
-  Args:
-    fn: takes arrays (B, T, H, K), (B, H, T) or (N, 1), which are recognized by
-      their rank.
-    outs: number of arrays that `fn` returns. Two are (B, T, H, V) and
-      (B, H, T), more are all (B, T, H, K).
-  """
-  batch, heads = _mesh_axes()
-  if not batch:
-    return fn
-  specs = {4: P(batch, None, heads), 3: P(batch, heads), 2: P()}  # by rank
-  out_specs = (specs[4], specs[3]) if outs == 2 else (specs[4],) * outs
-  return lambda *args: jax.shard_map(
-    fn,
-    in_specs=tuple(specs[x.ndim] for x in args),
-    out_specs=out_specs,
-    check_vma=False,
-  )(*args)
 
 
 def _run(
   program: str,
   jnp_program: Callable[..., Any],
   kernel_program: Callable[..., Any],
-  outs: int,
+  ranks: Sequence[int],
   args: Sequence[jax.Array],
 ) -> Any:
   """Runs the program that `fused` describes under its argument `program`.
@@ -129,22 +85,17 @@ def _run(
   Args:
     program: 'jnp', 'kernel' or 'auto'.
     jnp_program, kernel_program: the two programs, of the same arguments.
-    outs: number of arrays that they return.
+    ranks: of the arrays that they return.
     args: their arguments; the first two are q and k.
   """
-  if tpu_layout.is_portable():
-    return jnp_program(*args, by_head=False)
-  programs = dict(
-    cpu=functools.partial(jnp_program, by_head=True),
-    default=functools.partial(jnp_program, by_head=False),
-  )
-  on_tpu = {'tpu': _on_each_device(kernel_program, outs)}
-  if program == 'kernel':
-    interpreted = functools.partial(kernel_program, interpret=True)
-    programs = on_tpu | {'default': _on_each_device(interpreted, outs)}
-  elif program == 'auto' and _kernel_fits(args[0], args[1]):
-    programs = programs | on_tpu
-  return jax.lax.platform_dependent(*args, **programs)
+  platform = target_platform()
+  on_tpu = platform == 'tpu'
+  if program == 'kernel' and platform != 'any':
+    run = functools.partial(kernel_program, interpret=not on_tpu)
+    return tpu_layout.on_each_device(run, ranks)(*args)
+  if program == 'auto' and on_tpu and _kernel_fits(args[0], args[1]):
+    return tpu_layout.on_each_device(kernel_program, ranks)(*args)
+  return jnp_program(*args, by_head=platform == 'cpu')
 
 
 # The function with its gradient rule.
@@ -183,7 +134,7 @@ def _fused_fwd(q, k, v, areas, value_mode, program):
     program,
     functools.partial(_jnp_forward, **fixed),
     functools.partial(kernel.forward, **fixed),
-    2,
+    (4, 3),
     (q, k, v, windows.gap_bias(areas)),
   )
   return out, (q, k, v, normalizer)
@@ -198,7 +149,7 @@ def _fused_bwd(areas, value_mode, program, residuals, g):
     program,
     functools.partial(_jnp_backward, **fixed),
     functools.partial(kernel.backward, **fixed),
-    3,
+    (4, 4, 4),
     (q, k, v, windows.gap_bias(areas), normalizer, g),
   )
 

@@ -2,8 +2,8 @@
 
 `attend` is called like `vit_jax.models.attention.attend` and gives the same
 outputs and gradients up to rounding, but no probabilities. Each platform has a
-file: `cpu`, `gpu`. Where none of its forms takes the shapes, and for dropout on
-the probabilities, the plain form of `attention.attend` is used.
+file: `cpu`, `gpu`, `tpu`. Where none of its forms takes the shapes, and for
+dropout on the probabilities, the plain form of `attention.attend` is used.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from vit_jax.models import attention
-from vit_jax.models.fused import cpu, gpu
+from vit_jax.models.fused import cpu, gpu, tpu
 from vit_jax.models.platform import target_platform
 
 
@@ -47,4 +47,6 @@ def attend(
     return cpu.attend(q, k, v), None
   if dropout is None and platform == 'gpu':
     return gpu.attend(q, k, v), None
+  if dropout is None and platform == 'tpu' and tpu.fits(q, k, v):
+    return tpu.attend(q, k, v), None
   return attention.attend(q, k, v, dropout=dropout)[0], None

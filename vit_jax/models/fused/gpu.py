@@ -30,7 +30,6 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.models import attention
-from vit_jax.models.tpu_layout import is_portable
 
 # (largest head width, fewest tokens with which cuDNN is used).
 SHORTEST = ((64, 128), (128, 256))
@@ -73,12 +72,12 @@ def takes(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
   - head widths above 128 or not divisible by 8, and few tokens (`SHORTEST`);
   - GPUs before Ampere or of AMD, and a jaxlib without cuDNN;
   - examples or heads that the devices of the mesh do not divide evenly;
-  - a program that is exported, for several platforms or for any batch size.
+  - a program that is exported for any batch size.
 
   Args:
     q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
   """
-  if not all(isinstance(n, int) for n in q.shape) or is_portable():
+  if not all(isinstance(n, int) for n in q.shape):
     return False
   _, tokens, heads, width = q.shape
   shortest = [n for most, n in SHORTEST if width <= most]
