@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 import sys
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,11 @@ class Chip:
     clock: clock rate in GHz.
     memory: usable memory in GiB, from the compiler's out-of-memory message.
     bandwidth: bandwidth of an all-reduce in GB/s: the number that the Cloud TPU
-      documentation gives for a pod, divided by its devices. None if it gives
-      none.
+      documentation gives for a pod, divided by its devices. For v5p and tpu7x
+      it gives none; there it is that of the links of a device, which is the
+      same number for v5e.
+    copy_rate: bytes that are read and written in a large copy in GB/s, by the
+      compiler's own estimate, which is 65 to 94 % of the nominal rate.
     config_name: libtpu's name for the configuration of the chip, if it has
       several.
     devices: devices of JAX in a chip.
@@ -30,19 +34,34 @@ class Chip:
 
   clock: float
   memory: float
-  bandwidth: float | None
+  bandwidth: float
+  copy_rate: float
   config_name: str | None = None
   devices: int = 1
 
+  def wire_seconds(self, kind: str, size: int) -> float:
+    """The time of a collective on the wires.
+
+    The bandwidth is that of an all-reduce, which sends every byte twice: to be
+    summed, and to distribute the sum. Other collectives send every byte once.
+
+    Args:
+      kind: such as 'all-gather'.
+      size: bytes of the whole array that is reduced, gathered or moved.
+    """
+    return size * (1 if kind == 'all-reduce' else 0.5) / (self.bandwidth * 1e9)
+
 
 CHIPS = {
-  'v2': Chip(clock=0.70, memory=7.48, bandwidth=117, devices=2),
-  'v3': Chip(clock=0.94, memory=15.48, bandwidth=166, devices=2),
-  'v4': Chip(clock=1.05, memory=30.75, bandwidth=268, config_name='megacore'),
-  'v5e': Chip(clock=1.50, memory=15.75, bandwidth=200),
-  'v5p': Chip(clock=1.75, memory=95.74, bandwidth=None, config_name='megacore'),
-  'v6e': Chip(clock=1.75, memory=31.25, bandwidth=400),
-  'tpu7x': Chip(clock=1.90, memory=94.75, bandwidth=None, devices=2),
+  'v2': Chip(clock=0.70, memory=7.48, bandwidth=117, copy_rate=312, devices=2),
+  'v3': Chip(clock=0.94, memory=15.48, bandwidth=166, copy_rate=422, devices=2),
+  'v4': Chip(1.05, 30.75, bandwidth=268, copy_rate=943, config_name='megacore'),
+  'v5e': Chip(clock=1.50, memory=15.75, bandwidth=200, copy_rate=657),
+  'v5p': Chip(
+    1.75, 95.74, bandwidth=600, copy_rate=1969, config_name='megacore'
+  ),
+  'v6e': Chip(clock=1.75, memory=31.25, bandwidth=400, copy_rate=1324),
+  'tpu7x': Chip(1.90, 94.75, bandwidth=600, copy_rate=2405, devices=2),
 }
 _2D = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _3D = (
@@ -179,6 +198,24 @@ def parse_topology(topology: str) -> tuple[str, str]:
     f'topology {topology!r}: give CHIP:GRID with the grid in chips, such as '
     f'v3:8x8 (128 cores), v4:4x4x4, v5e:8x8; chips: {", ".join(CHIPS)}; or a '
     f'slice of Google Cloud: {_near(topology)}'
+  )
+
+
+def describe_topology(chip: str, grid: str) -> Any:
+  """JAX's description of a slice that is not there; `.devices` are its devices.
+
+  Args:
+    chip, grid: as `parse_topology` returns them.
+  """
+  from jax.experimental import topologies
+
+  options = {}
+  if CHIPS[chip].config_name:
+    options['chip_config_name'] = CHIPS[chip].config_name
+  if grid in ('1x1', '1x1x1'):
+    options['chips_per_host_bounds'] = [1, 1, 1]
+  return topologies.get_topology_desc(
+    platform='tpu', topology_name=f'{chip}:{grid}', **options
   )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vit_jax.aot.chips import CHIPS
+from vit_jax.aot import kernels
+from vit_jax.aot.chips import CHIPS, describe_topology
 from vit_jax.aot.hlo import Program
 from vit_jax.aot.request import DataFacts, Request, data_facts
 from vit_jax.evaluation.exact import make_eval_step
@@ -29,25 +30,12 @@ from vit_jax.teachers.teacher import abstract_teacher
 from vit_jax.training.memory import peak_bytes
 
 
-def _describe_topology(chip: str, grid: str):
-  from jax.experimental import topologies
-
-  options = {}
-  if CHIPS[chip].config_name:
-    options['chip_config_name'] = CHIPS[chip].config_name
-  if grid in ('1x1', '1x1x1'):
-    options['chips_per_host_bounds'] = [1, 1, 1]
-  return topologies.get_topology_desc(
-    platform='tpu', topology_name=f'{chip}:{grid}', **options
-  )
-
-
 def compile_recipe(request: Request) -> dict[str, Any]:
   """Compiles a recipe and returns the report of `estimate.estimate`."""
   config, start = request.config, time.monotonic()
   check(config)
   facts = data_facts(config, request.num_classes, request.num_examples)
-  devices = _describe_topology(request.chip, request.grid).devices
+  devices = describe_topology(request.chip, request.grid).devices
   mesh = make_mesh(
     config.mesh.preset, config.mesh.fsdp, config.mesh.tensor, devices=devices
   )
@@ -58,9 +46,10 @@ def compile_recipe(request: Request) -> dict[str, Any]:
     num_examples=facts.num_examples,
   )
   report = _describe_run(request, run, devices)
-  executable = _compile(_lower_train(config, run, facts), request, report)
+  traced = _trace_train(config, run, facts)
+  executable = _compile(traced, request, run, report)
   if executable is not None:
-    _read_program(report, executable, run.mesh, request)
+    _read_program(report, executable, traced, run.mesh, request)
     _add_speed(report, run, devices)
   report['compile_seconds'] = round(time.monotonic() - start, 1)
   if request.evaluate and executable is not None:
@@ -129,8 +118,8 @@ def _batch(
   return {'image': image, 'label': label, **others}
 
 
-def _lower_train(config, run: Run, facts: DataFacts):
-  """Lowers the training step of a recipe, with its teacher."""
+def _trace_train(config, run: Run, facts: DataFacts):
+  """Traces the training step of a recipe, with its teacher."""
   teacher, extras, more = None, {}, {}
   if config.loss.distill != 'none':
     teacher, extras['teacher'] = abstract_teacher(
@@ -141,16 +130,17 @@ def _lower_train(config, run: Run, facts: DataFacts):
   batch = _batch(data.batch_size, data.rounding, run, facts, **more)
   with jax.set_mesh(run.mesh):
     step = compile_step(run, teacher=teacher)
-    return step.lower(run.abstract_state, batch, extras)
+    return step.trace(run.abstract_state, batch, extras)
 
 
-def _compile(lowered, request: Request, report: dict[str, Any]):
+def _compile(traced, request: Request, run: Run, report: dict[str, Any]):
   """Compiles a step; None if it does not fit, with the reason in the report."""
   options = {}
   if request.effort == 'fast':
     options['xla_optimization_level'] = 'EFFORT_O0'
   try:
-    return lowered.compile(compiler_options=options)
+    with jax.set_mesh(run.mesh):
+      return traced.lower().compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as e:
     message = str(e)
     if 'RESOURCE_EXHAUSTED' not in message:
@@ -185,13 +175,15 @@ def _add_evaluation(
   state = run.abstract_state
   variables = {'params': state.params, 'batch_stats': state.batch_stats}
   with jax.set_mesh(run.mesh):
-    executable = _compile(step.lower(variables, batch), request, report)
+    traced = step.trace(variables, batch)
+  executable = _compile(traced, request, run, report)
   if executable is None:
     return
   evaluation: dict[str, Any] = {}
   _read_program(
     evaluation,
     executable,
+    traced,
     run.mesh,
     dataclasses.replace(request, program_file=None),
   )
@@ -207,35 +199,61 @@ def _add_speed(report: dict[str, Any], run: Run, devices) -> None:
   peak = flops.peak_flops(devices[0])
   report['images_per_second'] = report['batch_size'] / seconds
   report['images_per_second_per_device'] = report['images_per_second'] / count
-  report['mfu'] = report['model_flops'] / (seconds * peak * count)
+  mfu = lambda seconds: report['model_flops'] / (seconds * peak * count)
+  report['mfu'] = mfu(seconds)
+  # Without any overlap of collectives, and with collectives that take no time.
+  alone = report['compute_seconds']
+  report['step_seconds_range'] = [alone, alone + report['wire_seconds']]
+  report['mfu_range'] = [mfu(x) for x in report['step_seconds_range'][::-1]]
   report['days'] = run.total_steps * seconds / 86_400
   report['device_days'] = report['days'] * count
 
 
 def _read_program(
-  report: dict[str, Any], executable, mesh, request: Request
+  report: dict[str, Any], executable, traced, mesh, request: Request
 ) -> None:
   """Adds memory, collectives and estimated time of a program to the report."""
   text, chip = executable.as_text(), CHIPS[request.chip]
   if request.program_file:
     write_atomically(request.program_file, text)
-  memory, program = executable.memory_analysis(), Program(text)
+  memory = executable.memory_analysis()
+  prices = {}
+  if request.effort == 'full':
+    prices = kernels.prices(
+      kernels.kernels(traced.jaxpr), request.chip, request.grid
+    )
+  program = Program(text, prices)
   cycles, cycles_by_kind = program.cycles()
   report['peak_bytes'] = peak_bytes(memory)
   report['argument_bytes'] = memory.argument_size_in_bytes
   report['temporary_bytes'] = memory.temp_size_in_bytes
-  report['step_seconds'] = cycles / (chip.clock * 1e9)
+  report['collectives'] = program.collectives(dict(mesh.shape))
+  report['wire_seconds'] = sum(
+    chip.wire_seconds(c['kind'], c['bytes']) for c in report['collectives']
+  )
+  second = 1 / (chip.clock * 1e9)  # per cycle
+  report['compute_seconds'] = cycles * second
+  report['step_seconds'] = program.seconds(second, chip.wire_seconds)
   report['milliseconds_by_part'] = {
-    name: round(value / (chip.clock * 1e6), 3)
+    name: round(1e3 * value * second, 3)
     for name, value in cycles_by_kind.items()
   }
-  report['collectives'] = program.collectives(dict(mesh.shape))
-  # The bandwidth is that of an all-reduce, which sends every byte twice: to be
-  # summed, and to distribute the sum. Other collectives send every byte once.
-  sent = sum(
-    c['bytes'] * (1 if c['kind'] == 'all-reduce' else 0.5)
-    for c in report['collectives']
-  )
-  report['wire_seconds'] = (
-    sent / (chip.bandwidth * 1e9) if chip.bandwidth else None
-  )
+  report['kernels'] = [
+    dict(
+      name=price['name'],
+      executions=calls,
+      milliseconds=round(1e3 * price['cycles'] * second, 4),
+      by=price['by'],
+      bundles=price['bundles'],
+      steps=price['steps'],
+    )
+    if price
+    else dict(name='unknown', executions=calls, milliseconds=None, by='none')
+    for calls, price in _calls(program, prices)
+  ]
+
+
+def _calls(program: Program, prices: dict) -> list[tuple[int, dict | None]]:
+  """How often a program calls its Pallas kernels, with their prices."""
+  calls = program.kernel_calls().items()
+  return [(times, prices.get(name)) for name, times in calls]

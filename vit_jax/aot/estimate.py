@@ -11,8 +11,11 @@ The report has:
 - collectives: how often each kind runs, over which mesh axes, and its bytes;
 - step time: the sum of the estimated cycles, times the trip count for
   instructions in a loop, divided by the clock rate. It covers arithmetic and
-  memory traffic of one device. Communication is not included; the report gives
-  it separately, as bytes divided by the published bandwidth.
+  memory traffic of one device. Pallas kernels have no estimated cycles; they
+  are priced by the compiler's schedule (`aot.kernels`). Collectives take their
+  bytes divided by the published bandwidth, at the point of the schedule where
+  they stand: what the schedule computes between their start and their end hides
+  them. The report has the range from all to none of them hidden.
 
 Calibration: a ViT-S/16 with batch 1,024 on a v3-8 was published with 6 to 7
 hours for 90 epochs, about 610 img/s per core. The same model is estimated at
@@ -65,7 +68,8 @@ def estimate(
   Returns:
     The report, plain JSON values: 'fits', 'devices', 'mesh', 'peak_bytes',
     'memory_limit', 'parameter_bytes' and 'state_bytes' per device,
-    'collectives', 'model_flops', 'step_seconds' (estimated), 'wire_seconds',
+    'collectives', 'kernels', 'model_flops', 'step_seconds' (estimated, with
+    collectives), 'compute_seconds', 'wire_seconds', 'step_seconds_range',
     'images_per_second', 'mfu', 'days', 'device_days', 'advice' and more.
 
   Raises:

@@ -3,9 +3,10 @@
 from typing import Any
 
 CALIBRATION = (
-  'These are estimates of the compiler, not measurements, without collectives. '
-  'They are within about 10 % of the published time of an S/16 on v3-8; the '
-  'published core-days of H/14 and L/16 on JFT are 2 to 3 times as many.'
+  'These are estimates of the compiler, not measurements. They are within '
+  'about 10 % of the published time of an S/16 on v3-8; the published '
+  'core-days of H/14 and L/16 on JFT are 2 to 3 times as many, see '
+  'docs/tpu_estimates.md.'
 )
 
 
@@ -93,19 +94,19 @@ def describe(report: dict[str, Any]) -> str:
       f'{c["largest"] / 2**20:,.1f} MiB'
     )
   if 'step_seconds' in r:
-    wire = (
-      ''
-      if r['wire_seconds'] is None
-      else (
-        f'; collectives take {1e3 * r["wire_seconds"]:.1f} ms more if they '
-        'do not overlap with it'
-      )
-    )
+    least, most = r['step_seconds_range']
+    low, high = r['mfu_range']
     lines += [
-      f'  estimated step {1e3 * r["step_seconds"]:.1f} ms{wire}',
+      f'  estimated step {1e3 * r["step_seconds"]:.1f} ms: '
+      f'{1e3 * least:.1f} of computation, and '
+      f'{1e3 * (r["step_seconds"] - least):.1f} of the '
+      f'{1e3 * r["wire_seconds"]:.1f} ms of collectives, which the schedule '
+      f'does not hide; from {1e3 * least:.1f} ms if it hid all to '
+      f'{1e3 * most:.1f} if it hid none',
       f'  estimated {r["images_per_second"]:,.0f} img/s, '
       f'{r["images_per_second_per_device"]:,.0f} a {device}; '
-      f'{r["model_flops"]:.3g} model FLOPs a step, MFU {r["mfu"]:.3f}',
+      f'{r["model_flops"]:.3g} model FLOPs a step, MFU {r["mfu"]:.3f} '
+      f'({low:.3f} to {high:.3f})',
       f'  estimated whole recipe, {r["steps"]:,} steps: {r["days"]:.2f} '
       f'days, {r["device_days"]:,.0f} {device}-days',
     ]
@@ -114,6 +115,7 @@ def describe(report: dict[str, Any]) -> str:
       '  ms by kind of layer: '
       + ', '.join(f'{k} {v:.1f}' for k, v in r['milliseconds_by_part'].items())
     )
+  lines += [f'  {describe_kernel(k)}' for k in r.get('kernels', ())]
   lines.append(
     f'  compiled in {r["compile_seconds"]:.0f} s with libtpu '
     f'{r["libtpu"]}. {CALIBRATION}'
@@ -127,6 +129,22 @@ def describe(report: dict[str, Any]) -> str:
     )
     lines += [f'  try {tip}' for tip in r['advice']]
   return '\n'.join(lines)
+
+
+def describe_kernel(k: dict[str, Any]) -> str:
+  """A kernel and how its time is estimated, as text."""
+  head = f'kernel {k["name"]}: {k["executions"]} x '
+  ways = {
+    'schedule': f'by its schedule of {k.get("bundles")} instructions '
+    f'for each of {k.get("steps"):,} steps'
+    if k.get('steps')
+    else '',
+    'bytes': 'by the bytes that it reads and writes',
+    'operations': 'by the operations that it declares, at the peak rate',
+  }
+  if k['milliseconds'] is None:
+    return head + 'unknown time, which is not in the step'
+  return head + f'{k["milliseconds"]:.3f} ms, {ways[k["by"]]}'
 
 
 def _row(r: dict) -> list[str]:

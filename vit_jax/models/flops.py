@@ -100,11 +100,11 @@ def _count(jaxpr: Any) -> int:
       total += max(_count(b.jaxpr) for b in eqn.params['branches'])
     else:
       repeat = eqn.params.get('length', 1) if name == 'scan' else 1
-      total += repeat * sum(_count(inner) for inner in _inner_jaxprs(eqn))
+      total += repeat * sum(_count(inner) for inner in inner_jaxprs(eqn))
   return total
 
 
-def _inner_jaxprs(eqn: Any) -> list[Any]:
+def inner_jaxprs(eqn: Any) -> list[Any]:
   """The jaxprs that an equation calls, such as the body of a loop."""
   leaves = jax.tree.leaves(
     list(eqn.params.values()),
