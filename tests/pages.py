@@ -196,13 +196,15 @@ def _small_training(argv: list[str]) -> list[str]:
     recipe = recipe.replace(':DIR', ':flowers')
     keys = {**keys, **_OWN}
   if command == 'ablate':
-    others += ['--seeds', '1']
     if '--variants' not in others:
       from vit_jax.ablation.plan import variants
 
       others += ['--variants', next(iter(variants(recipe)))]
+    others += ['--seeds', '1']
+  # The tests of vit_jax/training/writers.py write events.
+  keys.setdefault('log.tensorboard', 'False')
   settings = [f'{key}={value}' for key, value in keys.items()]
-  return ['vit-jax', command, recipe, *settings, '--workdir', workdir, *others]
+  return ['vit-jax', command, recipe, *settings, *others, '--workdir', workdir]
 
 
 def small(line: str) -> str:

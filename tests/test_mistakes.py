@@ -36,7 +36,9 @@ def folder(tmp_path_factory):
     lambda: model.init(jax.random.key(0), image, train=False)
   )
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  save_weights(zeros, model, root / 'w.safetensors')
+  for name in ('w.safetensors', 'w.npz'):
+    save_weights(zeros, model, root / name)
+  (root / 'binary.txt').write_bytes(b'red\0blue')
   return root
 
 
@@ -51,14 +53,24 @@ MISTAKES = [
   (f'{TRAIN} data.batch_size=0', 'data.batch_size=0', 'at least 1'),
   (f'{TRAIN} lr', 'lr', 'KEY=VALUE, such as optim.lr=3e-4'),
   (f'{TRAIN} model.name=vit_b17', "'vit_b17'", 'vit_b16'),
+  (f'{TRAIN} optim=adam', 'optim=adam', 'optim.KEY=VALUE'),
   # the file of a recipe and its switches
   ('train configs/digit.py --workdir run', 'digit.py', 'digits.py'),
   ('train configs/digits.py:smok --workdir run', "'smok'", 'smoke'),
+  ('train digits --workdir run', 'digits:', 'configs/digits.py'),
+  ('train configs --workdir run', 'configs is a directory', 'X.py'),
+  ('train --workdir run', 'CONFIG[:ARG] (see', '--help'),
   # commands and options
   ('predct w.safetensors text.jpg', "'predct'", 'predict'),
   ('train configs/digits.py --workdri run', '--workdri', '--workdir'),
   ('predict w.safetensors flowers --topk 3', '--topk', '--top-k'),
-  (f'{TUNE} --optim.lr=3', '--optim.lr', '--config.optim.lr=3'),
+  (f'{TUNE} --optim.lr=3', '--optim.lr', 'set by --lr'),
+  (f'{TUNE} -lr 3', '-lr', 'did you mean --lr?'),
+  (f'{TUNE} --weight-decay 1', '--weight-decay', '--config.optim.weight_decay'),
+  (f'{TRAIN} --batch-size 8', '--batch-size', 'data.batch_size=VALUE'),
+  (f'{TRAIN} -lr 3', '-lr', 'optim.lr=VALUE'),
+  (f'{TRAIN} --num-processes 2', '--num-processes=2', '--coordinator=...'),
+  ('-v', '-v', '--version'),
   (f'{TUNE} --epochs 1', '--epochs', '--steps'),
   (f'{TUNE} --lr fast', "--lr: 'fast'", 'a number above 0'),
   (f'{TUNE} --match-classes name', "'name'", "'names', 'numbers', 'new'"),
@@ -79,6 +91,15 @@ MISTAKES = [
     'no such file',
   ),
   ('predict flowers flowers', 'flowers', 'checkpoints/STEP'),
+  ('predict text.jpg w.safetensors', 'text.jpg is an image', 'WEIGHTS IMAGE'),
+  ('attention text.jpg flowers -o x.png', 'text.jpg', 'WEIGHTS IMAGE'),
+  ('predict w.npz flowers --prefix x', "--prefix='x'", '.safetensors'),
+  ('train configs/digits.py --workdir text.jpg', 'text.jpg', 'a directory'),
+  (
+    'evaluate w.safetensors --data flowers --labels binary.txt',
+    'binary.txt',
+    'it is no text',
+  ),
   ('predict w.safetensors text.jpg', 'images could not be read', '1 of 1'),
   ('evaluate w.safetensors', 'give the images', '--data PATH'),
   ('attention w.safetensors flowers -o x.gif', 'x.gif', '.png'),
@@ -86,6 +107,9 @@ MISTAKES = [
   ('convert w.safetensors -o w.h5', 'w.h5', '.npz or .safetensors'),
   ('export w.safetensors', 'what to write', '--output PATH'),
   ('pack flowers', 'directory to write', '--output DIR'),
+  ('pack flowers -o flowers/', 'flowers', 'another directory'),
+  ('report flowers -o x.pdf', '--output x.pdf', '.html'),
+  ('models --table x.docx', '--table x.docx', '.md'),
   ('fewshot w.safetensors --data gone', 'gone', 'Give a folder'),
   ('teacher-logits w.safetensors --source foldr -o l', "'foldr'", "'folder'"),
 ]

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 
@@ -27,26 +26,41 @@ def files(tmp_path_factory):
   return directory
 
 
-def run(line: str, environment: dict[str, str]) -> tuple[int, str]:
-  """(exit code, command that was run) of a command of a page."""
+@pytest.fixture(scope='module')
+def finished():
+  """{a run of a recipe, without its workdir: its workdir} of all pages."""
+  return {}
+
+
+def run(
+  line: str, environment: dict[str, str], finished: dict[str, pathlib.Path]
+) -> tuple[int, str]:
+  """(exit code, command that was run) of a command of a page.
+
+  A run of a recipe that another line has made is copied.
+  """
   command = pages.small(line)
   if command.startswith('export '):
     environment.update(w.split('=', 1) for w in shlex.split(command)[1:])
     return 0, command
-  if command.startswith('vit-jax ablate '):
-    # Its flags can be defined only once in a process.
-    code = 'import sys; from vit_jax.cli import parser; sys.exit(parser.main())'
-    command = command.replace('vit-jax', f'{sys.executable} -c "{code}"', 1)
-  elif command.startswith('vit-jax '):
+  if command.startswith('vit-jax '):
     argv = [
       name
       for word in shlex.split(command)[1:]
       for name in (sorted(glob.glob(word)) if '*' in word else ()) or (word,)
     ]
+    what, _, workdir = command.partition(' --workdir ')
+    is_run = argv[0] in ('train', 'ablate') and '--dry-run' not in argv
+    if is_run and what in finished:
+      shutil.copytree(finished[what], workdir, dirs_exist_ok=True)
+      return 0, command
     try:
-      return parser.main(argv), command
+      code = parser.main(argv)
     except SystemExit as e:  # argparse
-      return e.code, command
+      code = e.code
+    if is_run and not code:
+      finished[what] = pathlib.Path(workdir).absolute()
+    return code, command
   done = subprocess.run(
     ['bash', '-euo', 'pipefail', '-c', command],
     env={**os.environ, **environment, 'PYTHONPATH': ROOT},
@@ -79,7 +93,9 @@ def test_every_reason_not_to_run_a_command_is_needed():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('page', pages.PAGES)
-def test_every_command_of_a_page_runs(page, files, tmp_path, monkeypatch):
+def test_every_command_of_a_page_runs(
+  page, files, finished, tmp_path, monkeypatch
+):
   lines = [x for x in pages.commands_of(page) if not pages.why_not_run(x)]
   reader = tmp_path / 'reader'
   shutil.copytree(files, reader)
@@ -90,7 +106,7 @@ def test_every_command_of_a_page_runs(page, files, tmp_path, monkeypatch):
   monkeypatch.setenv('COLUMNS', '80')
   environment = {}
   for line in lines:
-    code, shown = run(line, environment)
+    code, shown = run(line, environment, finished)
     assert code == 0, shown
     if shown.startswith('vit-jax train') and '--dry-run' not in shown:
       workdir = shown.split('--workdir ')[1]

@@ -1,10 +1,16 @@
 """What a run would do, and the picture of its first batch."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 from PIL import Image
 import pytest
 
-from tests.helpers import tiny_config
+from tests.helpers import FAST_COMPILE, ROOT, tiny_config
+from tests.parallel.test_processes import free_port
 from vit_jax import preview as previews
 from vit_jax.cli import parser
 from vit_jax.recipe import first_batch
@@ -39,9 +45,23 @@ def test_labels_in_words(target, words):
   assert unnamed == 'class 1'
 
 
+def test_long_labels_are_cut():
+  images = np.zeros((1, 16, 16, 3), np.uint8)
+  heights = [
+    first_batch.draw(first_batch.FirstBatch(images, [label], 'title')).height
+    for label in ('cat', '\n'.join('abcde'), 'a long name ' * 99)
+  ]
+  assert heights[0] < heights[1] == heights[2]
+
+
 def test_a_preview_of_mixed_images(tmp_path):
   picture, workdir = tmp_path / 'batch.png', tmp_path / 'run'
-  words = previews.preview(mixed(), workdir, show_batch=str(picture))
+  facts = previews.preview(mixed(), workdir, show_batch=str(picture))
+  assert json.loads(json.dumps(facts)) == facts
+  assert facts['training']['images_of_classes']['class 0'] == 13
+  assert facts['length']['steps'] == 8 and facts['memory']['step'] > 0
+  assert facts['time']['measured_steps'] == 5
+  words = previews.in_words(facts)
   for phrase in (
     '64 images of 5 classes',
     'class 0: 13, class 1: 13',
@@ -76,9 +96,44 @@ def test_a_run_shows_the_same_picture(tmp_path):
   train_and_evaluate(
     mixed(), tmp_path / 'run', show_batch=str(tmp_path / 'run.png')
   )
-  words = previews.preview(
-    mixed(), tmp_path / 'run', show_batch=str(tmp_path / 'dry.png')
+  words = previews.in_words(
+    previews.preview(
+      mixed(), tmp_path / 'run', show_batch=str(tmp_path / 'dry.png')
+    )
   )
   assert 'a finished run of 8 steps' in ' '.join(words.split())
   run, dry = (Image.open(tmp_path / f'{x}.png') for x in ('run', 'dry'))
   np.testing.assert_array_equal(run, dry)
+
+
+@pytest.mark.slow
+def test_two_processes_find_out_together(tmp_path):
+  """Process 0 prints, and all of them end."""
+  main = 'import sys; from vit_jax.cli import parser; sys.exit(parser.main())'
+  picture = tmp_path / 'batch.png'
+  words = ['train', 'configs/digits.py:smoke', '--dry-run', '--json']
+  words += ['--show-batch', str(picture), '--num-processes', '2']
+  words += ['--coordinator', f'127.0.0.1:{free_port()}']
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': ROOT,
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count=1 {FAST_COMPILE}',
+  }
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', main, *words, '--process-id', str(i)],
+      env=environment,
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  (out, err), (other, more) = (p.communicate() for p in processes)
+  assert [p.returncode for p in processes] == [0, 0], err + more
+  facts = json.loads(out[out.index('{') :])
+  assert facts['training']['images'] == 1437 and picture.exists()
+  assert "'data': 2" in facts['run'] and facts['time']['measured_steps']
+  assert '{' not in other

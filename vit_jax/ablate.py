@@ -39,17 +39,25 @@ cores, and writes its output to WORKDIR/NAME/seedK/log.txt. A small model does
 not keep all cores busy, so this is faster than one run after the other.
 """
 
+from collections.abc import Mapping
+import functools
 import os
 import subprocess
 import sys
+from typing import Any
 
 from absl import flags
 
 from vit_jax.recipe.command_line import run_program
 
 
-def run(values: flags.FlagValues, overrides: dict[str, str]) -> int:
-  """Does the ablation, or one of its runs; returns the exit code."""
+def run(values: Any, overrides: dict[str, str]) -> int:
+  """Does the ablation, or one of its runs; returns the exit code.
+
+  Args:
+    values: has the values of the flags below, as attributes.
+    overrides: {key: text} of --config.KEY=VALUE.
+  """
   from vit_jax.parallel import processes
   from vit_jax.parallel.session import session
 
@@ -77,7 +85,7 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> int:
         only=values.variants,
         overrides=overrides,
         jobs=values.jobs,
-        start=_start,
+        start=functools.partial(_start, _words(values, overrides)),
       )
       say('\n' + table(results))
   except train.NonFinite as e:
@@ -89,10 +97,19 @@ def run(values: flags.FlagValues, overrides: dict[str, str]) -> int:
   return 0
 
 
-def _start(number: int, cores: list[int] | None, log) -> subprocess.Popen:
-  """Starts this same command for one run of its plan."""
+def _words(values: Any, overrides: Mapping[str, str]) -> list[str]:
+  """The command line of `python -m vit_jax.ablate` with these values."""
+  words = [f'--config={values.config}', f'--workdir={values.workdir}']
+  words.append(f'--seeds={values.seeds}')
+  return [*words, *(f'--config.{k}={v}' for k, v in overrides.items())]
+
+
+def _start(
+  words: list[str], number: int, cores: list[int] | None, log
+) -> subprocess.Popen:
+  """Starts `python -m vit_jax.ablate` for one run of the plan."""
   process = subprocess.Popen(
-    [sys.executable, '-m', 'vit_jax.ablate', *sys.argv[1:], f'--run={number}'],
+    [sys.executable, '-m', 'vit_jax.ablate', *words, f'--run={number}'],
     stdout=log,
     stderr=subprocess.STDOUT,
   )

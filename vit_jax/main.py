@@ -8,12 +8,14 @@ a finished run, 1 for an error (its message is the last line), 3 for a run that
 was preempted and has saved its state.
 """
 
+import json
 import sys
 from typing import Any
 
 from absl import flags
 
 from vit_jax.recipe.command_line import run_program
+from vit_jax.text import result_lines
 
 
 def run(values: Any, overrides: dict[str, str]) -> int:
@@ -28,55 +30,57 @@ def run(values: Any, overrides: dict[str, str]) -> int:
 
   config = load_config(values.config, overrides)
   check(config)
-  show_batch = getattr(values, 'show_batch', None) or ''
-
   from vit_jax.parallel import processes
   from vit_jax.parallel.session import session
 
   processes.initialize(
     values.coordinator, values.num_processes, values.process_id
   )
-  if getattr(values, 'dry_run', False):
-    from vit_jax.preview import preview
+  show_batch = values.show_batch or ''
+  lines = result_lines(values.json)
+  if values.dry_run:
+    from vit_jax import preview
 
-    words = preview(config, values.workdir, show_batch=show_batch)
+    with session(None), lines:
+      facts = preview.preview(config, values.workdir, show_batch=show_batch)
     if processes.is_first():
-      print(words)
+      print(
+        json.dumps(facts, indent=2) if values.json else preview.in_words(facts)
+      )
     return 0
   from vit_jax import train
+  from vit_jax.files import as_path
 
   try:
-    with session(values.workdir, orderly=(train.Preempted,)):
+    with lines, session(values.workdir, orderly=(train.Preempted,)):
       train.train_and_evaluate(config, values.workdir, show_batch=show_batch)
   except train.Preempted as e:
     print(e, file=sys.stderr)
     return 3
+  if values.json and processes.is_first():
+    print((as_path(values.workdir) / 'summary.json').read_text(), end='')
   return 0
 
 
 def main() -> None:
   """The command line of `python -m vit_jax.main`."""
-  flags.DEFINE_string(
-    'config', None, 'Recipe: configs/X.py or configs/X.py:ARG.'
-  )
-  flags.DEFINE_string(
-    'workdir', None, 'Directory for checkpoints, metrics and the summary.'
-  )
-  flags.DEFINE_string(
-    'coordinator', None, 'host:port of process 0, if it is not detected.'
-  )
-  flags.DEFINE_integer(
-    'num_processes', None, 'Number of processes, if it is not detected.'
-  )
-  flags.DEFINE_integer(
-    'process_id', None, 'Number of this process, from 0, if not detected.'
-  )
-  flags.DEFINE_bool(
-    'dry_run', False, 'Say what the run would do, and train nothing.'
-  )
-  flags.DEFINE_string(
-    'show_batch', None, 'Picture of the first training batch, .png or .jpg.'
-  )
+  for name, words in (
+    ('config', 'Recipe: configs/X.py or configs/X.py:ARG.'),
+    ('workdir', 'Directory for checkpoints, metrics and the summary.'),
+    ('coordinator', 'host:port of process 0, if it is not detected.'),
+    ('show_batch', 'Picture of the first training batch, .png or .jpg.'),
+  ):
+    flags.DEFINE_string(name, None, words)
+  for name, words in (
+    ('num_processes', 'Number of processes, if it is not detected.'),
+    ('process_id', 'Number of this process, from 0, if not detected.'),
+  ):
+    flags.DEFINE_integer(name, None, words)
+  for name, words in (
+    ('dry_run', 'Say what the run would do, and train nothing.'),
+    ('json', 'Print the results as JSON.'),
+  ):
+    flags.DEFINE_bool(name, False, words)
   run_program(run, '--config=configs/X.py --workdir=DIR')
 
 

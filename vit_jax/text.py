@@ -1,13 +1,14 @@
 """Writes numbers, tables and JSON as text."""
 
 from collections.abc import Iterable, Sequence
+import contextlib
 import io
 import json
 import os
 import shutil
 import sys
 import textwrap
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 import zlib
 
 QUIET = 'VIT_JAX_QUIET'  # what --quiet sets in the environment
@@ -55,10 +56,41 @@ def for_terminal(lines: str, stream: TextIO | None = None) -> str:
   )
 
 
+class Wrapping:
+  """A stream whose long lines break between words, if it is a terminal."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def write(self, words: str) -> int:
+    return self._stream.write(for_terminal(words, self._stream))
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+
+def result_lines(as_json: bool) -> Any:
+  """Context manager: where the lines of a run go, whose results follow.
+
+  With `as_json` they go to stderr, because the standard output is for the JSON.
+  """
+  return contextlib.redirect_stdout(
+    sys.stderr if as_json else cast(TextIO, Wrapping(sys.stdout))
+  )
+
+
 def shortened(value: object, most: int = 200) -> str:
   """The text of a value that a file gave, with `most` characters at most."""
   words = str(value)
   return words if len(words) <= most else f'{words[: most - 3]}...'
+
+
+def counted(number: float, word: str) -> str:
+  """'1 image', '1,204 images', '2 classes', '0.5 epochs'."""
+  shown = f'{number:,}' if isinstance(number, int) else f'{number:.4g}'
+  if shown != '1':
+    word += 'es' if word.endswith('s') else 's'
+  return f'{shown} {word}'
 
 
 def duration(seconds: float) -> str:
@@ -99,7 +131,8 @@ def table(
     rows: cells of each row; they are converted by `str`.
     header: titles of the columns; () for a table without titles.
     right: numbers of the columns, from 0, that are aligned to the right.
-    width: columns of a line; longer cells of the first column are folded.
+    width: columns of a line; longer cells of the first column are folded, after
+      a slash if they have one.
 
   Returns:
     Lines without trailing spaces; '' if there is nothing to show.
@@ -113,6 +146,9 @@ def table(
   if not rows and not header:
     return ''
   columns = len(header) if header else len(rows[0])
+  others = zip(*([header] if header else []), *rows, strict=True)
+  room = width - sum(2 + max(map(len, cells)) for cells in list(others)[1:])
+  rows = [[_folded(row[0], room), *row[1:]] for row in rows]
   result = rich.table.Table(
     box=None, show_header=bool(header), padding=(0, 2, 0, 0), pad_edge=False
   )
@@ -132,6 +168,14 @@ def table(
   with console.capture() as capture:
     console.print(result)
   return '\n'.join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _folded(cell: str, room: int) -> str:
+  """A path in lines of `room` characters, each but the last ending in '/'."""
+  end = cell.rfind('/', 0, room) + 1
+  if len(cell) <= room or not end:
+    return cell
+  return f'{cell[:end]}\n  {_folded(cell[end:], room - 2)}'
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -645,7 +645,7 @@ def test_fewshot_of_random_parameters(capsys):
 
 def test_pack_and_finetune_on_it(capsys, folder, tmp_path):
   code, out, error = run(capsys, 'pack', folder, tmp_path / 'packed')
-  assert code == 0 and 'train, 24 images of 3 classes' in out, error
+  assert code == 0 and 'train, 24 images of 3 classes in 1 file\n' in out, error
   from vit_jax.recipe.finetuning import folder_config
 
   config = folder_config('vit_ti16', '', str(tmp_path / 'packed'))
@@ -756,16 +756,17 @@ def test_hints_name_options_of_the_command(capsys, folder, tmp_path):
   assert code == 1 and 'data.x' in error
 
 
-def test_finetune_without_held_out_images(capsys, folder, tmp_path):
-  code, out, _ = run(
-    capsys,
-    *('finetune', '--model', 'vit_ti16', *SET, '--image-size', '16'),
-    *('--data', folder / 'train', '--holdout', '0', '--steps', '1'),
-    *('--batch-size', '8', '--workdir', tmp_path / 'w'),
-  )
-  assert code == 0 and '24 training examples of 3 classes' in out
-  assert 'nothing is evaluated' in out and 'accuracy: not known' in out
-  summary = json.loads((tmp_path / 'w' / 'summary.json').read_text())
+def test_finetune_without_held_out_images(folder, tmp_path, capsys):
+  """With --json, only the summary is on the standard output."""
+  words = ['finetune', '--model', 'vit_ti16', *SET, '--image-size', '16']
+  words += ['--data', folder / 'train', '--holdout', '0', '--steps', '1']
+  words += ['--batch-size', '8', '--workdir', tmp_path / 'w', '--json']
+  code = parser.main([str(word) for word in words])
+  out, lines = capsys.readouterr()
+  assert code == 0 and '24 training examples of 3 classes' in lines
+  assert 'nothing is evaluated' in lines and 'accuracy: not known' in lines
+  summary = json.loads(out)
+  assert summary == json.loads((tmp_path / 'w' / 'summary.json').read_text())
   assert summary['results'] == {} and summary['step'] == 1
 
 
@@ -777,9 +778,17 @@ def test_pack_prints_what_it_understood(capsys, folder, tmp_path, caplog):
   code, out, _ = run(
     capsys,
     *('pack', folder / 'train' / 'blue', tmp_path / 'out'),
-    *('--labels', labels, '--label-column', 'kind'),
+    *('--labels', labels, '--label-column', 'kind', '--json'),
   )
-  assert code == 0 and '8 images of 2 classes' in out
+  packed = json.loads(out)
+  assert code == 0 and packed['output'] == str(tmp_path / 'out')
+  assert packed['splits']['train'] == {
+    'images': 8,
+    'classes': 2,
+    'files': ['train-00000-of-00001.array_record'],
+    'left_out': 0,
+    'reasons': {},
+  }
   assert 'separated by semicolons, with a title line' in caplog.text
   assert "column 2: 2 class names, not numbers because of '00'" in caplog.text
 
@@ -804,13 +813,11 @@ def test_options_stand_before_and_after_the_words(capsys):
 def test_train_and_ablate_get_the_keys_of_both_spellings(monkeypatch, capsys):
   """They run the programs `vit_jax.main` and `vit_jax.ablate`."""
   seen = []
-  monkeypatch.setattr(
-    'vit_jax.main.run', lambda args, keys: seen.append((args.config, keys))
-  )
-  monkeypatch.setattr(
-    'vit_jax.ablate.main', lambda: seen.append(tuple(sys.argv[1:]))
-  )
-  monkeypatch.setattr(sys, 'argv', [])
+  for program in ('main', 'ablate'):
+    monkeypatch.setattr(
+      f'vit_jax.{program}.run',
+      lambda args, keys: seen.append((args.config, args.workdir, keys)),
+    )
   words = ['configs/x.py:b16', 'optim.lr=3e-4', '--workdir', 'runs/x']
   words += ['--config.data.dir=a b']
   for command in ('train', 'ablate'):
@@ -819,8 +826,5 @@ def test_train_and_ablate_get_the_keys_of_both_spellings(monkeypatch, capsys):
       capsys, command, 'configs/x.py', 'lr', '--workdir', 'x'
     )
     assert code == 1 and 'lr: must have the form KEY=VALUE' in error
-  (config, keys), flags = seen
-  assert config == 'configs/x.py:b16'
-  assert keys == {'optim.lr': '3e-4', 'data.dir': 'a b'}
-  assert flags[:2] == ('--config=configs/x.py:b16', '--workdir=runs/x')
-  assert flags[-2:] == ('--config.optim.lr=3e-4', '--config.data.dir=a b')
+  keys = {'optim.lr': '3e-4', 'data.dir': 'a b'}
+  assert seen == 2 * [('configs/x.py:b16', 'runs/x', keys)]

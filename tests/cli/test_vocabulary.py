@@ -1,6 +1,7 @@
 """One vocabulary for all commands: options, help, examples, old spellings."""
 
 import argparse
+import contextlib
 import importlib
 import re
 import shlex
@@ -204,6 +205,26 @@ def test_long_lines_are_wrapped_on_a_terminal_only(monkeypatch):
     lines = text.for_terminal(f'{line}\nshort').splitlines()
     assert (max(map(len, lines)) <= 40) == terminal
     assert lines[-1] == 'short'
+    stream.write = lambda words, written=(written := []): written.append(words)
+    with contextlib.redirect_stdout(text.Wrapping(stream)):
+      print(line)
+    assert (max(map(len, ''.join(written).splitlines())) <= 40) == terminal
+
+
+def test_paths_of_a_table_are_folded_after_a_slash():
+  rows = [('Transformer/encoderblock_0/LayerNorm_0/scale', '32'), ('head', '1')]
+  assert text.table(rows, width=34).splitlines() == [
+    'Transformer/encoderblock_0/  32',
+    '  LayerNorm_0/scale',
+    'head                          1',
+  ]
+
+
+def test_numbers_with_their_word():
+  assert text.counted(1, 'class') == '1 class'
+  assert text.counted(1204, 'class') == '1,204 classes'
+  assert text.counted(1.0, 'epoch') == '1 epoch'
+  assert text.counted(0.5, 'epoch') == '0.5 epochs'
 
 
 def test_a_run_that_was_stopped_says_so_and_exits_with_3(monkeypatch, capsys):

@@ -244,6 +244,9 @@ def _train(
     coordinator=coordinator,
     num_processes=count,
     process_id=process,
+    show_batch=None,
+    dry_run=False,
+    json=False,
   )
   return vit_main.run(values, {})
 

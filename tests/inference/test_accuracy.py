@@ -25,6 +25,8 @@ from vit_jax.inference.loading import load_classifier
 from vit_jax.models import registry
 from vit_jax.weights import WeightsMetadata
 
+FIELDS = ('patch_size', 'width', 'depth', 'num_heads', 'mlp_dim')
+
 
 def by_hand(weights, folder) -> dict[str, float]:
   """The means that `evaluate` returns, from one image after the other."""
@@ -325,6 +327,29 @@ def test_what_the_command_says(weights, folder, flat, tmp_path, capsys):
   summary = json.loads(capsys.readouterr().out)
   assert summary['images_per_second'] > 0 and summary['images'] == 12
   assert summary['data'] == f'folder {folder}'  # not a split of it
+
+
+def test_the_data_names_the_classes_if_the_weights_do_not(
+  weights, folder, tmp_path, capsys
+):
+  classifier = load_classifier(weights)
+  fields = WeightsMetadata(
+    model='vit_ti16',
+    fields={x: getattr(classifier.model, x) for x in FIELDS},
+    num_classes=len(CLASSES),
+    preprocessing=classifier.preprocessing,
+  )
+  unnamed = tmp_path / 'unnamed.npz'
+  save_weights(classifier.variables, classifier.model, unnamed, fields)
+  assert main(['evaluate', str(unnamed), '--data', folder]) == 0
+  out = capsys.readouterr().out
+  assert 'class 0' not in out and all(name in out for name in CLASSES[1:])
+  (tmp_path / 'one' / CLASSES[0]).mkdir(parents=True)
+  shutil.copy(f'{folder}/{CLASSES[0]}/0.jpg', tmp_path / 'one' / CLASSES[0])
+  assert main(['evaluate', weights, '--data', str(tmp_path / 'one')]) == 0
+  out = capsys.readouterr().out
+  assert ' on 1 image of ' in out
+  assert '100.00%  1 of 1' not in out  # not among the worst classes
 
 
 def test_tfds_with_every_protocol(tmp_path, pixels, capsys):

@@ -25,8 +25,8 @@ def test_files_have_the_features_of_every_image(
   images = sorted(map(str, pathlib.Path(folder).rglob('*.jpg')))
   assert sorted(table['image'].tolist()) == images
   _, out = load_classifier(weights).run(table['image'].tolist())
-  np.testing.assert_allclose(table['features'], out['pre_logits'], rtol=1e-5)
-  np.testing.assert_allclose(table['tokens'], out['encoded'], rtol=1e-5)
+  np.testing.assert_allclose(table['features'], out['pre_logits'], atol=1e-5)
+  np.testing.assert_allclose(table['tokens'], out['encoded'], atol=1e-5)
 
 
 def test_unreadable_images_are_named_and_left_out(

@@ -117,8 +117,8 @@ def test_detects_slurm(monkeypatch):
 @pytest.mark.parametrize(
   'args, says',
   [
-    (('h:1', 2, None), 'give all three'),
-    ((None, 2, 1), 'give all three'),
+    (('h:1', 2, None), 'give process_id=... too'),
+    ((None, 2, 1), 'give coordinator=... too'),
     (('h:1', 2, 2), 'process_id=2'),
     (('h', 2, 0), 'not host:port'),
   ],

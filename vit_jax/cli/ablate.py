@@ -10,13 +10,12 @@ DIR/ablation.md.
 """
 
 import argparse
-import sys
 
 from vit_jax.cli import options
 from vit_jax.cli.train import (
   add_recipe_arguments,
   add_workdir_argument,
-  program_arguments,
+  settings,
 )
 
 HELP = 'run the variants of a recipe, and write a table of their results'
@@ -40,16 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='number of runs at a time, on a CPU (1)',
   )
   parser.add_argument(
-    '--variants', metavar='NAMES', help='only these, separated by commas'
+    '--variants',
+    type=lambda names: names.split(','),
+    metavar='NAMES',
+    help='only these, separated by commas',
   )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+  from absl import logging
+
   from vit_jax import ablate
 
-  sys.argv = program_arguments(
-    'vit-jax ablate',
-    args,
-    {'seeds': args.seeds, 'jobs': args.jobs, 'variants': args.variants},
+  logging.use_absl_handler()  # as absl's app.run does for vit_jax.ablate
+  values = argparse.Namespace(
+    config=args.config,
+    workdir=args.workdir,
+    seeds=args.seeds,
+    jobs=args.jobs,
+    variants=args.variants,
+    run=None,  # all runs of the plan
   )
-  ablate.main()
+  return ablate.run(values, {**settings(args.settings), **args.keys})

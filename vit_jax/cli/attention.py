@@ -25,7 +25,7 @@ import argparse
 import json
 import sys
 
-from vit_jax.cli import options
+from vit_jax.cli import options, spelling
 
 HELP = 'draw attention, position embeddings and filters'
 OPTIONS = {'layer=': '--layer ', 'head=': '--head ', 'discard=': '--discard '}
@@ -126,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
   from vit_jax.inference.loading import load_classifier
   from vit_jax.inference.prediction import list_images
 
+  spelling.check_order(args)
   check_format(args.output)
   set_dpi(args.dpi)
   needs_images = args.kind in ('rollout', 'distance', 'similarity')

@@ -11,6 +11,7 @@ and of the calibration.
 """
 
 import argparse
+from collections.abc import Sequence
 import csv
 import json
 from typing import TYPE_CHECKING, Any
@@ -141,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     classes=read_class_names(args.classes) if args.classes else None,
     **options.loading(args),
   )
-  names = [classifier.class_name(i) for i in range(predictions.num_classes)]
+  names = _names(classifier.classes, predictions)
   summary = {
     **predictions.summary(),
     'weights': args.weights,
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     'images': len(predictions.index),
     'unreadable': predictions.bad,
     'preprocessing': classifier.preprocessing.to_json(),
-    'images_per_second': round(predictions.images_per_second, 1),
+    'images_per_second': float(f'{predictions.images_per_second:.4g}'),
   }
   if args.json:
     print(json.dumps(summary, indent=2))
@@ -162,19 +163,34 @@ def run(args: argparse.Namespace) -> None:
       print(f'wrote {args.output}: {", ".join(written)}')
 
 
+def _names(
+  classes: Sequence[str] | None, predictions: 'Predictions'
+) -> list[str]:
+  """The names of the outputs; those of the data if the weights have none."""
+  if classes:
+    return list(classes)
+  numbers = [str(i) for i in range(predictions.num_classes)]
+  names = predictions.source.class_names or numbers
+  # Folders of ImageNet-V2 are called by numbers.
+  return [f'class {x}' if x.isdecimal() else x for x in names]
+
+
 def _print(
   summary: dict[str, Any], predictions: 'Predictions', names: list[str]
 ) -> None:
   """Prints the results as text that a person reads."""
   images, counted = summary['images'], summary['examples']
   print(
-    f'{summary["model"]} ({summary["weights"]}) on {counted:,} images of '
-    f'{summary["data"]}'
+    f'{summary["model"]} ({summary["weights"]}) on '
+    f'{text.counted(counted, "image")} of {summary["data"]}'
   )
   if counted < images:
-    print(f'{images - counted:,} images have no label and are left out')
+    print(
+      f'left out: {text.counted(images - counted, "image")} without a label'
+    )
   if summary['unreadable']:
-    print(f'{len(summary["unreadable"]):,} images could not be read')
+    unreadable = text.counted(len(summary['unreadable']), 'image')
+    print(f'could not be read: {unreadable}')
   rows = [
     ('top-1', f'{summary["top1"]:.2%}'),
     ('top-5', f'{summary["top5"]:.2%}'),
@@ -190,15 +206,16 @@ def _print(
   ]
   print(text.table(rows, right=(1,)))
   right, total = predictions.per_class()
-  share = [
-    (r / n, int(r), int(n), name)
-    for r, n, name in zip(right, total, names, strict=True)
-    if n
-  ]
-  if len(share) > 1:
+  # Of classes that are equally bad, first those with the most images.
+  share = sorted(
+    (r / n, -int(n), i)
+    for i, (r, n) in enumerate(zip(right, total, strict=True))
+    if r < n
+  )
+  if share and len(names) > 1:
     print('worst classes:')
-    for fraction, r, n, name in sorted(share)[:_SHOWN]:
-      print(f'  {fraction:7.2%}  {r:,} of {n:,}  {name}')
+    for fraction, _, i in share[:_SHOWN]:
+      print(f'  {fraction:7.2%}  {right[i]:,} of {total[i]:,}  {names[i]}')
   if predictions.labels.ndim == 1:
     wrong = _confusions(predictions)[:_SHOWN]
     if wrong:

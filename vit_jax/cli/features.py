@@ -13,7 +13,7 @@ code is 1.
 import argparse
 import sys
 
-from vit_jax.cli import options
+from vit_jax.cli import options, spelling
 
 HELP = 'write the features of images as .npz or .parquet'
 
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
   from vit_jax.inference.prediction import list_images
   from vit_jax.training.progress import progress_bar
 
+  spelling.check_order(args)
   images = list_images(args.images)
   classifier = load_classifier(args.weights, **options.loading(args))
   classifier.max_pixels = args.max_pixels

@@ -15,6 +15,7 @@ is started again. Any other key of a recipe is set by --config.KEY=VALUE.
 """
 
 import argparse
+import json
 import os
 from typing import Any
 
@@ -81,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   _add_settings(parser)
   options.add_module_argument(parser)
   options.add_set_argument(parser)
+  options.add_json_argument(parser)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -170,15 +172,20 @@ def run(args: argparse.Namespace) -> None:
   )
   given = (args.model, weights, args.data)
   if args.dry_run:
-    from vit_jax.preview import preview
+    from vit_jax.preview import in_words, preview
     from vit_jax.recipe.finetuning import folder_config
 
     config = folder_config(*given, **_settings(args))
-    print(preview(config, workdir, show_batch=args.show_batch))
+    facts = preview(config, workdir, show_batch=args.show_batch)
+    print(json.dumps(facts, indent=2) if args.json else in_words(facts))
     return
+  from vit_jax.files import as_path
   from vit_jax.finetuning import finetune
 
-  finetune(*given, workdir, show_batch=args.show_batch, **_settings(args))
+  with text.result_lines(args.json):
+    finetune(*given, workdir, show_batch=args.show_batch, **_settings(args))
+  if args.json:
+    print((as_path(workdir) / 'summary.json').read_text(), end='')
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
       'without a pattern lists all'
     )
   if args.table or args.plot:
+    _check_names(args)
     _compare(args)
     return
   if args.throughput:
@@ -71,6 +72,18 @@ def run(args: argparse.Namespace) -> None:
   )
   for row in rows:
     print(_line(row, width))
+
+
+def _check_names(args: argparse.Namespace) -> None:
+  """ValueError for the name of a file that cannot be written."""
+  from vit_jax.analysis.plots import check_format
+
+  if args.plot:
+    check_format(args.plot)
+  if args.table and not args.table.endswith('.md'):
+    raise ValueError(
+      f'--table {args.table}: the name of the table must end with .md'
+    )
 
 
 def _line(row: dict[str, Any], width: int) -> str:

@@ -15,7 +15,11 @@ With --runner, the shards are written on many machines, see docs/packing.md.
 """
 
 import argparse
+import json
+import sys
+from typing import Any
 
+from vit_jax import text
 from vit_jax.cli import options
 
 HELP = 'pack images into a few large files for fast reading'
@@ -101,11 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='an option of the runner, such as direct_num_workers=4; may be '
     'repeated',
   )
+  options.add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-  import sys
-
   from vit_jax.data.pack import pack
   from vit_jax.data.pack_beam import Runner
 
@@ -147,10 +150,26 @@ def run(args: argparse.Namespace) -> None:
   )
   if terminal:
     print(file=sys.stderr)
+  if args.json:
+    described = {name: _described(meta) for name, meta in splits.items()}
+    print(json.dumps({'output': args.output, 'splits': described}, indent=2))
   for split, meta in splits.items():
-    print(
-      f'{args.output}: {split}, {meta["num_examples"]:,} images of '
-      f'{meta["num_classes"]:,} classes in {len(meta["shards"])} files'
-    )
+    if not args.json:
+      print(
+        f'{args.output}: {split}, {text.counted(meta["num_examples"], "image")}'
+        f' of {text.counted(meta["num_classes"], "class")} in '
+        f'{text.counted(len(meta["shards"]), "file")}'
+      )
     for bad in meta['bad_examples']:
       print(f'left out {bad["id"]}: {bad["reason"]}', file=sys.stderr)
+
+
+def _described(meta: dict[str, Any]) -> dict[str, Any]:
+  """What --json tells about a split, of its metadata."""
+  return {
+    'images': meta['num_examples'],
+    'classes': meta['num_classes'],
+    'files': [shard['file'] for shard in meta['shards']],
+    'left_out': meta['bad'],
+    'reasons': {bad['id']: bad['reason'] for bad in meta['bad_examples']},
+  }

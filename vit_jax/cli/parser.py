@@ -9,7 +9,6 @@ so that help is printed at once.
 
 import argparse
 from collections.abc import Sequence
-import difflib
 import importlib
 import logging
 import os
@@ -49,13 +48,6 @@ COMMANDS = (
   'token-labels',
   'completion',
 )
-TAKES_KEYS = (
-  'ablate',
-  'aot',
-  'finetune',
-  'train',
-  'vtab',
-)  # commands that take --config.KEY=VALUE
 # Errors whose message is enough. Any other error is shown with its traceback.
 _EXITS = """\
 exit codes:
@@ -184,6 +176,8 @@ def _run(argv: Sequence[str]) -> int:
     import argcomplete
 
     argcomplete.autocomplete(parser)
+  if argv[:1] == ['help']:
+    argv = [*argv[1:2], '--help']
   if not argv:
     parser.print_help()
     return 0
@@ -193,7 +187,7 @@ def _run(argv: Sequence[str]) -> int:
     os.environ[text.QUIET] = '1'
   for line in notes:
     text.note(line)
-  if keys and args.command not in TAKES_KEYS:
+  if keys and args.command not in spelling.TAKES_KEYS:
     parser.error(
       f'--config.{next(iter(keys))}: {args.command} takes no keys of a recipe'
     )
@@ -216,13 +210,17 @@ def _parse(
     for action in parser._actions
     if isinstance(action, argparse._SubParsersAction)
   )
+  if argv[0] in ('-v', '-V'):
+    parser.error(f'unknown option {argv[0]}: did you mean --version?')
   command = commands.get(argv[0])
   if command is None:
     if not argv[0].startswith('-'):
-      allowed = _nearest(argv[0], COMMANDS) or f': take {", ".join(COMMANDS)}'
+      allowed = (
+        spelling.nearest(argv[0], COMMANDS) or f': take {", ".join(COMMANDS)}'
+      )
       parser.error(f'unknown command {argv[0]!r}{allowed}')
     return parser.parse_args(argv)
-  _check_options(command, argv[0], argv[1:])
+  spelling.check_options(command, argv[0], argv[1:])
   args = command.parse_intermixed_args(_lists_last(command, argv[1:]))
   args.command = argv[0]
   return args
@@ -277,31 +275,6 @@ def _is_value(action: argparse.Action, word: str) -> bool:
   return not word.startswith('-')
 
 
-def _check_options(
-  parser: argparse.ArgumentParser, command: str, words: Sequence[str]
-) -> None:
-  """Ends with an error that names an option which the command does not have.
-
-  argparse would first complain of required options, of which the unknown one
-  may be a wrong spelling.
-  """
-  known = [x for a in parser._actions for x in a.option_strings]
-  for word in words:
-    name = word.partition('=')[0]
-    if word == '--':
-      return
-    if not name.startswith('--') or any(x.startswith(name) for x in known):
-      continue
-    if '.' in name and command in TAKES_KEYS:
-      parser.error(f'{name}: a key of a recipe is set by --config.{word[2:]}')
-    parser.error(f'unknown option {name}{_nearest(name, known)}')
-
-
-def _nearest(word: str, words: Sequence[str]) -> str:
-  near = difflib.get_close_matches(word, words, n=2)
-  return f': did you mean {" or ".join(near)}?' if near else ''
-
-
 def _words(args: argparse.Namespace) -> dict[str, str]:
   """{key of a recipe: option} of a command, for its error messages."""
   # The keys of recipes are words of train, ablate and aot: KEY=VALUE.
@@ -345,6 +318,8 @@ def _show_error(message: str) -> None:
 def _message(error: Exception) -> str:
   """The message of an error; of the operating system's, without numbers."""
   if isinstance(error, OSError) and error.filename and error.strerror:
+    if isinstance(error, FileExistsError):
+      return f'{error.filename} is a file: give the name of a directory'
     reason = error.strerror[0].lower() + error.strerror[1:]
     return f'{error.filename}: {reason}'
   return str(error)

@@ -20,7 +20,7 @@ import sys
 from typing import IO, Any
 
 from vit_jax import text
-from vit_jax.cli import options
+from vit_jax.cli import options, spelling
 
 HELP = 'classify images with class names and probabilities'
 
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
   from vit_jax.inference import prediction
   from vit_jax.training.progress import ImageProgress
 
+  spelling.check_order(args)
   share, target = options.share(args), args.output
   kind = _format(args)
   images = prediction.list_sizes(args.images)

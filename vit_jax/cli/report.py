@@ -86,6 +86,11 @@ def run(args: argparse.Namespace) -> None:
     )
   if args.watch and args.output:
     raise ValueError('--watch serves the page and writes no file: leave out -o')
+  path = as_path(args.output or 'report.html')
+  if path.suffix.lower() not in ('.html', '.htm'):
+    raise ValueError(
+      f'--output {path}: the name of the page must end with .html'
+    )
   report = Report(
     args.workdirs,
     model=not args.no_model,
@@ -106,7 +111,6 @@ def run(args: argparse.Namespace) -> None:
       print(f'http://{server.server_address[0]}:{server.server_address[1]}/')
       print('Ctrl-C ends', flush=True)
       server.serve_forever()
-  path = as_path(args.output or 'report.html')
   html = report.html()
   path.parent.mkdir(parents=True, exist_ok=True)
   write_atomically(path, html)

@@ -11,7 +11,7 @@ command is started again.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from vit_jax.cli import options
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_workdir_argument(parser, required=False)
   options.add_more_epochs_argument(parser)
   options.add_preview_arguments(parser)
+  options.add_json_argument(parser)
   parser.add_argument(
     '--coordinator',
     metavar='HOST:PORT',
@@ -51,6 +52,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     'settings',
     nargs='*',
+    default=[],  # without it, argparse requires a word
     metavar='KEY=VALUE',
     help='keys of the recipe, such as optim.lr=3e-4',
   )
@@ -80,26 +82,6 @@ def run(args: argparse.Namespace) -> int:
   if args.more_epochs is not None:
     keys['run.extend'] = args.more_epochs
   return main.run(args, keys)
-
-
-def program_arguments(
-  name: str, args: argparse.Namespace, flags: Mapping[str, object]
-) -> list[str]:
-  """The command line of `vit_jax.ablate`.
-
-  Args:
-    name: of the program, for messages.
-    args: of `add_recipe_arguments`, and `keys`, {key: text} of
-      --config.KEY=VALUE.
-    flags: {flag: value}; None leaves a flag out.
-
-  Raises:
-    ValueError: a word is no KEY=VALUE.
-  """
-  words = [f'--config={args.config}', f'--workdir={args.workdir}']
-  words += [f'--{k}={v}' for k, v in flags.items() if v is not None]
-  keys = {**settings(args.settings), **args.keys}
-  return [name, *words, *(f'--config.{k}={v}' for k, v in keys.items())]
 
 
 def settings(words: Sequence[str]) -> dict[str, str]:

@@ -15,10 +15,8 @@ key of a recipe is set by --config.KEY=VALUE.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import sys
 
 from vit_jax import text
 from vit_jax.cli import options
@@ -108,9 +106,7 @@ def run(args: argparse.Namespace) -> None:
   from vit_jax.evaluation.vtab import table
   from vit_jax.finetuning import vtab
 
-  # The lines of the runs would stand before the JSON.
-  output = sys.stderr if args.json else sys.stdout
-  with contextlib.redirect_stdout(output):
+  with text.result_lines(args.json):
     results = vtab(
       args.model,
       '' if args.weights.lower() == 'none' else args.weights,

@@ -103,7 +103,7 @@ def pack(
     ValueError: there is nothing to pack, a class or label does not fit, or a
       split exists already; the message says what to change.
   """
-  paths = _existing(inputs)
+  paths = _existing(inputs, out_dir)
   options: dict[str, Any] = dict(
     shards=shards,
     shuffle_seed=shuffle_seed,
@@ -149,8 +149,13 @@ def _temporary_folder(path: epath.Path) -> Iterator[epath.Path]:
 
 def _existing(
   inputs: str | os.PathLike | Sequence[str | os.PathLike],
+  out_dir: str | os.PathLike,
 ) -> list[epath.Path]:
-  """The inputs as paths; ValueError if there are none or one is missing."""
+  """The inputs as paths.
+
+  Raises:
+    ValueError: there are none, one is missing, or one is the output too.
+  """
   paths = [
     files.as_path(p)
     for p in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)
@@ -163,6 +168,10 @@ def _existing(
         f'{", ".join(missing)} does not exist' if missing else 'no input given'
       )
       + '. Give image folders or tar files'
+    )
+  if files.as_path(out_dir) in paths:
+    raise ValueError(
+      f'{out_dir} is to be packed: give another directory for the result'
     )
   return paths
 

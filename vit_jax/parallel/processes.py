@@ -100,6 +100,20 @@ def detect(timeout: float = 300) -> tuple[str, int, int] | None:
   return None
 
 
+def _incomplete(
+  coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> str:
+  """The message about settings of a job of which one or two are given."""
+  given = {
+    'coordinator=': coordinator,
+    'num_processes=': num_processes,
+    'process_id=': process_id,
+  }
+  words = ', '.join(f'{k}{v}' for k, v in given.items() if v is not None)
+  missing = ' and '.join(f'{k}...' for k, v in given.items() if v is None)
+  return f'{words}: give {missing} too, or none of them to have them detected'
+
+
 def initialize(
   coordinator: str | None = None,
   num_processes: int | None = None,
@@ -148,11 +162,7 @@ def initialize(
       return
     coordinator, num_processes, process_id = settings
   if coordinator is None or num_processes is None or process_id is None:
-    raise ValueError(
-      f'coordinator={coordinator!r}, num_processes={num_processes!r}, '
-      f'process_id={process_id!r}: give all three, or none to have them '
-      'detected'
-    )
+    raise ValueError(_incomplete(coordinator, num_processes, process_id))
   if not 0 <= process_id < num_processes:
     raise ValueError(
       f'process_id={process_id} is not among 0..'

@@ -18,7 +18,8 @@ _DAY = 24 * 3600
 
 @contextlib.contextmanager
 def session(
-  workdir: str | os.PathLike, orderly: tuple[type[BaseException], ...] = ()
+  workdir: str | os.PathLike | None,
+  orderly: tuple[type[BaseException], ...] = (),
 ) -> Iterator[None]:
   """Context manager for a run: logs its output, and ends the job as a whole.
 
@@ -30,7 +31,8 @@ def session(
   if no process makes progress for `stuck_after` seconds.
 
   Args:
-    workdir: the run's directory.
+    workdir: the run's directory; None for a dry run, which writes nothing: all
+      processes write to their console.
     orderly: exceptions that all processes raise together, such as that of a
       preemption.
 
@@ -38,14 +40,16 @@ def session(
     ValueError: the processes do not share the workdir.
   """
   job = current_job()
+  log = contextlib.nullcontext() if workdir is None else log_to(workdir)
   if job is None:
-    with log_to(workdir):
+    with log:
       yield
     return
   job.watch.begin_session()
   try:
-    check_shared_workdir(workdir)
-    with log_to(workdir):
+    if workdir is not None:
+      check_shared_workdir(workdir)
+    with log:
       try:
         yield
       except orderly:

@@ -29,6 +29,7 @@ from vit_jax.recipe.keys import (
   to_json,
 )
 from vit_jax.recipe.sections import Config
+from vit_jax.text import counted
 from vit_jax.training import augment, losses, optimizers
 from vit_jax.training.ema import ema_update
 from vit_jax.training.schedules import Schedule, make_schedule
@@ -321,7 +322,7 @@ def describe(run: Run, num_examples: int, macs: int) -> str:
     f'{"" if width == height else f"x{width}"} px; '
     f'{num_examples:,} training examples of {run.num_classes} classes; '
     f'{run.total_steps:,} steps of {config.data.batch_size} '
-    f'({run.epochs(run.total_steps):.4g} epochs); '
+    f'({counted(float(run.epochs(run.total_steps)), "epoch")}); '
     f'mesh {dict(run.mesh.shape)} of {run.mesh.devices.flat[0].device_kind}, '
     f'{_dtype(run.model)}'
   )

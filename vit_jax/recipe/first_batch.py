@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vit_jax.data.sources.source import Source
 from vit_jax.files import as_path, open_atomically
 from vit_jax.parallel import processes
+from vit_jax.parallel.compilation import compile_together
 from vit_jax.parallel.mesh import replicated
 from vit_jax.preprocessing import normalization
 from vit_jax.recipe.build import Run, make_examples
@@ -26,6 +27,7 @@ _LEAST_WEIGHT = 0.005  # of a class that a label names
 _SIDE = 128  # pixels; smaller images are enlarged by a whole factor
 _WIDTH = 2048  # pixels of the picture, about
 _GAP, _FONT = 8, 13  # pixels
+_MOST_LINES = 5  # of the label of an image
 
 
 class FirstBatch(NamedTuple):
@@ -79,18 +81,27 @@ def first_batch(
 
   def compute(step, batch, extras):
     examples, _ = examples_of(step, batch, extras)
-    examples['targets'] = examples['targets']['label']
+    targets = examples['targets']
+    examples['targets'] = targets['label']
+    if 'token_labels' in targets:  # (B, tokens, C)
+      examples['tokens'] = targets['token_labels'].mean(axis=1)
     return jax.tree.map(lambda x: x[:most].astype(np.float32), examples)
 
   compiled = jax.jit(compute, out_shardings=replicated(run.mesh))
-  examples = jax.tree.map(np.asarray, compiled(np.int32(step), batch, extras))
+  given = (np.int32(step), batch, extras)
+  compile_together(compiled, *given)
+  examples = jax.tree.map(np.asarray, compiled(*given))
   values, config = examples['image'], run.config
   labels = [in_words(target, classes) for target in examples['targets']]
+  others = {}  # (B, C), of which the largest of each image is told
+  if 'tokens' in examples:
+    others['tokens'] = examples['tokens']
   if 'teacher_logits' in examples:
-    likely = np.asarray(jax.nn.softmax(examples['teacher_logits']))
-    for i, (row, best) in enumerate(zip(likely, likely.argmax(1), strict=True)):
+    others['teacher'] = np.asarray(jax.nn.softmax(examples['teacher_logits']))
+  for what, rows in others.items():
+    for i, (row, best) in enumerate(zip(rows, rows.argmax(1), strict=True)):
       name = classes[best] if classes else f'class {best}'
-      labels[i] += f'\nteacher: {row[best]:.2g} {name}'
+      labels[i] += f'\n{what}: {row[best]:.2g} {name}'
   height, width = values.shape[1:3]
   title = (
     f'{config.run.name or config.model.name}, step {step + 1}: {len(values)} '
@@ -185,7 +196,11 @@ def draw(batch: FirstBatch) -> Image.Image:
     for words in text.split('\n')
     for line in textwrap.wrap(words, max(8, int(pixels / (0.6 * _FONT))))
   ]
-  labels = [fit(label, width)[:4] for label in batch.labels]
+  labels = [fit(label, width) for label in batch.labels]
+  labels = [
+    words if len(words) <= _MOST_LINES else [*words[: _MOST_LINES - 1], '...']
+    for words in labels
+  ]
   line = _FONT + 4
   row = height + _GAP + line * max(map(len, labels))
   total = _GAP + columns * (width + _GAP)

@@ -75,12 +75,17 @@ def load_config(
 def load_recipe(path: str) -> types.ModuleType:
   """The module of a recipe file; ConfigError if it cannot be loaded."""
   if not pathlib.Path(path).is_file():
-    folder = pathlib.Path(path).parent
-    names = [x.name for x in folder.glob('*.py')]
-    near = difflib.get_close_matches(pathlib.Path(path).name, names)
+    given = pathlib.Path(path)
+    recipes = [str(x) for x in given.parent.glob('*.py')]
+    if given.parent == pathlib.Path('.'):  # the directory is left out
+      recipes += [str(x) for x in pathlib.Path('configs').glob('*.py')]
+    by_name = {pathlib.Path(x).stem: x for x in recipes}
+    near = difflib.get_close_matches(given.stem, by_name)
+    if given.is_dir():
+      raise ConfigError(f'{path} is a directory: name one of its recipes, X.py')
     raise ConfigError(
       f'{path}: there is no such recipe'
-      + (f'; did you mean {folder / near[0]}?' if near else '')
+      + (f'; did you mean {by_name[near[0]]}?' if near else '')
     )
   spec = importlib.util.spec_from_file_location(
     f'recipe_{pathlib.Path(path).stem}', path
@@ -132,7 +137,10 @@ def _mistakes_of(path: str):
 
 def _one_line(error: BaseException) -> str:
   """The message of an error on one line; ml_collections quotes newlines."""
-  return ' '.join(str(error).strip('\'"').replace('\\n', ' ').split())
+  words = str(error).replace('\\n', ' ')
+  if words[:1] in ('"', "'") and words[-1:] == words[:1]:
+    words = words[1:-1]
+  return ' '.join(words.split())
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

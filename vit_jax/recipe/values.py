@@ -141,6 +141,8 @@ def _no_such_key(key: str) -> str:
   """The message about an unknown key: the nearest one, its type and default."""
   defaults = default_config()
   section, _, name = key.partition('.')
+  if section in defaults and not name:
+    return f'{section} is a section: set one of its keys, {section}.KEY=VALUE'
   if section not in defaults:
     section = nearest_word(section, defaults)
   keys = defaults[section]

@@ -103,11 +103,13 @@ def read(
   path = hub.local_file(path)
   try:
     if path.is_dir():
+      _refuse_prefix(prefix, 'a workdir or step')
       return _read_step(path, average)
     if not path.exists():
       raise WeightsError('there is no such file')
     file = _read_file(path)
     if file.kind not in ('torch', 'safetensors'):
+      _refuse_prefix(prefix, f'an {file.kind} file')
       return file
     chosen = prefixes.select(file.arrays, prefix=prefix)
     if chosen.prefix or chosen.outside:
@@ -126,6 +128,15 @@ def read(
       f'cannot read weights from {path}: it is damaged or '
       f'not readable ({type(e).__name__}: {e})'
     ) from e
+
+
+def _refuse_prefix(prefix: str | None, kind: str) -> None:
+  """WeightsError if a prefix is given that would have no effect."""
+  if prefix:
+    raise WeightsError(
+      f'prefix={prefix!r} goes with .pth and .safetensors files, and this is '
+      f'{kind}: leave it out'
+    )
 
 
 def _read_file(path: epath.Path) -> WeightFile:

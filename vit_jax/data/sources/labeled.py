@@ -110,7 +110,10 @@ def _read_ordered(path: str | os.PathLike) -> list[Any] | None:
   path = as_path(path)
   if not path.is_file():
     raise ValueError(f'the labels file {path} does not exist')
-  text, _ = decode_text(path)
+  try:
+    text, _ = decode_text(path)
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from e
   if text.lstrip()[:1] == '[':
     try:
       values = json.loads(text)
