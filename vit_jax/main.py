@@ -28,6 +28,8 @@ def run(values: Any, overrides: dict[str, str]) -> int:
   from vit_jax.recipe.checks import check
   from vit_jax.recipe.overrides import load_config
 
+  if values.more_epochs is not None:
+    overrides = {**overrides, 'run.extend': str(values.more_epochs)}
   config = load_config(values.config, overrides)
   check(config)
   from vit_jax.parallel import processes
@@ -76,6 +78,7 @@ def main() -> None:
     ('process_id', 'Number of this process, from 0, if not detected.'),
   ):
     flags.DEFINE_integer(name, None, words)
+  flags.DEFINE_float('more_epochs', None, 'Go on with the run for N epochs.')
   for name, words in (
     ('dry_run', 'Say what the run would do, and train nothing.'),
     ('json', 'Print the results as JSON.'),

@@ -828,3 +828,17 @@ def test_train_and_ablate_get_the_keys_of_both_spellings(monkeypatch, capsys):
     assert code == 1 and 'lr: must have the form KEY=VALUE' in error
   keys = {'optim.lr': '3e-4', 'data.dir': 'a b'}
   assert seen == 2 * [('configs/x.py:b16', 'runs/x', keys)]
+
+
+def test_more_epochs_is_a_key_of_the_recipe(monkeypatch, capsys):
+  seen = []
+
+  def check(config):
+    seen.append(config.run.extend)
+    raise ValueError('enough')
+
+  monkeypatch.setattr('vit_jax.recipe.checks.check', check)
+  words = ['train', f'{ROOT}/configs/digits.py', '--workdir', 'w']
+  for more in ([], ['--more-epochs', '2.5']):
+    assert run(capsys, *words, *more)[::2] == (1, 'enough')
+  assert seen == [None, 2.5]

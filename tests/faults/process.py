@@ -245,6 +245,7 @@ def _train(
     num_processes=count,
     process_id=process,
     show_batch=None,
+    more_epochs=None,
     dry_run=False,
     json=False,
   )

@@ -78,10 +78,7 @@ def run(args: argparse.Namespace) -> int:
   from vit_jax import main
 
   logging.use_absl_handler()  # as absl's app.run does for vit_jax.main
-  keys = {**settings(args.settings), **args.keys}
-  if args.more_epochs is not None:
-    keys['run.extend'] = args.more_epochs
-  return main.run(args, keys)
+  return main.run(args, {**settings(args.settings), **args.keys})
 
 
 def settings(words: Sequence[str]) -> dict[str, str]:

@@ -39,9 +39,9 @@ def ending(
   steps = list_steps(as_path(workdir) / FOLDER)
   where = shlex.quote(os.fspath(workdir))
   lines += _checkpoints(steps, best)
-  # Every command that trains takes keys; only some have --more-epochs.
+  # Every program that trains takes keys; only some have --more-epochs.
   lines.append(
-    'go on:    the same command with --config.run.extend=N, for N more epochs'
+    'go on:    the same command with --more-epochs N (--config.run.extend=N)'
   )
   lines.append(f'predict:  vit-jax predict {where} IMAGE...')
   lines.append(f'evaluate: vit-jax evaluate {where} {_data(config)}')
