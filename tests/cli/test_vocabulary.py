@@ -213,7 +213,7 @@ def test_long_lines_are_wrapped_on_a_terminal_only(monkeypatch):
 
 def test_paths_of_a_table_are_folded_after_a_slash():
   rows = [('Transformer/encoderblock_0/LayerNorm_0/scale', '32'), ('head', '1')]
-  assert text.table(rows, width=34).splitlines() == [
+  assert text.table(rows, right=(1,), width=34).splitlines() == [
     'Transformer/encoderblock_0/  32',
     '  LayerNorm_0/scale',
     'head                          1',
