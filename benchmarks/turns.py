@@ -37,7 +37,7 @@ _PACKAGES = (
 )
 _BUSY = 0.5  # load on each core, above which a table comes with a warning
 _PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep
-_SHORTEST = 0.1  # seconds; shorter runs are repeated within their turn
+_SHORTEST = 0.5  # seconds; shorter runs are repeated within their turn
 DEVICES = 'cpu', 'gpu'
 
 

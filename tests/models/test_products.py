@@ -1,0 +1,113 @@
+"""The forms of layers for CPUs equal those for other devices."""
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vit_jax.models import products
+from vit_jax.models.layer_norm import LayerNorm
+from vit_jax.models.mlp import GELU, activate
+from vit_jax.models.patches import embed_patches
+from vit_jax.models.platform import traced_for
+
+
+def _normal(seed: int, *shape: int) -> jax.Array:
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _with_gradients(function, *args):
+  y, backward = jax.vjp(function, *args)
+  return y, backward(_normal(9, *y.shape).astype(y.dtype))
+
+
+def _assert_the_same_on_cpu(function, *args, atol=1e-5):
+  with traced_for('cpu'):
+    ours = _with_gradients(function, *args)
+  with traced_for('any'):
+    other = _with_gradients(function, *args)
+  chex.assert_trees_all_close(ours, other, atol=atol)
+
+
+class _Patches(nn.Module):
+  patch: tuple[int, int]
+
+  @nn.compact
+  def __call__(self, x):
+    return embed_patches(x, 5, self.patch)
+
+
+@pytest.mark.parametrize(
+  ('x', 'kernel'),
+  [((2, 7, 6), (6, 4)), ((2, 7, 6), (6, 2, 3)), ((2, 7, 2, 3), (2, 3, 5))],
+  ids=['dense', 'to heads', 'from heads'],
+)
+def test_products_of_dense_layers(x, kernel):
+  axes = len(x) - 2 if len(x) > 3 else 1
+  dims = (
+    (tuple(range(len(x) - axes, len(x))), tuple(range(axes))),
+    ((), ()),
+  )
+  _assert_the_same_on_cpu(
+    lambda x, w: products.dot_general(x, w, dims),
+    _normal(0, *x),
+    _normal(1, *kernel),
+  )
+
+
+@pytest.mark.parametrize('size', [(8, 12), (9, 14)], ids=['whole', 'cut off'])
+def test_patch_embeddings(size):
+  module = _Patches((4, 3))
+  images = _normal(0, 2, *size, 3)
+  variables = module.init(jax.random.key(1), images)
+  _assert_the_same_on_cpu(module.apply, variables, images)
+
+
+def test_attention_and_maps():
+  q, k = _normal(0, 2, 5, 3, 4), _normal(1, 2, 6, 3, 4)
+  _assert_the_same_on_cpu(products.attention_logits, q, k)
+  maps = _normal(2, 2, 3, 5, 6)
+  _assert_the_same_on_cpu(products.attention_output, maps, k)
+  _assert_the_same_on_cpu(products.mix_maps, maps, _normal(3, 3, 4))
+
+
+@pytest.mark.parametrize('activation', GELU)
+def test_activations(activation):
+  x = 3 * _normal(0, 4, 7)
+  _assert_the_same_on_cpu(lambda x: activate(x, activation), x)
+
+
+def test_exact_gelu_equals_that_of_flax():
+  x = jnp.linspace(-12, 12, 2001)
+  chex.assert_trees_all_close(
+    _with_gradients(GELU['gelu_erf'], x),
+    _with_gradients(lambda x: nn.gelu(x, approximate=False), x),
+    atol=2e-6,
+  )
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'any'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_layer_norm_equals_that_of_flax(platform, dtype):
+  x = (3 * _normal(0, 2, 5, 8) + 2).astype(dtype)
+  params = {'params': {'scale': _normal(1, 8), 'bias': _normal(2, 8)}}
+  for eps in (1e-6, 0.1):
+    ours, theirs = LayerNorm(eps, dtype), nn.LayerNorm(eps, dtype)
+    with traced_for(platform):
+      chex.assert_trees_all_equal_shapes_and_dtypes(
+        ours.init(jax.random.key(0), x), theirs.init(jax.random.key(0), x)
+      )
+      actual = _with_gradients(ours.apply, params, x)
+    expected = _with_gradients(theirs.apply, params, x)
+    chex.assert_trees_all_equal_dtypes(actual, expected)
+    as_float = lambda tree: jax.tree.map(lambda a: a.astype('float32'), tree)
+    atol = 2e-5 if dtype == 'float32' else 0.06
+    chex.assert_trees_all_close(as_float(actual), as_float(expected), atol=atol)
+
+
+def test_layer_norm_of_a_constant_is_finite():
+  module = LayerNorm()
+  x = jnp.full((1, 3, 8), 1e4)
+  result = _with_gradients(module.apply, module.init(jax.random.key(0), x), x)
+  chex.assert_tree_all_finite(result)
