@@ -6,7 +6,7 @@ import importlib.util
 import sys
 
 from benchmarks import turns
-from vit_jax import large_pages
+from vit_jax import allocation
 
 # timm's names; BiT-R50x1 is `resnetv2_50x1_bit`.
 MODELS = (
@@ -51,7 +51,7 @@ def candidates(
     prepare = f'benchmarks.{module}:{function}'
     env = turns.on_device(device)
     if name == 'vit_jax':  # as the commands of vit-jax start themselves
-      env = {**env, large_pages.VARIABLE: large_pages.VALUE}
+      env = {**env, allocation.VARIABLE: allocation.settings()}
     return turns.Candidate(name, prepare, {**settings, **more}, batch, env)
 
   rows = [one('vit_jax', 'models_jax', what)]

@@ -16,7 +16,7 @@ import re
 import sys
 from typing import NoReturn
 
-from vit_jax import large_pages, text
+from vit_jax import allocation, text
 from vit_jax.cli import spelling
 from vit_jax.cli.options import in_options
 from vit_jax.program_cache import keep_programs
@@ -331,8 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   Args:
     argv: the words after the program's name; None takes those of the process.
   """
-  if argv is None and sys.argv[1:2] and sys.argv[1] in large_pages.COMMANDS:
-    large_pages.restart_with_large_pages()
+  if argv is None and sys.argv[1:2] and sys.argv[1] in allocation.COMMANDS:
+    allocation.restart_with_kept_memory()
   argv = sys.argv[1:] if argv is None else list(argv)
   quiet = os.environ.get(text.QUIET, '')
   try:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from vit_jax.large_pages import restart_with_large_pages
+from vit_jax.allocation import restart_with_kept_memory
 from vit_jax.program_cache import keep_programs
 from vit_jax.recipe.overrides import split_flags
 
@@ -36,7 +36,7 @@ def run_program(program: Program, usage: str) -> None:
       --config.KEY=VALUE.
     usage: the required flags, shown in the message about an unexpected word.
   """
-  restart_with_large_pages()
+  restart_with_kept_memory()
   try:
     argv, overrides = split_flags(sys.argv)
   except ValueError as e:
