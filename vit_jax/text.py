@@ -1,6 +1,6 @@
 """Writes numbers, tables and JSON as text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import io
 import json
@@ -69,14 +69,26 @@ class Wrapping:
     return getattr(self._stream, name)
 
 
-def result_lines(as_json: bool) -> Any:
+@contextlib.contextmanager
+def result_lines(as_json: bool) -> Iterator[None]:
   """Context manager: where the lines of a run go, whose results follow.
 
   With `as_json` they go to stderr, because the standard output is for the JSON.
+  So do the lines of C++ libraries, such as Gloo, which write to descriptor 1.
   """
-  return contextlib.redirect_stdout(
-    sys.stderr if as_json else cast(TextIO, Wrapping(sys.stdout))
-  )
+  if not as_json:
+    with contextlib.redirect_stdout(cast(TextIO, Wrapping(sys.stdout))):
+      yield
+    return
+  sys.stdout.flush()
+  output = os.dup(1)
+  os.dup2(2, 1)
+  try:
+    with contextlib.redirect_stdout(sys.stderr):
+      yield
+  finally:
+    os.dup2(output, 1)
+    os.close(output)
 
 
 def shortened(value: object, most: int = 200) -> str:
