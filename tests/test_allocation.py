@@ -52,7 +52,7 @@ def test_nothing_happens_without_glibc(_starts, monkeypatch):
 
 
 @pytest.mark.parametrize('limit', ['max\n', '1000000\n', None])
-def test_a_tenth_of_the_memory_is_kept(monkeypatch, tmp_path, limit):
+def test_a_quarter_of_the_memory_is_kept(monkeypatch, tmp_path, limit):
   path = tmp_path / 'memory.max'
   if limit is not None:
     path.write_text(limit)
@@ -60,7 +60,7 @@ def test_a_tenth_of_the_memory_is_kept(monkeypatch, tmp_path, limit):
   values = dict(x.split('=') for x in allocation.settings().split(':'))
   kept = int(values['glibc.malloc.mmap_threshold'])
   if limit == '1000000\n':
-    assert kept == 100_000
+    assert kept == 250_000
   else:
     assert kept > 10_000_000
   assert int(values['glibc.malloc.trim_threshold']) == 2 * kept

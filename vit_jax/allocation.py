@@ -29,7 +29,7 @@ COMMANDS = (
 )
 # Blocks up to this fraction of the memory are kept. Parts of kept memory cannot
 # always be used again, so a program can need two such blocks more.
-_KEPT = 1 / 10
+_KEPT = 1 / 4
 _CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')
 
 
