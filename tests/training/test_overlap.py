@@ -111,8 +111,7 @@ def test_a_run_has_no_hidden_transfer_and_compiles_once(
     log=dict(checkpoint_steps=4, every_steps=2),
   )
   train_and_evaluate(config, tmp_path, jax.devices()[:1])
-  with jax.transfer_guard('allow'):  # it is opened once, before all images
-    classifier = load_classifier(tmp_path)
+  classifier = load_classifier(tmp_path)
   images = [np.full((20, 20, 3), i, np.uint8) for i in range(14)]
   assert len([*classifier.classify(images, batch_size=8)]) == 14
   programs = 'train_step', 'eval_step', 'top_classes'

@@ -139,8 +139,9 @@ def _fresh(
   model = create_model(
     name, num_classes, **({'scan': True} if 'scan' in fields else {})
   )
-  image = jnp.zeros((1, *size, 3))
-  return model, lambda: model.init(jax.random.key(0), image, train=False)
+  return model, lambda: model.init(
+    jax.random.key(0), jnp.zeros((1, *size, 3)), train=False
+  )
 
 
 def live_function(

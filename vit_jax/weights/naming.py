@@ -222,8 +222,7 @@ def _trace(
   model: nn.Module, image_size: tuple[int, int]
 ) -> tuple[dict[str, Shape], tuple[int, int] | None]:
   (_, out), variables = jax.eval_shape(
-    functools.partial(model.init_with_output, train=False),
-    jax.random.key(0),
+    lambda x: model.init_with_output(jax.random.key(0), x, train=False),
     jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32),
   )
   stem = out.get('stem')
