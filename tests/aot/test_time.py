@@ -106,7 +106,7 @@ def test_kernels_of_a_traced_program():
   called = {k.name: k for k in kernels.kernels(_traced())}
   assert set(called) == {'forward_attention', 'backward_attention'}
   forward = called['forward_attention']
-  assert forward.steps == 4 and not forward.loops  # two heads in a step
+  assert forward.steps == 2 and not forward.loops  # four heads in a step
   assert forward.operands == ('bf16[2,4,16,24]',) * 3
   assert forward.results == ('bf16[2,4,16,24]', 'f32[2,4,1,24]')
   # 24 tokens are stored as 128; a row of float32 numbers is not padded.
@@ -164,5 +164,5 @@ def test_prices_of_kernels(chip, monkeypatch):
   priced = kernels.prices(called, chip, '2x2')
   assert len(priced) == 2
   for price in priced.values():
-    assert price['by'] == 'schedule' and price['steps'] == 4
-    np.testing.assert_equal(price['cycles'], price['bundles'] * 4)
+    assert price['by'] == 'schedule' and price['steps'] == 2
+    np.testing.assert_equal(price['cycles'], price['bundles'] * 2)

@@ -19,6 +19,7 @@ SHAPES = {  # batch, queries, keys, heads, K, V
   'tokens': (2, 17, 17, 2, 16, 16),
   'other keys and values': (1, 17, 20, 2, 16, 32),
   'odd heads, narrow': (1, 18, 18, 3, 8, 8),
+  'five heads': (1, 9, 9, 5, 16, 16),
 }
 
 
@@ -69,7 +70,7 @@ def test_large_logits_do_not_overflow():
 @pytest.mark.parametrize('preset', ['data', 'fsdp_tensor'])
 def test_each_device_computes_its_examples_and_heads(preset):
   mesh = make_mesh(preset)
-  args = _operands((8, 16, 16, 2, 8, 8), 'float32')
+  args = _operands((8, 100, 100, 2, 8, 8), 'float32')
   with jax.set_mesh(mesh):
     assert tpu.fits(*args[:3])
     ours = jax.jit(lambda *x: _with_gradients(_interpreted, *x))(*args)
@@ -86,7 +87,7 @@ def _kernels(shape, dtype='bfloat16', **kwargs):
     return str(jax.make_jaxpr(grad)(q, k, v)).count('pallas_call[')
 
 
-TOKENS = (8, 20, 20, 2, 16, 16)
+TOKENS = (8, 100, 100, 2, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +96,10 @@ TOKENS = (8, 20, 20, 2, 16, 16)
     ({}, dict(dropout=lambda probs: probs / 2)),
     (dict(queries=1), {}),
     (dict(keys=tpu.MAX_TOKENS + 1), {}),
+    (dict(queries=257, keys=257), {}),
     (dict(batch=3), {}),
   ],
-  ids=['dropout', 'class token', 'many tokens', 'batch'],
+  ids=['dropout', 'class token', 'many tokens', 'padding', 'batch'],
 )
 def test_other_shapes_take_the_plain_form(changes, kwargs):
   names = ('batch', 'queries', 'keys', 'heads', 'K', 'V')
