@@ -64,6 +64,32 @@ def test_patch_embeddings(size):
   _assert_the_same_on_cpu(module.apply, variables, images)
 
 
+@pytest.mark.parametrize(
+  ('size', 'stride', 'padding', 'side'),
+  [
+    (1, 1, 'SAME', 5),
+    (1, 2, 'VALID', 5),
+    (1, 2, 0, 6),
+    (1, 1, 1, 4),
+    (3, 1, 'SAME', 28),
+    (3, 1, 1, 29),
+    (3, 2, 1, 28),
+    (3, 1, 'VALID', 28),
+  ],
+)
+def test_convolutions(size, stride, padding, side):
+  module = nn.Conv(
+    4,
+    (size, size),
+    stride,
+    padding,
+    conv_general_dilated=products.convolution,
+  )
+  x = _normal(0, 2, side, side, 3)
+  variables = module.init(jax.random.key(1), x)
+  _assert_the_same_on_cpu(module.apply, variables, x, atol=2e-4)
+
+
 def test_attention_and_maps():
   q, k = _normal(0, 2, 5, 3, 4), _normal(1, 2, 6, 3, 4)
   _assert_the_same_on_cpu(products.attention_logits, q, k)

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.initializers import TIMM, torch_conv_kernel
 from vit_jax.models.patches import embed_patches
+from vit_jax.models.products import convolution
 
 
 class ConvStem(nn.Module):
@@ -58,6 +59,7 @@ class ConvStem(nn.Module):
         dtype=self.dtype,
         name=f'conv_{i}',
         kernel_init=torch_conv_kernel,
+        conv_general_dilated=convolution,
       )(x)
       norm = self.batch_norm(dtype=self.dtype, name=f'bn_{i}')
       x = nn.relu(norm(x, train))

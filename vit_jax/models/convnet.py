@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import REMAT, check_field
 from vit_jax.models.heads import global_mean
+from vit_jax.models.products import convolution
 from vit_jax.models.tpu_layout import split_batch
 
 # How a map is padded for a kernel of size k. 'symmetric', as in PyTorch: with
@@ -80,6 +81,7 @@ class ConvLayers(NamedTuple):
       use_bias=use_bias,
       dtype=self.dtype,
       kernel_init=kernel_init or fan_out_normal(groups),
+      conv_general_dilated=convolution,
       name=name,
     )(x)
 

@@ -1,10 +1,12 @@
-"""Matrix products of Dense layers and patch embeddings, for the device at hand.
+"""Products of matrices and convolutions, for the device at hand.
 
 Nothing here changes the values of a model beyond rounding. A CPU multiplies two
 matrices fastest, so there the axes of a batch become one; a TPU gets the layout
 of `tpu_layout`.
 """
 
+from collections.abc import Sequence
+import functools
 import math
 from typing import Any
 
@@ -133,3 +135,88 @@ def patch_convolution(
   x = jnp.swapaxes(x, 2, 3).reshape(-1, height * width * channels)
   y = x @ kernel.reshape(-1, features)
   return y.reshape(-1, rows, columns, features)
+
+
+# From so many positions on, the gradient of a 3x3 kernel is faster as nine
+# products than as a convolution on a CPU (53 against 83 GFLOP/s at 28 x 28,
+# equal at 14 x 14; jaxlib 0.10).
+_POSITIONS = 28 * 28
+
+
+def convolution(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  feature_group_count: int = 1,
+  **kwargs: Any,
+) -> jax.Array:
+  """`lax.conv_general_dilated` of (B, H, W, C), without dilation.
+
+  On a CPU, a 1x1 convolution is a product of matrices: its gradient of the
+  kernel is four times as fast. That of a 3x3 kernel on a large map is the sum
+  of nine products.
+
+  Args:
+    x: (B, H, W, C).
+    kernel: (height, width, C / groups, D).
+    strides: (vertical, horizontal).
+    padding: as in `lax.conv_general_dilated`.
+    feature_group_count: number of groups.
+    **kwargs: its other arguments.
+
+  Returns:
+    (B, H', W', D).
+  """
+  convolve = functools.partial(
+    jax.lax.conv_general_dilated,
+    window_strides=tuple(strides),
+    padding=padding,
+    feature_group_count=feature_group_count,
+    **kwargs,
+  )
+  if target_platform() != 'cpu' or feature_group_count > 1:
+    return convolve(x, kernel)
+  height, width, channels, features = kernel.shape
+  around = (
+    padding if isinstance(padding, str) else {n for p in padding for n in p}
+  )
+  if (height, width) == (1, 1) and around in ('SAME', 'VALID', {0}):
+    x = x[:, :: strides[0], :: strides[1]]
+    y = x.reshape(-1, channels) @ kernel.reshape(channels, features)
+    return y.reshape(*x.shape[:3], features)
+  same = around in ('SAME', {1}) and tuple(strides) == (1, 1)
+  if (
+    (height, width) == (3, 3) and same and x.shape[1] * x.shape[2] >= _POSITIONS
+  ):
+    return _convolution_3x3(x, kernel, convolve)
+  return convolve(x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolution_3x3(x, kernel, convolve):
+  """A convolution with stride 1 that keeps height and width."""
+  return convolve(x, kernel)
+
+
+def _convolution_backward(convolve, kept, g):
+  x, kernel = kept
+  (grad_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](g)
+  height, width, channels = x.shape[1:]
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  g = g.reshape(-1, g.shape[-1])
+
+  def one(row, column):
+    part = padded[:, row : row + height, column : column + width]
+    return jnp.einsum('nk,nm->km', part.reshape(-1, channels), g)
+
+  rows = [
+    jnp.stack([one(row, column) for column in range(3)]) for row in range(3)
+  ]
+  return grad_x, jnp.stack(rows)
+
+
+_convolution_3x3.defvjp(
+  lambda x, kernel, convolve: (convolve(x, kernel), (x, kernel)),
+  _convolution_backward,
+)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import REMAT, check_field
+from vit_jax.models.products import convolution
 from vit_jax.models.tpu_layout import constrain
 
 GROUPS = 32  # number of groups of GroupNorm in all released models
@@ -64,7 +65,7 @@ class StdConv(nn.Module):
     else:
       inverse = 1 / (jnp.sqrt(var) + self.eps)
     w = (w - mean) * inverse
-    return jax.lax.conv_general_dilated(
+    return convolution(
       x.astype(self.dtype),
       w.astype(self.dtype),
       (self.stride,) * 2,
