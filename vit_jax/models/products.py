@@ -18,6 +18,15 @@ from vit_jax.models import tpu_layout
 from vit_jax.models.platform import target_platform
 
 
+def _on_one_cpu() -> bool:
+  """Whether a model is traced for a single CPU.
+
+  Over several devices, an array with fewer axes cannot be split as before.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return target_platform() == 'cpu' and (mesh.empty or mesh.size == 1)
+
+
 def dot_general(
   x: jax.Array,
   kernel: jax.Array,
@@ -45,7 +54,7 @@ def dot_general(
   """
   axes = len(dims[0][0])
   last = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
-  if target_platform() != 'cpu' or dims != (last, ((), ())):
+  if not _on_one_cpu() or dims != (last, ((), ())):
     return tpu_layout.dot_general(
       x, kernel, dims, precision, before_dropout=before_dropout, **kwargs
     )
@@ -126,7 +135,7 @@ def patch_convolution(
   Returns:
     (B, H / height, W / width, D).
   """
-  if target_platform() != 'cpu':
+  if not _on_one_cpu():
     return jax.lax.conv_general_dilated(x, kernel, strides, *args, **kwargs)
   height, width, channels, features = kernel.shape
   rows, columns = x.shape[1] // height, x.shape[2] // width
@@ -175,7 +184,7 @@ def convolution(
     feature_group_count=feature_group_count,
     **kwargs,
   )
-  if target_platform() != 'cpu' or feature_group_count > 1:
+  if not _on_one_cpu() or feature_group_count > 1:
     return convolve(x, kernel)
   height, width, channels, features = kernel.shape
   around = (
