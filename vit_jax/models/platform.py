@@ -42,7 +42,7 @@ def target_platform() -> str:
   device = jax.sharding.get_abstract_mesh().abstract_device
   if device is not None:
     return _kind(device.platform)
-  default = jax.config.jax_default_device
+  default = getattr(jax.config, 'jax_default_device', None)
   if default is not None:
     return _kind(getattr(default, 'platform', default))
   return _kind(jax.default_backend())
