@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.attention_operands import operands, with_gradients
 from vit_jax.models import attention
 from vit_jax.models.fused import attend as fused
 from vit_jax.models.platform import target_platform, traced_for
@@ -16,28 +17,17 @@ SHAPES = {  # batch, queries, keys, heads, K, V
 }
 
 
-def _operands(shape, dtype):
-  b, t, s, h, k, v = shape
-  keys = jax.random.split(jax.random.key(0), 4)
-  shapes = ((b, t, h, k), (b, s, h, k), (b, s, h, v), (b, t, h, v))
-  return [
-    (3 * jax.random.normal(*x)).astype(dtype)
-    for x in zip(keys, shapes, strict=True)
-  ]
-
-
-def _with_gradients(attend, q, k, v, g):
-  y, backward = jax.vjp(lambda *x: attend(*x)[0], q, k, v)
-  return y, *backward(g)
+def _output_of(attend):
+  return lambda *args: attend(*args)[0]
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_form_for_cpus_equals_the_plain_form(shape, dtype):
-  args = _operands(shape, dtype)
-  ours = jax.jit(lambda *x: _with_gradients(fused.attend, *x))(*args)
+  args = operands(shape, dtype)
+  ours = jax.jit(lambda *x: with_gradients(_output_of(fused.attend), *x))(*args)
   exact = [x.astype(jnp.float32) for x in args]
-  plain = _with_gradients(attention.attend, *exact)
+  plain = with_gradients(_output_of(attention.attend), *exact)
   tolerance = 1e-5 if dtype == 'float32' else 0.04
   for a, b in zip(ours, plain, strict=True):
     assert a.dtype == dtype
@@ -46,15 +36,15 @@ def test_the_form_for_cpus_equals_the_plain_form(shape, dtype):
 
 
 def test_large_logits_do_not_overflow():
-  q, k, v, g = (100 * x for x in _operands(SHAPES['tokens'], 'float32'))
-  ours = _with_gradients(fused.attend, q, k, v, g)
-  plain = _with_gradients(attention.attend, q, k, v, g)
+  q, k, v, g = (100 * x for x in operands(SHAPES['tokens'], 'float32'))
+  ours = with_gradients(_output_of(fused.attend), q, k, v, g)
+  plain = with_gradients(_output_of(attention.attend), q, k, v, g)
   chex.assert_tree_all_finite(ours)
   chex.assert_trees_all_close(ours[0], plain[0], rtol=1e-4)
 
 
 def test_dropout_takes_the_plain_form():
-  q, k, v, _ = _operands(SHAPES['tokens'], 'float32')
+  q, k, v, _ = operands(SHAPES['tokens'], 'float32')
   halve = lambda probs: probs / 2
   y, probs = fused.attend(q, k, v, dropout=halve)
   assert probs is None

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.attention_operands import operands, with_gradients
 from vit_jax.models import attention, tpu_layout
 from vit_jax.models.fused import attend as fused
 from vit_jax.models.fused import tpu
@@ -23,21 +24,6 @@ SHAPES = {  # batch, queries, keys, heads, K, V
 }
 
 
-def _operands(shape, dtype):
-  b, t, s, h, k, v = shape
-  keys = jax.random.split(jax.random.key(0), 4)
-  shapes = ((b, t, h, k), (b, s, h, k), (b, s, h, v), (b, t, h, v))
-  return [
-    (3 * jax.random.normal(*x)).astype(dtype)
-    for x in zip(keys, shapes, strict=True)
-  ]
-
-
-def _with_gradients(attend, q, k, v, g):
-  y, backward = jax.vjp(attend, q, k, v)
-  return y, *backward(g)
-
-
 def _interpreted(q, k, v):
   return tpu.attend(q, k, v, True)
 
@@ -49,10 +35,10 @@ def _plain(q, k, v):
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_kernel_equals_the_plain_form(shape, dtype):
-  args = _operands(shape, dtype)
-  ours = jax.jit(lambda *x: _with_gradients(_interpreted, *x))(*args)
+  args = operands(shape, dtype)
+  ours = jax.jit(lambda *x: with_gradients(_interpreted, *x))(*args)
   exact = [x.astype(jnp.float32) for x in args]
-  plain = _with_gradients(_plain, *exact)
+  plain = with_gradients(_plain, *exact)
   tolerance = 1e-5 if dtype == 'float32' else 0.02
   for a, b in zip(ours, plain, strict=True):
     assert a.dtype == dtype
@@ -61,8 +47,8 @@ def test_the_kernel_equals_the_plain_form(shape, dtype):
 
 
 def test_large_logits_do_not_overflow():
-  args = [100 * x for x in _operands(SHAPES['tokens'], 'float32')]
-  ours = jax.jit(lambda *x: _with_gradients(_interpreted, *x))(*args)
+  args = [100 * x for x in operands(SHAPES['tokens'], 'float32')]
+  ours = jax.jit(lambda *x: with_gradients(_interpreted, *x))(*args)
   chex.assert_tree_all_finite(ours)
   chex.assert_trees_all_close(ours[0], _plain(*args[:3]), rtol=1e-4)
 
@@ -70,16 +56,16 @@ def test_large_logits_do_not_overflow():
 @pytest.mark.parametrize('preset', ['data', 'fsdp_tensor'])
 def test_each_device_computes_its_examples_and_heads(preset):
   mesh = make_mesh(preset)
-  args = _operands((8, 100, 100, 2, 8, 8), 'float32')
+  args = operands((8, 100, 100, 2, 8, 8), 'float32')
   with jax.set_mesh(mesh):
     assert tpu.fits(*args[:3])
-    ours = jax.jit(lambda *x: _with_gradients(_interpreted, *x))(*args)
-  chex.assert_trees_all_close(ours, _with_gradients(_plain, *args), atol=1e-4)
+    ours = jax.jit(lambda *x: with_gradients(_interpreted, *x))(*args)
+  chex.assert_trees_all_close(ours, with_gradients(_plain, *args), atol=1e-4)
 
 
 def _kernels(shape, dtype='bfloat16', **kwargs):
   """Number of kernels in the gradient of `fused.attend` as traced for TPUs."""
-  q, k, v, _ = _operands(shape, dtype)
+  q, k, v, _ = operands(shape, dtype)
   grad = jax.grad(
     lambda *x: fused.attend(*x, **kwargs)[0].astype('float32').sum(), (0, 1, 2)
   )
@@ -122,7 +108,7 @@ def test_few_heads_on_a_tensor_axis_take_the_plain_form():
 
 
 def test_a_program_for_any_platform_has_no_kernel():
-  q, k, v, _ = _operands(TOKENS, 'float32')
+  q, k, v, _ = operands(TOKENS, 'float32')
   with traced_for('any'):
     program = jax.make_jaxpr(lambda *x: fused.attend(*x)[0])(q, k, v)
   assert 'pallas_call' not in str(program)
