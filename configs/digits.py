@@ -2,7 +2,7 @@
 
     python -m vit_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Measured on two CPU cores: one to two minutes, about 98 % of the 360 test
+Measured on two CPU cores: one to two minutes, 97 to 98 % of the 360 test
 images.
 """
 
