@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import headers
+from vit_jax.data import headers, jpeg_rows
 from vit_jax.data.headers import BadImage
 
 cv2.setNumThreads(0)  # several images are decoded at once, each by one thread
@@ -125,6 +125,54 @@ def decode(
     BadImage: the bytes are not such an image, are cut short, or have more
       pixels than allowed.
   """
+  return _decode(data, decoding, upper_rows=False)
+
+
+def decode_when_cropped(
+  data: bytes | np.ndarray, decoding: Decoding = DEFAULT_DECODING
+) -> 'np.ndarray | LateJpeg':
+  """As `decode`, but leaves the pixels of most JPEGs to `LateJpeg.upper_rows`.
+
+  Damage below the rows that are needed is not noticed. So it is for data sets
+  whose images were all decoded when they were written.
+  """
+  return _decode(data, decoding, upper_rows=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class LateJpeg:
+  """An upright JPEG that is decoded down to the row that is needed.
+
+  Attributes:
+    data: the bytes of the file.
+    frame: its `jpeg_rows.sequential_frame`.
+    decoding: how it is decoded.
+  """
+
+  data: bytes
+  frame: headers.JpegFrame
+  decoding: Decoding
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    return self.frame.height, self.frame.width, 3
+
+  def upper_rows(self, rows: int) -> np.ndarray:
+    """At least the first `rows` rows of the image, uint8 (H, W, 3).
+
+    Raises:
+      BadImage: they cannot be decoded, or the file is cut short.
+    """
+    options = _jpeg_options(self.decoding.jpeg_dct)
+    decoder = functools.partial(_simplejpeg().decode_jpeg, **options)
+    pixels = jpeg_rows.first_rows(self.data, self.frame, rows, decoder)
+    return decode(self.data, self.decoding) if pixels is None else pixels
+
+
+def _decode(
+  data: bytes | np.ndarray, decoding: Decoding, upper_rows: bool
+) -> Any:
+  """`decode`, or with `upper_rows` `decode_when_cropped`."""
   if isinstance(data, np.ndarray):
     if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
       raise BadImage(
@@ -136,6 +184,10 @@ def decode(
       _check_size(image.size, decoding.max_pixels)
       headers.check(data, image, decoding.max_pixels)
       reduce = _reduction(image, decoding.jpeg_min_side)
+      if upper_rows and reduce == 1:
+        late = _late_jpeg(data, image, decoding)
+        if late is not None:
+          return late
       pixels = _decode_fast(data, image, decoding.jpeg_dct, reduce)
       if pixels is None:
         if reduce > 1:
@@ -149,6 +201,18 @@ def decode(
     raise
   except Exception as e:  # the libraries raise many types on broken files
     raise BadImage(_reason(data, e)) from e
+
+
+def _late_jpeg(
+  data: bytes, image: Image.Image, decoding: Decoding
+) -> LateJpeg | None:
+  """A JPEG whose upper rows can be decoded alone; None for other images."""
+  if image.format not in _JPEG or _simplejpeg() is None:
+    return None
+  if decoding.upright and _orientation(image) != 1:
+    return None  # its first rows are not those of the upright image
+  frame = jpeg_rows.sequential_frame(data)
+  return frame and LateJpeg(data, frame, decoding)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -218,14 +282,18 @@ def _decode_jpeg(
     return library.decode_jpeg(
       data,
       'RGB',
-      fastdct=jpeg_dct == 'fast',
-      fastupsample=False,
+      **_jpeg_options(jpeg_dct),
       min_width=width,
       min_height=height,
       min_factor=2,  # reductions to 7/8 and the like take longer than none
     )
   except ValueError:  # CMYK, or a broken file: the other decoders decide
     return None
+
+
+def _jpeg_options(jpeg_dct: str) -> dict[str, Any]:
+  """The arguments of simplejpeg for one of JPEG_DCT."""
+  return {'fastdct': jpeg_dct == 'fast', 'fastupsample': False}
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -7,6 +7,7 @@ sizes than Pillow does, or in which a few bytes claim a huge image.
 
 import re
 import struct
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -31,6 +32,21 @@ class BadImage(ValueError):
   """The bytes are not an image that can be decoded as a whole."""
 
 
+class JpegFrame(NamedTuple):
+  """The header of an image within a JPEG.
+
+  Attributes:
+    marker: the kind of the frame, 0xC0 for a baseline JPEG.
+    start: position of its segment, behind the marker.
+    width, height: in pixels.
+  """
+
+  marker: int
+  start: int
+  width: int
+  height: int
+
+
 def check(data: bytes, image: Image.Image, max_pixels: int) -> None:
   """Checks an image that Pillow has opened, but not decoded.
 
@@ -51,7 +67,7 @@ def check(data: bytes, image: Image.Image, max_pixels: int) -> None:
     )
   sizes = []
   if kind in ('JPEG', 'MPO'):
-    sizes = _jpeg_sizes(data)
+    sizes = [(frame.width, frame.height) for frame in jpeg_frames(data)[0]]
   elif kind == 'PNG':
     sizes = [struct.unpack_from('>II', data, 16)]
   elif kind == 'JPEG2000':
@@ -68,9 +84,14 @@ def check(data: bytes, image: Image.Image, max_pixels: int) -> None:
     )
 
 
-def _jpeg_sizes(data: bytes) -> list[tuple[int, int]]:
-  """(width, height) of every frame that begins before the first scan."""
-  sizes: list[tuple[int, int]] = []
+def jpeg_frames(data: bytes) -> tuple[list[JpegFrame], int]:
+  """The frames of a JPEG that begin before its first scan, and this scan.
+
+  Returns:
+    The frames; and the position behind the marker of the scan, 0 if there is no
+    scan.
+  """
+  frames: list[JpegFrame] = []
   i = 2
   while (i := data.find(b'\xff', i)) >= 0:
     i += 1
@@ -81,14 +102,14 @@ def _jpeg_sizes(data: bytes) -> list[tuple[int, int]]:
     if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
       continue  # markers without a segment
     if marker in (0xD9, 0xDA) or i + 2 > len(data):
-      break
+      return frames, i if marker == 0xDA else 0
     if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
       if i + 7 > len(data):
         break
       height, width = struct.unpack_from('>HH', data, i + 3)
-      sizes.append((width, height))
+      frames.append(JpegFrame(marker, i, width, height))
     i += struct.unpack_from('>H', data, i)[0]
-  return sizes
+  return frames, 0
 
 
 def _jpeg_2000_sizes(data: bytes) -> list[tuple[int, int]]:

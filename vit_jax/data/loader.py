@@ -33,6 +33,7 @@ from vit_jax.data.decode import (
   Decoding,
   check_jpeg_dct,
   decode,
+  decode_when_cropped,
 )
 from vit_jax.data.order import Repeat, shuffled
 from vit_jax.data.sources.source import Source, label_array, set_label
@@ -240,8 +241,7 @@ class _LoadTrain:
     self.token_labels, self.geometry = token_labels, geometry
 
   def __call__(self, requested: int, rng: np.random.Generator) -> dict:
-    index, image, label = self._read(int(requested))
-    image, geometry = self.transform(image, rng)
+    index, image, geometry, label = self._read(int(requested), rng)
     out = {
       'image': image,
       'label': _label(self.source, label),
@@ -258,16 +258,24 @@ class _LoadTrain:
       out['flip'] = np.bool_(geometry.flip)
     return out
 
-  def _read(self, requested: int):
-    """(index, image, label) of `requested`, or the next readable example."""
+  def _read(self, requested: int, rng: np.random.Generator):
+    """Reads and transforms `requested`, or the next readable example.
+
+    Returns:
+      Its number, the transformed image, the geometry and the label.
+    """
     attempts = min(_MAX_NEIGHBORS, len(self.source))
+    decode_image = decode_when_cropped if self.source.checked else decode
+    state = rng.bit_generator.state
     for offset in range(attempts):
       index = (requested + offset) % len(self.source)
       try:
         example = self.source[index]
-        return index, decode(example['image'], self.decoding), example['label']
+        image = decode_image(example['image'], self.decoding)
+        return index, *self.transform(image, rng), example['label']
       except (OSError, BadImage):
-        continue
+        # The next example draws the numbers that this one may have drawn.
+        rng.bit_generator.state = state
     reason = (
       why_bad(self.source, requested, self.decoding) or 'it can be read now'
     )

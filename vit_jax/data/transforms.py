@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance
 
 from vit_jax.data import crops, randaugment
 from vit_jax.data.crops import Box, cut
+from vit_jax.data.decode import LateJpeg
 from vit_jax.data.resize import resize
 from vit_jax.preprocessing import (
   INTERPOLATIONS,
@@ -196,17 +197,21 @@ class TrainTransform:
     )
 
   def __call__(
-    self, image: np.ndarray, rng: np.random.Generator
+    self, image: np.ndarray | LateJpeg, rng: np.random.Generator
   ) -> tuple[np.ndarray, Geometry]:
     """Transforms one image.
 
     Args:
-      image: uint8 (H, W, 3).
+      image: uint8 (H, W, 3), or a JPEG of which only the rows that the crop
+        needs are decoded.
       rng: the only source of randomness.
 
     Returns:
       The result, (*size, 3), uint8, or float32 in [0, 255] if `rounding` is
       'none'; and what was done to the image.
+
+    Raises:
+      BadImage: the JPEG cannot be decoded.
     """
     image, box = self._crop(image, rng)
     flip = rng.random() < self.flip
@@ -259,9 +264,12 @@ class TrainTransform:
         f"takes {self.size[0]}x{self.size[1]}: use data.crop='resize'"
       )
     if image.shape[:2] != (height, width):
-      image = resize(image, (height, width), interpolation, self.rounding)
+      image = resize(
+        _pixels(image), (height, width), interpolation, self.rounding
+      )
     box = self.draw_box(rng, height, width)
-    image = resize(cut(image, box), self.size, interpolation, self.rounding)
+    image = cut(_pixels(image, box), box)
+    image = resize(image, self.size, interpolation, self.rounding)
     top, left, box_height, box_width = box
     return image, (
       top / height,
@@ -269,6 +277,14 @@ class TrainTransform:
       box_height / height,
       box_width / width,
     )
+
+
+def _pixels(image: np.ndarray | LateJpeg, box: Box | None = None) -> np.ndarray:
+  """The rows of an image that a box needs, from the first one; or all rows."""
+  if isinstance(image, np.ndarray):
+    return image
+  bottom = image.shape[0] if box is None else box[0] + box[2]
+  return image.upper_rows(min(max(bottom, 1), image.shape[0]))
 
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

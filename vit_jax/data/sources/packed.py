@@ -48,6 +48,8 @@ class Packed(Source):
       that lacks shards.
   """
 
+  checked = True
+
   def __init__(self, split: str, data_dir: str):
     root = data_directory(data_dir, 'packed')
     packed = sorted(

@@ -86,6 +86,7 @@ class Renumbered(Source):
     self.num_classes, self.multi_label = len(classes), parent.multi_label
     self.image_shape, self.in_memory = parent.image_shape, parent.in_memory
     self.fingerprint, self.summary = parent.fingerprint, parent.summary
+    self.checked = parent.checked
 
   def __len__(self) -> int:
     return len(self._parent)

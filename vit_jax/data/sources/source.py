@@ -51,6 +51,9 @@ class Source(Sequence):
     multi_label: whether labels are lists of ints or {class: probability}.
     image_shape: (height, width) if all images have the same size, else None.
     fingerprint: a string that changes if the examples or their order change.
+    checked: whether all images were decoded when the data was written, and a
+      record that has changed since is noticed when it is read. Then a damaged
+      image need not be searched for in every epoch.
     summary: what was read and what was left out, for a source of files.
     in_memory: whether examples are arrays that need no reading or decoding.
     lengths: number of examples of each split that the source consists of.
@@ -63,6 +66,7 @@ class Source(Sequence):
   image_shape: tuple[int, int] | None = None
   fingerprint: str = ''
   in_memory: bool = False
+  checked: bool = False
   summary: str = ''
 
   def earlier_fingerprint(self) -> str:
@@ -162,6 +166,7 @@ class Subset(Source):
     self.num_classes, self.class_names = parent.num_classes, parent.class_names
     self.multi_label, self.image_shape = parent.multi_label, parent.image_shape
     self.in_memory, self.summary = parent.in_memory, parent.summary
+    self.checked = parent.checked
     self.fingerprint = fingerprint(parent.fingerprint, start, stop)
 
   def __len__(self):
@@ -206,6 +211,7 @@ class Concat(Source):
     # one-hot rows (see `arrays`).
     self.multi_label = any(s.multi_label for s in sources)
     self.in_memory = first.in_memory
+    self.checked = all(s.checked for s in sources)
     shapes = {s.image_shape for s in sources}
     self.image_shape = shapes.pop() if len(shapes) == 1 else None
     self.fingerprint = fingerprint([s.fingerprint for s in sources])
