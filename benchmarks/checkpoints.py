@@ -1,6 +1,7 @@
 """Measures how long a run waits for a checkpoint, and what checksums cost.
 
-  python benchmarks/checkpoints.py --model vit_s16 --rounds 8
+  python -m benchmarks.checkpoints --quick
+  python -m benchmarks.checkpoints --model vit_s16 --rounds 8
 
 It saves and restores a training state (parameters and the two moments of Adam)
 with and without checksums, in turns, so that a busy machine treats both alike.
@@ -19,17 +20,17 @@ second array is a kernel, so one thread had nearly all bytes.
 
 import argparse
 from collections.abc import Callable
+import json
 import pathlib
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 
 import jax
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from benchmarks import turns
 import vit_jax
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.weights import checksums
@@ -81,7 +82,14 @@ def main() -> None:
   parser.add_argument('--model', default='vit_s16')
   parser.add_argument('--rounds', type=int, default=8)
   parser.add_argument('--folder', help='where it saves; a temporary folder')
+  parser.add_argument(
+    '--quick', action='store_true', help='a small model, under a minute'
+  )
+  parser.add_argument('--json', metavar='FILE', help='writes all runs')
   args = parser.parse_args()
+  if args.quick:
+    args.model, args.rounds = 'vit_ti16', 3
+  print(turns.describe())
   tree = state(args.model)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
@@ -124,6 +132,15 @@ def main() -> None:
     f'share of a save: {wall / plain[0]:.1%} of the wall time, '
     f'{cpu / plain[1]:.1%} of the CPU time'
   )
+  if args.json:
+    runs = {
+      f'{what} {"with" if on else "without"} checksums': pairs
+      for (what, on), pairs in times.items()
+    }
+    runs |= {'the run waits': waits, 'the checksums alone': alone}
+    result = {'environment': turns.environment(), 'model': args.model}
+    result |= {'megabytes': size / 1e6, '(wall, CPU) seconds': runs}
+    pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__':

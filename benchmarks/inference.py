@@ -1,4 +1,8 @@
-"""Measures inference beside timm, transformers and jimm in the same rounds.
+"""Measures inference beside its peers, in the same rounds.
+
+The peers are timm, eager and compiled, and transformers, under PyTorch; and for
+ViT-Ti/16, S/16 and B/16 also jimm (`pip install jax-image-models`) and equimo,
+in JAX.
 
   python -m benchmarks.inference --quick
   python -m benchmarks.inference --models vit_small_patch16_224 --batches 1 16

@@ -8,11 +8,17 @@ the two photos that scikit-learn has. Every candidate reads, decodes, takes a
 random crop of 8 to 100 % at 224x224, flips and makes uint8 batches, as one of
 two definitions has it:
 
-  google   decoding by the fast cosine transform, bilinear without antialias;
-           tf.data has one operation for decoding and cropping, which big_vision
-           uses; it does not decode what is below the crop
-  timm     exact decoding, Pillow's bicubic; a DataLoader of PyTorch with the
-           transforms of torchvision, as timm uses it
+  google   decoding by the fast cosine transform (TensorFlow's default), the
+           crops of TensorFlow, bilinear without antialias. tf.data has one
+           operation for decoding and cropping, which big_vision uses. It does
+           not decode what is below the crop, and neither does vit_jax in a
+           packed data set.
+  timm     exact decoding, torchvision's crops, Pillow's bicubic; a DataLoader
+           of PyTorch with the transforms of torchvision, as timm uses it
+
+Rows with "exact DCT" decode by the exact transform instead, on both sides.
+"packed at 320" has images whose shorter side was made 320 pixels by `vit-jax
+pack`, so it reads less than its peers.
 
 CPU seconds are those of the process and its workers, which a busy machine
 changes little. Each run is measured while the pipeline is in full flow: its
@@ -38,12 +44,17 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import turns
+from vit_jax import allocation
 
 # Batches that are dropped before a run: more than worker processes keep ready.
 _DROPPED = 16
 _AREA = (0.08, 1.0)
 _QUALITY = (94, 97)  # with which both photos have the size of ImageNet's
-_GOOGLE = {'rounding': 'truncate', 'jpeg_dct': 'fast'}
+_GOOGLE = {
+  'rounding': 'truncate',
+  'jpeg_dct': 'fast',
+  'crop_sampling': 'height',
+}
 _TIMM = {'interpolation': 'bicubic'}
 _RANDAUGMENT = {
   'google(2,10)': {**_GOOGLE, 'randaugment': 'google(2,10)'},
@@ -140,11 +151,15 @@ def ours(settings: dict[str, Any]) -> _Batches:
 
 
 def tf_data(settings: dict[str, Any]) -> _Batches:
-  """tf.data over TFRecords, which it writes first."""
+  """tf.data over TFRecords, which it writes first.
+
+  Args:
+    settings: as of `ours`, with 'dct' for another transform than the default.
+  """
   import tensorflow as tf
 
   root, size = pathlib.Path(settings['data_dir']), settings['size']
-  records = str(root.parent / 'images.tfrecord')
+  records = str(root.parent / f'images{settings.get("dct", "")}.tfrecord')
   with tf.io.TFRecordWriter(records) as writer:
     for path in sorted(root.glob('train/*/*.jpg')):
       writer.write(path.read_bytes())
@@ -158,7 +173,9 @@ def tf_data(settings: dict[str, Any]) -> _Batches:
       use_image_if_no_bounding_boxes=True,
     )
     box = tf.concat([begin[:2], shape[:2]], 0)
-    image = tf.io.decode_and_crop_jpeg(data, box, channels=3)
+    image = tf.io.decode_and_crop_jpeg(
+      data, box, channels=3, dct_method=settings.get('dct', '')
+    )
     image = tf.cast(tf.image.resize(image, [size, size]), tf.uint8)
     return tf.image.random_flip_left_right(image)
 
@@ -210,35 +227,41 @@ def candidates(
     size: height and width of the result, in pixels.
     batch: number of images in a batch.
     steps: number of batches in a run.
-    quick: leave out RandAugment and packed images that were made smaller.
+    quick: leave out RandAugment, exact decoding and some workers.
   """
   shared = {'size': size, 'batch': batch, 'steps': steps}
 
   def one(name: str, function: str, data: str, **more) -> turns.Candidate:
     settings = {**shared, 'data_dir': str(root.parent / data), **more}
     prepare = f'benchmarks.input_pipeline:{function}'
-    return turns.Candidate(
-      name, prepare, settings, batch * steps, turns.on_device('cpu')
-    )
+    env = turns.on_device('cpu')
+    if function == 'ours':  # as the commands of vit-jax start themselves
+      env[allocation.VARIABLE] = allocation.settings()
+    return turns.Candidate(name, prepare, settings, batch * steps, env)
 
   def mine(name, keys, source='packed', data='packed', **more):
     keys = {**keys, **more}
     return one(f'vit_jax, {name}', 'ours', data, source=source, keys=keys)
 
   google = dict(_GOOGLE)
+  exact = {**_GOOGLE, 'jpeg_dct': 'accurate'}
   if importlib.util.find_spec('simplejpeg') is None:
-    google = {'rounding': 'truncate'}
-    print('simplejpeg is not installed: OpenCV decodes', file=sys.stderr)
+    google = exact
+    print(
+      'simplejpeg is not installed: OpenCV decodes, by the exact transform',
+      file=sys.stderr,
+    )
   rows = [
     mine('google', google),
     mine('google, folder', google, 'folder', root.name),
     mine('google, 1 worker', google, threads=1, workers=1),
     mine('google, 2 workers', google, threads=1, workers=2),
+    mine('google, packed at 320', google, data='small'),
     mine('timm', _TIMM),
   ]
   if not quick:
     rows += [
-      mine('google, packed at 320', google, data='small'),
+      mine('google, exact DCT', exact),
       mine('timm, 2 workers', _TIMM, threads=1, workers=2),
       *(mine(name, keys) for name, keys in _RANDAUGMENT.items()),
     ]
@@ -251,6 +274,9 @@ def candidates(
       rows.append(one(name, function, root.name))
     else:
       print(f'{" or ".join(packages)} is not installed: no {name}')
+  if not quick and importlib.util.find_spec('tensorflow'):
+    exact_peer = {'dct': 'INTEGER_ACCURATE'}
+    rows.append(one('tf.data, exact DCT', 'tf_data', root.name, **exact_peer))
   return rows
 
 
@@ -287,14 +313,13 @@ def hosts(rates: dict[str, float]) -> str:
   return '\n'.join(rows)
 
 
-def prepare_data(root: pathlib.Path, images: int, quick: bool) -> float:
+def prepare_data(root: pathlib.Path, images: int) -> float:
   """Writes the JPEGs and packs them; returns their mean size in KB."""
   from vit_jax.data.pack import pack
 
   size = write_jpegs(root, images)
   pack(root, root.parent / 'packed')
-  if not quick:
-    pack(root, root.parent / 'small', short_side=320)
+  pack(root, root.parent / 'small', short_side=320)
   return size
 
 
@@ -302,7 +327,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--images', type=int, default=512)
+  # Shuffling fewer than a thousand images takes longer than a million.
+  parser.add_argument('--images', type=int, default=1024)
   parser.add_argument('--size', type=int, default=224)
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--steps', type=int, default=32, help='batches of a run')
@@ -315,7 +341,7 @@ def main() -> None:
   rounds = min(args.rounds, 5) if args.quick else args.rounds
   with tempfile.TemporaryDirectory() as directory:
     root = pathlib.Path(directory) / 'jpeg'
-    size = prepare_data(root, args.images, args.quick)
+    size = prepare_data(root, args.images)
     rows = candidates(root, args.size, args.batch, args.steps, args.quick)
     print(turns.describe())
     print(f'{args.images} JPEGs of {size:.0f} KB, batches of {args.batch}')

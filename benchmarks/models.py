@@ -19,6 +19,12 @@ MODELS = (
   'mixer_b16_224',
   'resnetv2_50x1_bit',
 )
+# (width, heads) of the models that jimm and equimo have as well.
+_PEERS = {
+  'vit_tiny_patch16_224': (192, 3),
+  'vit_small_patch16_224': (384, 6),
+  'vit_base_patch16_224': (768, 12),
+}
 _QUICK = ('vit_tiny_patch16_224',)
 _SIZE = 224
 # Floating-point operations for each multiply-accumulate of the forward pass.
@@ -58,12 +64,20 @@ def candidates(
   if _has('torch', 'timm'):
     rows.append(one('timm', 'models_torch', what))
     rows.append(one('timm, compiled', 'models_torch', what, compile=True))
-  if what == 'inference' and model.startswith(('vit_', 'deit_')):
-    if _has('torch', 'timm', 'transformers'):
-      function = 'transformers_inference'
-      rows.append(one('transformers', 'models_torch', function))
-    if _has('jimm'):
-      rows.append(one('jimm', 'models_jax', 'jimm_inference'))
+  if (
+    what == 'inference'
+    and model.startswith(('vit_', 'deit_'))
+    and _has('torch', 'timm', 'transformers')
+  ):
+    function = 'transformers_inference'
+    rows.append(one('transformers', 'models_torch', function))
+  if model in _PEERS:
+    width, heads = _PEERS[model]
+    if _has('jimm', 'tokamax'):
+      size = {'width': width, 'heads': heads}
+      rows.append(one('jimm', 'models_peers', f'jimm_{what}', **size))
+    if _has('equimo', 'equinox'):
+      rows.append(one('equimo', 'models_peers', f'equimo_{what}'))
   return rows
 
 
@@ -139,7 +153,7 @@ def main(what: str, description: str | None) -> None:
   args = parser.parse_args()
   if args.quick:
     args.models, args.rounds, args.dtypes = _QUICK, 5, ['float32']
-  for package in ('torch', 'timm', 'transformers', 'jimm'):
+  for package in ('torch', 'timm', 'transformers', 'jimm', 'equimo'):
     if not _has(package):
       print(f'{package} is not installed: left out', file=sys.stderr)
   print(turns.describe())

@@ -1,4 +1,4 @@
-"""Inference and training steps of this package, and of its peers in JAX.
+"""Inference and training steps of this package.
 
 Each function prepares a candidate of `benchmarks.turns`, and says the
 multiply-accumulates of its model and the memory of its program on each device
@@ -108,15 +108,3 @@ def training(settings: dict[str, Any]) -> _Measured:
     jax.block_until_ready((state, values))
 
   return _with_facts(once, run.model, settings['size'], step)
-
-
-def jimm_inference(settings: dict[str, Any]) -> Callable[[], object]:
-  """The logits of `jax-image-models` (Flax NNX)."""
-  from flax import nnx
-  import jimm
-
-  model = jimm.create_model(settings['model'], rngs=nnx.Rngs(0))
-  model.eval()
-  images = jax.device_put(_images(settings).astype(settings['dtype']))
-  forward = nnx.jit(lambda model, x: model(x))
-  return lambda: jax.block_until_ready(forward(model, images))

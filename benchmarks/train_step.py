@@ -1,4 +1,7 @@
-"""Measures training steps with AdamW beside timm in the same rounds.
+"""Measures training steps with AdamW beside its peers, in the same rounds.
+
+The peers are timm, eager and compiled; and for ViT-Ti/16, S/16 and B/16 also
+jimm (`pip install jax-image-models`) and equimo, in JAX.
 
   python -m benchmarks.train_step --quick
   python -m benchmarks.train_step --models vit_small_patch16_224 --batches 16

@@ -32,8 +32,8 @@ from typing import Any
 
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'grain', 'torch', 'torchvision', 'timm'),
-  *('transformers', 'tensorflow-cpu', 'simplejpeg', 'opencv-python-headless'),
-  *('pillow', 'numpy'),
+  *('transformers', 'jax-image-models', 'equimo', 'tensorflow-cpu'),
+  *('simplejpeg', 'opencv-python-headless', 'pillow', 'numpy'),
 )
 _BUSY = 0.5  # load on each core, above which a table comes with a warning
 _PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep
