@@ -21,10 +21,7 @@ class Chip:
   Attributes:
     clock: clock rate in GHz.
     memory: usable memory in GiB, from the compiler's out-of-memory message.
-    bandwidth: bandwidth of an all-reduce in GB/s: the number that the Cloud TPU
-      documentation gives for a pod, divided by its devices. For v5p and tpu7x
-      it gives none; there it is that of the links of a device, which is the
-      same number for v5e.
+    bandwidth: bandwidth of an all-reduce in GB/s; `CHIPS` has its sources.
     copy_rate: bytes that are read and written in a large copy in GB/s, by the
       compiler's own estimate, which is 65 to 94 % of the nominal rate.
     config_name: libtpu's name for the configuration of the chip, if it has
@@ -52,6 +49,13 @@ class Chip:
     return size * (1 if kind == 'all-reduce' else 0.5) / (self.bandwidth * 1e9)
 
 
+# The bandwidths are from the page of each chip in the Cloud TPU documentation
+# (docs.cloud.google.com/tpu/docs/v3, and so on). For v2, v3, v4, v5e and v6e
+# they are the all-reduce bandwidth of a pod, divided by its devices: 120 TB/s
+# of 1,024, 340 of 2,048, 1,100 of 4,096, 51.2 of 256 and 102.4 of 256. For v5p
+# and tpu7x no such number is given. There they are half of the bidirectional
+# bandwidth of the links of a chip (1,200 GB/s for both), because the same half
+# is the given number for v5e and v6e; the two devices of a tpu7x share it.
 CHIPS = {
   'v2': Chip(clock=0.70, memory=7.48, bandwidth=117, copy_rate=312, devices=2),
   'v3': Chip(clock=0.94, memory=15.48, bandwidth=166, copy_rate=422, devices=2),
@@ -61,7 +65,7 @@ CHIPS = {
     1.75, 95.74, bandwidth=600, copy_rate=1969, config_name='megacore'
   ),
   'v6e': Chip(clock=1.75, memory=31.25, bandwidth=400, copy_rate=1324),
-  'tpu7x': Chip(1.90, 94.75, bandwidth=600, copy_rate=2405, devices=2),
+  'tpu7x': Chip(1.90, 94.75, bandwidth=300, copy_rate=2405, devices=2),
 }
 _2D = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _3D = (
