@@ -12,13 +12,15 @@ two definitions has it:
            crops of TensorFlow, bilinear without antialias. tf.data has one
            operation for decoding and cropping, which big_vision uses. It does
            not decode what is below the crop, and neither does vit_jax in a
-           packed data set.
+           packed data set
   timm     exact decoding, torchvision's crops, Pillow's bicubic; a DataLoader
            of PyTorch with the transforms of torchvision, as timm uses it
 
 Rows with "exact DCT" decode by the exact transform instead, on both sides.
-"packed at 320" has images whose shorter side was made 320 pixels by `vit-jax
-pack`, so it reads less than its peers.
+"restart markers" are those of `jpegtran -restart 1`: the same pixels, of which
+vit_jax then decodes the rows of the crop alone. "packed at 320" has images
+whose shorter side was made 320 pixels by `vit-jax pack`, so there is less to
+decode than for the peers.
 
 CPU seconds are those of the process and its workers, which a busy machine
 changes little. Each run is measured while the pipeline is in full flow: its
@@ -77,10 +79,15 @@ _MODELS = {'S/16': 4.6, 'B/16': 17.6, 'L/16': 61.6, 'H/14': 167.3}
 _MFU = 0.6  # what a fast step reaches; a slower one needs fewer images
 
 
-def write_jpegs(root: pathlib.Path, count: int) -> float:
+def write_jpegs(root: pathlib.Path, count: int, **options: Any) -> float:
   """Writes parts of two photos, in two classes; returns their mean size in KB.
 
   Noise would not do: its blocks have few zeros, so that it decodes slowly.
+
+  Args:
+    root: folder of the images.
+    count: number of images.
+    **options: of Pillow's `save`.
   """
   from sklearn.datasets import load_sample_images
 
@@ -98,7 +105,7 @@ def write_jpegs(root: pathlib.Path, count: int) -> float:
       (468, 401),
       Image.Resampling.BICUBIC,
       box=(left, top, left + width, top + height),
-    ).save(buffer, 'JPEG', quality=_QUALITY[i % 2], subsampling=0)
+    ).save(buffer, 'JPEG', quality=_QUALITY[i % 2], subsampling=0, **options)
     path = root / 'train' / f'class{i % 2}' / f'{i:05d}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
@@ -256,6 +263,7 @@ def candidates(
     mine('google, folder', google, 'folder', root.name),
     mine('google, 1 worker', google, threads=1, workers=1),
     mine('google, 2 workers', google, threads=1, workers=2),
+    mine('google, restart markers', google, data='restarts'),
     mine('google, packed at 320', google, data='small'),
     mine('timm', _TIMM),
   ]
@@ -320,6 +328,9 @@ def prepare_data(root: pathlib.Path, images: int) -> float:
   size = write_jpegs(root, images)
   pack(root, root.parent / 'packed')
   pack(root, root.parent / 'small', short_side=320)
+  restarts = root.parent / 'jpeg with restart markers'
+  write_jpegs(restarts, images, restart_marker_rows=1)
+  pack(restarts, root.parent / 'restarts')
   return size
 
 
@@ -338,7 +349,7 @@ def main() -> None:
   )
   parser.add_argument('--json', metavar='FILE', help='writes all runs')
   args = parser.parse_args()
-  rounds = min(args.rounds, 5) if args.quick else args.rounds
+  rounds = min(args.rounds, 4) if args.quick else args.rounds
   with tempfile.TemporaryDirectory() as directory:
     root = pathlib.Path(directory) / 'jpeg'
     size = prepare_data(root, args.images)

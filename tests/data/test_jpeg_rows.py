@@ -38,7 +38,7 @@ def _late(data, **decoding) -> LateJpeg:
 
 @pytest.mark.parametrize('dct', ['accurate', 'fast'])
 @pytest.mark.parametrize('colors', ['444', '422', '420', '440', '411', 'Gray'])
-def test_upper_rows_are_those_of_the_whole_image(colors, dct):
+def test_rows_are_those_of_the_whole_image(colors, dct):
   if colors == 'Gray':
     data = simplejpeg.encode_jpeg(_noise(1), 90, 'GRAY', 'Gray')
   else:
@@ -46,11 +46,29 @@ def test_upper_rows_are_those_of_the_whole_image(colors, dct):
   whole = decode(data, Decoding(dct))
   late = _late(data, jpeg_dct=dct)
   assert late.shape == whole.shape
-  for rows in range(1, _HEIGHT + 1):
-    upper = late.upper_rows(rows)
-    # The last rows are decoded with the whole image.
-    assert len(upper) == (rows if rows < _HEIGHT - 2 else _HEIGHT)
-    np.testing.assert_array_equal(upper, whole[: len(upper)])
+  for bottom in range(1, _HEIGHT + 1):
+    first, rows = late.rows(bottom // 2, bottom)
+    assert first == 0
+    assert bottom <= len(rows) <= bottom + 2 or bottom > _HEIGHT - 3
+    np.testing.assert_array_equal(rows[:bottom], whole[:bottom])
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('subsampling', [0, 1, 2])
+def test_rows_begin_at_a_restart_marker(subsampling, mode):
+  image = Image.fromarray(_noise()).convert(mode)
+  buffer = io.BytesIO()
+  image.save(buffer, 'JPEG', subsampling=subsampling, restart_marker_rows=1)
+  data = buffer.getvalue()
+  whole, late = decode(data), _late(data)
+  block = 16 if subsampling == 2 and mode == 'RGB' else 8
+  for top in range(_HEIGHT):
+    for bottom in range(top + 1, _HEIGHT + 1, 7):
+      first, rows = late.rows(top, bottom)
+      # No more than a row of blocks on either side.
+      assert top - block - 1 <= first <= top
+      assert bottom <= first + len(rows) <= bottom + block + 1
+      np.testing.assert_array_equal(rows, whole[first : first + len(rows)])
 
 
 @pytest.mark.parametrize(
@@ -69,10 +87,11 @@ def test_other_images_are_decoded_as_a_whole(options):
   np.testing.assert_array_equal(pixels, decode(buffer.getvalue()))
 
 
-def test_restart_markers_change_no_pixel():
-  data = encode(_noise(), restart_marker_rows=1)
-  upper = _late(data).upper_rows(30)
-  np.testing.assert_array_equal(upper[:30], decode(data)[:30])
+@pytest.mark.parametrize('blocks', [1, 3, 16])
+def test_restart_markers_elsewhere_change_no_pixel(blocks):
+  data = encode(_noise(), restart_marker_blocks=blocks)
+  first, rows = _late(data).rows(20, 30)
+  np.testing.assert_array_equal(rows[:30], decode(data)[first:][:30])
 
 
 def test_a_smaller_decoding_is_one_of_the_whole_image():
@@ -83,16 +102,20 @@ def test_a_smaller_decoding_is_one_of_the_whole_image():
   )
 
 
-@pytest.mark.parametrize('rows', [8, 60])
-def test_a_jpeg_that_is_cut_short_is_bad_wherever_the_crop_is(rows):
-  data = encode(_noise())
-  late = _late(data[: len(data) // 2])
+@pytest.mark.parametrize('bottom', [8, 60])
+@pytest.mark.parametrize('options', [{}, {'restart_marker_rows': 1}])
+@pytest.mark.parametrize('removed', [3, 3000])
+def test_a_file_that_is_cut_short_is_bad_wherever_the_crop_is(
+  bottom, options, removed
+):
+  late = _late(encode(_noise(), **options)[:-removed])
   with pytest.raises(BadImage):
-    late.upper_rows(rows)
+    late.rows(0, bottom)
 
 
-def test_damage_within_the_rows_is_that_of_the_whole_image():
-  data = bytearray(encode(_noise()))
+@pytest.mark.parametrize('options', [{}, {'restart_marker_rows': 1}])
+def test_damage_within_the_rows_is_that_of_the_whole_image(options):
+  data = bytearray(encode(_noise(), **options))
   middle = len(data) // 2
   data[middle : middle + 2] = b'\xff\xd9'  # the end of the image
   late = _late(bytes(data))
@@ -100,9 +123,9 @@ def test_damage_within_the_rows_is_that_of_the_whole_image():
     expected = decode(bytes(data))
   except BadImage:
     with pytest.raises(BadImage):
-      late.upper_rows(70)
+      late.rows(0, 70)
   else:
-    np.testing.assert_array_equal(late.upper_rows(70), expected)
+    np.testing.assert_array_equal(late.rows(0, 70)[1], expected)
 
 
 class _Listed(Source):
@@ -130,7 +153,10 @@ class _Listed(Source):
   ],
 )
 def test_the_stream_of_checked_images_is_that_of_whole_images(keys):
-  images = [encode(make_image(i, 40 + i, 50)) for i in range(12)]
+  markers = [{}, {'restart_marker_rows': 1}]
+  images = [
+    encode(make_image(i, 40 + i, 50), **markers[i % 2]) for i in range(12)
+  ]
   images[3] = images[3][:400]  # replaced by the next, in both streams
   config = recipe(max_bad_fraction=0.2, **keys)
   streams = [
@@ -139,12 +165,23 @@ def test_the_stream_of_checked_images_is_that_of_whole_images(keys):
   assert_same(*streams)
 
 
-def test_packed_images_are_checked_under_every_wrapper(tmp_path):
+def _packed(folder, **options):
   for name in ('a', 'b'):
-    (tmp_path / 'in' / name).mkdir(parents=True)
-    (tmp_path / 'in' / name / '0.jpg').write_bytes(encode(make_image(0)))
-  pack(tmp_path / 'in', tmp_path / 'out')
-  packed = open_source('packed', split='train', data_dir=str(tmp_path / 'out'))
+    (folder / 'in' / name).mkdir(parents=True)
+    (folder / 'in' / name / '0.jpg').write_bytes(encode(make_image(0, 48, 64)))
+  pack(folder / 'in', folder / 'out', **options)
+  return open_source('packed', split='train', data_dir=str(folder / 'out'))
+
+
+def test_images_that_are_packed_smaller_have_restart_markers(tmp_path):
+  data = _packed(tmp_path, short_side=32)[0]['image']
+  first, rows = _late(data).rows(20, 32)
+  assert first > 0
+  np.testing.assert_array_equal(rows, decode(data)[first:])
+
+
+def test_packed_images_are_checked_under_every_wrapper(tmp_path):
+  packed = _packed(tmp_path)
   other = _Listed([b'', b''], checked=False)
   assert packed.checked
   assert Subset(packed, 0, 1, 'first').checked

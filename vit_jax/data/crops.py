@@ -104,13 +104,17 @@ SAMPLERS: dict[str, Callable[..., Box]] = {
 
 
 def cut(image: np.ndarray, box: Box) -> np.ndarray:
-  """The pixels (height, width, 3) of a box; 0 where it leaves the image."""
+  """The pixels (height, width, 3) of a box; 0 where it leaves the image.
+
+  It is a view of the image where the box is inside: whoever resizes it reads
+  it once, so that a copy would not pay.
+  """
   top, left, height, width = box
   inside = image[
     max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)
   ]
   if inside.shape[:2] == (height, width):
-    return np.ascontiguousarray(inside)
+    return inside
   out = np.zeros((height, width, 3), image.dtype)
   y, x = max(-top, 0), max(-left, 0)
   out[y : y + inside.shape[0], x : x + inside.shape[1]] = inside

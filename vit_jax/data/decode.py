@@ -125,54 +125,55 @@ def decode(
     BadImage: the bytes are not such an image, are cut short, or have more
       pixels than allowed.
   """
-  return _decode(data, decoding, upper_rows=False)
+  return _decode(data, decoding, late=False)
 
 
 def decode_when_cropped(
   data: bytes | np.ndarray, decoding: Decoding = DEFAULT_DECODING
 ) -> 'np.ndarray | LateJpeg':
-  """As `decode`, but leaves the pixels of most JPEGs to `LateJpeg.upper_rows`.
+  """As `decode`, but leaves the pixels of most JPEGs to `LateJpeg.rows`.
 
-  Damage below the rows that are needed is not noticed. So it is for data sets
+  Damage outside the rows that are needed is not noticed. So it is for data sets
   whose images were all decoded when they were written.
   """
-  return _decode(data, decoding, upper_rows=True)
+  return _decode(data, decoding, late=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class LateJpeg:
-  """An upright JPEG that is decoded down to the row that is needed.
+  """An upright JPEG of which only the rows that are needed are decoded.
 
   Attributes:
     data: the bytes of the file.
-    frame: its `jpeg_rows.sequential_frame`.
+    layout: its `jpeg_rows.layout`.
     decoding: how it is decoded.
   """
 
   data: bytes
-  frame: headers.JpegFrame
+  layout: jpeg_rows.Layout
   decoding: Decoding
 
   @property
   def shape(self) -> tuple[int, int, int]:
-    return self.frame.height, self.frame.width, 3
+    return self.layout.height, self.layout.width, 3
 
-  def upper_rows(self, rows: int) -> np.ndarray:
-    """At least the first `rows` rows of the image, uint8 (H, W, 3).
+  def rows(self, top: int, bottom: int) -> tuple[int, np.ndarray]:
+    """The rows from `top` up to `bottom` of the image, and some around them.
+
+    Returns:
+      The number of the first row, and the rows, uint8 (H, W, 3).
 
     Raises:
       BadImage: they cannot be decoded, or the file is cut short.
     """
     options = _jpeg_options(self.decoding.jpeg_dct)
     decoder = functools.partial(_simplejpeg().decode_jpeg, **options)
-    pixels = jpeg_rows.first_rows(self.data, self.frame, rows, decoder)
-    return decode(self.data, self.decoding) if pixels is None else pixels
+    rows = jpeg_rows.decode_rows(self.data, self.layout, top, bottom, decoder)
+    return (0, decode(self.data, self.decoding)) if rows is None else rows
 
 
-def _decode(
-  data: bytes | np.ndarray, decoding: Decoding, upper_rows: bool
-) -> Any:
-  """`decode`, or with `upper_rows` `decode_when_cropped`."""
+def _decode(data: bytes | np.ndarray, decoding: Decoding, late: bool) -> Any:
+  """`decode`, or with `late` `decode_when_cropped`."""
   if isinstance(data, np.ndarray):
     if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
       raise BadImage(
@@ -180,14 +181,12 @@ def _decode(
       )
     return data
   try:
+    if late and (jpeg := _late_jpeg(data, decoding)):
+      return jpeg
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
       _check_size(image.size, decoding.max_pixels)
       headers.check(data, image, decoding.max_pixels)
       reduce = _reduction(image, decoding.jpeg_min_side)
-      if upper_rows and reduce == 1:
-        late = _late_jpeg(data, image, decoding)
-        if late is not None:
-          return late
       pixels = _decode_fast(data, image, decoding.jpeg_dct, reduce)
       if pixels is None:
         if reduce > 1:
@@ -203,16 +202,19 @@ def _decode(
     raise BadImage(_reason(data, e)) from e
 
 
-def _late_jpeg(
-  data: bytes, image: Image.Image, decoding: Decoding
-) -> LateJpeg | None:
-  """A JPEG whose upper rows can be decoded alone; None for other images."""
-  if image.format not in _JPEG or _simplejpeg() is None:
+def _late_jpeg(data: bytes, decoding: Decoding) -> LateJpeg | None:
+  """A JPEG whose rows can be decoded alone; None for other images."""
+  if decoding.jpeg_min_side or _simplejpeg() is None:
     return None
-  if decoding.upright and _orientation(image) != 1:
-    return None  # its first rows are not those of the upright image
-  frame = jpeg_rows.sequential_frame(data)
-  return frame and LateJpeg(data, frame, decoding)
+  layout = jpeg_rows.layout(data)
+  if layout is None:
+    return None
+  _check_size((layout.width, layout.height), decoding.max_pixels)
+  headers.check_bytes(data, layout.width, layout.height)
+  exif = b'Exif' in data[: layout.body]
+  if decoding.upright and exif and orientation(data) != 1:
+    return None  # its rows are not those of the upright image
+  return LateJpeg(data, layout, decoding)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

@@ -47,6 +47,22 @@ class JpegFrame(NamedTuple):
   height: int
 
 
+class JpegHeader(NamedTuple):
+  """What a JPEG says before its first scan.
+
+  Attributes:
+    frames: all images that begin there; of a sound file, one.
+    scan: position of the segment of the scan, behind its marker; 0 if there is
+      none.
+    restart: number of blocks of 8 x 8 pixels (or of the groups of them that are
+      coded together) after which decoding can begin anew; 0 for none.
+  """
+
+  frames: list[JpegFrame]
+  scan: int
+  restart: int
+
+
 def check(data: bytes, image: Image.Image, max_pixels: int) -> None:
   """Checks an image that Pillow has opened, but not decoded.
 
@@ -60,14 +76,10 @@ def check(data: bytes, image: Image.Image, max_pixels: int) -> None:
   """
   width, height = image.size
   kind = image.format or ''
-  limit = max(_MOST_SMALL, len(data) * _PIXELS_PER_BYTE.get(kind, max_pixels))
-  if width * height > limit:
-    raise BadImage(
-      f'{width} x {height} pixels are more than {len(data):,} bytes can hold'
-    )
+  check_bytes(data, width, height, _PIXELS_PER_BYTE.get(kind, max_pixels))
   sizes = []
   if kind in ('JPEG', 'MPO'):
-    sizes = [(frame.width, frame.height) for frame in jpeg_frames(data)[0]]
+    sizes = [(frame.width, frame.height) for frame in jpeg_header(data).frames]
   elif kind == 'PNG':
     sizes = [struct.unpack_from('>II', data, 16)]
   elif kind == 'JPEG2000':
@@ -84,15 +96,23 @@ def check(data: bytes, image: Image.Image, max_pixels: int) -> None:
     )
 
 
-def jpeg_frames(data: bytes) -> tuple[list[JpegFrame], int]:
-  """The frames of a JPEG that begin before its first scan, and this scan.
+def check_bytes(
+  data: bytes,
+  width: int,
+  height: int,
+  pixels_per_byte: int = _PIXELS_PER_BYTE['JPEG'],
+) -> None:
+  """Raises BadImage if so many pixels cannot be in the bytes of a file."""
+  if width * height > max(_MOST_SMALL, len(data) * pixels_per_byte):
+    raise BadImage(
+      f'{width} x {height} pixels are more than {len(data):,} bytes can hold'
+    )
 
-  Returns:
-    The frames; and the position behind the marker of the scan, 0 if there is no
-    scan.
-  """
+
+def jpeg_header(data: bytes) -> JpegHeader:
+  """What a JPEG says before its first scan."""
   frames: list[JpegFrame] = []
-  i = 2
+  i, scan, restart = 2, 0, 0
   while (i := data.find(b'\xff', i)) >= 0:
     i += 1
     marker = data[i] if i < len(data) else 0xD9
@@ -102,14 +122,17 @@ def jpeg_frames(data: bytes) -> tuple[list[JpegFrame], int]:
     if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
       continue  # markers without a segment
     if marker in (0xD9, 0xDA) or i + 2 > len(data):
-      return frames, i if marker == 0xDA else 0
+      scan = i if marker == 0xDA else 0
+      break
     if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
       if i + 7 > len(data):
         break
       height, width = struct.unpack_from('>HH', data, i + 3)
       frames.append(JpegFrame(marker, i, width, height))
+    elif marker == 0xDD and i + 4 <= len(data):
+      restart = struct.unpack_from('>H', data, i + 2)[0]
     i += struct.unpack_from('>H', data, i)[0]
-  return frames, 0
+  return JpegHeader(frames, scan, restart)
 
 
 def _jpeg_2000_sizes(data: bytes) -> list[tuple[int, int]]:

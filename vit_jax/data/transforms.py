@@ -264,12 +264,12 @@ class TrainTransform:
         f"takes {self.size[0]}x{self.size[1]}: use data.crop='resize'"
       )
     if image.shape[:2] != (height, width):
-      image = resize(
-        _pixels(image), (height, width), interpolation, self.rounding
-      )
+      image = _whole(image)
+      image = resize(image, (height, width), interpolation, self.rounding)
     box = self.draw_box(rng, height, width)
-    image = cut(_pixels(image, box), box)
-    image = resize(image, self.size, interpolation, self.rounding)
+    image = resize(
+      _cut_out(image, box), self.size, interpolation, self.rounding
+    )
     top, left, box_height, box_width = box
     return image, (
       top / height,
@@ -279,12 +279,21 @@ class TrainTransform:
     )
 
 
-def _pixels(image: np.ndarray | LateJpeg, box: Box | None = None) -> np.ndarray:
-  """The rows of an image that a box needs, from the first one; or all rows."""
+def _whole(image: np.ndarray | LateJpeg) -> np.ndarray:
   if isinstance(image, np.ndarray):
     return image
-  bottom = image.shape[0] if box is None else box[0] + box[2]
-  return image.upper_rows(min(max(bottom, 1), image.shape[0]))
+  return image.rows(0, image.shape[0])[1]
+
+
+def _cut_out(image: np.ndarray | LateJpeg, box: Box) -> np.ndarray:
+  """`cut`, for which a JPEG is decoded where the box is."""
+  if isinstance(image, np.ndarray):
+    return cut(image, box)
+  top, left, height, width = box
+  if top < 0 or top + height > image.shape[0]:  # the box of a 'pad_crop'
+    return cut(_whole(image), box)
+  first, rows = image.rows(top, top + height)
+  return cut(rows, (top - first, left, height, width))
 
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
