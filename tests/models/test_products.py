@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax.models import products
+from vit_jax.models import cpu_products, products
 from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import GELU, activate
 from vit_jax.models.patches import embed_patches
@@ -30,6 +30,15 @@ def _assert_the_same_on_cpu(function, *args, atol=1e-5):
   chex.assert_trees_all_close(ours, other, atol=atol)
 
 
+def test_by_rows_changes_no_number_and_hides_none():
+  x = _normal(0, 3, 5)
+  chex.assert_trees_all_equal(jax.jit(cpu_products.by_rows)(x), x)
+  for value in (jnp.nan, jnp.inf, -jnp.inf):
+    y = jax.jit(cpu_products.by_rows)(x.at[1, 2].set(value))
+    assert not jnp.isfinite(y[1, 2])
+    chex.assert_trees_all_equal(y[jnp.array([0, 2])], x[jnp.array([0, 2])])
+
+
 class _Patches(nn.Module):
   patch: tuple[int, int]
 
@@ -40,8 +49,14 @@ class _Patches(nn.Module):
 
 @pytest.mark.parametrize(
   ('x', 'kernel'),
-  [((2, 7, 6), (6, 4)), ((2, 7, 6), (6, 2, 3)), ((2, 7, 2, 3), (2, 3, 5))],
-  ids=['dense', 'to heads', 'from heads'],
+  [
+    ((2, 7, 6), (6, 9)),
+    ((2, 7, 6), (6, 4)),
+    ((2, 7, 5), (5, 4)),
+    ((2, 7, 6), (6, 2, 3)),
+    ((2, 7, 2, 3), (2, 3, 5)),
+  ],
+  ids=['wider', 'narrower', 'narrower, odd', 'to heads', 'from heads'],
 )
 def test_products_of_dense_layers(x, kernel):
   axes = len(x) - 2 if len(x) > 3 else 1

@@ -14,7 +14,7 @@ import jax
 from jax.lax import DotDimensionNumbers, PrecisionLike
 import jax.numpy as jnp
 
-from vit_jax.models import tpu_layout
+from vit_jax.models import cpu_products, tpu_layout
 from vit_jax.models.platform import target_platform
 
 
@@ -60,7 +60,7 @@ def dot_general(
     )
   del precision, kwargs  # they make no difference on a CPU
   inputs = math.prod(kernel.shape[:axes])
-  y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1)
+  y = cpu_products.matmul(x.reshape(-1, inputs), kernel.reshape(inputs, -1))
   return y.reshape(*x.shape[: x.ndim - axes], *kernel.shape[axes:])
 
 
@@ -142,7 +142,7 @@ def patch_convolution(
   x = x[:, : rows * height, : columns * width]
   x = x.reshape(-1, rows, height, columns, width, channels)
   x = jnp.swapaxes(x, 2, 3).reshape(-1, height * width * channels)
-  y = x @ kernel.reshape(-1, features)
+  y = cpu_products.matmul(x, kernel.reshape(-1, features))
   return y.reshape(-1, rows, columns, features)
 
 
@@ -163,8 +163,8 @@ def convolution(
   """`lax.conv_general_dilated` of (B, H, W, C), without dilation.
 
   On a CPU, a 1x1 convolution is a product of matrices: its gradient of the
-  kernel is four times as fast. That of a 3x3 kernel on a large map is the sum
-  of nine products.
+  kernel is four times as fast. That of a 3x3 kernel on a large map is
+  computed by `cpu_products.convolution_3x3`.
 
   Args:
     x: (B, H, W, C).
@@ -192,40 +192,13 @@ def convolution(
   )
   if (height, width) == (1, 1) and around in ('SAME', 'VALID', {0}):
     x = x[:, :: strides[0], :: strides[1]]
-    y = x.reshape(-1, channels) @ kernel.reshape(channels, features)
+    y = cpu_products.matmul(
+      x.reshape(-1, channels), kernel.reshape(channels, features)
+    )
     return y.reshape(*x.shape[:3], features)
   same = around in ('SAME', {1}) and tuple(strides) == (1, 1)
   if (
     (height, width) == (3, 3) and same and x.shape[1] * x.shape[2] >= _POSITIONS
   ):
-    return _convolution_3x3(x, kernel, convolve)
+    return cpu_products.convolution_3x3(x, kernel, convolve)
   return convolve(x, kernel)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolution_3x3(x, kernel, convolve):
-  """A convolution with stride 1 that keeps height and width."""
-  return convolve(x, kernel)
-
-
-def _convolution_backward(convolve, kept, g):
-  x, kernel = kept
-  (grad_x,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](g)
-  height, width, channels = x.shape[1:]
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  g = g.reshape(-1, g.shape[-1])
-
-  def one(row, column):
-    part = padded[:, row : row + height, column : column + width]
-    return jnp.einsum('nk,nm->km', part.reshape(-1, channels), g)
-
-  rows = [
-    jnp.stack([one(row, column) for column in range(3)]) for row in range(3)
-  ]
-  return grad_x, jnp.stack(rows)
-
-
-_convolution_3x3.defvjp(
-  lambda x, kernel, convolve: (convolve(x, kernel), (x, kernel)),
-  _convolution_backward,
-)

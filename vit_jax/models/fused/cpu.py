@@ -12,6 +12,8 @@ B batch, T queries, S keys, H heads, K and V head widths.
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.cpu_products import by_rows
+
 
 @jax.custom_vjp
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -33,7 +35,8 @@ def _forward(q, k, v):
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
   sums = weights.sum(-1, keepdims=True)
   weights = weights.astype(v.dtype)
-  y = (jnp.einsum('bhts,bhsv->bhtv', weights, v) / sums).astype(v.dtype)
+  y = by_rows(jnp.einsum('bhts,bhsv->bhtv', weights, v))
+  y = (y / sums).astype(v.dtype)
   return jnp.swapaxes(y, 1, 2), (q, k, v, y, weights, sums)
 
 
@@ -45,7 +48,7 @@ def _backward(kept, g):
   grad_v = jnp.einsum('bhts,bhtv->bhsv', weights, g)
   grad_probs = jnp.einsum('bhtv,bhsv->bhts', g, v).astype(jnp.float32)
   grad_logits = (weights * (grad_probs - mean)).astype(q.dtype)
-  grad_q = jnp.einsum('bhts,bhsk->bhtk', grad_logits, k)
+  grad_q = by_rows(jnp.einsum('bhts,bhsk->bhtk', grad_logits, k))
   grad_q = grad_q * (q.shape[-1] ** -0.5)
   grad_k = jnp.einsum('bhts,bhtk->bhsk', grad_logits, q)
   return tuple(jnp.swapaxes(x, 1, 2) for x in (grad_q, grad_k, grad_v))
