@@ -4,8 +4,9 @@
   python -m benchmarks.startup
 
 Every run is a new process of Python. The compilation cache is empty for the
-rows "cold" and filled for the rows "warm". timm is a peer where it is
-installed.
+rows "cold" and filled for the rows "warm". A run of "first step" is the command
+that trains ViT-S/16 at 224 px with 16 images, from its start to the end of its
+first step. timm is a peer where it is installed.
 """
 
 import argparse
@@ -34,13 +35,31 @@ with torch.inference_mode():
   model(torch.zeros(1, 3, 224, 224))
 """
 
+_STEP = 'first step'
+_STEP_ARGS = (
+  *('-m', 'vit_jax.main', '--config=configs/vit_s16_i1k.py:smoke'),
+  *('--config.model.width=384', '--config.model.depth=12'),
+  *('--config.model.num_heads=6', '--config.model.mlp_dim=1536'),
+  *('--config.model.patch_size=16', '--config.model.representation_size=384'),
+  '--config.data.image_size=224',
+)
+_TIMMS_STEP = """
+import sys, timm, torch
+model = timm.create_model('vit_small_patch16_224').train()
+optimizer = torch.optim.AdamW(model.parameters())
+forward = torch.compile(model) if sys.argv[1:] else model
+images, labels = torch.rand(16, 3, 224, 224), torch.randint(1000, (16,))
+torch.nn.functional.cross_entropy(forward(images), labels).backward()
+optimizer.step()
+"""
+
 
 def command(settings: dict[str, Any]) -> Callable[[], object]:
   """Runs Python with `argv` in a new process.
 
   Args:
     settings: 'argv'; 'cold', whether every run has an empty cache of compiled
-      programs.
+      programs; 'until', how the line begins at which a run ends.
   """
   argv = [sys.executable, *settings['argv']]
   kept = tempfile.TemporaryDirectory()
@@ -48,15 +67,35 @@ def command(settings: dict[str, Any]) -> Callable[[], object]:
   def once():
     with tempfile.TemporaryDirectory() as empty:
       folder = empty if settings.get('cold') else kept.name
+      env = turns.with_cache(folder)
+      env['TORCHINDUCTOR_CACHE_DIR'] = folder  # of torch.compile
+      if 'until' in settings:
+        _run_until(settings['until'], [*argv, f'--workdir={empty}/run'], env)
+        return
       subprocess.run(
         argv,
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=turns.with_cache(folder),
+        env=env,
       )
 
   return once
+
+
+def _run_until(line: str, argv: list[str], env: dict[str, str]) -> None:
+  """Runs a program until it prints a line that begins so."""
+  with subprocess.Popen(
+    argv,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    env=env,
+    text=True,
+  ) as program:
+    reached = any(said.startswith(line) for said in program.stdout or ())
+    program.kill()
+  if not reached:
+    raise RuntimeError(f'{argv} ended before a line {line!r}')
 
 
 def _candidate(name: str, *argv: str, **settings) -> turns.Candidate:
@@ -82,10 +121,18 @@ def main() -> None:
     _candidate('import vit_jax', '-c', 'import vit_jax'),
     _candidate('first image, cold', '-c', _FIRST_IMAGE, cold=True),
     _candidate('first image, warm', '-c', _FIRST_IMAGE),
+    _candidate(f'{_STEP}, cold', *_STEP_ARGS, cold=True, until='compiled in'),
+    _candidate(f'{_STEP}, warm', *_STEP_ARGS, until='compiled in'),
   ]
   if all(importlib.util.find_spec(p) for p in ('torch', 'timm')):
     rows.append(_candidate('import timm', '-c', 'import timm'))
-    rows.append(_candidate('first image, timm', '-c', _TIMMS_FIRST_IMAGE))
+    rows += [
+      _candidate('first image, timm', '-c', _TIMMS_FIRST_IMAGE),
+      _candidate(f'{_STEP}, timm', '-c', _TIMMS_STEP),
+      _candidate(
+        f'{_STEP}, timm compiled', '-c', _TIMMS_STEP, 'compile', cold=True
+      ),
+    ]
   else:
     print('torch and timm are not installed: left out', file=sys.stderr)
   measured = turns.measure(rows, 3 if args.quick else args.rounds)

@@ -20,7 +20,6 @@ import numpy as np
 from vit_jax import text
 from vit_jax.analysis.comparison import free_memory
 from vit_jax.data.sources.source import Source
-from vit_jax.models import flops
 from vit_jax.models.patches import unseen_pixels
 from vit_jax.parallel import processes
 from vit_jax.parallel.compilation import compile_together
@@ -92,11 +91,10 @@ def preview(
     seconds = _measured(
       program, state, itertools.chain([batch], batches), inputs.extras
     )
-  macs = flops.forward_macs(run.model, *preprocessing(config).size)
   unseen = unseen_pixels(run.model, preprocessing(config).size)
   saved = _saved_step(workdir)
   return {
-    'run': describe(run, len(source), macs),
+    'run': describe(run, len(source)),
     'notes': [note for note in [*changes, *notes, unseen] if note],
     'training': _data(source),
     'evaluation': {k: _data(s) for k, s in opened.eval_sets.items()},

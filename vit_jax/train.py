@@ -18,7 +18,6 @@ from vit_jax.models import flops
 from vit_jax.models.patches import unseen_pixels
 from vit_jax.parallel import processes
 from vit_jax.parallel.agreement import require_agreement
-from vit_jax.parallel.compilation import compile_together
 from vit_jax.parallel.workdir_lock import WorkdirLock
 from vit_jax.recipe import extension, first_batch
 from vit_jax.recipe.build import (
@@ -28,6 +27,7 @@ from vit_jax.recipe.build import (
   run_metadata,
 )
 from vit_jax.recipe.ending import ending
+from vit_jax.recipe.first_step import FirstStep
 from vit_jax.recipe.inputs import make_evaluator, make_probe
 from vit_jax.recipe.keys import ConfigError, in_steps, preprocessing, to_json
 from vit_jax.recipe.opening import checked, open_run
@@ -94,8 +94,7 @@ def train_and_evaluate(
   config, notes = checked(config, workdir)
   run, source, eval_sets, new_head = open_run(config, workdir, devices, _say)
   inputs, reading = input_with_teacher(run, source)
-  macs = flops.forward_macs(run.model, *preprocessing(config).size)
-  _announce(run, len(source), macs, notes)
+  _announce(run, len(source), notes)
 
   with contextlib.ExitStack() as stack:
     stack.enter_context(jax.set_mesh(run.mesh))
@@ -103,13 +102,17 @@ def train_and_evaluate(
     lock = stack.enter_context(WorkdirLock(workdir, _say))
     checkpoints = _checkpoints(config, workdir, eval_sets)
     stack.callback(checkpoints.close)
+    train_step = compile_step(run, **reading)
+    first = FirstStep(run, inputs, train_step)
+    stack.callback(first.close)
+    first.begin(checkpoints)
     state, first_step = initial_state(run, checkpoints, _say, new_head)
     _check_length(run, first_step)
     require_agreement({'step': first_step}, 'after the restore')
     writer = _writer(config, workdir, first_step)
     stack.callback(writer.close)
     goodput.resume(writer.kept, writer.last, first_step)
-    progress = _progress(run, first_step, macs)
+    progress = _progress(run, first_step)
     clocks = progress, goodput
     log, evaluate, save = _actions(
       run, source, eval_sets, writer, clocks, checkpoints, lock, first_step
@@ -122,12 +125,10 @@ def train_and_evaluate(
 
     profile = Profile(as_path(workdir) / 'profile', config.log.profile_steps)
     stack.callback(profile.close)
-    train_step = compile_step(run, **reading)
     show_first = first_batch.shower(
       run, inputs.extras, reading, source, writer.image, show_batch, _say
     )
-    batches = inputs.batches(first_step)
-    stack.callback(batches.close)
+    batches = first.batches(first_step)
     throttle, step = Throttle(), first_step
     stack.callback(_BAR.clear)
     goodput.was('time_start')
@@ -138,14 +139,18 @@ def train_and_evaluate(
       profile.before(step)
       batch = goodput.wait_for(batches)
       if step == first_step:
-        show_first(step, batch)
-        compile_together(train_step, state, batch, inputs.extras)
+        first.compile(state, batch)
       state, values = train_step(state, batch, inputs.extras)
       step += 1
       processes.tick(step)
       throttle(values)
       if step == first_step + 1:
-        _end_compilation(progress, goodput, step, values)
+        jax.block_until_ready(values)
+        _say(f'compiled in {first.seconds():.1f} s')
+        # The first step does not wait for this picture.
+        show_first(first_step, batch)
+        progress.start(step)
+        goodput.was('time_compilation')
       profile.after(step, values)
       log(step, state, values)
       _show_bar(progress, run, step, log)
@@ -166,7 +171,7 @@ def train_and_evaluate(
       results=evaluate.at(step) or evaluate.evaluate(step, state),
       step=step,
       epochs=run.epochs(step),
-      gmacs=macs / 1e9,
+      gmacs=run.macs / 1e9,
       img_per_sec=progress.img_per_sec,
       config=to_json(config),
       goodput=goodput.totals(),
@@ -176,11 +181,9 @@ def train_and_evaluate(
     return summary
 
 
-def _announce(
-  run: Run, num_examples: int, macs: int, notes: Sequence[str]
-) -> None:
+def _announce(run: Run, num_examples: int, notes: Sequence[str]) -> None:
   """Prints model, data and length of the run."""
-  _say(describe(run, num_examples, macs))
+  _say(describe(run, num_examples))
   unseen = unseen_pixels(run.model, preprocessing(run.config).size)
   for note in [*notes, unseen] if unseen else notes:
     _say(note)
@@ -225,13 +228,13 @@ def _writer(
   return writer
 
 
-def _progress(run: Run, first_step: int, macs: int) -> Progress:
-  """Measures the speed of a run whose model has so many MACs."""
+def _progress(run: Run, first_step: int) -> Progress:
+  """Measures the speed of a run."""
   return Progress(
     run.total_steps,
     first_step,
     run.config.data.batch_size,
-    flops_per_image=_FLOPS_PER_MAC * macs,
+    flops_per_image=_FLOPS_PER_MAC * run.macs,
     peak_flops=flops.peak_flops(run.mesh.devices.flat[0]),
     devices=run.mesh.size,
   )
@@ -349,16 +352,6 @@ def _begin_compilation(progress: Progress, step: int, total_steps: int) -> None:
   progress.start(step)
   if step < total_steps:
     _say('compiling the training step ...')
-
-
-def _end_compilation(
-  progress: Progress, goodput: Goodput, step: int, values: Any
-) -> None:
-  """Says how long the compilation took, and leaves it out of the speed."""
-  jax.block_until_ready(values)
-  _say(f'compiled in {progress.seconds():.1f} s')
-  progress.start(step)
-  goodput.was('time_compilation')
 
 
 def _end(

@@ -73,7 +73,6 @@ def _describe_run(request: Request, run: Run, devices) -> dict[str, Any]:
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
   )
-  macs = flops.forward_macs(run.model, *preprocessing(config).size)
   return {
     'config': config.run.name,
     'model': config.model.name,
@@ -95,7 +94,7 @@ def _describe_run(request: Request, run: Run, devices) -> dict[str, Any]:
     'fits': True,
     # A multiply-add is two operations, and the backward pass has twice as many
     # of them as the forward pass.
-    'model_flops': 6 * macs * batch_size,
+    'model_flops': 6 * run.macs * batch_size,
     'steps': run.total_steps,
   }
 

@@ -53,17 +53,22 @@ def count_macs(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
-def forward_macs(model: nn.Module, height: int, width: int) -> int:
+def forward_macs(
+  model: nn.Module, height: int, width: int, variables: Any = None
+) -> int:
   """Multiply-accumulates of a model's forward pass for one image.
 
   Args:
     model: a Linen module.
     height, width: size of the image in pixels.
+    variables: the model's variables, or their shapes; None traces the model
+      once more to know them.
   """
   image = jax.ShapeDtypeStruct((1, height, width, 3), 'float32')
-  variables = jax.eval_shape(
-    lambda x: model.init(jax.random.key(0), x, train=False), image
-  )
+  if variables is None:
+    variables = jax.eval_shape(
+      lambda x: model.init(jax.random.key(0), x, train=False), image
+    )
   return count_macs(
     lambda v, x: model.apply(v, x, train=False)[0], variables, image
   )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
 from vit_jax.data.sources.source import Source
+from vit_jax.models import flops
 from vit_jax.models.registry import (
   check_outputs,
   create_model,
@@ -33,7 +35,12 @@ from vit_jax.text import counted
 from vit_jax.training import augment, losses, optimizers
 from vit_jax.training.ema import ema_update
 from vit_jax.training.schedules import Schedule, make_schedule
-from vit_jax.training.state import TrainState, init_state, init_variables
+from vit_jax.training.state import (
+  TrainState,
+  init_state,
+  init_variables,
+  variables,
+)
 from vit_jax.training.step import (
   TrainStep,
   compile_train_step,
@@ -88,6 +95,16 @@ class Run:
     """Number of parameters of the model."""
     return sum(x.size for x in jax.tree.leaves(self.abstract_state.params))
 
+  @functools.cached_property
+  def macs(self) -> int:
+    """Multiply-accumulates of the forward pass of one image."""
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+      variables(self.abstract_state),
+    )
+    size = preprocessing(self.config).size
+    return flops.forward_macs(self.model, *size, shapes)
+
 
 def resolve_dtype(config: Config, platform: str) -> str:
   """The compute dtype: 'auto' is float32 on a CPU, else bfloat16."""
@@ -132,19 +149,21 @@ def build(
     ),
   )
   schedule = length.schedule
-  fresh = lambda: init_variables(
-    model, preprocessing(config).size, config.run.seed
+  size = preprocessing(config).size
+  # `jit` keeps what it has traced, and `inline` leaves the program as it is.
+  fresh = jax.jit(
+    lambda: init_variables(model, size, config.run.seed), inline=True
   )
   with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    variables = jax.eval_shape(fresh)
-    tx = optimizers.make_optimizer(config.optim, schedule, variables['params'])
+    shapes = jax.eval_shape(fresh)
+    tx = optimizers.make_optimizer(config.optim, schedule, shapes['params'])
     as_state = lambda variables: init_state(
       variables,
       tx,
       average=bool(config.optim.ema),
       average_stats=config.optim.ema_stats,
     )
-    state = jax.eval_shape(as_state, variables)
+    state = jax.eval_shape(as_state, shapes)
   shardings = rules.state_shardings(
     state, mesh, config.mesh.preset, config.mesh.rules
   )
@@ -307,18 +326,17 @@ def compile_step(
   return compile_train_step(step, run.shardings, run.mesh)
 
 
-def describe(run: Run, num_examples: int, macs: int) -> str:
+def describe(run: Run, num_examples: int) -> str:
   """Describes model, data, length and devices of a run in one line of the log.
 
   Args:
     run: what `build` returned.
     num_examples: number of images of the training split.
-    macs: multiply-accumulates of the forward pass of one image.
   """
   config, (height, width) = run.config, preprocessing(run.config).size
   return (
     f'{config.run.name or config.model.name}: {run.parameters:,} parameters, '
-    f'{macs / 1e9:.3g} GMACs at {height}'
+    f'{run.macs / 1e9:.3g} GMACs at {height}'
     f'{"" if width == height else f"x{width}"} px; '
     f'{num_examples:,} training examples of {run.num_classes} classes; '
     f'{run.total_steps:,} steps of {config.data.batch_size} '

@@ -16,7 +16,6 @@ from absl import app, flags, logging
 
 from vit_jax.allocation import restart_with_kept_memory
 from vit_jax.program_cache import keep_programs
-from vit_jax.recipe.overrides import split_flags
 
 # Exceptions that a mistake of the user raises. Any other exception is a fault
 # of vit_jax, and is shown with its traceback.
@@ -37,6 +36,9 @@ def run_program(program: Program, usage: str) -> None:
     usage: the required flags, shown in the message about an unexpected word.
   """
   restart_with_kept_memory()
+  # After the restart, which would import it, NumPy and OpenCV a second time.
+  from vit_jax.recipe.overrides import split_flags
+
   try:
     argv, overrides = split_flags(sys.argv)
   except ValueError as e:
