@@ -190,6 +190,7 @@ def test_python_from_an_image_to_names_features_and_attention(reader, capsys):
   ] * depth
 
 
+@pytest.mark.slow
 def test_python_fine_tunes_and_uses_the_result(reader):
   variables = run_block(1)
   (result,) = variables['results']

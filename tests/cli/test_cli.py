@@ -699,6 +699,7 @@ def test_predict_names_what_it_does_not_read(capsys, workdir, tmp_path):
   assert 'image.png: 30 x 20 pixels are more than the limit of 599' in error
 
 
+@pytest.mark.slow
 def test_attention_skips_images_and_draws_pages(
   capsys, workdir, mixed, tmp_path
 ):
@@ -756,6 +757,7 @@ def test_hints_name_options_of_the_command(capsys, folder, tmp_path):
   assert code == 1 and 'data.x' in error
 
 
+@pytest.mark.slow
 def test_finetune_without_held_out_images(folder, tmp_path, capsys):
   """With --json, only the summary is on the standard output."""
   words = ['finetune', '--model', 'vit_ti16', *SET, '--image-size', '16']

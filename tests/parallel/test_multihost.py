@@ -182,6 +182,7 @@ def preempted(tmp_path_factory):
   return workdir, job
 
 
+@pytest.mark.slow
 def test_preemption_of_one_process_saves_the_same_step_everywhere(preempted):
   workdir, job = preempted
   told = [
@@ -193,6 +194,7 @@ def test_preemption_of_one_process_saves_the_same_step_everywhere(preempted):
   assert int(saved_state(workdir)['step']) == step
 
 
+@pytest.mark.slow
 def test_each_process_has_its_own_log(preempted):
   workdir, job = preempted
   log = (workdir / 'log.txt').read_text()
@@ -205,6 +207,7 @@ def test_each_process_has_its_own_log(preempted):
   assert not list(workdir.glob('.shared*'))
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_and_equal_one(one, preempted, tmp_path):
   workdir = shutil.copytree(preempted[0], tmp_path / 'run')
   job = run(tmp_path, workdir, 2, '--config.mesh.preset=zero')
