@@ -1,14 +1,10 @@
 """Constraints on layouts for TPUs do not change any number."""
 
 import chex
-from flax import linen as nn
 import jax
 
 from vit_jax.models import tpu_layout
-from vit_jax.models.attention import (
-  HeadProjection,
-  MultiHeadDotProductAttention,
-)
+from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.platform import traced_for
 
 
@@ -31,19 +27,3 @@ def test_layouts_for_a_tpu_change_no_number(monkeypatch):
   with traced_for('tpu'):
     chex.assert_trees_all_close(run(), plain, rtol=1e-5, atol=1e-6)
   assert len(told) > 8  # four products, four layouts, and their gradients
-
-
-def test_a_projection_to_heads_is_a_dense_layer():
-  """It has the parameters of `nn.DenseGeneral`, and gives the same result."""
-  x = jax.random.normal(jax.random.key(0), (2, 5, 8))
-  inits = dict(
-    kernel_init=nn.initializers.xavier_uniform(),
-    bias_init=nn.initializers.normal(),
-  )
-  dense = nn.DenseGeneral((3, 4), **inits)
-  for rows in (False, True):
-    ours = HeadProjection(3, 4, rows=rows, **inits)
-    variables = ours.init(jax.random.key(1), x)
-    chex.assert_trees_all_equal(variables, dense.init(jax.random.key(1), x))
-    y = ours.apply(variables, x)
-    chex.assert_trees_all_close(y, dense.apply(variables, x), rtol=1e-5)

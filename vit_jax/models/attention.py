@@ -7,11 +7,9 @@ softmax is computed in float32.
 
 from collections.abc import Callable
 import functools
-import math
 from typing import Any
 
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
@@ -58,61 +56,6 @@ def attend(
   probs = jax.nn.softmax(logits)
   dropped = dropout(probs) if dropout is not None else probs
   return attention_output(dropped.astype(v.dtype), v), probs
-
-
-class HeadProjection(nn.Module):
-  """A linear map of tokens to features of heads, as `nn.DenseGeneral` has it.
-
-  Parameters `kernel` (D, H, K) and `bias` (H, K).
-
-  Attributes:
-    heads: H.
-    width: K.
-    use_bias: whether there is a bias.
-    dtype: dtype of the result.
-    kernel_init, bias_init: initializers of the flat parameters, (D, H K) and
-      (H K,).
-    rows: whether a TPU stores the result with a row for each token. The bias is
-      then added while the heads are one axis, because separating them copies
-      the array there.
-  """
-
-  heads: int
-  width: int
-  use_bias: bool = True
-  dtype: DTypeLike = jnp.float32
-  kernel_init: Initializer = nn.initializers.xavier_uniform()
-  bias_init: Initializer = nn.initializers.zeros
-  rows: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (B, T, D) to (B, T, H, K)."""
-    features = (self.heads, self.width)
-    kernel = self.param(
-      'kernel', _flat(self.kernel_init, 1), (x.shape[-1], *features)
-    )
-    bias = None
-    if self.use_bias:
-      bias = self.param('bias', _flat(self.bias_init, 0), features)
-    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-    if self.rows:
-      y = dot_general(x, kernel, (((2,), (0,)), ((), ())), rows=True)
-      y = y.reshape(*x.shape[:2], -1)
-      y = y if bias is None else y + bias.reshape(1, 1, -1)
-      return y.reshape(*x.shape[:2], *features)
-    y = dot_general(x, kernel, (((2,), (0,)), ((), ())))
-    return y if bias is None else y + bias[None, None]
-
-
-def _flat(init: Initializer, axis: int) -> Initializer:
-  """An initializer of an array whose axes from `axis` on are one for `init`."""
-
-  def flat(key, shape, dtype=jnp.float32):
-    flat_shape = (*shape[:axis], math.prod(shape[axis:]))
-    return init(key, flat_shape, dtype).reshape(shape)
-
-  return flat
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -171,25 +114,22 @@ class MultiHeadDotProductAttention(nn.Module):
         f'width {width} is not divisible by num_heads {self.num_heads}'
       )
     head_width = self.head_width or width // self.num_heads
-    dropout = None
-    if train and self.dropout:
-      dropout = Dropout(self.dropout, deterministic=False)
-    rows = dropout is None and self._in_rows(x_q, x_kv, head_width)
-    in_order = (lambda x: x) if rows else _tokens_last
     project = functools.partial(
-      HeadProjection,
-      self.num_heads,
-      head_width,
+      nn.DenseGeneral,
+      features=(self.num_heads, head_width),
       use_bias=self.qkv_bias,
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       bias_init=self.bias_init,
-      rows=rows,
+      dot_general=dot_general,
     )
     x_q, x_kv = split_batch(x_q), split_batch(x_kv)
-    q = in_order(project(name='query')(x_q))
-    k = in_order(project(name='key')(x_kv))
-    v = in_order(project(name='value')(x_kv))
+    q = _tokens_last(project(name='query')(x_q))
+    k = _tokens_last(project(name='key')(x_kv))
+    v = _tokens_last(project(name='value')(x_kv))
+    dropout = None
+    if train and self.dropout:
+      dropout = Dropout(self.dropout, deterministic=False)
     y, probs = self.attend_fn(q, k, v, dropout=dropout)
     y = nn.DenseGeneral(
       width,
@@ -199,23 +139,11 @@ class MultiHeadDotProductAttention(nn.Module):
       kernel_init=self.kernel_init,
       bias_init=self.bias_init,
       dot_general=functools.partial(
-        dot_general, before_dropout=self.before_dropout, rows=rows
+        dot_general, before_dropout=self.before_dropout
       ),
       name='out',
-    )(in_order(y))
+    )(_tokens_last(y))
     return y, probs
-
-  def _in_rows(self, x_q: jax.Array, x_kv: jax.Array, head_width: int) -> bool:
-    """Whether `attend_fn` reads arrays with a row in memory for each token."""
-    # It imports this module.
-    from vit_jax.models.fused import attend as fused
-
-    heads = lambda x: jax.ShapeDtypeStruct(
-      (*x.shape[:2], self.num_heads, head_width), self.dtype
-    )
-    return self.attend_fn is fused.attend and fused.in_rows(
-      heads(x_q), heads(x_kv)
-    )
 
 
 def _tokens_last(x: jax.Array) -> jax.Array:

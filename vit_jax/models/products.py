@@ -34,7 +34,6 @@ def dot_general(
   precision: PrecisionLike = None,
   *,
   before_dropout: bool = False,
-  rows: bool = False,
   **kwargs: Any,
 ) -> jax.Array:
   """`lax.dot_general` of a Dense layer.
@@ -49,7 +48,6 @@ def dot_general(
     dims, precision, **kwargs: the other arguments of `jax.lax.dot_general`.
     before_dropout: whether dropout is applied to the result; see
       `tpu_layout.dot_general`.
-    rows: whether a TPU stores the result with a row for each token; see there.
 
   Returns:
     (..., *outputs).
@@ -58,13 +56,7 @@ def dot_general(
   last = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
   if not _on_one_cpu() or dims != (last, ((), ())):
     return tpu_layout.dot_general(
-      x,
-      kernel,
-      dims,
-      precision,
-      before_dropout=before_dropout,
-      rows=rows,
-      **kwargs,
+      x, kernel, dims, precision, before_dropout=before_dropout, **kwargs
     )
   del precision, kwargs  # they make no difference on a CPU
   inputs = math.prod(kernel.shape[:axes])

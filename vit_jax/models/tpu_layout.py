@@ -98,13 +98,6 @@ def can_split(examples: int, heads: int) -> bool:
   )
 
 
-def heads_of_a_device(heads: int) -> int:
-  """How many heads `on_each_device` gives to a device, if `can_split`."""
-  _, tensor = _split_axes()
-  mesh = jax.sharding.get_abstract_mesh()
-  return heads // mesh.shape[tensor] if tensor else heads
-
-
 def on_each_device(
   fn: Callable[..., Any], ranks: Sequence[int]
 ) -> Callable[..., Any]:
@@ -149,7 +142,6 @@ def dot_general(
   precision: PrecisionLike = None,
   *,
   before_dropout: bool = False,
-  rows: bool = False,
   **kwargs: Any,
 ) -> jax.Array:
   """`lax.dot_general` for Dense layers, with gradients laid out for a TPU.
@@ -168,9 +160,6 @@ def dot_general(
     x, kernel, dims, precision, **kwargs: the arguments of
       `jax.lax.dot_general`.
     before_dropout: whether dropout is applied to the result.
-    rows: whether the activations with heads, x or the result, are stored with
-      a row for each token. The product is then one of matrices, (D, H K) or
-      (H K, D); the compiler would store the heads apart.
 
   Returns:
     The result of `jax.lax.dot_general`.
@@ -180,19 +169,7 @@ def dot_general(
   if kernel.ndim == 3:
     order = (1, 2, 0) if len(dims[0][1]) == 1 else (0, 1, 2)
     kernel = with_gradient(kernel, functools.partial(lay_out, order=order))
-  if rows:
-    axes = len(dims[0][0])
-    tokens, outputs = x.shape[: x.ndim - axes], kernel.shape[axes:]
-    inputs = math.prod(kernel.shape[:axes])
-    y: Any = jax.lax.dot_general(
-      x.reshape(*tokens, inputs),
-      kernel.reshape(inputs, -1),
-      (((len(tokens),), (0,)), ((), ())),
-      precision,
-      **kwargs,
-    ).reshape(*tokens, *outputs)
-  else:
-    y = jax.lax.dot_general(x, kernel, dims, precision, **kwargs)
+  y: Any = jax.lax.dot_general(x, kernel, dims, precision, **kwargs)
   if before_dropout:
     y = with_gradient(y, jax.lax.optimization_barrier)
   return y

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from vit_jax.models import attention
-from vit_jax.models.fused import cpu, gpu, tpu, tpu_rows
+from vit_jax.models.fused import cpu, gpu, tpu
 from vit_jax.models.platform import target_platform
 
 
@@ -24,21 +24,6 @@ def attend_fn(probabilities: bool) -> Callable[..., Any]:
       `attention.attend` computes.
   """
   return attention.attend if probabilities else attend
-
-
-def in_rows(
-  q: jax.Array | jax.ShapeDtypeStruct, k: jax.Array | jax.ShapeDtypeStruct
-) -> bool:
-  """Whether `attend` reads arrays with a row in memory for each token.
-
-  They are then best computed by plain matrix products with H K columns
-  (`products.dot_general`).
-
-  Args:
-    q: (B, T, H, K).
-    k: (B, S, H, K), the shape of the values too.
-  """
-  return target_platform() == 'tpu' and tpu_rows.fits(q, k, k)
 
 
 def attend(
@@ -62,8 +47,6 @@ def attend(
     return cpu.attend(q, k, v), None
   if dropout is None and platform == 'gpu':
     return gpu.attend(q, k, v), None
-  if dropout is None and platform == 'tpu' and tpu_rows.fits(q, k, v):
-    return tpu_rows.attend(q, k, v), None
   if dropout is None and platform == 'tpu' and tpu.fits(q, k, v):
     return tpu.attend(q, k, v), None
   return attention.attend(q, k, v, dropout=dropout)[0], None

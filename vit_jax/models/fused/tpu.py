@@ -17,7 +17,7 @@ B batch, T queries, S keys, H heads, K and V head widths.
 
 from collections.abc import Callable, Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -36,7 +36,7 @@ _MOST_PADDING = 4 / 3
 # Logits of all heads that a step computes; more do not fit into the memory.
 _MOST_LOGITS = 400_000
 # Rows of the tiles in which bfloat16 arrays are stored on the chip.
-TILE_ROWS = 16
+_TILE_ROWS = 16
 
 
 def fits(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
@@ -64,7 +64,7 @@ def _stored(tokens: int) -> int:
   return -(-tokens // _TOKENS_OF_TILE) * _TOKENS_OF_TILE
 
 
-def heads_together(heads: int, queries: int, keys: int) -> int:
+def _heads_of_a_step(heads: int, queries: int, keys: int) -> int:
   """How many heads a step computes, a divisor of `heads`.
 
   With more heads, the matrix products of one overlap with the exponentials of
@@ -115,7 +115,7 @@ def _forward_call(q, k, v, *, interpret):
     jax.ShapeDtypeStruct((*v.shape[:3], queries), v.dtype),
     jax.ShapeDtypeStruct((batch, heads, 1, queries), jnp.float32),
   )
-  out, normalizer = _call(forward_kernel, (q, k, v), outs, 2, interpret)
+  out, normalizer = _call(_forward_kernel, (q, k, v), outs, 2, interpret)
   return jnp.moveaxis(out, -1, 1), normalizer[:, :, 0]
 
 
@@ -123,102 +123,40 @@ def _backward_call(q, k, v, out, normalizer, g, *, interpret):
   q, k, v, out, g = (jnp.moveaxis(x, 1, -1) for x in (q, k, v, out, g))
   outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
   operands = (q, k, v, out, normalizer[:, :, None], g)
-  grads = _call(backward_kernel, operands, outs, 5, interpret)
+  grads = _call(_backward_kernel, operands, outs, 5, interpret)
   return tuple(jnp.moveaxis(x, -1, 1) for x in grads)
 
 
-class Memory(NamedTuple):
-  """How a kernel reads and writes its blocks.
-
-  Attributes:
-    queries, keys: functions that read the features of all heads of a block
-      (K, tokens), float32, of arrays with a token for each query or key.
-    without_padding: function that sets the logits (S, T) of keys behind the
-      last one so low that they get no weight.
-    store: function of a block and a list of features, which writes them.
-    heads: how many heads are computed together.
-  """
-
-  queries: Callable[[Any], list[jax.Array]]
-  keys: Callable[[Any], list[jax.Array]]
-  without_padding: Callable[[jax.Array], jax.Array]
-  store: Callable[[Any, list[jax.Array]], None]
-  heads: int
-
-  def groups(self, heads: int) -> list[range]:
-    """All heads, divided into those that are computed together."""
-    starts = range(0, heads, self.heads)
-    return [range(i, min(i + self.heads, heads)) for i in starts]
+def _forward_kernel(q, k, v, out, normalizer, *, store):
+  heads, scale = range(q.shape[1]), q.shape[2] ** -0.5
+  values = [_load(v[0, h]) for h in heads]
+  logits = [_over_rows(_load(k[0, h]), _load(q[0, h]) * scale) for h in heads]
+  largest = [s.max(0, keepdims=True) for s in logits]
+  weights = [jnp.exp(s - m) for s, m in zip(logits, largest, strict=True)]
+  for h in heads:
+    # Rows of ones below the values give the sums of the softmax with the same
+    # matrix product. Eight rows are a tile.
+    ones = jnp.ones((8, values[h].shape[1]), jnp.float32)
+    sums = _dot(jnp.concatenate([values[h], ones]), weights[h], 1, 0)
+    total = sums[-8:-7]
+    store(out, h, sums[:-8] * (1 / total))
+    normalizer[0, h] = largest[h] + jnp.log(total)
 
 
-def forward_kernel(
-  q: Any, k: Any, v: Any, out: Any, normalizer: Any, *, memory: Memory
-) -> None:
-  """Computes the output, and the log normalizer of the softmax.
-
-  Args:
-    q, k, v, out: references to blocks that `memory` reads and writes.
-    normalizer: a reference to a block (1, heads, 1, T).
-    memory: how they are read and written.
-  """
-  queries, keys = memory.queries(q), memory.keys(k)
-  values, scale = memory.keys(v), queries[0].shape[0] ** -0.5
-  outs = []
-  for heads in memory.groups(len(queries)):
-    logits = {h: _over_rows(keys[h], queries[h] * scale) for h in heads}
-    logits = {h: memory.without_padding(s) for h, s in logits.items()}
-    largest = {h: logits[h].max(0, keepdims=True) for h in heads}
-    weights = {h: jnp.exp(logits[h] - largest[h]) for h in heads}
-    for h in heads:
-      # Rows of ones below the values give the sums of the softmax with the
-      # same matrix product. Eight rows are a tile.
-      ones = jnp.ones((8, values[h].shape[1]), jnp.float32)
-      sums = _dot(jnp.concatenate([values[h], ones]), weights[h], 1, 0)
-      total = sums[-8:-7]
-      outs.append(sums[:-8] * (1 / total))
-      normalizer[0, h] = largest[h] + jnp.log(total)
-  memory.store(out, outs)
-
-
-def backward_kernel(
-  q: Any,
-  k: Any,
-  v: Any,
-  out: Any,
-  normalizer: Any,
-  g: Any,
-  dq: Any,
-  dk: Any,
-  dv: Any,
-  *,
-  memory: Memory,
-) -> None:
-  """Computes the gradients dq, dk and dv of queries, keys and values.
-
-  Args:
-    q, k, v, out, normalizer, memory: as in `forward_kernel`.
-    g: the gradient of the output.
-    dq, dk, dv: references to the blocks of the results.
-  """
-  queries, keys = memory.queries(q), memory.keys(k)
-  scale = queries[0].shape[0] ** -0.5
-  queries = [x * scale for x in queries]
-  grads, values, outs = memory.queries(g), memory.keys(v), memory.queries(out)
-  of_queries, of_keys, of_values = [], [], []
-  for heads in memory.groups(len(queries)):
-    logits = {h: _over_rows(keys[h], queries[h]) for h in heads}
-    logits = {h: memory.without_padding(s) for h, s in logits.items()}
-    products = {h: _over_rows(values[h], grads[h]) for h in heads}
-    weights = {h: jnp.exp(logits[h] - normalizer[0, h]) for h in heads}
-    means = {h: (outs[h] * grads[h]).sum(0, keepdims=True) for h in heads}
-    changes = {h: weights[h] * (products[h] - means[h]) for h in heads}
-    for h in heads:
-      of_values.append(_dot(grads[h], weights[h], 1, 1))
-      of_keys.append(_dot(queries[h], changes[h], 1, 1))
-      of_queries.append(_dot(keys[h], changes[h], 1, 0) * scale)
-  memory.store(dv, of_values)
-  memory.store(dk, of_keys)
-  memory.store(dq, of_queries)
+def _backward_kernel(q, k, v, out, normalizer, g, dq, dk, dv, *, store):
+  heads, scale = range(q.shape[1]), q.shape[2] ** -0.5
+  queries = [_load(q[0, h]) * scale for h in heads]
+  keys = [_load(k[0, h]) for h in heads]
+  grads = [_load(g[0, h]) for h in heads]
+  logits = [_over_rows(keys[h], queries[h]) for h in heads]
+  products = [_over_rows(_load(v[0, h]), grads[h]) for h in heads]
+  weights = [jnp.exp(logits[h] - normalizer[0, h]) for h in heads]
+  means = [(_load(out[0, h]) * grads[h]).sum(0, keepdims=True) for h in heads]
+  logit_grads = [weights[h] * (products[h] - means[h]) for h in heads]
+  for h in heads:
+    store(dv, h, _dot(grads[h], weights[h], 1, 1))
+    store(dk, h, _dot(queries[h], logit_grads[h], 1, 1))
+    store(dq, h, _dot(keys[h], logit_grads[h], 1, 0) * scale)
 
 
 def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
@@ -236,7 +174,7 @@ def _over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _in_pairs(dtype: Any, rows: int) -> bool:
-  return dtype == jnp.bfloat16 and rows % TILE_ROWS == 0
+  return dtype == jnp.bfloat16 and rows % _TILE_ROWS == 0
 
 
 def _load(x: jax.Array) -> jax.Array:
@@ -249,52 +187,26 @@ def _load(x: jax.Array) -> jax.Array:
   """
   if not _in_pairs(x.dtype, x.shape[0]):
     return x.astype(jnp.float32)
-  return rows_apart(x)
-
-
-def _store(ref: Any, xs: Sequence[jax.Array], *, interpret: bool) -> None:
-  """Writes features that have the order of `_load`."""
-  for head, x in enumerate(xs):
-    if _in_pairs(ref.dtype, x.shape[0]):
-      ref[0, head] = rows_joined(x, interpret)
-    else:
-      ref[0, head] = x.astype(ref.dtype)
-
-
-def rows_apart(x: jax.Array) -> jax.Array:
-  """The even rows of a bfloat16 matrix, then the odd ones, as float32.
-
-  A word of a TPU's memory has two neighboring rows. Taking the words apart
-  takes a third of the time of a conversion.
-
-  Args:
-    x: (N, M), with a multiple of 16 rows.
-
-  Returns:
-    (N, M).
-  """
   words = pltpu.bitcast(x, jnp.int32)
   halves = (words << 16, words & jnp.int32(-(2**16)))
   as_float = lambda x: jax.lax.bitcast_convert_type(x, jnp.float32)
   return jnp.concatenate([as_float(x) for x in halves])
 
 
-def rows_joined(x: jax.Array, interpret: bool) -> jax.Array:
-  """The bfloat16 matrix (N, M) of which `rows_apart` gives x.
-
-  Args:
-    x: (N, M).
-    interpret: whether no TPU runs it; only TPUs have `pack_elementwise`.
-  """
+def _store(ref: Any, head: int, x: jax.Array, *, interpret: bool) -> None:
+  """Writes features that have the order of `_load`."""
+  if not _in_pairs(ref.dtype, x.shape[0]):
+    ref[0, head] = x.astype(ref.dtype)
+    return
   even, odd = jnp.split(x, 2)
-  if interpret:
+  if interpret:  # only TPUs have `pack_elementwise`
     bits = lambda x: jax.lax.bitcast_convert_type(
       x.astype(jnp.bfloat16).astype(jnp.float32), jnp.int32
     )
     words = jax.lax.shift_right_logical(bits(even), 16) | bits(odd)
   else:
     words = pltpu.pack_elementwise([even, odd], packed_dtype=jnp.bfloat16)
-  return pltpu.bitcast(words, jnp.bfloat16)
+  ref[0, head] = pltpu.bitcast(words, jnp.bfloat16)
 
 
 def _call(
@@ -314,27 +226,21 @@ def _call(
     interpret: runs the kernel without a TPU.
   """
   batch, heads, width, queries = operands[0].shape
-  group = heads_together(heads, queries, operands[1].shape[3])
+  group = _heads_of_a_step(heads, queries, operands[1].shape[3])
   spec = lambda x: pl.BlockSpec(
     (1, group, *x.shape[2:]), lambda i, j: (i, j, 0, 0)
   )
   entries = batch * heads * queries * operands[1].shape[3]
-  load = lambda ref: [_load(ref[0, h]) for h in range(ref.shape[1])]
-  memory = Memory(
-    queries=load,
-    keys=load,
-    without_padding=lambda logits: logits,
-    store=functools.partial(_store, interpret=interpret),
-    heads=group,
-  )
   return pl.pallas_call(
-    functools.partial(kernel, memory=memory),
+    functools.partial(
+      kernel, store=functools.partial(_store, interpret=interpret)
+    ),
     grid=(batch, heads // group),
     in_specs=[spec(x) for x in operands],
     out_specs=[spec(x) for x in outs],
     out_shape=outs,
     interpret=interpret,
-    name=kernel.__name__.replace('_kernel', '_attention'),
+    name=kernel.__name__.strip('_').replace('_kernel', '_attention'),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'parallel')
     ),
