@@ -301,9 +301,11 @@ def _record(path: pathlib.Path) -> None:
   def recorded_restore(self, abstract):
     nonlocal step
     restored = restore(self, abstract)
-    step = restored[2] if restored else 0
+    if restored:  # otherwise the first batch may have been sent already
+      step = restored[2]
+    resumed = restored[2] if restored else 0
     with path.open('a') as file:
-      file.write(json.dumps({'resumed': step}) + '\n')
+      file.write(json.dumps({'resumed': resumed}) + '\n')
     return restored
 
   def recorded_put(batch, mesh):
