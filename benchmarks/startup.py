@@ -109,7 +109,9 @@ def main() -> None:
   )
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument(
-    '--quick', action='store_true', help='3 rounds, under 5 minutes'
+    '--quick',
+    action='store_true',
+    help='1 round without compiled timm, under 5 minutes',
   )
   parser.add_argument('--json', metavar='FILE', help='writes all runs')
   args = parser.parse_args()
@@ -129,13 +131,14 @@ def main() -> None:
     rows += [
       _candidate('first image, timm', '-c', _TIMMS_FIRST_IMAGE),
       _candidate(f'{_STEP}, timm', '-c', _TIMMS_STEP),
-      _candidate(
-        f'{_STEP}, timm compiled', '-c', _TIMMS_STEP, 'compile', cold=True
-      ),
     ]
+    compiled = _candidate(
+      f'{_STEP}, timm compiled', '-c', _TIMMS_STEP, 'compile', cold=True
+    )
+    rows += [] if args.quick else [compiled]
   else:
     print('torch and timm are not installed: left out', file=sys.stderr)
-  measured = turns.measure(rows, 3 if args.quick else args.rounds)
+  measured = turns.measure(rows, 1 if args.quick else args.rounds)
   print(turns.describe())
   print(f'\n{turns.seconds_table(measured)}')
   if args.json:
