@@ -20,9 +20,9 @@ import numpy as np
 
 from vit_jax.data.headers import jpeg_header
 
-# The message of libjpeg-turbo for bytes that are left over before the end of
-# the image. It keeps the first warning only, so that there was none about the
-# decoded rows.
+# The warning of libjpeg-turbo about bytes that are left over before the end of
+# the image. It keeps only its first warning, so this one also says that the
+# decoded rows are sound.
 _LEFT_OVER = re.compile(
   r'Corrupt JPEG data: \d+ extraneous bytes before .* 0xd9'
 )

@@ -72,7 +72,7 @@ class FirstStep:
     if self._ahead is None:
       compile_together(self._train_step, state, batch, self._inputs.extras)
     else:
-      wait = self._ahead[1]
+      _, wait = self._ahead
       wait()
 
   def seconds(self) -> float:
