@@ -1,7 +1,8 @@
 """Matrix products and 3x3 convolutions on one CPU, with their own gradients.
 
-The values are those of the plain form, up to rounding. The compiler (XLA of
-jaxlib 0.10) computes some of these products in one thread, and the gradients of
+The values are those of the plain form, up to rounding. Products are those of
+oneDNN where `onednn.is_used`. The rest is for the compiler's own products (XLA
+of jaxlib 0.10): it computes some of them in one thread, and the gradients of
 kernels with their operands in the slower order; docs/performance.md has the
 measurements.
 """
@@ -11,6 +12,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
+from vit_jax.models import onednn
 
 
 def by_rows(x: jax.Array) -> jax.Array:
@@ -30,7 +33,6 @@ def by_rows(x: jax.Array) -> jax.Array:
   return x + 0 * x.max(-1, keepdims=True)
 
 
-@jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The product of two matrices.
 
@@ -41,15 +43,25 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     (N, O).
   """
-  return x @ kernel
+  if onednn.is_used():
+    return onednn.product(x, kernel)
+  return _matmul(x, kernel)
 
 
-def _matmul_backward(kept, g):
+def _forward(x, kernel):
+  # bfloat16 with a float32 result runs on the matrix units of a CPU (AMX), with
+  # a bfloat16 result on none.
+  y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+  return y.astype(x.dtype), (x, kernel)
+
+
+def _backward(kept, g):
   x, kernel = kept
   return g @ kernel.T, _kernel_gradient(x, g)
 
 
-matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_backward)
+_matmul = jax.custom_vjp(lambda x, kernel: _forward(x, kernel)[0])
+_matmul.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:

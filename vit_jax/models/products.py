@@ -14,7 +14,7 @@ import jax
 from jax.lax import DotDimensionNumbers, PrecisionLike
 import jax.numpy as jnp
 
-from vit_jax.models import cpu_products, tpu_layout
+from vit_jax.models import cpu_products, onednn, tpu_layout
 from vit_jax.models.platform import target_platform
 
 
@@ -79,6 +79,8 @@ def attention_logits(q: jax.Array, k: jax.Array) -> jax.Array:
   if target_platform() != 'cpu':
     return jnp.einsum('bthk,bshk->bhts', q, k)
   q, k = jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2)
+  if onednn.is_used():
+    return onednn.product(q, k, transpose_b=True)
   return jnp.einsum('bhtk,bhsk->bhts', q, k)
 
 
@@ -94,7 +96,11 @@ def attention_output(weights: jax.Array, v: jax.Array) -> jax.Array:
   """
   if target_platform() != 'cpu':
     return jnp.einsum('bhts,bshv->bthv', weights, v)
-  y = jnp.einsum('bhts,bhsv->bhtv', weights, jnp.swapaxes(v, 1, 2))
+  v = jnp.swapaxes(v, 1, 2)
+  if onednn.is_used():
+    y = onednn.product(weights, v)
+  else:
+    y = jnp.einsum('bhts,bhsv->bhtv', weights, v)
   return jnp.swapaxes(y, 1, 2)
 
 
@@ -113,7 +119,8 @@ def mix_maps(maps: jax.Array, kernel: jax.Array) -> jax.Array:
   batch, heads, *map_shape = maps.shape
   # One product for each example, so that nothing is transposed.
   kernels = jnp.broadcast_to(kernel.T[None], (batch, kernel.shape[1], heads))
-  y = jnp.matmul(kernels, maps.reshape(batch, heads, -1))
+  matmul = onednn.product if onednn.is_used() else jnp.matmul
+  y = matmul(kernels, maps.reshape(batch, heads, -1))
   return y.reshape(batch, -1, *map_shape)
 
 
@@ -196,6 +203,15 @@ def convolution(
       x.reshape(-1, channels), kernel.reshape(channels, features)
     )
     return y.reshape(*x.shape[:3], features)
+  if onednn.is_used():
+    pairs = padding
+    if isinstance(padding, str):
+      pairs = jax.lax.padtype_to_pads(
+        x.shape[1:3], (height, width), strides, padding
+      )
+    pairs = tuple((int(before), int(after)) for before, after in pairs)
+    if onednn.takes_convolution((height, width), pairs):
+      return onednn.convolution(x, kernel, tuple(strides), pairs)
   same = around in ('SAME', {1}) and tuple(strides) == (1, 1)
   if (
     (height, width) == (3, 3) and same and x.shape[1] * x.shape[2] >= _POSITIONS

@@ -12,6 +12,7 @@ B batch, T queries, S keys, H heads, K and V head widths.
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models import onednn
 from vit_jax.models.cpu_products import by_rows
 
 
@@ -31,12 +32,11 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def _forward(q, k, v):
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
   q = q * (q.shape[-1] ** -0.5)
-  logits = jnp.einsum('bhtk,bhsk->bhts', q, k).astype(jnp.float32)
+  logits = _product(q, k, transpose_b=True)
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
   sums = weights.sum(-1, keepdims=True)
   weights = weights.astype(v.dtype)
-  y = by_rows(jnp.einsum('bhts,bhsv->bhtv', weights, v))
-  y = (y / sums).astype(v.dtype)
+  y = (_product(weights, v, rows=True) / sums).astype(v.dtype)
   return jnp.swapaxes(y, 1, 2), (q, k, v, y, weights, sums)
 
 
@@ -45,13 +45,41 @@ def _backward(kept, g):
   g = jnp.swapaxes(g, 1, 2) / sums
   mean = (g * y).sum(-1, keepdims=True)
   g = g.astype(v.dtype)
-  grad_v = jnp.einsum('bhts,bhtv->bhsv', weights, g)
-  grad_probs = jnp.einsum('bhtv,bhsv->bhts', g, v).astype(jnp.float32)
+  grad_v = _product(weights, g, transpose_a=True)
+  grad_probs = _product(g, v, transpose_b=True)
   grad_logits = (weights * (grad_probs - mean)).astype(q.dtype)
-  grad_q = by_rows(jnp.einsum('bhts,bhsk->bhtk', grad_logits, k))
-  grad_q = grad_q * (q.shape[-1] ** -0.5)
-  grad_k = jnp.einsum('bhts,bhtk->bhsk', grad_logits, q)
-  return tuple(jnp.swapaxes(x, 1, 2) for x in (grad_q, grad_k, grad_v))
+  grad_q = _product(grad_logits, k, rows=True) * (q.shape[-1] ** -0.5)
+  grad_k = _product(grad_logits, q, transpose_a=True)
+  return tuple(
+    jnp.swapaxes(x.astype(v.dtype), 1, 2) for x in (grad_q, grad_k, grad_v)
+  )
+
+
+def _product(a, b, transpose_a=False, transpose_b=False, rows=False):
+  """Batched products in float32.
+
+  Args:
+    a, b: (B, H, M, K), (B, H, K, N).
+    transpose_a, transpose_b: whether the last two axes are exchanged.
+    rows: whether the compiler's own product is computed by rows.
+
+  Returns:
+    float32 (B, H, M, N).
+  """
+  if onednn.is_used():
+    return onednn.product(
+      a,
+      b,
+      transpose_a=transpose_a,
+      transpose_b=transpose_b,
+      dtype=jnp.float32,
+    )
+  left = 'bhkm' if transpose_a else 'bhmk'
+  right = 'bhnk' if transpose_b else 'bhkn'
+  y = jnp.einsum(
+    f'{left},{right}->bhmn', a, b, preferred_element_type=jnp.float32
+  )
+  return by_rows(y) if rows else y
 
 
 attend.defvjp(_forward, _backward)
