@@ -24,9 +24,11 @@ import functools
 import json
 import platform
 import sys
-from typing import Any
+from typing import Any, cast
+import warnings
 
 import jax
+from jax import core
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 import jax.numpy as jnp
@@ -51,6 +53,12 @@ def asked(use: bool | None) -> Iterator[None]:
     use: True, with oneDNN where it is available; False, without it; None, as
       outside of the context.
   """
+  if use:
+    # JAX tries to keep the program all the same, and says that it could not.
+    warnings.filterwarnings(
+      'ignore',
+      'Error writing persistent compilation cache entry .* std::bad_alloc',
+    )
   token = _ASKED.set(_ASKED.get() if use is None else use)
   try:
     yield
@@ -142,7 +150,7 @@ def product(
   if a.ndim != 3 and a.ndim != 2:
     a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
   dtype = jnp.dtype(dtype or a.dtype)
-  y = _product(a, b, transpose_a, transpose_b, dtype)
+  y: Any = _product(a, b, transpose_a, transpose_b, dtype)
   return y.reshape(*lead, m, n)
 
 
@@ -164,7 +172,7 @@ def _product(a, b, transpose_a, transpose_b, dtype):
   jax.jit, static_argnames=('transpose_a', 'transpose_b', 'dtype'), inline=True
 )
 def _bind_product(a, b, **settings):
-  return _product_p.bind(a, b, **settings)
+  return cast(jax.Array, _product_p.bind(a, b, **settings))
 
 
 def _product_backward(transpose_a, transpose_b, dtype, kept, g):
@@ -196,7 +204,7 @@ def _plain_product(a, b, *, transpose_a, transpose_b, dtype):
 @_product_p.def_abstract_eval
 def _(a, b, *, transpose_a, transpose_b, dtype):
   shape = _product_shape(a.shape, b.shape, transpose_a, transpose_b)
-  return jax.core.ShapedArray(shape, dtype)
+  return core.ShapedArray(shape, dtype)
 
 
 def _lower_product(ctx, a, b, **settings):
@@ -216,10 +224,14 @@ mlir.register_lowering(_product_p, _lower_product, platform='cpu')
 
 def _batch_product(args, axes, **settings):
   """`vmap`: both operands get the new axis in front."""
-  (size,) = {x.shape[i] for x, i in zip(args, axes) if i is not None}
+  (size,) = {
+    x.shape[i] for x, i in zip(args, axes, strict=True) if i is not None
+  }
   a, b = (
-    jnp.broadcast_to(x, (size, *x.shape)) if i is None else jnp.moveaxis(x, i, 0)
-    for x, i in zip(args, axes)
+    jnp.broadcast_to(x, (size, *x.shape))
+    if i is None
+    else jnp.moveaxis(x, i, 0)
+    for x, i in zip(args, axes, strict=True)
   )
   return product(a, b, **settings), 0
 
@@ -229,7 +241,7 @@ batching.primitive_batchers[_product_p] = _batch_product
 
 # Convolutions.
 
-_Pairs = tuple[tuple[int, int], tuple[int, int]]
+_Pairs = tuple[tuple[int, int], ...]
 _convolution_p = Primitive('onednn_convolution')
 
 
@@ -240,7 +252,7 @@ def takes_convolution(kernel_size: Sequence[int], padding: _Pairs) -> bool:
     kernel_size: (height, width).
     padding: ((top, bottom), (left, right)).
   """
-  pairs = zip(padding, kernel_size)
+  pairs = zip(padding, kernel_size, strict=True)
   return all(0 <= n < size for around, size in pairs for n in around)
 
 
@@ -262,11 +274,9 @@ def convolution(
   return _bind_convolution(x, kernel, strides=strides, padding=padding)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('strides', 'padding'), inline=True
-)
+@functools.partial(jax.jit, static_argnames=('strides', 'padding'), inline=True)
 def _bind_convolution(x, kernel, **settings):
-  return _convolution_p.bind(x, kernel, **settings)
+  return cast(jax.Array, _convolution_p.bind(x, kernel, **settings))
 
 
 def _convolution_backward(strides, padding, kept, g):
@@ -280,7 +290,9 @@ def _convolution_backward(strides, padding, kept, g):
   )
   turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
   around = []
-  for axis, (size, (before, _)) in enumerate(zip(sizes, padding), 1):
+  for axis, (size, (before, _)) in enumerate(
+    zip(sizes, padding, strict=True), 1
+  ):
     after = x.shape[axis] - spread_g.shape[axis] + before
     around.append((size - 1 - before, after))
   grad_x = convolution(spread_g, turned, (1, 1), tuple(around))
@@ -328,7 +340,7 @@ def _(x, kernel, **settings):
     jax.ShapeDtypeStruct(x.shape, x.dtype),
     jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
   )
-  return jax.core.ShapedArray(out.shape, out.dtype)
+  return core.ShapedArray(out.shape, out.dtype)
 
 
 def _lower_convolution(ctx, x, kernel, *, strides, padding):
@@ -374,19 +386,19 @@ def _lower_convolution(ctx, x, kernel, *, strides, padding):
 mlir.register_lowering(_convolution_p, _lower_convolution, platform='cpu')
 
 
-def _batch_convolution(args, axes, **settings):
+def _batch_convolution(args, axes, strides, padding):
   """`vmap` over images: the new axis joins the batch. Over kernels: a loop."""
   x, kernel = args
+  run = lambda x, kernel: convolution(x, kernel, strides, padding)
   if axes[1] is None:
     x = jnp.moveaxis(x, axes[0], 0)
-    y = convolution(x.reshape(-1, *x.shape[2:]), kernel, *settings.values())
+    y: Any = run(x.reshape(-1, *x.shape[2:]), kernel)
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
   kernel = jnp.moveaxis(kernel, axes[1], 0)
   xs = (
     [x] * len(kernel) if axes[0] is None else list(jnp.moveaxis(x, axes[0], 0))
   )
-  run = functools.partial(convolution, **settings)
-  return jnp.stack([run(x, k) for x, k in zip(xs, kernel)]), 0
+  return jnp.stack([run(x, k) for x, k in zip(xs, kernel, strict=True)]), 0
 
 
 batching.primitive_batchers[_convolution_p] = _batch_convolution

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import optax
 
 from vit_jax.data.sources.source import Source
-from vit_jax.models import flops
+from vit_jax.models import flops, onednn
 from vit_jax.models.registry import (
   check_outputs,
   create_model,
@@ -48,6 +48,13 @@ from vit_jax.training.step import (
   make_train_step,
 )
 from vit_jax.weights.metadata import WeightsMetadata
+
+# A training of at least so many floating-point operations uses oneDNN on a CPU.
+# Two cores take one to two minutes for them. The program with oneDNN cannot be
+# kept, so every start takes up to 10 seconds longer, which a shorter training
+# does not gain back. The number depends on the recipe alone, because a resumed
+# run must compute with the same products.
+_LONG_TRAINING = 2e13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +330,22 @@ def compile_step(
   lowered.
   """
   step = make_step(run, teacher=teacher, load_batch=load_batch)
-  return compile_train_step(step, run.shardings, run.mesh)
+  use_onednn = _is_long(run) or None
+
+  def traced_step(state, batch, extras):
+    with onednn.asked(use_onednn):
+      return step(state, batch, extras)
+
+  return compile_train_step(traced_step, run.shardings, run.mesh)
+
+
+def _is_long(run: Run) -> bool:
+  """Whether a run on a CPU trains for so long that it uses oneDNN."""
+  if run.mesh.devices.flat[0].platform != 'cpu':
+    return False
+  # The backward pass has twice the multiply-accumulates of the forward pass.
+  operations = 2 * 3 * run.macs * run.config.data.batch_size * run.total_steps
+  return operations >= _LONG_TRAINING
 
 
 def describe(run: Run, num_examples: int) -> str:
