@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 
 from tests.random_variables import random_variables
-from vit_jax.models import onednn, products
+from vit_jax.models import (
+  onednn,
+  onednn_convolutions,
+  onednn_products,
+  products,
+)
 from vit_jax.models.fused import attend as fused
 from vit_jax.models.platform import traced_for
 from vit_jax.models.registry import create_model
@@ -74,7 +79,7 @@ def test_products(lead, transpose_a, transpose_b, dtype):
   b = _normal(1, *lead, *((6, 5) if transpose_b else (5, 6)), dtype=dtype)
 
   def ours(a, b):
-    return onednn.product(
+    return onednn_products.product(
       a, b, transpose_a=transpose_a, transpose_b=transpose_b
     )
 
@@ -96,7 +101,7 @@ def test_products(lead, transpose_a, transpose_b, dtype):
 def test_a_product_in_float32_of_bfloat16():
   a, b = _normal(0, 4, 5, dtype='bfloat16'), _normal(1, 5, 6, dtype='bfloat16')
   with _used():
-    y = onednn.product(a, b, dtype=jnp.float32)
+    y = onednn_products.product(a, b, dtype=jnp.float32)
   assert y.dtype == jnp.float32
   exact = a.astype(jnp.float32) @ b.astype(jnp.float32)
   chex.assert_trees_all_close(y, exact, atol=1e-5)
@@ -110,7 +115,7 @@ def test_gradients_of_gradients():
     return jax.grad(length)(a)
 
   with _used():
-    _assert_equal(second(onednn.product), second(jnp.matmul))
+    _assert_equal(second(onednn_products.product), second(jnp.matmul))
 
 
 CONVOLUTIONS = [  # kernel, stride, padding
@@ -149,7 +154,7 @@ def test_convolutions(size, stride, padding, dtype):
 
 def test_convolutions_that_are_mapped():
   x, kernel = _normal(0, 3, 2, 8, 8, 2), _normal(1, 3, 3, 3, 2, 4)
-  run = lambda x, kernel: onednn.convolution(
+  run = lambda x, kernel: onednn_convolutions.convolution(
     x, kernel, (1, 1), ((1, 1), (1, 1))
   )
   with _used():
@@ -231,7 +236,7 @@ def test_logits_of_models(name):
 def test_an_exported_program_has_plain_products():
   a, b = _normal(0, 4, 5), _normal(1, 5, 6)
   with _used():
-    program = export.export(jax.jit(onednn.product))(a, b)
+    program = export.export(jax.jit(onednn_products.product))(a, b)
   _assert_equal(program.call(a, b), a @ b)
 
 

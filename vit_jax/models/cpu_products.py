@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import onednn
+from vit_jax.models import onednn, onednn_products
 
 
 def by_rows(x: jax.Array) -> jax.Array:
@@ -44,7 +44,7 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (N, O).
   """
   if onednn.is_used():
-    return onednn.product(x, kernel)
+    return onednn_products.product(x, kernel)
   return _matmul(x, kernel)
 
 

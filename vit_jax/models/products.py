@@ -14,7 +14,13 @@ import jax
 from jax.lax import DotDimensionNumbers, PrecisionLike
 import jax.numpy as jnp
 
-from vit_jax.models import cpu_products, onednn, tpu_layout
+from vit_jax.models import (
+  cpu_products,
+  onednn,
+  onednn_convolutions,
+  onednn_products,
+  tpu_layout,
+)
 from vit_jax.models.platform import target_platform
 
 
@@ -80,7 +86,7 @@ def attention_logits(q: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.einsum('bthk,bshk->bhts', q, k)
   q, k = jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2)
   if onednn.is_used():
-    return onednn.product(q, k, transpose_b=True)
+    return onednn_products.product(q, k, transpose_b=True)
   return jnp.einsum('bhtk,bhsk->bhts', q, k)
 
 
@@ -98,7 +104,7 @@ def attention_output(weights: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum('bhts,bshv->bthv', weights, v)
   v = jnp.swapaxes(v, 1, 2)
   if onednn.is_used():
-    y = onednn.product(weights, v)
+    y = onednn_products.product(weights, v)
   else:
     y = jnp.einsum('bhts,bhsv->bhtv', weights, v)
   return jnp.swapaxes(y, 1, 2)
@@ -119,7 +125,7 @@ def mix_maps(maps: jax.Array, kernel: jax.Array) -> jax.Array:
   batch, heads, *map_shape = maps.shape
   # One product for each example, so that nothing is transposed.
   kernels = jnp.broadcast_to(kernel.T[None], (batch, kernel.shape[1], heads))
-  matmul = onednn.product if onednn.is_used() else jnp.matmul
+  matmul = onednn_products.product if onednn.is_used() else jnp.matmul
   y = matmul(kernels, maps.reshape(batch, heads, -1))
   return y.reshape(batch, -1, *map_shape)
 
@@ -210,8 +216,8 @@ def convolution(
         x.shape[1:3], (height, width), strides, padding
       )
     pairs = tuple((int(before), int(after)) for before, after in pairs)
-    if onednn.takes_convolution((height, width), pairs):
-      return onednn.convolution(x, kernel, tuple(strides), pairs)
+    if onednn_convolutions.takes_convolution((height, width), pairs):
+      return onednn_convolutions.convolution(x, kernel, tuple(strides), pairs)
   same = around in ('SAME', {1}) and tuple(strides) == (1, 1)
   if (
     (height, width) == (3, 3) and same and x.shape[1] * x.shape[2] >= _POSITIONS

@@ -12,7 +12,7 @@ B batch, T queries, S keys, H heads, K and V head widths.
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models import onednn
+from vit_jax.models import onednn, onednn_products
 from vit_jax.models.cpu_products import by_rows
 
 
@@ -67,7 +67,7 @@ def _product(a, b, transpose_a=False, transpose_b=False, rows=False):
     float32 (B, H, M, N).
   """
   if onednn.is_used():
-    return onednn.product(
+    return onednn_products.product(
       a,
       b,
       transpose_a=transpose_a,

@@ -1,0 +1,180 @@
+"""Convolutions by oneDNN, on one CPU; `onednn` says where they are used.
+
+They have the gradients of `lax.conv_general_dilated`, in reverse mode, to any
+order, and work under `jax.vmap`.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any, cast
+
+import jax
+from jax import core
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+import jax.numpy as jnp
+
+from vit_jax.models import onednn
+from vit_jax.models.onednn_products import product
+
+_Pairs = tuple[tuple[int, int], ...]
+_convolution_p = Primitive('onednn_convolution')
+
+
+def takes_convolution(kernel_size: Sequence[int], padding: _Pairs) -> bool:
+  """Whether `convolution` can compute it, with its gradients.
+
+  Args:
+    kernel_size: (height, width).
+    padding: ((top, bottom), (left, right)).
+  """
+  pairs = zip(padding, kernel_size, strict=True)
+  return all(0 <= n < size for around, size in pairs for n in around)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolution(
+  x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: _Pairs
+) -> jax.Array:
+  """A convolution without groups and dilation.
+
+  Args:
+    x: (B, H, W, C), float32 or bfloat16.
+    kernel: (height, width, C, D), of the same dtype.
+    strides: (vertical, horizontal).
+    padding: ((top, bottom), (left, right)), with which `takes_convolution`.
+
+  Returns:
+    (B, H', W', D).
+  """
+  return _bind_convolution(x, kernel, strides=strides, padding=padding)
+
+
+@functools.partial(jax.jit, static_argnames=('strides', 'padding'), inline=True)
+def _bind_convolution(x, kernel, **settings):
+  return cast(jax.Array, _convolution_p.bind(x, kernel, **settings))
+
+
+def _convolution_backward(strides, padding, kept, g):
+  x, kernel = kept
+  sizes = kernel.shape[:2]
+  # The gradient of x is a convolution of g, spread out by the strides, with the
+  # kernel turned by half a turn.
+  spread = [(0, 0, stride - 1) for stride in strides]
+  spread_g = jax.lax.pad(
+    g, jnp.zeros((), g.dtype), [(0, 0, 0), *spread, (0, 0, 0)]
+  )
+  turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+  around = []
+  for axis, (size, (before, _)) in enumerate(
+    zip(sizes, padding, strict=True), 1
+  ):
+    after = x.shape[axis] - spread_g.shape[axis] + before
+    around.append((size - 1 - before, after))
+  grad_x = convolution(spread_g, turned, (1, 1), tuple(around))
+  return grad_x, _kernel_gradient(x, g, sizes, strides, padding)
+
+
+def _kernel_gradient(x, g, sizes, strides, padding):
+  """The sum over all positions, as one product for each row of the kernel."""
+  rows, columns = g.shape[1:3]
+  channels, features = x.shape[-1], g.shape[-1]
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  g = g.reshape(-1, features)
+
+  def shifted(row, column):
+    below, right = (rows - 1) * strides[0] + 1, (columns - 1) * strides[1] + 1
+    return x[
+      :, row : row + below : strides[0], column : column + right : strides[1]
+    ]
+
+  def of_row(row):
+    inputs = jnp.concatenate([shifted(row, c) for c in range(sizes[1])], -1)
+    inputs = inputs.reshape(-1, sizes[1] * channels)
+    y = product(inputs, g, transpose_a=True)
+    return y.reshape(sizes[1], channels, features)
+
+  return jnp.stack([of_row(row) for row in range(sizes[0])])
+
+
+convolution.defvjp(
+  lambda x, kernel, *settings: (convolution(x, kernel, *settings), (x, kernel)),
+  _convolution_backward,
+)
+
+
+def _plain_convolution(x, kernel, *, strides, padding):
+  return jax.lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+@_convolution_p.def_abstract_eval
+def _(x, kernel, **settings):
+  out = jax.eval_shape(
+    functools.partial(_plain_convolution, **settings),
+    jax.ShapeDtypeStruct(x.shape, x.dtype),
+    jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+  )
+  return core.ShapedArray(out.shape, out.dtype)
+
+
+def _lower_convolution(ctx, x, kernel, *, strides, padding):
+  # The compiler reads 64-bit numbers, which JSON has as texts.
+  numbers = lambda *values: [str(n) for n in values]
+  images = {
+    'dims': 4,
+    'data': {
+      'batch_dim': '0',
+      'feature_dim': '3',
+      'spatial_dims': numbers(1, 2),
+    },
+  }
+  filters = {
+    'input_feature_dim': '2',
+    'output_feature_dim': '3',
+    'spatial_dims': numbers(0, 1),
+  }
+  config = {
+    'dims': 4,
+    'input': images,
+    'kernel': {'dims': 4, 'filter': filters},
+    'output': images,
+    'window': {
+      'size': numbers(*ctx.avals_in[1].shape[:2]),
+      'pad_left': numbers(*(before for before, _ in padding)),
+      'pad_right': numbers(*(after for _, after in padding)),
+      'strides': numbers(*strides),
+      'window_dilations': numbers(1, 1),
+    },
+    'feature_groups': '1',
+  }
+  return onednn.lower_call(
+    ctx,
+    '__onednn$convolution',
+    {'onednn_conv_config': config},
+    functools.partial(_plain_convolution, strides=strides, padding=padding),
+    x,
+    kernel,
+  )
+
+
+mlir.register_lowering(_convolution_p, _lower_convolution, platform='cpu')
+
+
+def _batch_convolution(args, axes, strides, padding):
+  """`vmap` over images: the new axis joins the batch. Over kernels: a loop."""
+  x, kernel = args
+  run = lambda x, kernel: convolution(x, kernel, strides, padding)
+  if axes[1] is None:
+    x = jnp.moveaxis(x, axes[0], 0)
+    y: Any = run(x.reshape(-1, *x.shape[2:]), kernel)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+  kernel = jnp.moveaxis(kernel, axes[1], 0)
+  xs = (
+    [x] * len(kernel) if axes[0] is None else list(jnp.moveaxis(x, axes[0], 0))
+  )
+  return jnp.stack([run(x, k) for x, k in zip(xs, kernel, strict=True)]), 0
+
+
+batching.primitive_batchers[_convolution_p] = _batch_convolution
