@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import tiny_config
 from tests.random_variables import random_variables
 from vit_jax.models import (
   onednn,
@@ -22,6 +23,8 @@ from vit_jax.models import (
 from vit_jax.models.fused import attend as fused
 from vit_jax.models.platform import traced_for
 from vit_jax.models.registry import create_model
+from vit_jax.parallel.mesh import make_mesh
+from vit_jax.recipe.build import build, compile_step
 
 pytestmark = pytest.mark.skipif(
   not onednn.is_available(), reason='this jaxlib was not tested with oneDNN'
@@ -287,3 +290,19 @@ def test_programs_that_are_kept_have_none_unless_asked(cache, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert 'Error writing' not in done.stderr
+
+
+@pytest.mark.parametrize('steps', [10, 10**7])
+def test_long_trainings_ask_for_it(steps):
+  config = tiny_config(run=dict(steps=steps))
+  mesh = make_mesh('data', devices=jax.devices()[:1])
+  run = build(config, mesh, num_classes=3, num_examples=64)
+  size = config.data.image_size
+  batch = {
+    'image': np.zeros((config.data.batch_size, size, size, 3), np.uint8),
+    'label': np.zeros(config.data.batch_size, np.int32),
+    'index': np.zeros(config.data.batch_size, np.int32),
+  }
+  with jax.set_mesh(mesh):
+    text = compile_step(run).lower(run.abstract_state, batch, {}).as_text()
+  assert ('__onednn$' in text) == (steps > 10)
