@@ -12,9 +12,10 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, cast
 
 from absl import logging
 from etils import epath
@@ -117,8 +118,7 @@ class Writer:
         self._resumed_keys |= values.keys()
     self._rewrite()
     if tensorboard:
-      import tensorboardX
-
+      tensorboardX = _import_tensorboardx()
       # TensorBoard drops the events of `purge_step` and of all later steps.
       self._board_dir = str(self.workdir / 'tensorboard')
       if self._remote:
@@ -283,6 +283,23 @@ class Writer:
     if self._enabled:
       text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
       write_atomically(self.workdir / name, text + '\n')
+
+
+def _import_tensorboardx() -> Any:
+  """The module tensorboardX, without PyTorch.
+
+  Where PyTorch is installed, tensorboardX imports it, to accept its tensors.
+  That takes 1.5 seconds, and nothing here is a tensor.
+  """
+  without = 'torch' not in sys.modules
+  if without:
+    sys.modules['torch'] = cast(Any, None)  # makes `import torch` fail
+  try:
+    import tensorboardX
+  finally:
+    if without:
+      del sys.modules['torch']
+  return tensorboardX
 
 
 def _board_name(name: str, prefix: str) -> str:
