@@ -38,6 +38,9 @@ def run(values: Any, overrides: dict[str, str]) -> int:
   processes.initialize(
     values.coordinator, values.num_processes, values.process_id
   )
+  from vit_jax.recipe import kept_step
+
+  kept_step.begin(config)
   show_batch = values.show_batch or ''
   lines = result_lines(values.json)
   if values.dry_run:

@@ -139,14 +139,14 @@ def train_and_evaluate(
       profile.before(step)
       batch = goodput.wait_for(batches)
       if step == first_step:
-        first.compile(state, batch)
+        train_step = first.compile(state, batch)
       state, values = train_step(state, batch, inputs.extras)
       step += 1
       processes.tick(step)
       throttle(values)
       if step == first_step + 1:
         jax.block_until_ready(values)
-        _say(f'compiled in {first.seconds():.1f} s')
+        _say(f'compiled in {first.done():.1f} s')
         # The first step does not wait for this picture.
         show_first(first_step, batch)
         progress.start(step)

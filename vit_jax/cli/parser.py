@@ -333,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   if argv is None and sys.argv[1:2] and sys.argv[1] in allocation.COMMANDS:
     allocation.restart_with_kept_memory()
+    allocation.collect_rarely()
   argv = sys.argv[1:] if argv is None else list(argv)
   quiet = os.environ.get(text.QUIET, '')
   try:

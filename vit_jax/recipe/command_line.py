@@ -14,7 +14,10 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from vit_jax.allocation import restart_with_kept_memory
+from vit_jax.allocation import (
+  collect_rarely,
+  restart_with_kept_memory,
+)
 from vit_jax.program_cache import keep_programs
 
 # Exceptions that a mistake of the user raises. Any other exception is a fault
@@ -36,6 +39,7 @@ def run_program(program: Program, usage: str) -> None:
     usage: the required flags, shown in the message about an unexpected word.
   """
   restart_with_kept_memory()
+  collect_rarely()
   # After the restart, which would import it, NumPy and OpenCV a second time.
   from vit_jax.recipe.overrides import split_flags
 
