@@ -32,9 +32,10 @@ from vit_jax.recipe.keys import (
 )
 from vit_jax.recipe.sections import Config
 from vit_jax.text import counted
-from vit_jax.training import augment, losses, optimizers, shared_programs
+from vit_jax.training import augment, losses, optimizers
 from vit_jax.training.ema import ema_update
 from vit_jax.training.schedules import Schedule, make_schedule
+from vit_jax.training.shared_programs import make_init
 from vit_jax.training.state import (
   TrainState,
   init_state,
@@ -191,38 +192,9 @@ def build(
     ),
     shardings=shardings,
     update_specs=rules.update_specs(state, shardings, config.mesh.preset),
-    init=_make_init(fresh, as_state, shardings, mesh),
+    init=make_init(fresh, as_state, shardings, mesh),
     init_from=jax.jit(as_state, out_shardings=shardings),
   )
-
-
-def _make_init(
-  fresh: Any, as_state: Callable, shardings: TrainState, mesh: Mesh
-) -> Callable[[], TrainState]:
-  """Makes () -> fresh state.
-
-  On one CPU, parameters of the same shape share a program, because the compiler
-  needs most of the time. The numbers are the same.
-
-  Args:
-    fresh: () -> variables; jitted.
-    as_state: variables -> state at step 0.
-    shardings: of the state.
-    mesh: the devices of the run.
-  """
-  device = mesh.devices.flat[0]
-  if mesh.size > 1 or device.platform != 'cpu':
-    return jax.jit(lambda: as_state(fresh()), out_shardings=shardings)
-  init_from = jax.jit(as_state, out_shardings=shardings, donate_argnums=0)
-
-  def init() -> TrainState:
-    traced = fresh.trace()
-    with jax.default_device(device):
-      values = shared_programs.outputs(traced.jaxpr)
-    tree = jax.tree.structure(traced.out_info)
-    return init_from(jax.tree.unflatten(tree, values))
-
-  return init
 
 
 def _check_batch(config: Config, mesh: Mesh, num_examples: int) -> None:

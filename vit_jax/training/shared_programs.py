@@ -10,13 +10,16 @@ key and an output stays in one program, so that it is simplified in the same
 way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
+
+from vit_jax.training.state import TrainState
 
 
 class _Part(NamedTuple):
@@ -25,6 +28,35 @@ class _Part(NamedTuple):
   inputs: list[Any]
   outputs: list[Any]
   eqns: list[Any]
+
+
+def make_init(
+  fresh: Any, as_state: Callable, shardings: TrainState, mesh: Mesh
+) -> Callable[[], TrainState]:
+  """Makes () -> fresh state.
+
+  On one CPU, parameters of the same shape share a program, because the compiler
+  needs most of the time. The numbers are the same.
+
+  Args:
+    fresh: () -> variables; jitted.
+    as_state: variables -> state at step 0.
+    shardings: of the state.
+    mesh: the devices of the run.
+  """
+  device = mesh.devices.flat[0]
+  if mesh.size > 1 or device.platform != 'cpu':
+    return jax.jit(lambda: as_state(fresh()), out_shardings=shardings)
+  init_from = jax.jit(as_state, out_shardings=shardings, donate_argnums=0)
+
+  def init() -> TrainState:
+    traced = fresh.trace()
+    with jax.default_device(device):
+      values = outputs(traced.jaxpr)
+    tree = jax.tree.structure(traced.out_info)
+    return init_from(jax.tree.unflatten(tree, values))
+
+  return init
 
 
 def outputs(program: core.ClosedJaxpr) -> list[jax.Array]:
