@@ -4,6 +4,8 @@ The kernel runs in interpret mode. What a TPU would run is seen in programs that
 are lowered for one.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -24,26 +26,61 @@ SHAPES = {  # batch, queries, keys, heads, K, V
 }
 
 
-def _interpreted(q, k, v):
-  return tpu.attend(q, k, v, True)
+def _interpreted(q, k, v, biases=None):
+  return tpu.attend(q, k, v, biases, True)
 
 
-def _plain(q, k, v):
-  return attention.attend(q, k, v)[0]
+def _plain(q, k, v, biases=None):
+  return attention.attend(*attention.add_biases((q, k, v), biases))[0]
+
+
+def _with_biases(q, k, v, g):
+  """The arguments of `_gradients` for operands, and biases for them."""
+  keys = jax.random.split(jax.random.key(1), 3)
+  biases = [
+    jax.random.normal(key, x.shape[2:])
+    for key, x in zip(keys, (q, k, v), strict=True)
+  ]
+  return (q, k, v), biases, g
+
+
+def _gradients(attend, qkv, biases, g):
+  """The output of `attend`, and the gradients of q, k, v and of the biases."""
+  out, pull = jax.vjp(attend, *qkv, biases)
+  *grads, of_biases = pull(g)
+  return [out, *grads, *of_biases]
+
+
+def _assert_equal_to_the_plain_form(ours, qkv, biases, g):
+  # The plain form gets the sums as they are rounded to the dtype.
+  exact = lambda x: x.astype(jnp.float32)
+  sums = [exact(x) for x in attention.add_biases(qkv, biases)]
+  zeros = [jnp.zeros_like(b) for b in biases]
+  plain = _gradients(_plain, sums, zeros, exact(g))
+  tolerance = 1e-5 if g.dtype == 'float32' else 0.02
+  sizes = [float(jnp.abs(x).max()) for x in plain]
+  # The gradient of the keys' bias is zero but for the rounding of a sum over
+  # tokens, so it is compared with the size of what is added.
+  assert not ours[5].any()
+  sizes[5] = float(jnp.abs(plain[2]).sum((0, 1)).max())
+  for a, b, size in zip(ours, plain, sizes, strict=True):
+    chex.assert_trees_all_close(exact(a), b, atol=tolerance * size)
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_the_kernel_equals_the_plain_form(shape, dtype):
-  args = operands(shape, dtype)
-  ours = jax.jit(lambda *x: with_gradients(_interpreted, *x))(*args)
-  exact = [x.astype(jnp.float32) for x in args]
-  plain = with_gradients(_plain, *exact)
-  tolerance = 1e-5 if dtype == 'float32' else 0.02
-  for a, b in zip(ours, plain, strict=True):
-    assert a.dtype == dtype
-    atol = tolerance * float(jnp.abs(b).max())
-    chex.assert_trees_all_close(a.astype(jnp.float32), b, atol=atol)
+  args = _with_biases(*operands(shape, dtype))
+  ours = jax.jit(functools.partial(_gradients, _interpreted))(*args)
+  assert [x.dtype for x in ours] == [dtype] * 4 + ['float32'] * 3
+  _assert_equal_to_the_plain_form(ours, *args)
+
+
+def test_each_core_of_a_chip_sums_its_examples(monkeypatch):
+  monkeypatch.setattr(tpu_layout, 'cores', lambda: 2)
+  args = _with_biases(*operands((4, 9, 9, 2, 8, 8), 'float32'))
+  ours = jax.jit(functools.partial(_gradients, _interpreted))(*args)
+  _assert_equal_to_the_plain_form(ours, *args)
 
 
 def test_large_logits_do_not_overflow():
@@ -56,11 +93,11 @@ def test_large_logits_do_not_overflow():
 @pytest.mark.parametrize('preset', ['data', 'fsdp_tensor'])
 def test_each_device_computes_its_examples_and_heads(preset):
   mesh = make_mesh(preset)
-  args = operands((8, 100, 100, 2, 8, 8), 'float32')
+  args = _with_biases(*operands((8, 100, 100, 2, 8, 8), 'float32'))
   with jax.set_mesh(mesh):
-    assert tpu.fits(*args[:3])
-    ours = jax.jit(lambda *x: with_gradients(_interpreted, *x))(*args)
-  chex.assert_trees_all_close(ours, with_gradients(_plain, *args), atol=1e-4)
+    assert tpu.fits(*args[0])
+    ours = jax.jit(functools.partial(_gradients, _interpreted))(*args)
+  _assert_equal_to_the_plain_form(ours, *args)
 
 
 def _kernels(shape, dtype='bfloat16', **kwargs):

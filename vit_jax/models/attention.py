@@ -5,8 +5,10 @@ Parameters are float32, activations have the `dtype` of their module, and the
 softmax is computed in float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
+import inspect
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -58,6 +60,40 @@ def attend(
   return attention_output(dropped.astype(v.dtype), v), probs
 
 
+def add_biases(
+  qkv: Sequence[jax.Array], biases: Sequence[jax.Array] | None
+) -> list[jax.Array]:
+  """Adds their biases to queries, keys and values.
+
+  Args:
+    qkv: (B, T, H, K), (B, S, H, K), (B, S, H, V).
+    biases: (H, K), (H, K), (H, V), or None for no biases.
+
+  Returns:
+    The sums with the dtypes of `qkv`, laid out for attention (`_tokens_last`).
+  """
+  if biases is not None:
+    add = lambda x, b: x + b.astype(x.dtype)[None, None]
+    qkv = [add(x, b) for x, b in zip(qkv, biases, strict=True)]
+  return [_tokens_last(x) for x in qkv]
+
+
+class _Projection(nn.DenseGeneral):
+  """A DenseGeneral layer that returns its bias instead of adding it.
+
+  The parameters are those of DenseGeneral with a bias.
+  """
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the product (..., H, K) and the bias (H, K)."""
+    product = super().__call__(inputs)
+    init = lambda rng, shape: self.bias_init(
+      rng, (math.prod(shape),), self.param_dtype
+    ).reshape(shape)
+    return product, self.param('bias', init, product.shape[-2:])
+
+
 class MultiHeadDotProductAttention(nn.Module):
   """Multi-head attention with separate query, key, value and out kernels.
 
@@ -73,7 +109,8 @@ class MultiHeadDotProductAttention(nn.Module):
     kernel_init, bias_init: initializers of all four layers.
     attend_fn: a function like `attend`, or a Linen module called in the same
       way, which computes the outputs from queries, keys and values. Relative
-      positions and area attention give another one.
+      positions and area attention give another one. If it has an argument
+      `biases`, it gets q, k and v without their biases, and adds them.
     head_width: K; None means D / H.
     before_dropout: whether the caller applies dropout to the result; see
       `products.dot_general`.
@@ -115,22 +152,30 @@ class MultiHeadDotProductAttention(nn.Module):
       )
     head_width = self.head_width or width // self.num_heads
     project = functools.partial(
-      nn.DenseGeneral,
+      _Projection if self.qkv_bias else nn.DenseGeneral,
       features=(self.num_heads, head_width),
-      use_bias=self.qkv_bias,
+      use_bias=False,
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       bias_init=self.bias_init,
       dot_general=dot_general,
     )
     x_q, x_kv = split_batch(x_q), split_batch(x_kv)
-    q = _tokens_last(project(name='query')(x_q))
-    k = _tokens_last(project(name='key')(x_kv))
-    v = _tokens_last(project(name='value')(x_kv))
-    dropout = None
+    qkv = [
+      project(name=name)(x)
+      for name, x in dict(query=x_q, key=x_kv, value=x_kv).items()
+    ]
+    biases = None
+    if self.qkv_bias:
+      qkv, biases = zip(*qkv, strict=True)
+    dropout, more = None, {}
     if train and self.dropout:
       dropout = Dropout(self.dropout, deterministic=False)
-    y, probs = self.attend_fn(q, k, v, dropout=dropout)
+    if _takes_biases(self.attend_fn):
+      more['biases'] = biases
+    else:
+      qkv = add_biases(qkv, biases)
+    y, probs = self.attend_fn(*qkv, dropout=dropout, **more)
     y = nn.DenseGeneral(
       width,
       axis=(-2, -1),
@@ -144,6 +189,11 @@ class MultiHeadDotProductAttention(nn.Module):
       name='out',
     )(_tokens_last(y))
     return y, probs
+
+
+def _takes_biases(attend_fn: Callable[..., Any]) -> bool:
+  """Whether a function like `attend` adds the biases of q, k and v itself."""
+  return 'biases' in inspect.signature(attend_fn).parameters
 
 
 def _tokens_last(x: jax.Array) -> jax.Array:

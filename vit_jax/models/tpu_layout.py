@@ -68,6 +68,15 @@ def _for_tpu() -> bool:
   return device is not None and device.platform == 'tpu'
 
 
+def cores() -> int:
+  """Number of cores of each device: two for a chip that is used as one device.
+
+  1 without a mesh, or where the device does not say.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return (device.num_cores if device is not None else None) or 1
+
+
 def _split_axes() -> tuple[tuple[str, ...], str | None]:
   """The mesh axes that split the examples, and the one that splits the heads.
 
@@ -107,7 +116,8 @@ def on_each_device(
 
   Args:
     fn: takes and returns arrays (B, T, H, K), (B, H, T) or (N, 1), which are
-      recognized by their rank; `can_split` says whether B and H fit.
+      recognized by their rank; `can_split` says whether B and H fit. A result
+      (1, H, K) of each device becomes one array (devices, H, K).
     ranks: of the arrays that `fn` returns, a tuple.
   """
   batch, heads = _split_axes()

@@ -6,7 +6,7 @@ file: `cpu`, `gpu`, `tpu`. Where none of its forms takes the shapes, and for
 dropout on the probabilities, the plain form of `attention.attend` is used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,21 +32,25 @@ def attend(
   v: jax.Array,
   *,
   dropout: Callable[[jax.Array], jax.Array] | None = None,
+  biases: Sequence[jax.Array] | None = None,
 ) -> tuple[jax.Array, None]:
   """Scaled dot-product attention (arXiv:1706.03762, eq. 1).
 
   Args:
     q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
     dropout: function applied to the probabilities.
+    biases: of queries, keys and values, which are added to q, k and v: (H, K),
+      (H, K) and (H, V). The kernel for TPUs computes their gradients.
 
   Returns:
     (B, T, H, V), and None in the place of the probabilities.
   """
   platform = target_platform()
+  if dropout is None and platform == 'tpu' and tpu.fits(q, k, v):
+    return tpu.attend(q, k, v, biases), None
+  q, k, v = attention.add_biases((q, k, v), biases)
   if dropout is None and platform == 'cpu':
     return cpu.attend(q, k, v), None
   if dropout is None and platform == 'gpu':
     return gpu.attend(q, k, v), None
-  if dropout is None and platform == 'tpu' and tpu.fits(q, k, v):
-    return tpu.attend(q, k, v), None
   return attention.attend(q, k, v, dropout=dropout)[0], None

@@ -5,6 +5,11 @@ their logits on the chip, so that no (T, S) matrix is written to HBM. The
 forward pass keeps one number for each query, the log normalizer of the softmax;
 the backward pass computes the probabilities again.
 
+The backward pass also gives the gradients of the biases of queries, keys and
+values. They are sums over all tokens of all examples, and a pass of its own
+over each of the three arrays would take a twelfth of the time of the
+projections (`_backward_call`).
+
 The tokens are the last axis of the operands, as the model lays them out in
 memory (`attention.MultiHeadDotProductAttention`), so the operands are not
 copied. The matrices of logits have a row for each key and a column for each
@@ -25,6 +30,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from vit_jax.models import tpu_layout
+from vit_jax.models.attention import add_biases
 
 # The kernel is chosen for at most so many tokens on either side. For more, its
 # logits do not fit into the memory of a core.
@@ -78,31 +84,49 @@ def _heads_of_a_step(heads: int, queries: int, keys: int) -> int:
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool = False
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  biases: Sequence[jax.Array] | None = None,
+  interpret: bool = False,
 ) -> jax.Array:
   """Scaled dot-product attention (arXiv:1706.03762, eq. 1).
 
   Args:
     q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, V).
+    biases: of queries, keys and values, which are added to q, k and v: (H, K),
+      (H, K) and (H, V). None for no biases.
     interpret: runs the kernel without a TPU, which is slow.
 
   Returns:
     (B, T, H, V).
   """
-  return _forward(q, k, v, interpret)[0]
+  return _forward(q, k, v, biases, interpret)[0]
 
 
-def _forward(q, k, v, interpret):
+def _forward(q, k, v, biases, interpret):
+  q, k, v = add_biases((q, k, v), biases)
   run = functools.partial(_forward_call, interpret=interpret)
   out, normalizer = tpu_layout.on_each_device(run, (4, 3))(q, k, v)
-  return out, (q, k, v, out, normalizer)
+  return out, (q, k, v, out, normalizer, biases)
 
 
 def _backward(interpret, kept, g):
-  run = functools.partial(_backward_call, interpret=interpret)
-  return tpu_layout.on_each_device(run, (4, 4, 4))(*kept, g)
+  *kept, biases = kept
+  run = functools.partial(
+    _backward_call, sums=biases is not None, interpret=interpret
+  )
+  if biases is None:
+    return *tpu_layout.on_each_device(run, (4, 4, 4))(*kept, g), None
+  # The sums of each device have an axis of one in the place of the batch.
+  *grads, of_q, of_v = tpu_layout.on_each_device(run, (4, 4, 4, 3, 3))(*kept, g)
+  # A bias of the keys adds the same number to all logits of a query, which the
+  # softmax does not see.
+  sums = (of_q.sum(0), jnp.zeros(biases[1].shape), of_v.sum(0))
+  cast = [x.astype(b.dtype) for x, b in zip(sums, biases, strict=True)]
+  return *grads, type(biases)(cast)
 
 
 attend.defvjp(_forward, _backward)
@@ -119,12 +143,32 @@ def _forward_call(q, k, v, *, interpret):
   return jnp.moveaxis(out, -1, 1), normalizer[:, :, 0]
 
 
-def _backward_call(q, k, v, out, normalizer, g, *, interpret):
+def _backward_call(q, k, v, out, normalizer, g, *, sums, interpret):
+  """The gradients of q, k and v, and with `sums` those of two biases.
+
+  The bias of the queries gets the sum of the gradients of the queries. That of
+  the values gets the sum of g, because the probabilities of a query sum to one.
+  The kernel adds up examples and keeps the tokens apart, which takes one
+  addition an entry; the sum over tokens is left to the compiler.
+  """
   q, k, v, out, g = (jnp.moveaxis(x, 1, -1) for x in (q, k, v, out, g))
   outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
+  if sums:
+    parts = _parts(q.shape[0])
+    outs += [
+      jax.ShapeDtypeStruct((parts, *x.shape[1:]), jnp.float32) for x in (q, g)
+    ]
   operands = (q, k, v, out, normalizer[:, :, None], g)
-  grads = _call(_backward_kernel, operands, outs, 5, interpret)
-  return tuple(jnp.moveaxis(x, -1, 1) for x in grads)
+  dq, dk, dv, *sums_of = _call(_backward_kernel, operands, outs, 5, interpret)
+  return (
+    *(jnp.moveaxis(x, -1, 1) for x in (dq, dk, dv)),
+    *(_in_order(x.sum((0, 3)), q.dtype)[None] for x in sums_of),
+  )
+
+
+def _parts(batch: int) -> int:
+  """Into how many parts, one for each core, the sums over a batch are split."""
+  return 2 if batch % 2 == 0 and tpu_layout.cores() == 2 else 1
 
 
 def _forward_kernel(q, k, v, out, normalizer, *, store):
@@ -143,7 +187,7 @@ def _forward_kernel(q, k, v, out, normalizer, *, store):
     normalizer[0, h] = largest[h] + jnp.log(total)
 
 
-def _backward_kernel(q, k, v, out, normalizer, g, dq, dk, dv, *, store):
+def _backward_kernel(q, k, v, out, normalizer, g, dq, dk, dv, *sums, store):
   heads, scale = range(q.shape[1]), q.shape[2] ** -0.5
   queries = [_load(q[0, h]) * scale for h in heads]
   keys = [_load(k[0, h]) for h in heads]
@@ -153,10 +197,15 @@ def _backward_kernel(q, k, v, out, normalizer, g, dq, dk, dv, *, store):
   weights = [jnp.exp(logits[h] - normalizer[0, h]) for h in heads]
   means = [(_load(out[0, h]) * grads[h]).sum(0, keepdims=True) for h in heads]
   logit_grads = [weights[h] * (products[h] - means[h]) for h in heads]
+  first = pl.program_id(2) == 0
   for h in heads:
     store(dv, h, _dot(grads[h], weights[h], 1, 1))
     store(dk, h, _dot(queries[h], logit_grads[h], 1, 1))
-    store(dq, h, _dot(keys[h], logit_grads[h], 1, 0) * scale)
+    query_grads = _dot(keys[h], logit_grads[h], 1, 0) * scale
+    store(dq, h, query_grads)
+    if sums:
+      for ref, x in zip(sums, (query_grads, grads[h]), strict=True):
+        ref[0, h] = x + jnp.where(first, 0, ref[0, h])
 
 
 def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
@@ -193,6 +242,13 @@ def _load(x: jax.Array) -> jax.Array:
   return jnp.concatenate([as_float(x) for x in halves])
 
 
+def _in_order(x: jax.Array, dtype: Any) -> jax.Array:
+  """(H, K) with the features of `_load`, from a given dtype, in their order."""
+  if not _in_pairs(dtype, x.shape[1]):
+    return x
+  return jnp.stack(jnp.split(x, 2, axis=1), axis=2).reshape(x.shape)
+
+
 def _store(ref: Any, head: int, x: jax.Array, *, interpret: bool) -> None:
   """Writes features that have the order of `_load`."""
   if not _in_pairs(ref.dtype, x.shape[0]):
@@ -216,33 +272,40 @@ def _call(
   products: int,
   interpret: bool,
 ) -> Any:
-  """Calls a kernel on a grid of examples and groups of heads.
+  """Calls a kernel on a grid of groups of heads and examples.
 
   Args:
     kernel: a function of references to one block of each operand and result.
     operands: (B, H, ..., tokens); the first is q, the second k.
-    outs: shapes and dtypes of the results, (B, H, ..., tokens).
+    outs: shapes and dtypes of the results, (B, H, ..., tokens), or with
+      `_parts(B)` in the place of B for those that add up examples.
     products: number of matrix products of each head.
     interpret: runs the kernel without a TPU.
   """
   batch, heads, width, queries = operands[0].shape
   group = _heads_of_a_step(heads, queries, operands[1].shape[3])
-  spec = lambda x: pl.BlockSpec(
-    (1, group, *x.shape[2:]), lambda i, j: (i, j, 0, 0)
-  )
+  parts = _parts(batch)
+  examples = batch // parts
+
+  def spec(x):
+    index = lambda part, j, i: (part * examples + i, j, 0, 0)
+    if x.shape[0] != batch:
+      index = lambda part, j, i: (part, j, 0, 0)
+    return pl.BlockSpec((1, group, *x.shape[2:]), index)
+
   entries = batch * heads * queries * operands[1].shape[3]
   return pl.pallas_call(
     functools.partial(
       kernel, store=functools.partial(_store, interpret=interpret)
     ),
-    grid=(batch, heads // group),
+    grid=(parts, heads // group, examples),
     in_specs=[spec(x) for x in operands],
     out_specs=[spec(x) for x in outs],
     out_shape=outs,
     interpret=interpret,
     name=kernel.__name__.strip('_').replace('_kernel', '_attention'),
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'parallel')
+      dimension_semantics=('parallel', 'parallel', 'arbitrary')
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * products * entries * width,
