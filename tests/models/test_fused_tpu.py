@@ -5,6 +5,7 @@ are lowered for one.
 """
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -26,7 +27,7 @@ SHAPES = {  # batch, queries, keys, heads, K, V
 }
 
 
-def _interpreted(q, k, v, biases=None):
+def _interpreted(q, k, v, biases=None) -> Any:
   return tpu.attend(q, k, v, biases, True)
 
 
