@@ -26,7 +26,9 @@ from absl import flags
 import grain
 import numpy as np
 
+from vit_jax.data import batching
 from vit_jax.data.batches import Batches, TooManyBadImages, why_bad
+from vit_jax.data.batching import LoadedBatches
 from vit_jax.data.decode import (
   DEFAULT_DECODING,
   BadImage,
@@ -114,7 +116,9 @@ def train_batches(
   dataset = shuffled(source, seed, ratio)
   if repeats > 1:
     dataset = Repeat(dataset, repeats, batch_size, repeat_groups)
-  dataset = dataset.random_map(load).batch(local_batch, drop_remainder=True)
+  dataset = LoadedBatches(
+    dataset.random_map(load), local_batch, (*transform.size, 3), transform.dtype
+  )
   dataset = dataset[process_index::process_count][start_step:]
   return Batches(
     _start(dataset, source, threads, workers),
@@ -241,9 +245,10 @@ class _LoadTrain:
     self.token_labels, self.geometry = token_labels, geometry
 
   def __call__(self, requested: int, rng: np.random.Generator) -> dict:
-    index, image, geometry, label = self._read(int(requested), rng)
+    place = batching.place()
+    index, image, geometry, label = self._read(int(requested), rng, place)
     out = {
-      'image': image,
+      **({} if place is not None else {'image': image}),
       'label': _label(self.source, label),
       'index': np.int64(index),
       'requested': np.int64(requested),
@@ -258,8 +263,13 @@ class _LoadTrain:
       out['flip'] = np.bool_(geometry.flip)
     return out
 
-  def _read(self, requested: int, rng: np.random.Generator):
+  def _read(self, requested: int, rng: np.random.Generator, place):
     """Reads and transforms `requested`, or the next readable example.
+
+    Args:
+      requested: number of the example.
+      rng: of its transform.
+      place: array for the transformed image, or None.
 
     Returns:
       Its number, the transformed image, the geometry and the label.
@@ -272,7 +282,7 @@ class _LoadTrain:
       try:
         example = self.source[index]
         image = decode_image(example['image'], self.decoding)
-        return index, *self.transform(image, rng), example['label']
+        return index, *self.transform(image, rng, place), example['label']
       except (OSError, BadImage):
         # The next example draws the numbers that this one may have drawn.
         rng.bit_generator.state = state

@@ -48,6 +48,7 @@ def resize(
   size: tuple[int, int],
   interpolation: str = 'bilinear',
   rounding: str = 'nearest',
+  out: np.ndarray | None = None,
 ) -> np.ndarray:
   """Resizes an image; the aspect ratio is not kept.
 
@@ -55,28 +56,45 @@ def resize(
     image: (H, W, 3), uint8, or float32 with TensorFlow's interpolations.
     size: (height, width) of the result.
     interpolation, rounding: see the module docstring.
+    out: contiguous array for the result. None makes a new one.
 
   Returns:
     (height, width, 3), uint8, or float32 in [0, 255] if rounding is 'none'.
+    It is `out` if that is given. Else it is `image` itself if that has the size
+    and the type of the result.
   """
   if image.shape[:2] == size:
-    return image.astype(np.float32) if rounding == 'none' else image
+    kind = np.float32 if rounding == 'none' else image.dtype
+    return _into(out, image.astype(kind, copy=False))
   if interpolation in _PILLOW:
-    return np.asarray(
-      Image.fromarray(image).resize((size[1], size[0]), _PILLOW[interpolation])
-    )
+    picture = Image.fromarray(image)
+    picture = picture.resize((size[1], size[0]), _PILLOW[interpolation])
+    return _into(out, np.asarray(picture))
   if interpolation == 'bilinear' and rounding == 'nearest':
     # OpenCV resizes uint8 in integer arithmetic, which is the fastest way.
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(
+      image, (size[1], size[0]), dst=out, interpolation=cv2.INTER_LINEAR
+    )
   resized = resize_float(image, size, interpolation)
   if rounding == 'none':
-    return resized
+    return _into(out, resized)
   if rounding == 'nearest':
     np.rint(resized, out=resized)
   if interpolation not in ('bilinear', 'area'):
     # Only kernels with negative weights leave [0, 255].
     np.clip(resized, 0, 255, out=resized)
-  return resized.astype(np.uint8)
+  if out is None:
+    return resized.astype(np.uint8)
+  np.copyto(out, resized, casting='unsafe')
+  return out
+
+
+def _into(out: np.ndarray | None, result: np.ndarray) -> np.ndarray:
+  """`result`, copied to `out` if that is given."""
+  if out is None:
+    return result
+  np.copyto(out, result)
+  return out
 
 
 def resize_float(

@@ -76,9 +76,11 @@ def _center(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
   return (old[0] - new[0]) // 2, (old[1] - new[1]) // 2
 
 
-def flip_left_right(image: np.ndarray) -> np.ndarray:
-  """The mirrored image, (H, W, 3)."""
-  return cv2.flip(image, 1)
+def flip_left_right(
+  image: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
+  """The mirrored image, (H, W, 3), in the contiguous array `out` if given."""
+  return cv2.flip(image, 1, dst=out)
 
 
 def color_jitter(
@@ -190,6 +192,11 @@ class TrainTransform:
       )
     self._policy  # noqa: B018  (read now, so that a wrong policy raises here)
 
+  @property
+  def dtype(self) -> type[np.generic]:
+    """The type of the pixels of a result."""
+    return np.float32 if self.rounding == 'none' else np.uint8
+
   @functools.cached_property
   def _policy(self):
     return randaugment.parse(
@@ -197,7 +204,10 @@ class TrainTransform:
     )
 
   def __call__(
-    self, image: np.ndarray | LateJpeg, rng: np.random.Generator
+    self,
+    image: np.ndarray | LateJpeg,
+    rng: np.random.Generator,
+    out: np.ndarray | None = None,
   ) -> tuple[np.ndarray, Geometry]:
     """Transforms one image.
 
@@ -205,23 +215,26 @@ class TrainTransform:
       image: uint8 (H, W, 3), or a JPEG of which only the rows that the crop
         needs are decoded.
       rng: the only source of randomness.
+      out: contiguous array for the result, such as the place of the image in
+        its batch. None makes a new one.
 
     Returns:
-      The result, (*size, 3), uint8, or float32 in [0, 255] if `rounding` is
-      'none'; and what was done to the image.
+      The result, (*size, 3), of type `dtype`, in [0, 255]; and what was done to
+      the image.
 
     Raises:
       BadImage: the JPEG cannot be decoded.
     """
-    image, box = self._crop(image, rng)
-    flip = rng.random() < self.flip
-    if flip:
-      image = flip_left_right(image)
+    image, box, flip = self._crop(image, rng, out)
     ops = ()
     if self._policy:
       image, ops = self._policy(image, rng)
     elif self.color_jitter:
       image = color_jitter(image, self.color_jitter, rng)
+    if out is not None:
+      if self._policy or self.color_jitter:
+        np.copyto(out, image)
+      image = out
     return image, Geometry(box, flip, ops)
 
   def draw_box(self, rng: np.random.Generator, height: int, width: int) -> Box:
@@ -252,8 +265,13 @@ class TrainTransform:
       return self.resize, self.resize
     return height, width
 
-  def _crop(self, image, rng):
-    """The cropped, resized image; and the box, in fractions of the image."""
+  def _crop(self, image, rng, out):
+    """The cropped, resized and flipped image, and how it was made.
+
+    Returns:
+      The image, which is in `out` if that is given and nothing follows; the
+      box, in fractions of the image; and whether the crop was flipped.
+    """
     interpolation = self.interpolation
     if interpolation == 'random':
       interpolation = ('bilinear_antialias', 'bicubic')[rng.integers(2)]
@@ -266,17 +284,21 @@ class TrainTransform:
     if image.shape[:2] != (height, width):
       image = _whole(image)
       image = resize(image, (height, width), interpolation, self.rounding)
-    box = self.draw_box(rng, height, width)
+    box = top, left, box_height, box_width = self.draw_box(rng, height, width)
+    flip = rng.random() < self.flip
+    if self._policy or self.color_jitter:
+      out = None
     image = resize(
-      _cut_out(image, box), self.size, interpolation, self.rounding
+      _cut_out(image, box),
+      self.size,
+      interpolation,
+      self.rounding,
+      out=None if flip else out,
     )
-    top, left, box_height, box_width = box
-    return image, (
-      top / height,
-      left / width,
-      box_height / height,
-      box_width / width,
-    )
+    if flip:
+      image = flip_left_right(image, out)
+    fractions = top / height, left / width, box_height / height
+    return image, (*fractions, box_width / width), flip
 
 
 def _whole(image: np.ndarray | LateJpeg) -> np.ndarray:
