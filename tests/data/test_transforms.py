@@ -139,3 +139,28 @@ def test_eval_window_is_what_the_model_sees(crop, crop_resize):
   inside = slice(2, 14)  # the borders are padded or less smooth
   np.testing.assert_allclose(seen[inside], centers[inside], atol=1.5)
   assert top + height / 2 == pytest.approx(60, abs=4)
+
+
+@pytest.mark.parametrize(
+  'keys',
+  [
+    {'rounding': 'truncate'},
+    {'rounding': 'none'},
+    {'rounding': 'nearest'},
+    {'interpolation': 'bicubic'},
+    {'interpolation': 'bicubic', 'randaugment': 'rand-m9'},
+    {'color_jitter': 0.4},
+    {'crop': 'pad_crop'},
+  ],
+)
+def test_an_image_is_the_same_in_its_place_in_a_batch(keys):
+  transform = transforms.TrainTransform((20, 24), **keys)
+  image = make_image(3)
+  batch = np.full((8, 20, 24, 3), 77, transform.dtype)
+  for seed, place in enumerate(batch):
+    alone, geometry = transform(image, np.random.default_rng(seed))
+    result, again = transform(image, np.random.default_rng(seed), place)
+    assert result is place and geometry == again
+    assert alone.dtype == place.dtype
+    np.testing.assert_array_equal(place, alone)
+  np.testing.assert_array_equal(image, make_image(3))

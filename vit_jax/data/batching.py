@@ -4,8 +4,8 @@ Making each image in memory of its own, and copying all of them into a batch,
 would read and write every pixel once more.
 """
 
-from typing import Any
 import threading
+from typing import Any
 
 import grain
 import numpy as np

@@ -113,25 +113,26 @@ def jpeg_header(data: bytes) -> JpegHeader:
   """What a JPEG says before its first scan."""
   frames: list[JpegFrame] = []
   i, scan, restart = 2, 0, 0
+  size = len(data)
   while (i := data.find(b'\xff', i)) >= 0:
     i += 1
-    marker = data[i] if i < len(data) else 0xD9
+    marker = data[i] if i < size else 0xD9
     if marker == 0xFF:  # any number of these may precede a marker
       continue
     i += 1
     if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
       continue  # markers without a segment
-    if marker in (0xD9, 0xDA) or i + 2 > len(data):
+    if marker in (0xD9, 0xDA) or i + 2 > size:
       scan = i if marker == 0xDA else 0
       break
     if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-      if i + 7 > len(data):
+      if i + 7 > size:
         break
       height, width = struct.unpack_from('>HH', data, i + 3)
       frames.append(JpegFrame(marker, i, width, height))
-    elif marker == 0xDD and i + 4 <= len(data):
+    elif marker == 0xDD and i + 4 <= size:
       restart = struct.unpack_from('>H', data, i + 2)[0]
-    i += struct.unpack_from('>H', data, i)[0]
+    i += data[i] << 8 | data[i + 1]
   return JpegHeader(frames, scan, restart)
 
 

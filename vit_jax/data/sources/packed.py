@@ -1,12 +1,12 @@
 """Data sets in packed shards, as `vit-jax pack` writes them."""
 
+import bisect
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import os
 from typing import Any
 import zlib
-
-import numpy as np
 
 from vit_jax import files
 from vit_jax.data import records
@@ -79,7 +79,7 @@ class Packed(Source):
       for s in meta['shards']
       if s['count']
     ]
-    self._ends = np.cumsum([shard.take for shard in self._shards])
+    self._ends = list(itertools.accumulate(s.take for s in self._shards))
     # Readers by shard; each is opened when its first record is read.
     self._readers: dict[int, Any] = {}
     self._length = meta['num_examples']
@@ -131,8 +131,8 @@ class Packed(Source):
   def _locate(self, i: int) -> tuple[int, int]:
     """The shard of example i and the number of its record there."""
     i = checked_index(i, self._length)
-    shard = int(np.searchsorted(self._ends, i, side='right'))
-    return shard, i - int(self._ends[shard] - self._shards[shard].take)
+    shard = bisect.bisect_right(self._ends, i)
+    return shard, i - (self._ends[shard] - self._shards[shard].take)
 
   def _reader(self, shard: int) -> Any:
     if shard not in self._readers:
