@@ -5,10 +5,11 @@ would read and write every pixel once more.
 """
 
 import threading
-from typing import Any
 
 import grain
 import numpy as np
+
+from vit_jax.data.transforms import TrainTransform
 
 _local = threading.local()
 
@@ -16,8 +17,8 @@ _local = threading.local()
 def place() -> np.ndarray | None:
   """Where the example that this thread is loading should write its image.
 
-  An array of the shape and type that `LoadedBatches` was given. None where an
-  example is loaded on its own.
+  An array of the size and type of the transform. None where an example is loaded
+  on its own.
   """
   return getattr(_local, 'place', None)
 
@@ -29,8 +30,7 @@ class LoadedBatches(grain.MapDataset):
     parent: loads the examples, dicts of arrays and numbers without 'image'.
       The image is written to `place()` in the thread that asks for the example.
     batch_size: number of examples in a batch.
-    shape: of an image.
-    dtype: of an image.
+    transform: says the size and type of an image.
   """
 
   _MUTATES_ELEMENT_SPEC = False
@@ -39,11 +39,11 @@ class LoadedBatches(grain.MapDataset):
     self,
     parent: grain.MapDataset,
     batch_size: int,
-    shape: tuple[int, ...],
-    dtype: Any,
+    transform: TrainTransform,
   ):
     super().__init__(parent)
-    self._batch_size, self._shape, self._dtype = batch_size, shape, dtype
+    self._batch_size = batch_size
+    self._shape, self._dtype = (*transform.size, 3), transform.dtype
 
   def __len__(self):
     return len(self._parent) // self._batch_size

@@ -116,9 +116,7 @@ def train_batches(
   dataset = shuffled(source, seed, ratio)
   if repeats > 1:
     dataset = Repeat(dataset, repeats, batch_size, repeat_groups)
-  dataset = LoadedBatches(
-    dataset.random_map(load), local_batch, (*transform.size, 3), transform.dtype
-  )
+  dataset = LoadedBatches(dataset.random_map(load), local_batch, transform)
   dataset = dataset[process_index::process_count][start_step:]
   return Batches(
     _start(dataset, source, threads, workers),
