@@ -17,8 +17,8 @@ _local = threading.local()
 def place() -> np.ndarray | None:
   """Where the example that this thread is loading should write its image.
 
-  An array of the size and type of the transform. None where an example is loaded
-  on its own.
+  An array of the size and type of the transform. None where an example is
+  loaded on its own.
   """
   return getattr(_local, 'place', None)
 
