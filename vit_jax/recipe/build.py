@@ -51,11 +51,11 @@ from vit_jax.training.step import (
 from vit_jax.weights.metadata import WeightsMetadata
 
 # A training of at least so many floating-point operations uses oneDNN on a CPU.
-# Two cores take one to two minutes for them. The program with oneDNN cannot be
+# Two cores take five to ten minutes for them. The program with oneDNN cannot be
 # kept, so every start takes up to 10 seconds longer, which a shorter training
 # does not gain back. The number depends on the recipe alone, because a resumed
 # run must compute with the same products.
-_LONG_TRAINING = 2e13
+_LONG_TRAINING = 1e14
 
 
 @dataclasses.dataclass(frozen=True)
