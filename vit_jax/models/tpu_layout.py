@@ -132,6 +132,21 @@ def on_each_device(
   )(*args)
 
 
+def _lay_out_gradient(g: jax.Array, order: Sequence[int]) -> jax.Array:
+  """`lay_out` of the gradient of a kernel with heads, (D, H, K) or (H, K, D).
+
+  The gradient is whole on each device that has all of the heads. Left alone, the
+  partitioner would sum it, split it like the optimizer's state, gather it again
+  because the fixed layout does not let that sharding through, and split it a
+  second time.
+  """
+  batch, heads = _split_axes()
+  if batch:
+    split = P(heads) if order[0] == 0 else P(None, heads)
+    g = jax.lax.with_sharding_constraint(g, split)
+  return lay_out(g, order)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def with_gradient(
   x: jax.Array, change: Callable[[jax.Array], jax.Array]
@@ -178,7 +193,9 @@ def dot_general(
     return jax.lax.dot_general(x, kernel, dims, precision, **kwargs)
   if kernel.ndim == 3:
     order = (1, 2, 0) if len(dims[0][1]) == 1 else (0, 1, 2)
-    kernel = with_gradient(kernel, functools.partial(lay_out, order=order))
+    kernel = with_gradient(
+      kernel, functools.partial(_lay_out_gradient, order=order)
+    )
   y: Any = jax.lax.dot_general(x, kernel, dims, precision, **kwargs)
   if before_dropout:
     y = with_gradient(y, jax.lax.optimization_barrier)
