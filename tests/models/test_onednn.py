@@ -20,6 +20,8 @@ from vit_jax.models import (
   onednn_products,
   products,
 )
+from vit_jax.models.blocks import REMAT
+from vit_jax.models.flops import inner_jaxprs
 from vit_jax.models.fused import attend as fused
 from vit_jax.models.platform import traced_for
 from vit_jax.models.registry import create_model
@@ -54,6 +56,15 @@ def _used(use: bool = True):
 
 def _program(function, *args) -> str:
   return jax.jit(function).lower(*args).as_text()
+
+
+def _count(jaxpr) -> int:
+  """The products of oneDNN in a traced function."""
+  return sum(
+    (eqn.primitive.name == 'onednn_product')
+    + sum(map(_count, inner_jaxprs(eqn)))
+    for eqn in jaxpr.eqns
+  )
 
 
 def _with_gradients(function, *args):
@@ -110,15 +121,19 @@ def test_a_product_in_float32_of_bfloat16():
   chex.assert_trees_all_close(y, exact, atol=1e-5)
 
 
-def test_gradients_of_gradients():
+def test_gradients_of_gradients_and_forward_mode():
   a, b = _normal(0, 4, 5), _normal(1, 5, 6)
 
   def second(product):
     length = lambda a: (jax.grad(lambda b: (product(a, b) ** 3).sum())(b)).sum()
     return jax.grad(length)(a)
 
+  def forward(product):
+    return jax.jvp(product, (a, b), (2 * a, b**2))
+
   with _used():
     _assert_equal(second(onednn_products.product), second(jnp.matmul))
+    _assert_equal(forward(onednn_products.product), forward(jnp.matmul))
 
 
 CONVOLUTIONS = [  # kernel, stride, padding
@@ -234,6 +249,27 @@ def test_logits_of_models(name):
     assert '__onednn$' in _program(ours, variables, x)
     actual = jax.jit(ours)(variables, x)
   chex.assert_trees_all_close(actual, expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  ('remat', 'kept'), [('full', 0), ('dots_no_batch', 1), ('dots', 2)]
+)
+def test_rematerialization_knows_its_products(remat, kept):
+  a, batch = _normal(0, 4, 4), _normal(1, 2, 4, 4)
+
+  def layer(a, batch):
+    square = lambda x: jnp.sin(onednn_products.product(x, x))
+    return square(batch) + square(a)[None]
+
+  def products_of_the_gradient(function):
+    loss = lambda a, batch: function(a, batch).sum()
+    return _count(jax.make_jaxpr(jax.grad(loss, (0, 1)))(a, batch).jaxpr)
+
+  with _used():
+    without = products_of_the_gradient(layer)
+    layer = jax.checkpoint(layer, policy=REMAT[remat])
+    # Both products are needed again in the backward pass.
+    assert products_of_the_gradient(layer) == without + 2 - kept
 
 
 def test_an_exported_program_has_plain_products():

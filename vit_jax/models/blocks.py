@@ -8,17 +8,24 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models import onednn_products
 from vit_jax.models.tpu_layout import constrain
 
 # The allowed values of `remat`, each with the policy that says which values of
 # a block the forward pass keeps; the backward pass computes the others again.
 # 'none' keeps what it needs, 'full' nothing, 'dots' the results of matrix
 # products, 'dots_no_batch' those of products without batch axes.
+_either = jax.checkpoint_policies.save_from_both_policies
 REMAT = {
   'none': None,
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.checkpoint_dots,
-  'dots_no_batch': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  'dots': _either(
+    jax.checkpoint_policies.checkpoint_dots, onednn_products.is_product
+  ),
+  'dots_no_batch': _either(
+    jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    functools.partial(onednn_products.is_product, batched=False),
+  ),
 }
 
 

@@ -1,7 +1,7 @@
 """Convolutions by oneDNN, on one CPU; `onednn` says where they are used.
 
-They have the gradients of `lax.conv_general_dilated`, in reverse mode, to any
-order, and work under `jax.vmap`.
+They have the derivatives of `lax.conv_general_dilated`, in both modes and of
+any order, and work under `jax.vmap`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any, cast
 import jax
 from jax import core
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 import jax.numpy as jnp
 
 from vit_jax.models import onednn
@@ -32,9 +32,8 @@ def takes_convolution(kernel_size: Sequence[int], padding: _Pairs) -> bool:
   return all(0 <= n < size for around, size in pairs for n in around)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution(
-  x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: _Pairs
+  x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: _Pairs
 ) -> jax.Array:
   """A convolution without groups and dilation.
 
@@ -55,28 +54,29 @@ def _bind_convolution(x, kernel, **settings):
   return cast(jax.Array, _convolution_p.bind(x, kernel, **settings))
 
 
-def _convolution_backward(strides, padding, kept, g):
-  x, kernel = kept
+def _image_gradient(g, x, kernel, *, strides, padding):
+  """The gradient of x, which is no array here.
+
+  It is a convolution of g, spread out by the strides, with the kernel turned by
+  half a turn.
+  """
   sizes = kernel.shape[:2]
-  # The gradient of x is a convolution of g, spread out by the strides, with the
-  # kernel turned by half a turn.
   spread = [(0, 0, stride - 1) for stride in strides]
-  spread_g = jax.lax.pad(
-    g, jnp.zeros((), g.dtype), [(0, 0, 0), *spread, (0, 0, 0)]
-  )
+  g = jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
   turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
   around = []
-  for axis, (size, (before, _)) in enumerate(
-    zip(sizes, padding, strict=True), 1
-  ):
-    after = x.shape[axis] - spread_g.shape[axis] + before
-    around.append((size - 1 - before, after))
-  grad_x = convolution(spread_g, turned, (1, 1), tuple(around))
-  return grad_x, _kernel_gradient(x, g, sizes, strides, padding)
+  for i, (before, _) in enumerate(padding):
+    after = x.aval.shape[1 + i] - g.shape[1 + i] + before
+    around.append((sizes[i] - 1 - before, after))
+  return convolution(g, turned, (1, 1), tuple(around))
 
 
-def _kernel_gradient(x, g, sizes, strides, padding):
-  """The sum over all positions, as one product for each row of the kernel."""
+def _kernel_gradient(g, x, kernel, *, strides, padding):
+  """The gradient of the kernel, which is no array here.
+
+  It is a sum over all positions: one product for each row of the kernel.
+  """
+  sizes = kernel.aval.shape[:2]
   rows, columns = g.shape[1:3]
   channels, features = x.shape[-1], g.shape[-1]
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -97,10 +97,7 @@ def _kernel_gradient(x, g, sizes, strides, padding):
   return jnp.stack([of_row(row) for row in range(sizes[0])])
 
 
-convolution.defvjp(
-  lambda x, kernel, *settings: (convolution(x, kernel, *settings), (x, kernel)),
-  _convolution_backward,
-)
+ad.defbilinear(_convolution_p, _image_gradient, _kernel_gradient)
 
 
 def _plain_convolution(x, kernel, *, strides, padding):

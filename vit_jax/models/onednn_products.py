@@ -1,7 +1,7 @@
 """Matrix products by oneDNN, on one CPU; `onednn` says where they are used.
 
-They have the gradients of `jnp.matmul`, in reverse mode, to any order, and work
-under `jax.vmap`.
+They have the derivatives of `jnp.matmul`, in both modes and of any order, and
+work under `jax.vmap`.
 """
 
 import functools
@@ -10,7 +10,7 @@ from typing import Any, cast
 import jax
 from jax import core
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 import jax.numpy as jnp
 
 from vit_jax.models import onednn
@@ -42,22 +42,33 @@ def product(
   *lead, m, n = _product_shape(a.shape, b.shape, transpose_a, transpose_b)
   if a.ndim != 3 and a.ndim != 2:
     a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
-  dtype = jnp.dtype(dtype or a.dtype)
-  y: Any = _product(a, b, transpose_a, transpose_b, dtype)
+  y = _bind_product(
+    a,
+    b,
+    transpose_a=transpose_a,
+    transpose_b=transpose_b,
+    dtype=jnp.dtype(dtype or a.dtype),
+  )
   return y.reshape(*lead, m, n)
+
+
+def is_product(
+  primitive: Any, *operands: Any, batched: bool = True, **settings: Any
+) -> bool:
+  """A policy of `jax.checkpoint`: keeps the results of `product`.
+
+  Args:
+    primitive, *operands, **settings: the operation and the shapes it takes.
+    batched: whether products of more than two matrices are kept too.
+  """
+  del settings
+  return primitive is _product_p and (batched or operands[0].ndim == 2)
 
 
 def _product_shape(a, b, transpose_a, transpose_b):
   rows = a[-1] if transpose_a else a[-2]
   columns = b[-2] if transpose_b else b[-1]
   return (*a[:-2], rows, columns)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _product(a, b, transpose_a, transpose_b, dtype):
-  return _bind_product(
-    a, b, transpose_a=transpose_a, transpose_b=transpose_b, dtype=dtype
-  )
 
 
 # `jit` lets the primitive be called outside of a compiled function too.
@@ -68,24 +79,25 @@ def _bind_product(a, b, **settings):
   return cast(jax.Array, _product_p.bind(a, b, **settings))
 
 
-def _product_backward(transpose_a, transpose_b, dtype, kept, g):
-  del dtype
-  a, b = kept
-  g = g.astype(a.dtype)
+def _left_gradient(g, a, b, *, transpose_a, transpose_b, dtype):
+  """The gradient of the left operand, which is no array here."""
+  del a, dtype
+  g = g.astype(b.dtype)
   if transpose_a:
-    grad_a = _product(b, g, transpose_b, True, a.dtype)
-  else:
-    grad_a = _product(g, b, False, not transpose_b, a.dtype)
+    return product(b, g, transpose_a=transpose_b, transpose_b=True)
+  return product(g, b, transpose_b=not transpose_b)
+
+
+def _right_gradient(g, a, b, *, transpose_a, transpose_b, dtype):
+  """The gradient of the right operand, which is no array here."""
+  del b, dtype
+  g = g.astype(a.dtype)
   if transpose_b:
-    grad_b = _product(g, a, True, transpose_a, b.dtype)
-  else:
-    grad_b = _product(a, g, not transpose_a, False, b.dtype)
-  return grad_a, grad_b
+    return product(g, a, transpose_a=True, transpose_b=transpose_a)
+  return product(a, g, transpose_a=not transpose_a)
 
 
-_product.defvjp(
-  lambda a, b, *settings: (_product(a, b, *settings), (a, b)), _product_backward
-)
+ad.defbilinear(_product_p, _left_gradient, _right_gradient)
 
 
 def _plain_product(a, b, *, transpose_a, transpose_b, dtype):
