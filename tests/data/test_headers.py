@@ -1,5 +1,6 @@
 """Images whose headers lie, and files under the names of images."""
 
+import contextlib
 import io
 import os
 import socket
@@ -179,11 +180,10 @@ def odd_folder(tmp_path):
   (root / 'b' / 'loop.jpg').symlink_to('loop.jpg')
   (root / 'b' / 'round').symlink_to('..')
   os.mkfifo(root / 'b' / 'x.tar')
-  os.chdir(root / 'b')  # names of sockets must be short
-  with socket.socket(socket.AF_UNIX) as s:
-    s.bind('socket.jpg')
+  with contextlib.chdir(root / 'b'):  # names of sockets must be short
+    with socket.socket(socket.AF_UNIX) as s:
+      s.bind('socket.jpg')
   yield root
-  os.chdir(os.path.dirname(__file__))
 
 
 def test_pipes_devices_and_loops_are_never_opened(odd_folder, tmp_path):
