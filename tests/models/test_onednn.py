@@ -15,6 +15,7 @@ import pytest
 from tests.helpers import tiny_config
 from tests.random_variables import random_variables
 from vit_jax.models import (
+  cpu_products,
   onednn,
   onednn_convolutions,
   onednn_products,
@@ -270,6 +271,28 @@ def test_rematerialization_knows_its_products(remat, kept):
     layer = jax.checkpoint(layer, policy=REMAT[remat])
     # Both products are needed again in the backward pass.
     assert products_of_the_gradient(layer) == without + 2 - kept
+
+
+def test_other_types_and_empty_arrays_are_left_to_the_compiler():
+  half = _normal(0, 3, 3, dtype='float16')
+  with _used():
+    assert not onednn.is_used(half, half)
+    assert not onednn.is_used(half, half.astype(jnp.float32))
+    assert not onednn.is_used(jnp.ones((0, 3)), jnp.ones((3, 2)))
+    assert cpu_products.matmul(half, half).dtype == jnp.float16
+    assert cpu_products.matmul(jnp.ones((0, 3)), jnp.ones((3, 2))).size == 0
+
+
+def test_without_jit_the_plain_form_is_computed():
+  a, b = _normal(0, 4, 5), _normal(1, 5, 6)
+  x, kernel = _normal(0, 1, 6, 6, 2), _normal(1, 3, 3, 2, 3)
+  convolve = lambda x: onednn_convolutions.convolution(
+    x, kernel, (1, 1), ((1, 1), (1, 1))
+  )
+  with _used():
+    expected = onednn_products.product(a, b), convolve(x)
+    with jax.disable_jit():
+      _assert_equal((onednn_products.product(a, b), convolve(x)), expected)
 
 
 def test_an_exported_program_has_plain_products():

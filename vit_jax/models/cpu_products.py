@@ -43,7 +43,7 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     (N, O).
   """
-  if onednn.is_used():
+  if onednn.is_used(x, kernel):
     return onednn_products.product(x, kernel)
   return _matmul(x, kernel)
 
@@ -51,7 +51,8 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _forward(x, kernel):
   # bfloat16 with a float32 result runs on the matrix units of a CPU (AMX), with
   # a bfloat16 result on none.
-  y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  y = jnp.matmul(x, kernel, preferred_element_type=wide)
   return y.astype(x.dtype), (x, kernel)
 
 

@@ -71,12 +71,21 @@ def is_available() -> bool:
   )
 
 
-def is_used() -> bool:
+def is_used(*operands: jax.Array) -> bool:
   """Whether a model that is traced now uses oneDNN.
 
   It does so for a single CPU: over several, the compiler could not split the
   calls.
+
+  Args:
+    *operands: of the product or the convolution. Only float32 and bfloat16 are
+      computed, of one type, and no empty arrays.
   """
+  types = {x.dtype.name for x in operands}
+  if types - {'float32', 'bfloat16'} or len(types) > 1:
+    return False
+  if any(n == 0 for x in operands for n in x.shape):
+    return False
   asked_for = _ASKED.get()
   if asked_for is False or not is_available() or target_platform() != 'cpu':
     return False

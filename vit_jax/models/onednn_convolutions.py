@@ -106,6 +106,9 @@ def _plain_convolution(x, kernel, *, strides, padding):
   )
 
 
+_convolution_p.def_impl(_plain_convolution)  # only for `jax.disable_jit`
+
+
 @_convolution_p.def_abstract_eval
 def _(x, kernel, **settings):
   out = jax.eval_shape(

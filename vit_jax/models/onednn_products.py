@@ -106,6 +106,9 @@ def _plain_product(a, b, *, transpose_a, transpose_b, dtype):
   return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(dtype)
 
 
+_product_p.def_impl(_plain_product)  # only for `jax.disable_jit`
+
+
 @_product_p.def_abstract_eval
 def _(a, b, *, transpose_a, transpose_b, dtype):
   shape = _product_shape(a.shape, b.shape, transpose_a, transpose_b)

@@ -85,7 +85,7 @@ def attention_logits(q: jax.Array, k: jax.Array) -> jax.Array:
   if target_platform() != 'cpu':
     return jnp.einsum('bthk,bshk->bhts', q, k)
   q, k = jnp.swapaxes(q, 1, 2), jnp.swapaxes(k, 1, 2)
-  if onednn.is_used():
+  if onednn.is_used(q, k):
     return onednn_products.product(q, k, transpose_b=True)
   return jnp.einsum('bhtk,bhsk->bhts', q, k)
 
@@ -103,7 +103,7 @@ def attention_output(weights: jax.Array, v: jax.Array) -> jax.Array:
   if target_platform() != 'cpu':
     return jnp.einsum('bhts,bshv->bthv', weights, v)
   v = jnp.swapaxes(v, 1, 2)
-  if onednn.is_used():
+  if onednn.is_used(weights, v):
     y = onednn_products.product(weights, v)
   else:
     y = jnp.einsum('bhts,bhsv->bhtv', weights, v)
@@ -125,7 +125,9 @@ def mix_maps(maps: jax.Array, kernel: jax.Array) -> jax.Array:
   batch, heads, *map_shape = maps.shape
   # One product for each example, so that nothing is transposed.
   kernels = jnp.broadcast_to(kernel.T[None], (batch, kernel.shape[1], heads))
-  matmul = onednn_products.product if onednn.is_used() else jnp.matmul
+  matmul = (
+    onednn_products.product if onednn.is_used(maps, kernel) else jnp.matmul
+  )
   y = matmul(kernels, maps.reshape(batch, heads, -1))
   return y.reshape(batch, -1, *map_shape)
 
@@ -209,7 +211,7 @@ def convolution(
       x.reshape(-1, channels), kernel.reshape(channels, features)
     )
     return y.reshape(*x.shape[:3], features)
-  if onednn.is_used():
+  if onednn.is_used(x, kernel):
     pairs = padding
     if isinstance(padding, str):
       pairs = jax.lax.padtype_to_pads(

@@ -56,7 +56,7 @@ def _backward(kept, g):
 
 
 def _product(a, b, transpose_a=False, transpose_b=False, rows=False):
-  """Batched products in float32.
+  """Batched products in float32, or in float64 of float64.
 
   Args:
     a, b: (B, H, M, K), (B, H, K, N).
@@ -64,9 +64,9 @@ def _product(a, b, transpose_a=False, transpose_b=False, rows=False):
     rows: whether the compiler's own product is computed by rows.
 
   Returns:
-    float32 (B, H, M, N).
+    (B, H, M, N).
   """
-  if onednn.is_used():
+  if onednn.is_used(a, b):
     return onednn_products.product(
       a,
       b,
@@ -76,9 +76,8 @@ def _product(a, b, transpose_a=False, transpose_b=False, rows=False):
     )
   left = 'bhkm' if transpose_a else 'bhmk'
   right = 'bhnk' if transpose_b else 'bhkn'
-  y = jnp.einsum(
-    f'{left},{right}->bhmn', a, b, preferred_element_type=jnp.float32
-  )
+  wide = jnp.promote_types(a.dtype, jnp.float32)
+  y = jnp.einsum(f'{left},{right}->bhmn', a, b, preferred_element_type=wide)
   return by_rows(y) if rows else y
 
 
