@@ -333,11 +333,11 @@ def compile_step(
   step = make_step(run, teacher=teacher, load_batch=load_batch)
   use_onednn = _is_long(run) or None
 
-  def traced_step(state, batch, extras):
+  def train_step(state, batch, extras):
     with onednn.asked(use_onednn):
       return step(state, batch, extras)
 
-  return compile_train_step(traced_step, run.shardings, run.mesh)
+  return compile_train_step(train_step, run.shardings, run.mesh)
 
 
 def _is_long(run: Run) -> bool:
