@@ -12,6 +12,7 @@ import numpy as np
 from vit_jax.models.area.areas import Areas
 from vit_jax.models.area.attention import memory
 from vit_jax.models.area.explicit import area_probabilities
+from vit_jax.models.attention import add_biases
 
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 
@@ -63,7 +64,9 @@ def collect_areas(
   result = []
   for i, size in enumerate(sizes):
     layer = blocks[f'encoderblock_{i}'][_ATTENTION]
-    q, k = (layer[name]['__call__'][0] for name in ('query', 'key'))
+    # The last call in a projection returns its product and its bias.
+    outputs = [layer[name]['__call__'][-1] for name in ('query', 'key')]
+    q, k = add_biases(*zip(*outputs, strict=True))
     of_grid = grid if size[0] > 1 else None
     areas = Areas(
       **memory(k.shape[1], of_grid), max_area=(int(size[0]), int(size[1]))
