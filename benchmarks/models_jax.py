@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
+from vit_jax.inference.compute_weights import converted_weights
 from vit_jax.models import flops
 from vit_jax.parallel.mesh import make_mesh, put_batch
 from vit_jax.recipe.build import build, compile_step
@@ -61,13 +62,15 @@ def matrix_product(settings: dict[str, Any]) -> Callable[[], object]:
 
 
 def inference(settings: dict[str, Any]) -> _Measured:
-  """The logits of a batch, with random weights."""
+  """The logits of a batch, with random weights in the types of a classifier."""
   model = vit_jax.create_model(settings['model'], dtype=settings['dtype'])
   images = jax.device_put(_images(settings))
   variables = jax.jit(
     lambda: model.init(jax.random.key(0), images[:1], train=False)
   )()
-  forward = jax.jit(lambda v, x: model.apply(v, x, train=False)[0])
+  logits = lambda v, x: model.apply(v, x, train=False)[0]
+  variables = converted_weights(logits, variables, images)
+  forward = jax.jit(logits)
   compiled = forward.lower(variables, images).compile()
   run = lambda: jax.block_until_ready(compiled(variables, images))
   return _with_facts(run, model, settings['size'], compiled)

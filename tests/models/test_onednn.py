@@ -21,6 +21,7 @@ from vit_jax.models import (
   onednn_products,
   products,
 )
+from vit_jax.models.activations import GELU
 from vit_jax.models.blocks import REMAT
 from vit_jax.models.flops import inner_jaxprs
 from vit_jax.models.fused import attend as fused
@@ -77,6 +78,10 @@ def _with_gradients(function, *args):
   return jax.jit(run)(*args)
 
 
+def _in_float32(tree):
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
 def _assert_equal(actual, expected, dtype='float32'):
   tolerance = 1e-5 if dtype == 'float32' else 0.02
   chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
@@ -120,6 +125,46 @@ def test_a_product_in_float32_of_bfloat16():
   assert y.dtype == jnp.float32
   exact = a.astype(jnp.float32) @ b.astype(jnp.float32)
   chex.assert_trees_all_close(y, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('activation', [None, *GELU])
+def test_products_with_a_bias(activation, dtype):
+  args = x, kernel, bias = (
+    _normal(0, 2, 4, 5, dtype=dtype),
+    _normal(1, 5, 3, 2, dtype=dtype),
+    _normal(2, 3, 2, dtype=dtype),
+  )
+
+  def plain(x, kernel, bias):
+    y = jnp.einsum('abi,ihk->abhk', x, kernel) + bias[None, None]
+    return GELU[activation](y) if activation else y
+
+  def ours(x, kernel, bias):
+    return products.dense(x, kernel, bias, activation)
+
+  def only_x(function):
+    return lambda x: function(x, kernel, bias)
+
+  exact = [x.astype(jnp.float32) for x in args]
+  y, backward = jax.vjp(plain, *exact)
+  expected = y, backward(_normal(9, *y.shape).astype(dtype).astype(jnp.float32))
+  with _used():
+    assert _program(ours, *args).count('__onednn$') == 1
+    actual = _with_gradients(ours, *args)
+    inference = jax.jit(ours)(*args)
+    forward = jax.jvp(only_x(ours), (x,), (2 * x,))
+    mapped = jax.vmap(ours, in_axes=(None, 0, None))(
+      x, jnp.stack([kernel, 2 * kernel]), bias
+    )
+    with jax.disable_jit():
+      plainly = ours(*args)
+  _assert_equal(_in_float32(actual), expected, dtype)
+  _assert_equal(_in_float32([inference, plainly]), [y, y], dtype)
+  exact_forward = jax.jvp(only_x(plain), (exact[0],), (2 * exact[0],))
+  _assert_equal(_in_float32(forward), exact_forward, dtype)
+  exact_mapped = plain(exact[0], 2 * exact[1], exact[2])
+  _assert_equal(_in_float32(mapped), jnp.stack([y, exact_mapped]), dtype)
 
 
 def test_gradients_of_gradients_and_forward_mode():
@@ -167,8 +212,7 @@ def test_convolutions(size, stride, padding, dtype):
   expected = y, backward(_normal(9, *y.shape).astype(dtype).astype(jnp.float32))
   with _used():
     actual = _with_gradients(module.apply, variables, x)
-  actual = jax.tree.map(lambda a: a.astype(jnp.float32), actual)
-  _assert_equal(actual, expected, dtype)
+  _assert_equal(_in_float32(actual), expected, dtype)
 
 
 def test_convolutions_that_are_mapped():
@@ -212,8 +256,7 @@ def test_attention(dtype):
     expected = y, backward(g)
   with _used():
     actual = _with_gradients(run, q, k, v)
-  actual = jax.tree.map(lambda a: a.astype(jnp.float32), actual)
-  _assert_equal(actual, expected, dtype)
+  _assert_equal(_in_float32(actual), expected, dtype)
 
 
 def test_maps_of_heads():

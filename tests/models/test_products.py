@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.models import cpu_products, products
+from vit_jax.models.activations import GELU, activate
 from vit_jax.models.layer_norm import LayerNorm
-from vit_jax.models.mlp import GELU, activate
 from vit_jax.models.patches import embed_patches
 from vit_jax.models.platform import traced_for
 

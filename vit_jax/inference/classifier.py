@@ -28,6 +28,7 @@ from vit_jax.data.headers import MAX_BYTES
 from vit_jax.data.names import printable
 from vit_jax.data.transforms import eval_image
 from vit_jax.files import read_regular
+from vit_jax.inference.compute_weights import converted_weights
 from vit_jax.parallel.mesh import make_mesh, put_batch, put_replicated
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment
@@ -163,13 +164,18 @@ class ImageClassifier(abc.ABC):
     if mesh is None:
       return jax.device_put, self.on_device
     return lambda batch: put_batch(batch, mesh), put_replicated(
-      self.variables, mesh
+      self._weights, mesh
     )
+
+  @property
+  def _weights(self) -> Any:
+    """The variables in the types that the program computes with."""
+    return self.variables
 
   @functools.cached_property
   def on_device(self) -> Any:
-    """The variables as arrays on the device."""
-    return jax.device_put(self.variables)
+    """The variables as arrays on the device, as the program needs them."""
+    return jax.device_put(self._weights)
 
   def classify(
     self,
@@ -320,6 +326,13 @@ class Classifier(ImageClassifier):
       preprocessing=self.preprocessing,
       loss=self.loss,
     )
+
+  @functools.cached_property
+  def _weights(self) -> Any:
+    if getattr(self.model, 'dtype', jnp.float32) == jnp.float32:
+      return self.variables
+    images = jax.ShapeDtypeStruct((1, *self.preprocessing.size, 3), np.float32)
+    return converted_weights(self.forward, self.variables, images)
 
   def normalize(self, images: jax.Array | np.ndarray) -> jax.Array:
     """Normalizes pixels in [0, 255] as the model needs them, to float32."""

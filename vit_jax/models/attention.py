@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ from vit_jax.models.initializers import normal02
 from vit_jax.models.products import (
   attention_logits,
   attention_output,
+  dense,
   dot_general,
+  fuses_bias,
   mix_maps,
 )
 from vit_jax.models.tpu_layout import lay_out, split_batch
@@ -61,37 +64,72 @@ def attend(
 
 
 def add_biases(
-  qkv: Sequence[jax.Array], biases: Sequence[jax.Array] | None
+  qkv: Sequence[jax.Array], biases: Sequence[jax.Array | None] | None
 ) -> list[jax.Array]:
   """Adds their biases to queries, keys and values.
 
   Args:
     qkv: (B, T, H, K), (B, S, H, K), (B, S, H, V).
-    biases: (H, K), (H, K), (H, V), or None for no biases.
+    biases: (H, K), (H, K), (H, V); None for what has no bias.
 
   Returns:
     The sums with the dtypes of `qkv`, laid out for attention (`_tokens_last`).
   """
+  add = lambda x, b: x if b is None else x + b.astype(x.dtype)[None, None]
   if biases is not None:
-    add = lambda x, b: x + b.astype(x.dtype)[None, None]
     qkv = [add(x, b) for x, b in zip(qkv, biases, strict=True)]
   return [_tokens_last(x) for x in qkv]
 
 
-class _Projection(nn.DenseGeneral):
-  """A DenseGeneral layer that returns its bias instead of adding it.
+class Projection(nn.Module):
+  """The queries, the keys or the values, and the bias that is to be added.
 
-  The parameters are those of DenseGeneral with a bias.
+  Parameters `kernel` (D, H, K) and `bias` (H, K), initialized as those of
+  `nn.DenseGeneral`.
+
+  Attributes:
+    heads, head_width: H, K.
+    use_bias: whether there is a bias.
+    dtype: dtype of the activations.
+    kernel_init, bias_init: initializers.
   """
 
+  heads: int
+  head_width: int
+  use_bias: bool
+  dtype: DTypeLike
+  kernel_init: Initializer
+  bias_init: Initializer
+
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the product (..., H, K) and the bias (H, K)."""
-    product = super().__call__(inputs)
-    init = lambda rng, shape: self.bias_init(
-      rng, (math.prod(shape),), self.param_dtype
-    ).reshape(shape)
-    return product, self.param('bias', init, product.shape[-2:])
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Projects the tokens.
+
+    Args:
+      x: (..., D).
+
+    Returns:
+      (..., H, K), and a bias (H, K) for the caller to add. It is None without a
+      bias, and where the first result has it; see `products.fuses_bias`.
+    """
+    shape = (self.heads, self.head_width)
+    kernel = self._parameter('kernel', (x.shape[-1],), shape)
+    bias = self._parameter('bias', (), shape) if self.use_bias else None
+    x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+    if bias is not None and fuses_bias(x, kernel):
+      return dense(x, kernel, bias.astype(x.dtype)), None
+    return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), bias
+
+  def _parameter(
+    self, name: str, inputs: tuple[int, ...], outputs: tuple[int, int]
+  ) -> jax.Array:
+    """A parameter (*inputs, *outputs), initialized with one axis of outputs."""
+    flat = (*inputs, math.prod(outputs))
+    init = self.kernel_init if inputs else self.bias_init
+    return self.param(
+      name,
+      lambda key: init(key, flat, jnp.float32).reshape(*inputs, *outputs),
+    )
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -151,23 +189,24 @@ class MultiHeadDotProductAttention(nn.Module):
         f'width {width} is not divisible by num_heads {self.num_heads}'
       )
     head_width = self.head_width or width // self.num_heads
-    project = functools.partial(
-      _Projection if self.qkv_bias else nn.DenseGeneral,
-      features=(self.num_heads, head_width),
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=self.kernel_init,
-      bias_init=self.bias_init,
-      dot_general=dot_general,
-    )
     x_q, x_kv = split_batch(x_q), split_batch(x_kv)
-    qkv = [
-      project(name=name)(x)
-      for name, x in dict(query=x_q, key=x_kv, value=x_kv).items()
-    ]
-    biases = None
-    if self.qkv_bias:
-      qkv, biases = zip(*qkv, strict=True)
+    qkv, biases = zip(
+      *[
+        Projection(
+          self.num_heads,
+          head_width,
+          self.qkv_bias,
+          self.dtype,
+          self.kernel_init,
+          self.bias_init,
+          name=name,
+        )(x)
+        for name, x in dict(query=x_q, key=x_kv, value=x_kv).items()
+      ],
+      strict=True,
+    )
+    if biases[0] is None:
+      biases = None
     dropout, more = None, {}
     if train and self.dropout:
       dropout = Dropout(self.dropout, deterministic=False)

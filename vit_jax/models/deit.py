@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.models import vit
+from vit_jax.models.activations import GELU
 from vit_jax.models.blocks import check_field
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.heads import classify
 from vit_jax.models.initializers import INITIALIZERS
-from vit_jax.models.mlp import GELU
 from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.registry import register
 from vit_jax.models.tokens import prepend_tokens

@@ -46,7 +46,7 @@ class EncoderBlock(nn.Module):
     attention_dropout: rate on the attention probabilities.
     layer_scale: initial value of LayerScale, a learned factor for each channel
       of both branches; None for no factors.
-    activation: key of `mlp.GELU`.
+    activation: key of `activations.GELU`.
     norm_eps: what LayerNorm adds to the variance.
     init_style: key of `initializers.INITIALIZERS`.
     dtype: dtype of the activations.

@@ -61,7 +61,7 @@ class MAPHead(nn.Module):
   Attributes:
     num_heads: heads of the attention.
     mlp_dim: width of the hidden layer of the MLP that follows.
-    activation: key of `mlp.GELU`.
+    activation: key of `activations.GELU`.
     norm_eps: what LayerNorm adds to the variance.
   """
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.activations import GELU
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.depthwise import DepthwiseConv
 from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
-from vit_jax.models.mlp import GELU
 
 
 class LeFF(nn.Module):
@@ -24,7 +24,7 @@ class LeFF(nn.Module):
     hidden: channels of the first two convolutions.
     gelu3: whether a GELU follows the last one too (eq. 10).
     depthwise_bias: whether the depth-wise convolution has a bias.
-    activation: key of `mlp.GELU`.
+    activation: key of `activations.GELU`.
     batch_norm: function that makes the BatchNorm modules.
     dtype: dtype of the activations.
   """

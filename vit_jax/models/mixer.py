@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.activations import GELU
 from vit_jax.models.blocks import check_field, run_blocks
 from vit_jax.models.dropout import DropPath, drop_path_rates
 from vit_jax.models.heads import classify
 from vit_jax.models.layer_norm import LayerNorm
-from vit_jax.models.mlp import GELU, MlpBlock
+from vit_jax.models.mlp import MlpBlock
 from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.registry import register
 from vit_jax.models.tpu_layout import constrain

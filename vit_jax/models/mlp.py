@@ -1,9 +1,9 @@
-"""The MLP of a transformer block, and its activations."""
+"""The MLP of a transformer block."""
 
 import functools
-import math
 
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
@@ -11,43 +11,35 @@ from jax.typing import DTypeLike
 
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.initializers import normal02
-from vit_jax.models.platform import target_platform
-from vit_jax.models.products import dot_general
+from vit_jax.models.products import dense, dot_general
 
 
-def _gelu_erf(x: jax.Array) -> jax.Array:
-  """GELU (arXiv:1606.08415) as PyTorch computes it.
+class HiddenLayer(nn.Module):
+  """Dense and an activation, which some CPUs compute in one pass.
 
-  `nn.gelu` uses erfc, which takes several times as long on a CPU.
+  Parameters, as those of `nn.Dense`: `kernel` (I, O), `bias` (O,).
+
+  Attributes:
+    features: O.
+    activation: key of `activations.GELU`.
+    dtype: dtype of the activations.
+    kernel_init, bias_init: initializers.
   """
-  half = 0.5 * (1 + jax.lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
-  return x * half.astype(x.dtype)
 
+  features: int
+  activation: str
+  dtype: DTypeLike
+  kernel_init: Initializer
+  bias_init: Initializer
 
-# The allowed values of `activation`. Google's code uses the tanh approximation
-# of GELU, PyTorch the exact function, and OpenAI's CLIP a sigmoid.
-GELU = {
-  'gelu_tanh': functools.partial(nn.gelu, approximate=True),
-  'gelu_erf': _gelu_erf,
-  'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),
-}
-
-
-def activate(x: jax.Array, activation: str) -> jax.Array:
-  """Applies an activation.
-
-  On a CPU, its gradient is computed from x alone. Otherwise up to three arrays
-  of the size of x would be kept for it, and the time to write and read them is
-  longer than that of computing them again.
-
-  Args:
-    x: the output of the hidden layer, of any shape.
-    activation: key of GELU.
-  """
-  function = GELU[activation]
-  if target_platform() == 'cpu':
-    function = jax.checkpoint(function)
-  return function(x)
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """(..., I) -> (..., O)."""
+    shape = (x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    bias = self.param('bias', self.bias_init, shape[1:], jnp.float32)
+    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+    return dense(x, kernel, bias, self.activation)
 
 
 class MlpBlock(nn.Module):
@@ -58,7 +50,7 @@ class MlpBlock(nn.Module):
   Attributes:
     mlp_dim: width of the hidden layer.
     dropout: rate of both dropouts, in training.
-    activation: key of GELU.
+    activation: key of `activations.GELU`.
     dtype: dtype of the activations.
     kernel_init, bias_init: initializers of both layers.
     bias_init_out: initializer of the bias of `Dense_1`; None means `bias_init`.
@@ -75,20 +67,24 @@ class MlpBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(..., D) -> (..., D); `train` turns dropout on (rng stream 'dropout')."""
-    dense = functools.partial(
-      nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init
-    )
-    y = dense(self.mlp_dim, bias_init=self.bias_init, dot_general=dot_general)(
-      x
-    )
-    y = activate(y, self.activation)
+    y = HiddenLayer(
+      self.mlp_dim,
+      self.activation,
+      self.dtype,
+      self.kernel_init,
+      self.bias_init,
+      name='Dense_0',
+    )(x)
     y = Dropout(self.dropout, deterministic=not train)(y)
-    y = dense(
+    y = nn.Dense(
       x.shape[-1],
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
       bias_init=self.bias_init_out or self.bias_init,
       dot_general=functools.partial(
         dot_general, before_dropout=train and self.dropout > 0
       ),
+      name='Dense_1',
     )(y)
     return Dropout(self.dropout, deterministic=not train)(y)
 

@@ -1,7 +1,8 @@
 """Matrix products by oneDNN, on one CPU; `onednn` says where they are used.
 
-They have the derivatives of `jnp.matmul`, in both modes and of any order, and
-work under `jax.vmap`.
+`product` multiplies matrices; `dense` adds a bias, and applies an activation,
+while it writes the product, which saves a pass over it. Both have derivatives
+in both modes and of any order, and work under `jax.vmap`.
 """
 
 import functools
@@ -14,8 +15,12 @@ from jax.interpreters import ad, batching, mlir
 import jax.numpy as jnp
 
 from vit_jax.models import onednn
+from vit_jax.models.activations import activate
 
 _product_p = Primitive('onednn_product')
+_dense_p = Primitive('onednn_dense')
+# What oneDNN computes after the product, by the keys of `activations.GELU`.
+_FUSED = {'gelu_tanh': 'GELU_TANH', 'gelu_erf': 'GELU_ERF'}
 
 
 def product(
@@ -52,17 +57,42 @@ def product(
   return y.reshape(*lead, m, n)
 
 
+def dense(
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array,
+  activation: str | None = None,
+) -> jax.Array:
+  """A product with a bias, and an activation.
+
+  A derivative needs the sum before the activation. So in a program with
+  gradients, the activation is a pass of its own.
+
+  Args:
+    x, kernel, bias: (N, I), (I, O), (O,) of one dtype, float32 or bfloat16.
+    activation: key of `activations.GELU`; None for none.
+
+  Returns:
+    (N, O).
+  """
+  if activation in (None, *_FUSED):
+    return _bind_dense(x, kernel, bias, activation=activation)
+  return activate(_bind_dense(x, kernel, bias, activation=None), activation)
+
+
 def is_product(
   primitive: Any, *operands: Any, batched: bool = True, **settings: Any
 ) -> bool:
-  """A policy of `jax.checkpoint`: keeps the results of `product`.
+  """A policy of `jax.checkpoint`: keeps the results of products.
 
   Args:
     primitive, *operands, **settings: the operation and the shapes it takes.
     batched: whether products of more than two matrices are kept too.
   """
   del settings
-  return primitive is _product_p and (batched or operands[0].ndim == 2)
+  return primitive in (_product_p, _dense_p) and (
+    batched or operands[0].ndim == 2
+  )
 
 
 def _product_shape(a, b, transpose_a, transpose_b):
@@ -145,3 +175,75 @@ def _batch_product(args, axes, **settings):
 
 
 batching.primitive_batchers[_product_p] = _batch_product
+
+
+@functools.partial(jax.jit, static_argnames='activation', inline=True)
+def _bind_dense(x, kernel, bias, *, activation):
+  # oneDNN takes a bias with as many axes as the product.
+  bias = bias[None]
+  return cast(jax.Array, _dense_p.bind(x, kernel, bias, activation=activation))
+
+
+def _plain_dense(x, kernel, bias, *, activation):
+  y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias
+  y = y.astype(x.dtype)
+  return activate(y, activation) if activation else y
+
+
+_dense_p.def_impl(_plain_dense)  # only for `jax.disable_jit`
+
+
+@_dense_p.def_abstract_eval
+def _(x, kernel, bias, *, activation):
+  del bias, activation
+  return core.ShapedArray((x.shape[0], kernel.shape[1]), x.dtype)
+
+
+def _dense_derivative(primals, tangents, *, activation):
+  x, kernel, _ = primals
+  y = _dense_p.bind(*primals, activation=None)
+  x_dot, kernel_dot, bias_dot = tangents
+  # Zero stands for an operand that does not change.
+  terms = []
+  if not isinstance(x_dot, ad.Zero):
+    terms.append(product(x_dot, kernel))
+  if not isinstance(kernel_dot, ad.Zero):
+    terms.append(product(x, kernel_dot))
+  if not isinstance(bias_dot, ad.Zero):
+    terms.append(jnp.broadcast_to(bias_dot, y.shape))
+  y_dot = functools.reduce(jnp.add, terms)
+  if activation is None:
+    return y, y_dot
+  return jax.jvp(lambda y: activate(y, activation), (y,), (y_dot,))
+
+
+ad.primitive_jvps[_dense_p] = _dense_derivative
+
+
+def _lower_dense(ctx, x, kernel, bias, *, activation):
+  operations = ['BIAS'] + ([_FUSED[activation]] if activation else [])
+  return onednn.lower_call(
+    ctx,
+    '__onednn$matmul',
+    {'onednn_matmul_config': {'fusions': {'ops': operations}}},
+    functools.partial(_plain_dense, activation=activation),
+    x,
+    kernel,
+    bias,
+  )
+
+
+mlir.register_lowering(_dense_p, _lower_dense, platform='cpu')
+
+
+def _batch_dense(args, axes, *, activation):
+  """`vmap`: a batched product, and the rest by the compiler."""
+
+  def one(x, kernel, bias):
+    y = product(x, kernel) + bias
+    return activate(y, activation) if activation else y
+
+  return jax.vmap(one, in_axes=axes)(*args), 0
+
+
+batching.primitive_batchers[_dense_p] = _batch_dense

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.activations import GELU
 from vit_jax.models.blocks import check_field
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.heads import MAPHead, classify
 from vit_jax.models.hybrid_stem import hybrid_stem
 from vit_jax.models.initializers import INITIALIZERS
 from vit_jax.models.layer_norm import LayerNorm
-from vit_jax.models.mlp import GELU
 from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.position import POSEMB_AT, POSEMBS
 from vit_jax.models.registry import register

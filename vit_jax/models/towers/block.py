@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.activations import activate
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.blocks import scale_channels
 from vit_jax.models.dropout import Dropout, DropPath
 from vit_jax.models.fused.attend import attend_fn
 from vit_jax.models.initializers import INITIALIZERS
 from vit_jax.models.layer_norm import LayerNorm
-from vit_jax.models.mlp import MlpBlock, activate
+from vit_jax.models.mlp import MlpBlock
 from vit_jax.models.towers.swiglu import SwiGLU
 
 NORMS = {'layer': LayerNorm, 'rms': nn.RMSNorm}
