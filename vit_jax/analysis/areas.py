@@ -64,9 +64,10 @@ def collect_areas(
   result = []
   for i, size in enumerate(sizes):
     layer = blocks[f'encoderblock_{i}'][_ATTENTION]
-    # The last call in a projection returns its product and its bias.
-    outputs = [layer[name]['__call__'][-1] for name in ('query', 'key')]
-    q, k = add_biases(*zip(*outputs, strict=True))
+    # A projection returns its products, of which there is one, and its bias.
+    outputs = [layer[name]['__call__'][0] for name in ('query', 'key')]
+    products, biases = zip(*outputs, strict=True)
+    q, k = add_biases([x for (x,) in products], biases)
     of_grid = grid if size[0] > 1 else None
     areas = Areas(
       **memory(k.shape[1], of_grid), max_area=(int(size[0]), int(size[1]))

@@ -6,7 +6,6 @@ softmax is computed in float32.
 """
 
 from collections.abc import Callable, Sequence
-import functools
 import inspect
 import math
 from typing import Any
@@ -28,7 +27,11 @@ from vit_jax.models.products import (
   fuses_bias,
   mix_maps,
 )
-from vit_jax.models.tpu_layout import lay_out, split_batch
+from vit_jax.models.tpu_layout import (
+  gradient_for_heads,
+  lay_out,
+  split_batch,
+)
 
 
 def attend(
@@ -82,53 +85,64 @@ def add_biases(
 
 
 class Projection(nn.Module):
-  """The queries, the keys or the values, and the bias that is to be added.
+  """A layer to or from heads, and the bias that is to be added.
 
-  Parameters `kernel` (D, H, K) and `bias` (H, K), initialized as those of
-  `nn.DenseGeneral`.
+  Parameters `kernel` (*inputs, *outputs) and `bias` (*outputs,), initialized as
+  those of `nn.DenseGeneral`.
 
   Attributes:
-    heads, head_width: H, K.
+    outputs: (H, K), or (D,).
     use_bias: whether there is a bias.
     dtype: dtype of the activations.
     kernel_init, bias_init: initializers.
+    before_dropout: see `products.dot_general`.
   """
 
-  heads: int
-  head_width: int
+  outputs: tuple[int, ...]
   use_bias: bool
   dtype: DTypeLike
   kernel_init: Initializer
   bias_init: Initializer
+  before_dropout: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Projects the tokens.
+  def __call__(
+    self, *parts: jax.Array, axes: int = 1
+  ) -> tuple[list[jax.Array], jax.Array | None]:
+    """Projects tokens.
 
     Args:
-      x: (..., D).
+      *parts: (B, T, *inputs), one array, or several with other T. The gradient
+        of the kernel is summed over all of them before it is laid out and
+        before devices exchange it.
+      axes: number of axes of the inputs.
 
     Returns:
-      (..., H, K), and a bias (H, K) for the caller to add. It is None without a
-      bias, and where the first result has it; see `products.fuses_bias`.
+      (B, T, *outputs) for each part, and a bias for the caller to add. It is
+      None without a bias, and where the results have it; see
+      `products.fuses_bias`.
     """
-    shape = (self.heads, self.head_width)
-    kernel = self._parameter('kernel', (x.shape[-1],), shape)
-    bias = self._parameter('bias', (), shape) if self.use_bias else None
-    x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-    if bias is not None and fuses_bias(x, kernel):
-      return dense(x, kernel, bias.astype(x.dtype)), None
-    return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), bias
+    inputs = parts[0].shape[-axes:]
+    kernel = self._parameter('kernel', inputs)
+    bias = self._parameter('bias', ()) if self.use_bias else None
+    *xs, kernel = promote_dtype(*parts, kernel, dtype=self.dtype)
+    if bias is not None and axes == 1 and fuses_bias(xs[0], kernel):
+      return [dense(x, kernel, bias.astype(x.dtype)) for x in xs], None
+    kernel = gradient_for_heads(kernel, axes)
+    last = tuple(range(xs[0].ndim - axes, xs[0].ndim))
+    dims = (last, tuple(range(axes))), ((), ())
+    return [
+      dot_general(x, kernel, dims, before_dropout=self.before_dropout)
+      for x in xs
+    ], bias
 
-  def _parameter(
-    self, name: str, inputs: tuple[int, ...], outputs: tuple[int, int]
-  ) -> jax.Array:
-    """A parameter (*inputs, *outputs), initialized with one axis of outputs."""
-    flat = (*inputs, math.prod(outputs))
+  def _parameter(self, name: str, inputs: tuple[int, ...]) -> jax.Array:
+    """A parameter (*inputs, *outputs), initialized with one axis of each."""
+    flat = tuple(math.prod(x) for x in (inputs, self.outputs) if x)
     init = self.kernel_init if inputs else self.bias_init
     return self.param(
       name,
-      lambda key: init(key, flat, jnp.float32).reshape(*inputs, *outputs),
+      lambda key: init(key, flat, jnp.float32).reshape(*inputs, *self.outputs),
     )
 
 
@@ -183,29 +197,15 @@ class MultiHeadDotProductAttention(nn.Module):
     Raises:
       ValueError: the heads do not divide the width.
     """
-    width = x_q.shape[-1]
-    if self.head_width is None and width % self.num_heads:
-      raise ValueError(
-        f'width {width} is not divisible by num_heads {self.num_heads}'
-      )
-    head_width = self.head_width or width // self.num_heads
     x_q, x_kv = split_batch(x_q), split_batch(x_kv)
-    qkv, biases = zip(
-      *[
-        Projection(
-          self.num_heads,
-          head_width,
-          self.qkv_bias,
-          self.dtype,
-          self.kernel_init,
-          self.bias_init,
-          name=name,
-        )(x)
-        for name, x in dict(query=x_q, key=x_kv, value=x_kv).items()
-      ],
-      strict=True,
+    query, key, value = self._projections(x_q.shape[-1])
+    ((q,), of_q), ((k,), of_k), ((v,), of_v) = (
+      query(x_q),
+      key(x_kv),
+      value(x_kv),
     )
-    if biases[0] is None:
+    qkv, biases = (q, k, v), (of_q, of_k, of_v)
+    if of_q is None:
       biases = None
     dropout, more = None, {}
     if train and self.dropout:
@@ -215,19 +215,42 @@ class MultiHeadDotProductAttention(nn.Module):
     else:
       qkv = add_biases(qkv, biases)
     y, probs = self.attend_fn(*qkv, dropout=dropout, **more)
-    y = nn.DenseGeneral(
-      width,
-      axis=(-2, -1),
-      use_bias=self.out_bias,
-      dtype=self.dtype,
-      kernel_init=self.kernel_init,
-      bias_init=self.bias_init,
-      dot_general=functools.partial(
-        dot_general, before_dropout=self.before_dropout
-      ),
-      name='out',
-    )(_tokens_last(y))
+    (y,) = self._out(x_q.shape[-1], y)
     return y, probs
+
+  def _projections(self, width: int) -> list[Projection]:
+    """The layers of queries, keys and values."""
+    if self.head_width is None and width % self.num_heads:
+      raise ValueError(
+        f'width {width} is not divisible by num_heads {self.num_heads}'
+      )
+    outputs = (self.num_heads, self.head_width or width // self.num_heads)
+    return [
+      self._projection(outputs, self.qkv_bias, name)
+      for name in ('query', 'key', 'value')
+    ]
+
+  def _out(self, width: int, *ys: jax.Array) -> list[jax.Array]:
+    """(B, T, D) for each (B, T, H, V)."""
+    outs, bias = self._projection((width,), self.out_bias, 'out')(
+      *map(_tokens_last, ys), axes=2
+    )
+    if bias is None:
+      return outs
+    return [y + bias.astype(y.dtype)[None, None] for y in outs]
+
+  def _projection(
+    self, outputs: tuple[int, ...], use_bias: bool, name: str
+  ) -> Projection:
+    return Projection(
+      outputs,
+      use_bias,
+      self.dtype,
+      self.kernel_init,
+      self.bias_init,
+      self.before_dropout and name == 'out',
+      name=name,
+    )
 
 
 def _takes_biases(attend_fn: Callable[..., Any]) -> bool:

@@ -18,7 +18,7 @@ from vit_jax.models.area.attention import area_attend
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.blocks import run_blocks, scale_channels
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
-from vit_jax.models.fused.attend import attend_fn
+from vit_jax.models.fused import attend as fused
 from vit_jax.models.initializers import INITIALIZERS
 from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import MlpBlock
@@ -103,13 +103,17 @@ class EncoderBlock(nn.Module):
       x = x + table.astype(x.dtype)
 
     y = norm(name='LayerNorm_0')(x)
-    y, probs = MultiHeadDotProductAttention(
+    attend, attention = self._attend_fn(width), MultiHeadDotProductAttention
+    drops = train and self.attention_dropout > 0
+    if attend is fused.attend and not (drops or self.keep_tokens):
+      attention = fused.attention_module(y, self.num_heads)
+    y, probs = attention(
       self.num_heads,
       self.attention_dropout,
       dtype=self.dtype,
       kernel_init=init.kernel,
       bias_init=init.bias(width),
-      attend_fn=self._attend_fn(width),
+      attend_fn=attend,
       before_dropout=train and self.dropout > 0,
       name='MultiHeadDotProductAttention_0',
     )(y[:, : self.keep_tokens], y, train)
@@ -146,7 +150,7 @@ class EncoderBlock(nn.Module):
         weights=self.return_attention,
       )
     if not self.relative:
-      return attend_fn(self.return_attention)
+      return fused.attend_fn(self.return_attention)
     tokens = self.prefix + self.grid[0] * self.grid[1]
     embedding = self.param(
       'relative_embedding',

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from vit_jax.models import attention
-from vit_jax.models.fused import cpu, gpu, tpu
+from vit_jax.models.fused import apart, cpu, gpu, tpu
 from vit_jax.models.platform import target_platform
 
 
@@ -24,6 +24,20 @@ def attend_fn(probabilities: bool) -> Callable[..., Any]:
       `attention.attend` computes.
   """
   return attention.attend if probabilities else attend
+
+
+def attention_module(
+  x: jax.Array, heads: int
+) -> type[attention.MultiHeadDotProductAttention]:
+  """The module of attention among tokens, without dropout on probabilities.
+
+  Args:
+    x: the tokens (B, T, D), in the dtype of the activations.
+    heads: H.
+  """
+  if apart.fits(x, heads):
+    return apart.AttentionApart
+  return attention.MultiHeadDotProductAttention
 
 
 def attend(

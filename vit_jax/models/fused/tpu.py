@@ -35,8 +35,8 @@ from vit_jax.models.attention import add_biases
 # The kernel is chosen for at most so many tokens on either side. For more, its
 # logits do not fit into the memory of a core.
 MAX_TOKENS = 640
-# Tokens are stored in tiles of 128. With 257, which take three, the plain form
-# is faster (H/14: 203 ms a step, and 213 with the kernel).
+# Tokens are stored in tiles of 128. 257 would take three; `apart` computes the
+# first of them in another way, so that two remain.
 _TOKENS_OF_TILE = 128
 _MOST_PADDING = 4 / 3
 # Logits of all heads that a step computes; more do not fit into the memory.
@@ -106,20 +106,38 @@ def attend(
   return _forward(q, k, v, biases, interpret)[0]
 
 
+def forward(
+  q: jax.Array, k: jax.Array, v: jax.Array, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
+  """The output of the kernel, and the log normalizers (B, H, T) in float32."""
+  run = functools.partial(_forward_call, interpret=interpret)
+  return tpu_layout.on_each_device(run, (4, 3))(q, k, v)
+
+
+def backward(*operands: jax.Array, interpret: bool) -> Sequence[jax.Array]:
+  """The gradients of q, k and v.
+
+  Args:
+    *operands: q, k, v, the output, the log normalizers, and the gradient of the
+      output. If there are other keys too, the output and the normalizers have
+      to include them.
+    interpret: see `attend`.
+  """
+  run = functools.partial(_backward_call, sums=False, interpret=interpret)
+  return tpu_layout.on_each_device(run, (4, 4, 4))(*operands)
+
+
 def _forward(q, k, v, biases, interpret):
   q, k, v = add_biases((q, k, v), biases)
-  run = functools.partial(_forward_call, interpret=interpret)
-  out, normalizer = tpu_layout.on_each_device(run, (4, 3))(q, k, v)
+  out, normalizer = forward(q, k, v, interpret)
   return out, (q, k, v, out, normalizer, biases)
 
 
 def _backward(interpret, kept, g):
   *kept, biases = kept
-  run = functools.partial(
-    _backward_call, sums=biases is not None, interpret=interpret
-  )
   if biases is None:
-    return *tpu_layout.on_each_device(run, (4, 4, 4))(*kept, g), None
+    return *backward(*kept, g, interpret=interpret), None
+  run = functools.partial(_backward_call, sums=True, interpret=interpret)
   # The sums of each device have an axis of one in the place of the batch.
   *grads, of_q, of_v = tpu_layout.on_each_device(run, (4, 4, 4, 3, 3))(*kept, g)
   # A bias of the keys adds the same number to all logits of a query, which the
