@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import turns
+from vit_jax import allocation
 
 # (batch, heads, tokens, head width): S/16 at 224 px, L/16, S/16 at 384 px.
 _SHAPES = ((16, 6, 197, 64), (4, 16, 197, 64), (4, 6, 577, 64))
@@ -107,6 +108,8 @@ def candidates(
   def one(name: str, function: str, **more) -> turns.Candidate:
     prepare = f'benchmarks.attention:{function}'
     env = turns.on_device(device)
+    if function == 'in_jax':  # as the commands of vit-jax start themselves
+      env[allocation.VARIABLE] = allocation.settings()
     return turns.Candidate(name, prepare, settings | more, shape[0], env)
 
   rows = [

@@ -66,9 +66,13 @@ def command(settings: dict[str, Any]) -> Callable[[], object]:
   """
   argv = [sys.executable, *settings['argv']]
   kept = tempfile.TemporaryDirectory()
+  # Each run of a cold program is as the first, so none has to prepare it.
+  prepares = iter([bool(settings.get('cold'))])
   ends = [line for k in ('at_first', 'until') if (line := settings.get(k))]
 
   def once():
+    if next(prepares, False):
+      return
     with tempfile.TemporaryDirectory() as empty:
       folder = empty if settings.get('cold') else kept.name
       if ends:

@@ -329,7 +329,8 @@ class Classifier(ImageClassifier):
 
   @functools.cached_property
   def _weights(self) -> Any:
-    if getattr(self.model, 'dtype', jnp.float32) == jnp.float32:
+    dtype = jnp.dtype(getattr(self.model, 'dtype', jnp.float32))
+    if dtype == jnp.float32:
       return self.variables
     images = jax.ShapeDtypeStruct((1, *self.preprocessing.size, 3), np.float32)
     return converted_weights(self.forward, self.variables, images)

@@ -28,7 +28,7 @@ GELU = {
 }
 
 
-def activate(x: jax.Array, activation: str) -> jax.Array:
+def activate(x: jax.Array, activation: str | None) -> jax.Array:
   """Applies an activation.
 
   On a CPU, its gradient is computed from x alone. Otherwise up to three arrays
@@ -37,8 +37,10 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
 
   Args:
     x: the output of the hidden layer, of any shape.
-    activation: key of GELU.
+    activation: key of GELU; None returns x.
   """
+  if activation is None:
+    return x
   function = GELU[activation]
   if target_platform() == 'cpu':
     function = jax.checkpoint(function)

@@ -199,14 +199,12 @@ class MultiHeadDotProductAttention(nn.Module):
     """
     x_q, x_kv = split_batch(x_q), split_batch(x_kv)
     query, key, value = self._projections(x_q.shape[-1])
-    ((q,), of_q), ((k,), of_k), ((v,), of_v) = (
-      query(x_q),
-      key(x_kv),
-      value(x_kv),
-    )
-    qkv, biases = (q, k, v), (of_q, of_k, of_v)
-    if of_q is None:
-      biases = None
+    (q,), q_bias = query(x_q)
+    (k,), k_bias = key(x_kv)
+    (v,), v_bias = value(x_kv)
+    qkv, biases = (q, k, v), None
+    if q_bias is not None:
+      biases = q_bias, k_bias, v_bias
     dropout, more = None, {}
     if train and self.dropout:
       dropout = Dropout(self.dropout, deterministic=False)

@@ -61,7 +61,7 @@ def dense(
   x: jax.Array,
   kernel: jax.Array,
   bias: jax.Array,
-  activation: str | None = None,
+  activation: str | None,
 ) -> jax.Array:
   """A product with a bias, and an activation.
 
@@ -75,7 +75,7 @@ def dense(
   Returns:
     (N, O).
   """
-  if activation in (None, *_FUSED):
+  if activation in _FUSED:
     return _bind_dense(x, kernel, bias, activation=activation)
   return activate(_bind_dense(x, kernel, bias, activation=None), activation)
 
@@ -186,8 +186,7 @@ def _bind_dense(x, kernel, bias, *, activation):
 
 def _plain_dense(x, kernel, bias, *, activation):
   y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias
-  y = y.astype(x.dtype)
-  return activate(y, activation) if activation else y
+  return activate(y.astype(x.dtype), activation)
 
 
 _dense_p.def_impl(_plain_dense)  # only for `jax.disable_jit`
@@ -212,8 +211,6 @@ def _dense_derivative(primals, tangents, *, activation):
   if not isinstance(bias_dot, ad.Zero):
     terms.append(jnp.broadcast_to(bias_dot, y.shape))
   y_dot = functools.reduce(jnp.add, terms)
-  if activation is None:
-    return y, y_dot
   return jax.jvp(lambda y: activate(y, activation), (y,), (y_dot,))
 
 
@@ -240,8 +237,7 @@ def _batch_dense(args, axes, *, activation):
   """`vmap`: a batched product, and the rest by the compiler."""
 
   def one(x, kernel, bias):
-    y = product(x, kernel) + bias
-    return activate(y, activation) if activation else y
+    return activate(product(x, kernel) + bias, activation)
 
   return jax.vmap(one, in_axes=axes)(*args), 0
 

@@ -117,7 +117,7 @@ def dense(
   dims = (((x.ndim - 1,), (0,)), ((), ()))
   y = dot_general(x, kernel, dims)
   y += bias.reshape((1,) * (x.ndim - 1) + bias.shape)
-  return activate(y, activation) if activation else y
+  return activate(y, activation)
 
 
 def attention_logits(q: jax.Array, k: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from vit_jax.models import attention
-from vit_jax.models.fused import apart, cpu, gpu, tpu
+from vit_jax.models.fused import cpu, gpu, tpu, tpu_first_token
 from vit_jax.models.platform import target_platform
 
 
@@ -35,8 +35,8 @@ def attention_module(
     x: the tokens (B, T, D), in the dtype of the activations.
     heads: H.
   """
-  if apart.fits(x, heads):
-    return apart.AttentionApart
+  if tpu_first_token.fits(x, heads):
+    return tpu_first_token.FirstTokenApart
   return attention.MultiHeadDotProductAttention
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.attention_operands import operands, with_gradients
 from tests.random_variables import random_variables
 from vit_jax.models import attention
-from vit_jax.models.fused import apart
+from vit_jax.models.fused import tpu_first_token
 from vit_jax.models.platform import traced_for
 from vit_jax.models.registry import create_model
 from vit_jax.parallel.mesh import make_mesh
@@ -27,7 +27,7 @@ def _plain(q, k, v):
 
 def _apart(q, k, v):
   parts = [[x[:, :1] for x in (q, k, v)], [x[:, 1:] for x in (q, k, v)]]
-  return jnp.concatenate(apart.attend(*parts, interpret=True), axis=1)
+  return jnp.concatenate(tpu_first_token.attend(*parts, interpret=True), axis=1)
 
 
 def _assert_close(actual, expected, dtype):
@@ -51,10 +51,10 @@ def test_it_equals_the_plain_form(shape, dtype):
   _assert_close(ours, with_gradients(_plain, *exact), dtype)
 
 
-@pytest.mark.parametrize('largest', ['first token', 'other tokens'])
-def test_large_logits_do_not_overflow(largest):
+@pytest.mark.parametrize(('first', 'others'), [(1e3, 1), (1, 1e3)])
+def test_large_logits_do_not_overflow(first, others):
   q, k, v, g = operands((1, 9, 9, 2, 8, 8), 'float32')
-  size = jnp.where(jnp.arange(9) == 0, *((1e3, 1), (1, 1e3))[largest[0] == 'o'])
+  size = jnp.where(jnp.arange(9) == 0, first, others)
   k *= size.reshape(1, 9, 1, 1)
   ours = with_gradients(_apart, q, k, v, g)
   chex.assert_tree_all_finite(ours)
@@ -81,7 +81,9 @@ def test_the_module_has_the_parameters_and_numbers_of_the_other(
   monkeypatch, qkv_bias
 ):
   monkeypatch.setattr(
-    apart, 'attend', functools.partial(apart.attend, interpret=True)
+    tpu_first_token,
+    'attend',
+    functools.partial(tpu_first_token.attend, interpret=True),
   )
   fields: dict[str, Any] = dict(
     num_heads=2, qkv_bias=qkv_bias, bias_init=jax.nn.initializers.normal()
@@ -89,7 +91,7 @@ def test_the_module_has_the_parameters_and_numbers_of_the_other(
   x = jax.random.normal(jax.random.key(0), (2, 9, 16))
   modules = (
     attention.MultiHeadDotProductAttention(**fields),
-    apart.AttentionApart(**fields),
+    tpu_first_token.FirstTokenApart(**fields),
   )
   variables = [m.init(jax.random.key(1), x, x, False) for m in modules]
   chex.assert_trees_all_equal(*variables)
@@ -137,7 +139,7 @@ def test_fits_only_on_a_tpu():
   x = jnp.zeros((8, 257, 32), jnp.bfloat16)
   with jax.set_mesh(make_mesh()):
     with traced_for('tpu'):
-      assert apart.fits(x, 2)
-      assert not apart.fits(x[:, :1], 2)
+      assert tpu_first_token.fits(x, 2)
+      assert not tpu_first_token.fits(x[:, :1], 2)
     with traced_for('cpu'):
-      assert not apart.fits(x, 2)
+      assert not tpu_first_token.fits(x, 2)

@@ -46,7 +46,7 @@ def fits(x: jax.Array, heads: int) -> bool:
   return takes(x.shape[1] - 1) and not takes(x.shape[1])
 
 
-class AttentionApart(attention.MultiHeadDotProductAttention):
+class FirstTokenApart(attention.MultiHeadDotProductAttention):
   """Attention among tokens of which the first is computed apart.
 
   The parameters and the numbers are those of the base class; `attend_fn` and
