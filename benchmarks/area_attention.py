@@ -5,10 +5,10 @@
   python benchmarks/area_attention.py --tpu        estimates of the TPU compiler
 
 The forms are `ordinary` attention (attention.attend), `factored` and `explicit`
-area attention, and `peer`, the PyTorch package `area-attention`, if it and
-torch are installed. Each is measured as the attention alone and as a whole S/16
-block, forward and forward + backward, in float32 on a CPU and bfloat16 on
-accelerators.
+area attention, on a GPU `auto`, which is what models take there, and `peer`,
+the PyTorch package `area-attention`, if it and torch are installed. Each is
+measured as the attention alone and as a whole S/16 block, forward and forward +
+backward, in float32 on a CPU and bfloat16 on accelerators.
 
 The forms take turns, because the speed of a shared machine changes from one
 second to the next. `ratio` is the time of a form divided by that of ordinary
@@ -168,7 +168,10 @@ def compare(tokens: int, maximum: str, scope: str, backward: bool, args):
   on_cpu = device.platform == 'cpu'
   dtype = jnp.float32 if on_cpu else jnp.bfloat16
   runs, memory = {}, {}
-  for form in ('ordinary', 'factored', 'explicit'):
+  forms = ['ordinary', 'factored', 'explicit']
+  if device.platform == 'gpu':
+    forms.append('auto')
+  for form in forms:
     fn, shapes = program(
       attend_fn(form, maximum, tokens),
       scope,

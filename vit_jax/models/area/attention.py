@@ -5,7 +5,7 @@ width of `max_area` is an area. An area has a key and a value: by default the
 mean of its items' keys and the sum of its items' values. A query attends to
 areas by their keys and values as it does to items in ordinary attention.
 
-Three implementations give the same numbers:
+Four implementations give the same numbers:
 
 - explicit: the key and the value of each area is built (`explicit`). It serves
   every mode. Its two matrix products have A keys and values instead of S.
@@ -14,6 +14,7 @@ Three implementations give the same numbers:
   values, each weighted with the probabilities of the areas that contain it. The
   matrix products are those of ordinary attention, whatever the largest area.
 - kernel: the factored form as a Pallas kernel for TPUs (`kernel`).
+- cuDNN: ordinary attention whose keys are the areas, on NVIDIA GPUs (`gpu`).
 
 In a model, `area_attend` and `AreaAttention` replace `attention.attend`:
 `MultiHeadDotProductAttention(..., attend_fn=area_attend((1, 2)))` for areas of
@@ -34,7 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.area import explicit as with_areas
-from vit_jax.models.area import fused
+from vit_jax.models.area import fused, gpu
 from vit_jax.models.area.areas import Areas
 from vit_jax.models.area.explicit import (
   KEY_MODES,
@@ -44,6 +45,7 @@ from vit_jax.models.area.explicit import (
 )
 from vit_jax.models.blocks import check_field
 from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
+from vit_jax.models.platform import target_platform
 
 IMPLS = ('auto', 'factored', 'kernel', 'explicit')
 
@@ -82,8 +84,8 @@ def area_attention(
       item is not attended to.
     impl: 'explicit' for any mode; 'factored' for mean keys with sum or mean
       values; 'kernel' for these without top_k, dropout and mask; or 'auto',
-      which factors where it can, and uses the kernel on TPUs where that is
-      faster.
+      which factors where it can, and uses the kernel on TPUs and cuDNN on GPUs
+      where that is faster.
     weights: whether to return the items' weights.
     params: parameters of the learned key modes; see `explicit.area_keys`.
     noise: PRNG key of the sampled key modes; see `explicit.area_keys`.
@@ -120,13 +122,21 @@ def area_attention(
   elif not simple:
     out, item_weights = with_areas.factored(q, k, v, areas, **options)
   else:
-    program = {'kernel': 'kernel', 'factored': 'jnp'}.get(impl, 'auto')
-    out = fused.fused(q, k, v, areas, value_mode, program)
+    out = _attend(q, k, v, areas, value_mode, impl)
     if weights:
       item_weights = fused.item_weights(q, k, areas, value_mode)
   if not weights:
     return out, None
   return out, item_weights / item_weights.sum(-1, keepdims=True)
+
+
+def _attend(q, k, v, areas, value_mode, impl):
+  """Area attention without top_k, dropout and mask; not by `explicit`."""
+  on_gpu = impl == 'auto' and target_platform() == 'gpu'
+  if on_gpu and gpu.takes(q, k, v, areas):
+    return gpu.attend(q, k, v, areas, value_mode)
+  program = {'kernel': 'kernel', 'factored': 'jnp'}.get(impl, 'auto')
+  return fused.fused(q, k, v, areas, value_mode, program)
 
 
 def _factors(key_mode: str, value_mode: str) -> bool:

@@ -1,4 +1,4 @@
-"""Ordinary attention on NVIDIA GPUs, through cuDNN.
+"""Attention on NVIDIA GPUs, through cuDNN.
 
 cuDNN computes one tile of queries after the other and keeps the logits on the
 chip (arXiv:2307.08691), so no array of B x H x T x S numbers is written to
@@ -68,8 +68,10 @@ def takes(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
   It is not used for
 
   - float32, for which it has no kernel;
-  - a class token that is the only query, or other queries than keys;
-  - head widths above 128 or not divisible by 8, and few tokens (`SHORTEST`);
+  - few queries or keys (`SHORTEST`), such as a class token that is the only
+    query;
+  - values that are not as wide as the keys, and head widths above 128 or not
+    divisible by 8;
   - GPUs before Ampere or of AMD, and a jaxlib without cuDNN;
   - examples or heads that the devices of the mesh do not divide evenly;
   - a program that is exported for any batch size.
@@ -79,18 +81,19 @@ def takes(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
   """
   if not all(isinstance(n, int) for n in q.shape):
     return False
-  _, tokens, heads, width = q.shape
+  batch, tokens, heads, width = q.shape
+  keys = k.shape[1]
   shortest = [n for most, n in SHORTEST if width <= most]
   return (
     q.dtype in (jnp.bfloat16, jnp.float16)
     and q.dtype == k.dtype == v.dtype
-    and q.shape == k.shape == v.shape
+    and k.shape == v.shape == (batch, keys, heads, width)
     and width % _MULTIPLE == 0
     and bool(shortest)
-    and tokens >= min(shortest)
+    and min(tokens, keys) >= min(shortest)
     and capability() >= _OLDEST
-    and _divides(q.shape[0], heads)
-    and compiles(tokens, heads, width, str(q.dtype))
+    and _divides(batch, heads)
+    and compiles(tokens, keys, heads, width, str(q.dtype))
   )
 
 
@@ -102,22 +105,25 @@ def library_attention(
 ) -> jax.Array:
   """Attention by `jax.nn.dot_product_attention`, for any number of tokens.
 
-  In JAX 0.10 the gradients of cuDNN need an even number. So an odd number of
-  tokens, as with a class token, gets one more, which no query attends to.
+  In JAX 0.10 the gradients of cuDNN need even numbers. So an odd number of
+  keys, as with a class token, gets one more, to which no query attends, and an
+  odd number of queries one whose result is dropped.
 
   Args:
-    q, k, v: (B, T, H, K).
+    q, k, v: (B, T, H, K), (B, S, H, K), (B, S, H, K).
     implementation: 'cudnn', or 'xla' for any device.
 
   Returns:
     (B, T, H, K).
   """
-  tokens = q.shape[1]
+  tokens, keys = q.shape[1], k.shape[1]
   lengths = None
+  more = ((0, 0), (0, 1), (0, 0), (0, 0))
   if tokens % 2:
-    more = ((0, 0), (0, 1), (0, 0), (0, 0))
-    q, k, v = (jnp.pad(x, more) for x in (q, k, v))
-    lengths = jnp.full(q.shape[0], tokens, jnp.int32)
+    q = jnp.pad(q, more)
+  if keys % 2:
+    k, v = jnp.pad(k, more), jnp.pad(v, more)
+    lengths = jnp.full(k.shape[0], keys, jnp.int32)
   y = jax.nn.dot_product_attention(
     q, k, v, key_value_seq_lengths=lengths, implementation=implementation
   )
@@ -142,7 +148,9 @@ def capability() -> tuple[int, int]:
 
 
 @functools.cache
-def compiles(tokens: int, heads: int, width: int, dtype: str) -> bool:
+def compiles(
+  tokens: int, keys: int, heads: int, width: int, dtype: str
+) -> bool:
   """Whether both passes of one example compile for the GPU of this process.
 
   Neither JAX nor this package knows all limits of the installed cuDNN. The
@@ -150,14 +158,18 @@ def compiles(tokens: int, heads: int, width: int, dtype: str) -> bool:
 
   Args:
     tokens, heads, width: the shape of the queries of an example.
-    dtype: their dtype.
+    keys: number of keys.
+    dtype: of queries and keys.
   """
 
   def compile_both():
     one = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='gpu')[0])
-    x = jax.ShapeDtypeStruct((1, tokens, heads, width), dtype, sharding=one)
+    q, k = (
+      jax.ShapeDtypeStruct((1, n, heads, width), dtype, sharding=one)
+      for n in (tokens, keys)
+    )
     both = lambda *qkv: jax.vjp(library_attention, *qkv)[1](qkv[0])
-    jax.jit(both).lower(x, x, x).compile()
+    jax.jit(both).lower(q, k, k).compile()
 
   try:
     # A thread of its own has no mesh. The caller's mesh has other devices.
@@ -166,9 +178,9 @@ def compiles(tokens: int, heads: int, width: int, dtype: str) -> bool:
   except (RuntimeError, NotImplementedError, ValueError) as e:
     reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
     logging.warning(
-      'cuDNN attention does not compile for %d tokens, %d heads of width %d in '
-      '%s, so the plain form is used: %s',
-      *(tokens, heads, width, dtype, reason[:200]),
+      'cuDNN attention does not compile for %d queries, %d keys, %d heads of '
+      'width %d in %s, so the plain form is used: %s',
+      *(tokens, keys, heads, width, dtype, reason[:200]),
     )
     return False
   return True
