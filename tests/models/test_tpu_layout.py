@@ -18,7 +18,7 @@ from vit_jax.parallel.mesh import make_mesh
   ids=['no mesh', 'fsdp', 'heads split', 'too few heads to split'],
 )
 def test_layouts_for_a_tpu_change_no_number(monkeypatch, mesh, heads):
-  """`dot_general` and `lay_out` keep values and gradients, as on a TPU."""
+  """`dot_general` and `tokens_last` keep values and gradients, as on a TPU."""
   module = MultiHeadDotProductAttention(heads, before_dropout=True)
   x = jax.random.normal(jax.random.key(0), (4, 5, 12))
   variables = module.init(jax.random.key(1), x, x, False)

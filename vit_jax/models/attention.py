@@ -29,8 +29,8 @@ from vit_jax.models.products import (
 )
 from vit_jax.models.tpu_layout import (
   gradient_for_heads,
-  lay_out,
   split_batch,
+  tokens_last,
 )
 
 
@@ -76,12 +76,12 @@ def add_biases(
     biases: (H, K), (H, K), (H, V); None for what has no bias.
 
   Returns:
-    The sums with the dtypes of `qkv`, laid out for attention (`_tokens_last`).
+    The sums with the dtypes of `qkv`, laid out for attention (`tokens_last`).
   """
   add = lambda x, b: x if b is None else x + b.astype(x.dtype)[None, None]
   if biases is not None:
     qkv = [add(x, b) for x, b in zip(qkv, biases, strict=True)]
-  return [_tokens_last(x) for x in qkv]
+  return [tokens_last(x) for x in qkv]
 
 
 class Projection(nn.Module):
@@ -231,7 +231,7 @@ class MultiHeadDotProductAttention(nn.Module):
   def _out(self, width: int, *ys: jax.Array) -> list[jax.Array]:
     """(B, T, D) for each (B, T, H, V)."""
     outs, bias = self._projection((width,), self.out_bias, 'out')(
-      *map(_tokens_last, ys), axes=2
+      *map(tokens_last, ys), axes=2
     )
     if bias is None:
       return outs
@@ -254,16 +254,6 @@ class MultiHeadDotProductAttention(nn.Module):
 def _takes_biases(attend_fn: Callable[..., Any]) -> bool:
   """Whether a function like `attend` adds the biases of q, k and v itself."""
   return 'biases' in inspect.signature(attend_fn).parameters
-
-
-def _tokens_last(x: jax.Array) -> jax.Array:
-  """Lays out (B, T, H, K) with the tokens innermost in a TPU's memory.
-
-  The matrix products of attention read the tokens along the 128 lanes. A single
-  query, such as a class token, would fill one lane, so its layout is left to
-  the compiler.
-  """
-  return lay_out(x, (0, 2, 3, 1)) if x.shape[1] > 1 else x
 
 
 class MixHeads(nn.Module):
