@@ -4,11 +4,13 @@ import contextlib
 
 import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 from vit_jax.models import tpu_layout
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.platform import traced_for
+from vit_jax.models.registry import create_model
 from vit_jax.parallel.mesh import make_mesh
 
 
@@ -40,3 +42,48 @@ def test_layouts_for_a_tpu_change_no_number(monkeypatch, mesh, heads):
   with traced_for('tpu'), devices:
     chex.assert_trees_all_close(run(), plain, rtol=1e-5, atol=5e-6)
   assert len(told) > 8  # four products, four layouts, and their gradients
+
+
+def _layouts(jaxpr, in_map=False):
+  """(layout of a constraint, whether it is within a shard_map) of a program."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'layout_constraint':
+      yield eqn.params['layout'].major_to_minor, in_map
+    inner = in_map or eqn.primitive.name == 'shard_map'
+    for part in jax.tree.leaves(
+      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
+    ):
+      part = getattr(part, 'jaxpr', part)
+      if hasattr(part, 'eqns'):
+        yield from _layouts(part, inner)
+
+
+@pytest.mark.parametrize('examples, mapped', [(8, True), (6, False)])
+@pytest.mark.parametrize(
+  'mesh', [{'fsdp': 2}, {'fsdp': 2, 'tensor': 2}], ids=['fsdp', 'tensor']
+)
+def test_each_device_lays_out_its_own_part(monkeypatch, mesh, examples, mapped):
+  """A compiler gathers whole arrays before a layout on slices of 4x4x4."""
+  monkeypatch.setattr(tpu_layout, '_for_tpu', lambda: True)
+  model = create_model('vit_ti16', 5, depth=2, width=24, num_heads=2)
+  x = jnp.zeros((examples, 32, 32, 3))
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), x
+  )
+
+  def loss(v, x):
+    logits, _ = model.apply(
+      v, x, train=True, rngs={'dropout': jax.random.key(1)}
+    )
+    return logits.sum()
+
+  with traced_for('tpu'), jax.set_mesh(make_mesh(**mesh)):
+    program = jax.make_jaxpr(jax.grad(loss))(variables, x)
+  found = list(_layouts(program.jaxpr))
+  # Activations between blocks, those of attention, and gradients of kernels.
+  assert {(0, 1, 2), (0, 2, 3, 1), (1, 2, 0)} <= {order for order, _ in found}
+  assert all(within for order, within in found if order == (1, 2, 0))
+  # 6 examples are not split over 8 devices, or over 4.
+  of_tokens = [within for order, within in found if order == (0, 2, 3, 1)]
+  assert set(of_tokens) == {mapped}
+  assert not mapped or all(within for _, within in found)
