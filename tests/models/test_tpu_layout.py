@@ -5,13 +5,11 @@ import contextlib
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 import pytest
 
 from vit_jax.models import tpu_layout
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.platform import traced_for
-from vit_jax.models.products import patch_convolution
 from vit_jax.models.registry import create_model
 from vit_jax.parallel.mesh import make_mesh
 
@@ -89,31 +87,3 @@ def test_each_device_lays_out_its_own_part(monkeypatch, mesh, examples, mapped):
   of_tokens = [within for order, within in found if order == (0, 2, 3, 1)]
   assert set(of_tokens) == {mapped}
   assert not mapped or all(within for _, within in found)
-
-
-def test_the_gradient_of_a_patch_embedding_is_whole_first(monkeypatch):
-  """Else the partitioner makes one convolution for each of its shards."""
-  keys = jax.random.split(jax.random.key(0), 2)
-  x = jax.random.normal(keys[0], (4, 8, 8, 3))
-  kernel = jax.random.normal(keys[1], (4, 4, 3, 8))
-
-  def gradients(x, kernel):
-    embed = lambda x, kernel: patch_convolution(
-      x, kernel, (4, 4), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-    return jax.grad(lambda *args: (embed(*args) ** 2).sum(), (0, 1))(x, kernel)
-
-  plain = gradients(x, kernel)
-  monkeypatch.setattr(tpu_layout, '_for_tpu', lambda: True)
-  with traced_for('tpu'), jax.set_mesh(make_mesh(devices=jax.devices()[:4])):
-    program = jax.make_jaxpr(gradients)(x, kernel)
-    chex.assert_trees_all_close(
-      jax.jit(gradients)(x, kernel), plain, rtol=1e-5, atol=1e-4
-    )
-  constraints = [
-    eqn.params['sharding'].spec
-    for eqn in program.eqns
-    if eqn.primitive.name == 'sharding_constraint'
-    and eqn.outvars[0].aval.shape == kernel.shape
-  ]
-  assert constraints == [P()]

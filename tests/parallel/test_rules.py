@@ -325,6 +325,32 @@ def abstract(**shapes):
   return {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in shapes.items()}
 
 
+@pytest.mark.parametrize('mesh, whole', [('zero', True), ('fsdp2', False)])
+def test_gradients_of_convolutions_are_whole_before_they_are_split(mesh, whole):
+  """Else TPU slices such as v5p:2x2x4 compute one convolution a shard."""
+  config = recipe('vit', MESHES[mesh])
+  config.data.mixup = 0.0
+  devices = make_mesh(config.mesh.preset, config.mesh.fsdp, config.mesh.tensor)
+  run = build(config, devices, num_classes=CLASSES, num_examples=96)
+  batch = {
+    'image': jax.ShapeDtypeStruct((BATCH, 16, 16, 3), np.uint8),
+    'label': jax.ShapeDtypeStruct((BATCH,), np.int32),
+  }
+  with jax.set_mesh(devices):
+    program = compile_step(run).trace(run.abstract_state, batch, {}).jaxpr
+  shape = run.abstract_state.params['embedding']['kernel'].shape
+  first, *others = [
+    eqn.params['sharding'].spec
+    for eqn in program.eqns
+    if eqn.primitive.name == 'sharding_constraint'
+    and eqn.outvars[0].aval.shape == shape
+  ]
+  split = run.update_specs['embedding']['kernel']
+  assert len(shape) == 4 and split != P()
+  assert first == (P() if whole else split)
+  assert set(others) == {split}
+
+
 def test_every_parameter_is_covered_and_the_first_rule_wins():
   mesh = make_mesh('fsdp', 4, 2)
   params = {'a': abstract(kernel=(64, 32), bias=(32,)), 'b': abstract(w=(6,))}

@@ -201,7 +201,6 @@ def patch_convolution(
     (B, H / height, W / width, D).
   """
   if not _on_one_cpu():
-    kernel = tpu_layout.whole_gradient(kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, *args, **kwargs)
   height, width, channels, features = kernel.shape
   rows, columns = x.shape[1] // height, x.shape[2] // width

@@ -189,21 +189,6 @@ with_gradient.defvjp(
 )
 
 
-def whole_gradient(kernel: jax.Array) -> jax.Array:
-  """A kernel whose gradient is whole on each device before it is split.
-
-  For the kernel of a patch embedding: on some slices, such as v5p:2x2x4, the
-  partitioner would compute its gradient in one convolution for each shard of
-  the optimizer, and send the results around (1 ms of a step of B/16).
-  """
-  batch, _ = _split_axes()
-  if not batch or not _for_tpu():
-    return kernel
-  return with_gradient(
-    kernel, lambda g: jax.lax.with_sharding_constraint(g, P())
-  )
-
-
 def gradient_for_heads(kernel: jax.Array, inputs: int) -> jax.Array:
   """A kernel with heads, whose gradient is laid out for a TPU.
 

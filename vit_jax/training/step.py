@@ -21,6 +21,7 @@ from vit_jax.training import augment, metrics
 from vit_jax.training.state import TrainState
 
 Values = dict[str, jax.Array]
+_CONVOLUTION = 4  # axes of its kernel: (height, width, C, D)
 TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, Values]]
 
 
@@ -108,7 +109,7 @@ def make_train_step(
       gradient, batch_stats = _accumulated_gradient(
         grad_fn, state, examples, dropout_key, accumulate
       )
-    grads = _with_shardings(gradient.grads, shardings)
+    grads = _for_optimizer(gradient.grads, shardings)
     grad_norm = optax.tree.norm(grads)
     new_state = _apply(
       state,
@@ -251,6 +252,26 @@ def _with_shardings(tree, shardings):
   if shardings is None:
     return tree
   return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
+
+
+def _for_optimizer(grads, shardings):
+  """The gradients, split over the devices for the optimizer.
+
+  Where all devices have whole parameters, the gradients of convolutions are
+  made whole first. Otherwise, on some slices such as v5p:2x2x4, the partitioner
+  computes one convolution for each shard, and sends the results around (1 ms of
+  a step of B/16, for its patch embedding).
+  """
+  if shardings is None:
+    return grads
+
+  def one(g, sharding):
+    mesh = sharding.mesh
+    if g.ndim == _CONVOLUTION and mesh.shape.get('fsdp', 1) == 1:
+      g = jax.lax.with_sharding_constraint(g, replicated(mesh))
+    return jax.lax.with_sharding_constraint(g, sharding)
+
+  return jax.tree.map(one, grads, shardings)
 
 
 def _apply(state, grads, batch_stats, *, finite, tx, average, skip_nonfinite):
