@@ -8,15 +8,12 @@ import pathlib
 import shutil
 import tempfile
 
+from tests.compiler import FAST_COMPILE
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '')
-  + ' --xla_force_host_platform_device_count=8'
-  # Tests spend most of their time in the compiler, on thousands of small
-  # programs. Each of these options takes about half of what the others leave.
-  + ' --xla_backend_optimization_level=0'
-  + ' --xla_llvm_disable_expensive_passes=true'
-  + ' --xla_cpu_use_fusion_emitters=false'
+  + f' --xla_force_host_platform_device_count=8 {FAST_COMPILE}'
 )
 # What one test compiled, another one, another worker or a command of its own
 # process takes from here. It lives as long as the test run. Small programs are

@@ -6,12 +6,10 @@ import sys
 
 import numpy as np
 
+from tests.compiler import FAST_COMPILE
 from vit_jax.recipe import shared
 from vit_jax.recipe.keys import default_config
 
-FAST_COMPILE = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests.helpers import FAST_COMPILE, ROOT, tiny_config
+from tests.compiler import FAST_COMPILE
+from tests.helpers import ROOT, tiny_config
 from tests.parallel.test_processes import free_port
 from vit_jax import preview as previews
 from vit_jax.cli import parser

@@ -25,8 +25,8 @@ def main() -> int:
       JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
     )
     # Importing them imports JAX, which reads its settings only then.
+    from tests.compiler import FAST_COMPILE
     from tests.faults.soak import soak
-    from tests.helpers import FAST_COMPILE
 
     os.environ['XLA_FLAGS'] = (
       f'--xla_force_host_platform_device_count=1 {FAST_COMPILE}'

@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from tests.compiler import FAST_COMPILE
 from tests.gs.conftest import free_port
-from tests.helpers import FAST_COMPILE, ROOT, saved_state
+from tests.helpers import ROOT, saved_state
 from vit_jax import files
 from vit_jax.cli import parser
 from vit_jax.data.pack import pack

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers import FAST_COMPILE, ROOT, saved_state
+from tests.compiler import FAST_COMPILE
+from tests.helpers import ROOT, saved_state
 
 WORKER = os.path.join(ROOT, 'tests', 'resume_worker.py')
 RICH = ('optim.accumulate=2', 'optim.ema=0.9')
