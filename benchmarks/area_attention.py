@@ -1,8 +1,8 @@
 """Measures area attention: its forms, ordinary attention, and a peer.
 
-  python benchmarks/area_attention.py --quick      T = 197, areas of 2 and 4
-  python benchmarks/area_attention.py              all T and areas (an hour)
-  python benchmarks/area_attention.py --tpu        estimates of the TPU compiler
+  python -m benchmarks.area_attention --quick      T = 197, areas of 2 and 4
+  python -m benchmarks.area_attention              all T and areas (an hour)
+  python -m benchmarks.area_attention --tpu        estimates of the TPU compiler
 
 The forms are `ordinary` attention (attention.attend), `factored` and `explicit`
 area attention, on a GPU `auto`, which is what models take there, and `peer`,
