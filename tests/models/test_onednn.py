@@ -1,6 +1,8 @@
 """Products and convolutions of oneDNN equal those of the compiler."""
 
 import contextlib
+import functools
+import re
 import subprocess
 import sys
 
@@ -125,6 +127,55 @@ def test_a_product_in_float32_of_bfloat16():
   assert y.dtype == jnp.float32
   exact = a.astype(jnp.float32) @ b.astype(jnp.float32)
   chex.assert_trees_all_close(y, exact, atol=1e-5)
+
+
+# Shapes (M, K, N). Neither the value nor the gradients may have a product of
+# oneDNN whose right operand is read slowly.
+@pytest.mark.parametrize(
+  'shape',
+  [
+    (1024, 700, 1536),  # an operand is transposed, or the result
+    (1100, 1536, 1536),  # so are both orders of the gradient of the kernel
+    (200, 700, 1536),  # few tokens: the compiler's own products
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize('form', ['product', 'dense'])
+def test_operands_that_are_read_slowly(form, shape):
+  m, k, n = shape
+  x, kernel, bias = _normal(0, m, k), _normal(1, k, n) / k, _normal(2, n)
+  functions = {
+    'product': lambda x, kernel, _: onednn_products.product(x, kernel),
+    'dense': lambda *args: onednn_products.dense(*args, 'gelu_tanh'),
+  }
+  plain = {
+    'product': lambda x, kernel, _: x @ kernel,
+    'dense': lambda x, kernel, bias: GELU['gelu_tanh'](x @ kernel + bias[None]),
+  }
+
+  def run(function, *args):
+    y, backward = jax.vjp(function, *args)
+    return y, backward(jnp.cos(y))
+
+  with _used():
+    actual = jax.jit(functools.partial(run, functions[form]))
+    args = x, kernel, bias
+    _assert_equal(actual(*args), run(plain[form], *args))
+    calls = [
+      line
+      for text in (actual.lower(*args), jax.jit(functions[form]).lower(*args))
+      for line in text.as_text().splitlines()
+      if '__onednn$matmul' in line
+    ]
+    exported = export.export(jax.jit(functions[form]), platforms=['cpu'])(*args)
+  assert calls or m < 1024
+  for line in calls:
+    if not re.search(r'transpose_b\\22: true', line):
+      right = re.search(r'tensor<\d+x\d+xf32>, tensor<(\d+)x(\d+)xf32>', line)
+      shape = jax.ShapeDtypeStruct(map(int, right.groups()), jnp.float32)
+      assert not onednn_products._is_read_slowly(shape), line
+  assert '__onednn$' not in exported.mlir_module()
+  _assert_equal(exported.call(*args), plain[form](*args))
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
