@@ -59,7 +59,7 @@ NOT_RUN = {
   ),
   r'python -m tests\.faults': 'runs an hour; tests/faults runs it for less',
   r'python -m benchmarks\.\w+ .*--device gpu': 'needs a GPU',
-  r'python -m benchmarks\.area_attention': 'needs a GPU there',
+  r'python -m benchmarks\.area_attention': 'is for a GPU on that page',
   r'python -m pytest': 'would run the tests within a test',
   **(
     {}

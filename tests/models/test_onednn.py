@@ -129,19 +129,19 @@ def test_a_product_in_float32_of_bfloat16():
   chex.assert_trees_all_close(y, exact, atol=1e-5)
 
 
-# Shapes (M, K, N). Neither the value nor the gradients may have a product of
-# oneDNN whose right operand is read slowly.
+# Shapes (M, K, N) of products whose right operand oneDNN would read slowly.
 @pytest.mark.parametrize(
   'shape',
   [
-    (1024, 700, 1536),  # an operand is transposed, or the result
-    (1100, 1536, 1536),  # so are both orders of the gradient of the kernel
-    (200, 700, 1536),  # few tokens: the compiler's own products
+    (1024, 700, 1536),  # the gradient of the kernel is computed transposed
+    (1100, 1536, 1536),  # its transposed form would be read slowly as well
+    (200, 700, 1536),  # for few tokens the compiler's own products are taken
   ],
   ids=str,
 )
 @pytest.mark.parametrize('form', ['product', 'dense'])
-def test_operands_that_are_read_slowly(form, shape):
+def test_no_operand_is_read_slowly(form, shape):
+  """Neither the value nor the gradients have a slow product of oneDNN."""
   m, k, n = shape
   x, kernel, bias = _normal(0, m, k), _normal(1, k, n) / k, _normal(2, n)
   functions = {

@@ -146,18 +146,21 @@ def _(a, b, *, transpose_a, transpose_b, dtype):
   return core.ShapedArray(shape, dtype)
 
 
-# From so many tokens on it pays to transpose an operand.
+# From so many tokens on, transposing an operand takes less time than it saves.
 _MANY_TOKENS = 1024
 
 
 def _is_read_slowly(b: Any) -> bool:
   """Whether oneDNN reads a right operand slowly.
 
-  Where rows are multiples of 2 KiB apart, the elements of a column share a few
-  sets of the cache. oneDNN copies the operand into another order first only if
-  N is a power of two. In float32, a product with 768 x 3072 has half of the
-  speed of one with its transpose, with 768 x 2048 the same speed, and narrower
-  operands lose nothing (oneDNN of jaxlib 0.10, AVX-512).
+  It does where the rows begin at multiples of 2 KiB, because the elements of a
+  column then share a few sets of the cache. If N is a power of two, oneDNN
+  copies the operand into another order first, and small operands seem to stay
+  in the cache.
+
+  In float32, a product with 768 x 3072 has half of the speed of one with its
+  transpose; 768 x 2048 and 384 x 1536 have the same speed both ways, and so has
+  768 x 3072 in bfloat16 (measured: oneDNN of jaxlib 0.10, AVX-512).
 
   Args:
     b: shape (K, N) and type of the operand.
@@ -175,11 +178,15 @@ def _is_read_slowly(b: Any) -> bool:
 def _faster_product(
   a: Any, b: Any, *, transpose_a: bool, transpose_b: bool, dtype: Any
 ) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
-  """A faster form of a product, if its right operand is read slowly.
+  """A faster form of a product whose right operand is read slowly.
 
   Args:
     a, b: shapes and types of the operands of `product`.
     transpose_a, transpose_b, dtype: its settings.
+
+  Returns:
+    A function of the two operands, which computes the same product; None if the
+    right operand is not read slowly.
   """
   if transpose_b or b.ndim != 2 or not _is_read_slowly(b):
     return None
@@ -189,7 +196,8 @@ def _faster_product(
       _plain_product, transpose_a=transpose_a, transpose_b=False, dtype=dtype
     )
   if m < k and not (transpose_a and _is_read_slowly(a)):
-    # The result is smaller than b: the gradient of a kernel.
+    # The result is smaller than b, so the result is transposed. The gradient of
+    # a kernel is such a product.
     return lambda a, b: (
       product(
         b, a, transpose_a=True, transpose_b=not transpose_a, dtype=dtype

@@ -8,7 +8,7 @@ factored form, which has to write its T x S arrays.
 
 Like `vit_jax.models.fused.gpu`, this has not been run on a GPU. It is expected
 to be faster up to `MOST_AREAS`, by the figures given there: 2 to 4 times the
-speed of the plain form. `python benchmarks/area_attention.py` measures both.
+speed of the plain form. `python -m benchmarks.area_attention` measures both.
 
 B batch, T queries, S memory items, A areas, H heads, K head width.
 """
