@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.initializers import normal02
 from vit_jax.models.products import (
+  add_parameter,
   attention_logits,
   attention_output,
   dense,
@@ -78,7 +79,7 @@ def add_biases(
   Returns:
     The sums with the dtypes of `qkv`, laid out for attention (`tokens_last`).
   """
-  add = lambda x, b: x if b is None else x + b.astype(x.dtype)[None, None]
+  add = lambda x, b: x if b is None else add_parameter(x, b.astype(x.dtype))
   if biases is not None:
     qkv = [add(x, b) for x, b in zip(qkv, biases, strict=True)]
   return [tokens_last(x) for x in qkv]
@@ -235,7 +236,7 @@ class MultiHeadDotProductAttention(nn.Module):
     )
     if bias is None:
       return outs
-    return [y + bias.astype(y.dtype)[None, None] for y in outs]
+    return [add_parameter(y, bias.astype(y.dtype)) for y in outs]
 
   def _projection(
     self, outputs: tuple[int, ...], use_bias: bool, name: str

@@ -18,7 +18,9 @@ from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import check_field
 from vit_jax.models.convnet import max_pool_3x3
+from vit_jax.models.group_norm import GroupNorm
 from vit_jax.models.heads import classify, global_mean
+from vit_jax.models.max_pool import max_pool
 from vit_jax.models.registry import register
 from vit_jax.models.std_conv import (
   GROUPS,
@@ -68,7 +70,7 @@ class UnitV2(nn.Module):
       dtype=self.dtype,
     )
     norm = functools.partial(
-      nn.GroupNorm, self.num_groups, epsilon=self.gn_eps, dtype=self.dtype
+      GroupNorm, self.num_groups, epsilon=self.gn_eps, dtype=self.dtype
     )
     width = 4 * self.features
     y = nn.relu(norm(name='gn1')(x))
@@ -112,7 +114,7 @@ class RootV2(nn.Module):
     if self.pool_padding == '-inf':
       return max_pool_3x3(x)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return nn.max_pool(x, (3, 3), (2, 2))
+    return max_pool(x, (3, 3), (2, 2))
 
 
 class BiT(nn.Module):
@@ -186,7 +188,7 @@ class BiT(nn.Module):
       gn_eps=self.gn_eps,
       dtype=self.dtype,
     )
-    x = nn.GroupNorm(
+    x = GroupNorm(
       self.num_groups,
       epsilon=self.gn_eps,
       dtype=jnp.float32,

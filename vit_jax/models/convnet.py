@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.blocks import REMAT, check_field
 from vit_jax.models.heads import global_mean
+from vit_jax.models.max_pool import max_pool
 from vit_jax.models.products import convolution
 from vit_jax.models.tpu_layout import split_batch
 
@@ -252,4 +253,4 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
   The map is padded by one entry of -inf on each side; odd sizes are rounded up.
   """
   padding: Any = ((1, 1), (1, 1))
-  return nn.max_pool(x, (3, 3), (2, 2), padding)
+  return max_pool(x, (3, 3), (2, 2), padding)

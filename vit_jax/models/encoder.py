@@ -27,6 +27,7 @@ from vit_jax.models.position import (
   PositionEmbedding,
   relative_attention,
 )
+from vit_jax.models.products import add_parameter
 
 
 class EncoderBlock(nn.Module):
@@ -100,7 +101,7 @@ class EncoderBlock(nn.Module):
         self.posemb, self.grid, self.prefix, init.table(width), name='posembed'
       )(width)
     if table is not None:
-      x = x + table.astype(x.dtype)
+      x = add_parameter(x, table[0].astype(x.dtype))
 
     y = norm(name='LayerNorm_0')(x)
     attend, attention = self._attend_fn(width), MultiHeadDotProductAttention
@@ -235,7 +236,7 @@ class Encoder(nn.Module):
         table = jnp.pad(table, ((0, 0), (block['prefix'] - rows, 0), (0, 0)))
     extra = ()  # further arguments of every block
     if table is not None and self.posemb_at == 'stem':
-      x = x + table.astype(x.dtype)
+      x = add_parameter(x, table[0].astype(x.dtype))
     elif table is not None:
       extra = (table,)
     x = Dropout(block['dropout'], deterministic=not train)(x)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import MlpBlock
+from vit_jax.models.products import dot_general
 
 
 def classify(
@@ -44,6 +45,7 @@ def classify(
     num_classes,
     kernel_init=kernel_init,
     bias_init=bias_init or nn.initializers.constant(bias),
+    dot_general=dot_general,
     name=name,
   )(features)
 

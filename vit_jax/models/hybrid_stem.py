@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.models.blocks import check_field
+from vit_jax.models.group_norm import GroupNorm
 from vit_jax.models.heads import classify, global_mean
+from vit_jax.models.max_pool import max_pool
 from vit_jax.models.registry import register
 from vit_jax.models.std_conv import (
   GROUPS,
@@ -37,7 +39,7 @@ def _layers(
 ) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
   """The convolution and the norm of a key of STYLES."""
   eps = dict(STYLES[style])
-  norm = functools.partial(nn.GroupNorm, epsilon=eps.pop('gn_eps'), dtype=dtype)
+  norm = functools.partial(GroupNorm, epsilon=eps.pop('gn_eps'), dtype=dtype)
   return functools.partial(StdConv, dtype=dtype, **eps), norm
 
 
@@ -105,7 +107,7 @@ def hybrid_stem(
   conv, norm = _layers(style, dtype)
   x = conv(width, size=7, stride=2, name='conv_root')(x)
   gn_root = norm(name='gn_root')(x)
-  root = nn.max_pool(nn.relu(gn_root), (3, 3), (2, 2), padding='SAME')
+  root = max_pool(nn.relu(gn_root), (3, 3), (2, 2), padding='SAME')
   x, out = run_stages(
     root,
     UnitV1,

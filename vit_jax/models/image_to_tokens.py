@@ -14,6 +14,7 @@ from vit_jax.models.initializers import (
   torch_conv_bias,
   torch_conv_kernel,
 )
+from vit_jax.models.max_pool import max_pool
 from vit_jax.models.patches import embed_patches
 
 
@@ -51,7 +52,7 @@ class ImageToTokens(nn.Module):
     )(images.astype(self.dtype))
     x = self.batch_norm(dtype=self.dtype, name='bn')(x, train)
     pad: Any = ((self.pool_padding,) * 2,) * 2
-    x = pooled = nn.max_pool(x, (3, 3), (2, 2), pad)
+    x = pooled = max_pool(x, (3, 3), (2, 2), pad)
     size = tuple(p // 4 for p in self.patch_size)
     x = embed_patches(
       x, self.width, size, init=TIMM, dtype=self.dtype, name='proj'

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import onednn
 from vit_jax.models.activations import activate
+from vit_jax.models.fusion import stored
 
 _product_p = Primitive('onednn_product')
 _dense_p = Primitive('onednn_dense')
@@ -197,8 +198,9 @@ def _faster_product(
     )
   if m < k and not (transpose_a and _is_read_slowly(a)):
     # The result is smaller than b, so the result is transposed. The gradient of
-    # a kernel is such a product.
-    return lambda a, b: (
+    # a kernel is such a product. It is stored, because the optimizer uses it in
+    # several passes, and would transpose it in each of them.
+    return lambda a, b: stored(
       product(
         b, a, transpose_a=True, transpose_b=not transpose_a, dtype=dtype
       ).T

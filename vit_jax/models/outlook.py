@@ -47,11 +47,8 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
   """
   height, width = v.shape[1:3]
   windows = weights.shape[1:3]
-  planes = {}  # (row parity, column parity): (B, 1 + h + 1, 1 + w + 1, N, K)
   padded = _pad_map(v, (2, 2 + height % 2), (2, 2 + width % 2))
-  for row in (0, 1):
-    for column in (0, 1):
-      planes[row, column] = padded[:, row::2, column::2]
+  planes = _planes(padded)  # (B, 1 + h + 1, 1 + w + 1, N, K) each
   batch, _, _, heads = weights.shape[:4]
   weights = _pad_map(weights, (0, 1), (0, 1)).reshape(
     batch, windows[0] + 1, windows[1] + 1, heads, 81
@@ -85,6 +82,27 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
   y = jnp.stack(rows, axis=2)  # (B, h, 2, w, 2, N, K)
   y = y.reshape(batch, 2 * windows[0], 2 * windows[1], *v.shape[3:])
   return y[:, :height, :width]
+
+
+def _planes(x: jax.Array) -> dict[tuple[int, int], jax.Array]:
+  """The positions of a map by the parities of their row and column.
+
+  The map is split, for the reason given above.
+
+  Args:
+    x: (B, H, W, ...), of even height and width.
+
+  Returns:
+    (B, H / 2, W / 2, ...) for each pair of parities.
+  """
+  batch, height, width, *rest = x.shape
+  half = batch, height // 2, width // 2, *rest
+  x = x.reshape(batch, height // 2, 2, width // 2, 2, *rest)
+  return {
+    (row, column): plane.reshape(half)
+    for row, rows in enumerate(jnp.split(x, 2, axis=2))
+    for column, plane in enumerate(jnp.split(rows, 2, axis=4))
+  }
 
 
 def _pad_map(

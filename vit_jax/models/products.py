@@ -120,6 +120,47 @@ def dense(
   return activate(y, activation)
 
 
+def add_parameter(x: jax.Array, parameter: jax.Array) -> jax.Array:
+  """The sum of activations and a parameter, such as a bias.
+
+  On a CPU, the parameter's gradient is the sum of the rows of a matrix, or if
+  there are few rows, a product with ones. The compiler's own sum over other
+  axes takes two to forty times as long.
+
+  Args:
+    x: (..., *shape).
+    parameter: (*shape), of the same dtype.
+
+  Returns:
+    (..., *shape).
+  """
+  lead = x.shape[: x.ndim - parameter.ndim]
+  if _on_one_cpu():
+    return x + _spread(parameter, lead)
+  return x + jnp.expand_dims(parameter, range(len(lead)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _spread(parameter, lead):
+  """`parameter` with further axes in front, of the lengths `lead`."""
+  return jnp.broadcast_to(parameter, (*lead, *parameter.shape))
+
+
+def _spread_backward(lead, shape, g):
+  rows = g.reshape(math.prod(lead), -1)
+  if rows.shape[0] < rows.shape[1]:
+    ones = jnp.ones((1, rows.shape[0]), g.dtype)
+    total = jnp.matmul(ones, rows, preferred_element_type=jnp.float32)
+    return (total.reshape(shape).astype(g.dtype),)
+  return (rows.sum(0).reshape(shape),)
+
+
+_spread.defvjp(
+  lambda parameter, lead: (_spread(parameter, lead), parameter.shape),
+  _spread_backward,
+)
+
+
 def attention_logits(q: jax.Array, k: jax.Array) -> jax.Array:
   """The products of all queries with all keys.
 

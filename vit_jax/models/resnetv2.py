@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from vit_jax.models.blocks import check_field
 from vit_jax.models.convnet import ConvLayers, max_pool_3x3, run_stages
 from vit_jax.models.dropout import Dropout, DropPath, drop_path_rates
+from vit_jax.models.group_norm import GroupNorm
 from vit_jax.models.heads import classify, global_mean
 from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
 
@@ -38,7 +39,7 @@ def norm_relu(
   """A norm, one of NORMS, and ReLU over (B, H, W, C), in a compact method."""
   if norm == 'batch':
     return nn.relu(layers.norm(x, train, name=name))
-  group_norm = nn.GroupNorm(
+  group_norm = GroupNorm(
     32, epsilon=layers.epsilon, dtype=layers.dtype, name=name
   )
   return nn.relu(group_norm(x))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.dropout import Dropout
+from vit_jax.models.products import add_parameter
 
 
 def learned_token(
@@ -75,5 +76,5 @@ def add_position_table(
     The shape and dtype of x.
   """
   table = model.param('pos_embedding', init, (1, *x.shape[1:]))
-  x = x + table.astype(x.dtype)
+  x = add_parameter(x, table[0].astype(x.dtype))
   return Dropout(dropout, deterministic=not train)(x)

@@ -25,6 +25,7 @@ from vit_jax.models.blocks import check_field
 from vit_jax.models.convnet import ConvLayers, fan_out_normal
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.heads import classify, global_mean
+from vit_jax.models.max_pool import max_pool
 from vit_jax.models.registry import register
 from vit_jax.models.tpu_layout import split_batch
 from vit_jax.preprocessing import Preprocessing
@@ -134,7 +135,7 @@ class VGG(nn.Module):
         x = nn.relu(x)
         if i == 1:
           out['conv1'] = x
-      x = out[f'block{s}'] = split_batch(nn.max_pool(x, (2, 2), (2, 2)))
+      x = out[f'block{s}'] = split_batch(max_pool(x, (2, 2), (2, 2)))
     x = out['pre_logits_2d'] = self._pool(x)
     # The first dense layer as a convolution: on a 7x7 map it has one position.
     x = nn.relu(
