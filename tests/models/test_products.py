@@ -8,6 +8,7 @@ import pytest
 
 from vit_jax.models import cpu_products, products
 from vit_jax.models.activations import GELU, activate
+from vit_jax.models.fusion import stored
 from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.patches import embed_patches
 from vit_jax.models.platform import traced_for
@@ -152,3 +153,48 @@ def test_layer_norm_of_a_constant_is_finite():
   x = jnp.full((1, 3, 8), 1e4)
   result = _with_gradients(module.apply, module.init(jax.random.key(0), x), x)
   chex.assert_tree_all_finite(result)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  ('shape', 'axes'),
+  [((4, 7, 6), 1), ((4, 7, 2, 3), 2), ((3, 20, 8), 2), ((5, 8), 1)],
+)
+def test_a_parameter_is_added_to_every_row(shape, axes, dtype):
+  """Biases, whose rows are many, and positions, whose rows are the examples."""
+  x = _normal(0, *shape).astype(dtype)
+  parameter = _normal(1, *shape[-axes:]).astype(dtype)
+  with traced_for('cpu'):
+    y, (of_x, of_parameter) = _with_gradients(
+      products.add_parameter, x, parameter
+    )
+  lead = tuple(range(len(shape) - axes))
+  chex.assert_trees_all_equal(y, x + jnp.expand_dims(parameter, lead))
+  g = _normal(9, *shape).astype(dtype)
+  chex.assert_trees_all_equal(of_x, g)
+  assert of_parameter.dtype == parameter.dtype
+  chex.assert_trees_all_close(
+    of_parameter.astype(jnp.float32),
+    g.astype(jnp.float32).sum(lead),
+    **{'float32': {'atol': 1e-5}, 'bfloat16': {'rtol': 1e-2}}[dtype],
+  )
+
+
+def test_what_is_stored_is_computed_once():
+  """The users of a stored transposition do not transpose by themselves."""
+  x, y = _normal(0, 64, 96), _normal(1, 96, 64)
+
+  def run(keep):
+    def function(x, y):
+      x = keep(x.T)
+      return x * y, x + y
+
+    program = jax.jit(function).lower(x, y).compile()
+    return program(x, y), program.as_text()
+
+  values, text = run(stored)
+  chex.assert_trees_all_equal(values, run(lambda x: x)[0])
+  assert 'conditional(' in text
+  for line in text.split('ENTRY')[1].splitlines():
+    if ' fusion(' in line and 'f32[96,64]' in line.split(' fusion(')[0]:
+      assert '%x' not in line.split(' fusion(')[1].split(')')[0], line

@@ -1,6 +1,7 @@
 """Group normalization, whose sums are computed channel by channel first."""
 
 import functools
+from typing import Any
 
 from flax import linen as nn
 from flax.typing import Initializer
@@ -49,7 +50,7 @@ class GroupNorm(nn.Module):
     axes = tuple(range(x.ndim - 1))
     scale, bias = jnp.expand_dims(scale, axes), jnp.expand_dims(bias, axes)
     if target_platform() == 'cpu':
-      y = _normalize_on_cpu(x, scale, bias, self.num_groups, self.epsilon)
+      y: Any = _normalize_on_cpu(x, scale, bias, self.num_groups, self.epsilon)
     else:
       y = _normalize(x, scale, bias, self.num_groups, self.epsilon)[0]
     return y.astype(dtype)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.dense import Dense
 from vit_jax.models.layer_norm import LayerNorm
 from vit_jax.models.mlp import MlpBlock
-from vit_jax.models.products import dot_general
 
 
 def classify(
@@ -41,11 +41,10 @@ def classify(
   features = features.astype(jnp.float32)
   if not num_classes:
     return features
-  return nn.Dense(
+  return Dense(
     num_classes,
     kernel_init=kernel_init,
     bias_init=bias_init or nn.initializers.constant(bias),
-    dot_general=dot_general,
     name=name,
   )(features)
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from vit_jax.models.activations import GELU
 from vit_jax.models.batch_norm import BatchNorm
+from vit_jax.models.dense import Dense
 from vit_jax.models.depthwise import DepthwiseConv
 from vit_jax.models.initializers import torch_conv_bias, torch_conv_kernel
 
@@ -43,7 +44,7 @@ class LeFF(nn.Module):
     norm = functools.partial(self.batch_norm, dtype=self.dtype)
     # 1x1 convolutions in the released code, so they are initialized as PyTorch
     # initializes convolutions.
-    conv1x1 = lambda features, fan_in, name: nn.Dense(
+    conv1x1 = lambda features, fan_in, name: Dense(
       features,
       dtype=self.dtype,
       kernel_init=torch_conv_kernel,

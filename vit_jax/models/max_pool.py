@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import functools
 import itertools
-from typing import Any
+from typing import Any, cast
 
 from flax import linen as nn
 import jax
@@ -34,12 +34,13 @@ def max_pool(
   Returns:
     (B, H', W', C).
   """
+  pads: Any = padding
   if target_platform() != 'cpu':
-    return nn.max_pool(x, window, strides, padding)
+    return nn.max_pool(x, window, strides, pads)
   if isinstance(padding, str):
-    padding = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
-  pads = tuple((int(before), int(after)) for before, after in padding)
-  return _max_pool_on_cpu(x, window, strides, pads)
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+  pads = tuple((int(before), int(after)) for before, after in pads)
+  return cast(jax.Array, _max_pool_on_cpu(x, window, strides, pads))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

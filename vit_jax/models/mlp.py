@@ -3,43 +3,14 @@
 import functools
 
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.dense import Dense
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.initializers import normal02
-from vit_jax.models.products import dense, dot_general
-
-
-class HiddenLayer(nn.Module):
-  """Dense and an activation, which some CPUs compute in one pass.
-
-  Parameters, as those of `nn.Dense`: `kernel` (I, O), `bias` (O,).
-
-  Attributes:
-    features: O.
-    activation: key of `activations.GELU`.
-    dtype: dtype of the activations.
-    kernel_init, bias_init: initializers.
-  """
-
-  features: int
-  activation: str
-  dtype: DTypeLike
-  kernel_init: Initializer
-  bias_init: Initializer
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """(..., I) -> (..., O)."""
-    shape = (x.shape[-1], self.features)
-    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
-    bias = self.param('bias', self.bias_init, shape[1:], jnp.float32)
-    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return dense(x, kernel, bias, self.activation)
 
 
 class MlpBlock(nn.Module):
@@ -67,23 +38,21 @@ class MlpBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(..., D) -> (..., D); `train` turns dropout on (rng stream 'dropout')."""
-    y = HiddenLayer(
+    y = Dense(
       self.mlp_dim,
-      self.activation,
-      self.dtype,
-      self.kernel_init,
-      self.bias_init,
+      activation=self.activation,
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      bias_init=self.bias_init,
       name='Dense_0',
     )(x)
     y = Dropout(self.dropout, deterministic=not train)(y)
-    y = nn.Dense(
+    y = Dense(
       x.shape[-1],
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       bias_init=self.bias_init_out or self.bias_init,
-      dot_general=functools.partial(
-        dot_general, before_dropout=train and self.dropout > 0
-      ),
+      before_dropout=train and self.dropout > 0,
       name='Dense_1',
     )(y)
     return Dropout(self.dropout, deterministic=not train)(y)

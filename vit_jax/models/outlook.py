@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.dense import Dense
 from vit_jax.models.dropout import Dropout
 from vit_jax.models.initializers import normal02
-from vit_jax.models.products import dot_general
+from vit_jax.models.platform import target_platform
 
 # Windows of three entries at stride 2, along one axis. Position 2i is entry 1
 # of window i. Position 2i + 1 is entry 2 of window i and entry 0 of window i +
@@ -151,12 +152,7 @@ class OutlookAttention(nn.Module):
         f'width {dim} is not divisible by num_heads {self.num_heads}'
       )
     head_width = dim // self.num_heads
-    dense = functools.partial(
-      nn.Dense,
-      dtype=self.dtype,
-      kernel_init=normal02,
-      dot_general=dot_general,
-    )
+    dense = functools.partial(Dense, dtype=self.dtype, kernel_init=normal02)
     v = dense(dim, use_bias=self.qkv_bias, name='v')(x)
     v = v.reshape(batch, height, width, self.num_heads, head_width)
     padding: Any = ((0, height % 2), (0, width % 2))
@@ -165,6 +161,11 @@ class OutlookAttention(nn.Module):
     logits = logits.reshape(*mean.shape[:3], self.num_heads, 9, 9)
     probs = jax.nn.softmax(logits.astype(jnp.float32) * head_width**-0.5)
     weights = Dropout(self.dropout, deterministic=not train)(probs)
-    y = outlook(weights.astype(self.dtype), v).reshape(x.shape)
+    # A CPU adds and multiplies bfloat16 numbers several times as slowly as
+    # float32 ones.
+    dtype = jnp.float32 if target_platform() == 'cpu' else self.dtype
+    dtype = jnp.promote_types(dtype, self.dtype)
+    y = outlook(weights.astype(dtype), v.astype(dtype))
+    y = y.astype(self.dtype).reshape(x.shape)
     maps = probs.reshape(batch, -1, self.num_heads, 9, 9).swapaxes(1, 2)
     return dense(dim, name='out')(y), maps

@@ -8,7 +8,7 @@ of `tpu_layout`.
 from collections.abc import Sequence
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.lax import DotDimensionNumbers, PrecisionLike
@@ -91,21 +91,25 @@ def _with_onednn(x: jax.Array, kernel: jax.Array) -> bool:
 def dense(
   x: jax.Array,
   kernel: jax.Array,
-  bias: jax.Array,
+  bias: jax.Array | None,
   activation: str | None = None,
+  *,
+  before_dropout: bool = False,
 ) -> jax.Array:
   """A product with a bias, and an activation.
 
   Args:
     x: (..., I).
     kernel: (I, *outputs), of the same dtype.
-    bias: (*outputs), of the same dtype.
+    bias: (*outputs), of the same dtype; None for none.
     activation: key of `activations.GELU`; None for none.
+    before_dropout: whether dropout is applied to the result; see
+      `tpu_layout.dot_general`.
 
   Returns:
     (..., *outputs).
   """
-  if _with_onednn(x, kernel):
+  if bias is not None and _with_onednn(x, kernel):
     inputs, *outputs = kernel.shape
     y = onednn_products.dense(
       x.reshape(-1, inputs),
@@ -115,8 +119,9 @@ def dense(
     )
     return y.reshape(*x.shape[:-1], *outputs)
   dims = (((x.ndim - 1,), (0,)), ((), ()))
-  y = dot_general(x, kernel, dims)
-  y += bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+  y = dot_general(x, kernel, dims, before_dropout=before_dropout)
+  if bias is not None:
+    y = add_parameter(y, bias)
   return activate(y, activation)
 
 
@@ -136,8 +141,8 @@ def add_parameter(x: jax.Array, parameter: jax.Array) -> jax.Array:
   """
   lead = x.shape[: x.ndim - parameter.ndim]
   if _on_one_cpu():
-    return x + _spread(parameter, lead)
-  return x + jnp.expand_dims(parameter, range(len(lead)))
+    return x + cast(jax.Array, _spread(parameter, lead))
+  return x + jnp.expand_dims(parameter, tuple(range(len(lead))))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from vit_jax.models.activations import activate
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.blocks import scale_channels
+from vit_jax.models.dense import Dense
 from vit_jax.models.dropout import Dropout, DropPath
 from vit_jax.models.fused.attend import attend_fn
 from vit_jax.models.initializers import INITIALIZERS
@@ -76,11 +77,11 @@ class SubNormMlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(B, T, D) -> (B, T, D); `train` turns dropout on."""
-    y = nn.Dense(self.mlp_dim, dtype=self.dtype, name='Dense_0')(x)
+    y = Dense(self.mlp_dim, dtype=self.dtype, name='Dense_0')(x)
     y = activate(y, self.activation)
     y = Dropout(self.dropout, deterministic=not train)(y)
     y = self.norm(name='inner_norm')(y)
-    y = nn.Dense(x.shape[-1], dtype=self.dtype, name='Dense_1')(y)
+    y = Dense(x.shape[-1], dtype=self.dtype, name='Dense_1')(y)
     return Dropout(self.dropout, deterministic=not train)(y)
 
 

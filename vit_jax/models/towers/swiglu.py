@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.dense import Dense
 from vit_jax.models.dropout import Dropout
 
 
@@ -23,7 +24,7 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """(B, T, D) -> (B, T, D); `train` turns dropout on."""
-    dense = lambda width, name: nn.Dense(
+    dense = lambda width, name: Dense(
       width, use_bias=self.use_bias, dtype=self.dtype, name=name
     )
     gate = nn.silu(dense(self.mlp_dim, 'gate')(x))
