@@ -41,7 +41,7 @@ class _Region(ctypes.Structure):
 
 
 # The functions that are called, with the types of their results and arguments.
-_HANDLE, _BYTES = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_size_t)
+_HANDLE, _BYTES = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
 _FUNCTIONS = {
   'tj3Init': (_HANDLE, (ctypes.c_int,)),
   'tj3Destroy': (None, (_HANDLE,)),
@@ -93,18 +93,16 @@ class _Decoder:
     self._library.tj3Set(self._handle, _STOP_ON_WARNING, 1)
     self._library.tj3Set(self._handle, _FAST_DCT, jpeg_dct == 'fast')
 
-  def __call__(
-    self, data: bytes | bytearray, box: Box, out: np.ndarray
-  ) -> bool:
+  def __call__(self, data: bytes, box: Box, out: np.ndarray) -> bool:
     """Decodes a box to an array of its size; False for an error or warning."""
     top, left, height, width = box
-    start = np.frombuffer(data, np.uint8).ctypes.data, len(data)
-    region = _Region(left, top, width, height)
+    size, region = len(data), _Region(left, top, width, height)
+    start, _ = out.__array_interface__['data']
     handle, call = self._handle, self._library
     return not (
-      call.tj3DecompressHeader(handle, *start)
+      call.tj3DecompressHeader(handle, data, size)
       or call.tj3SetCroppingRegion(handle, region)
-      or call.tj3Decompress8(handle, *start, out.ctypes.data, 0, _RGB)
+      or call.tj3Decompress8(handle, data, size, start, 0, _RGB)
     )
 
   def __del__(self):
@@ -112,9 +110,7 @@ class _Decoder:
       self._library.tj3Destroy(self._handle)
 
 
-def decode_box(
-  data: bytes | bytearray, box: Box, jpeg_dct: str
-) -> np.ndarray | None:
+def decode_box(data: bytes, box: Box, jpeg_dct: str) -> np.ndarray | None:
   """Decodes a box of a JPEG; needs `library()`.
 
   Colors that are stored at less than the full size are smoothed, and near the

@@ -165,8 +165,9 @@ def decode_box(
     first, end = y0 // layout.block, -(-y1 // layout.block)
     skipped = first * layout.block
     rows = min(end * layout.block, layout.height) - skipped
-    data = _without_other_rows(data, layout, markers, first, end)
-    struct.pack_into('>H', data, layout.frame + 3, rows)
+    shorter = _without_other_rows(data, layout, markers, first, end)
+    struct.pack_into('>H', shorter, layout.frame + 3, rows)
+    data = bytes(shorter)
   elif data.rfind(_END, layout.body) < 0:
     return None  # cut short, perhaps below the box
   pixels = decoder(data, (y0 - skipped, x0, y1 - y0, x1 - x0))
