@@ -33,7 +33,7 @@ from typing import Any
 _PACKAGES = (
   *('jax', 'jaxlib', 'flax', 'grain', 'torch', 'torchvision', 'timm'),
   *('transformers', 'jax-image-models', 'equimo', 'tensorflow-cpu'),
-  *('simplejpeg', 'opencv-python-headless', 'pillow', 'numpy'),
+  *('simplejpeg', 'turbojpeg', 'opencv-python-headless', 'pillow', 'numpy'),
 )
 _BUSY = 0.5  # load on each core, above which a table comes with a warning
 _PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep

@@ -46,7 +46,7 @@ def test_all_decoders_give_the_same_pixels(mode, kind, options, monkeypatch):
   buffer = io.BytesIO()
   image.save(buffer, kind, **options)
   pixels = decode(buffer.getvalue())
-  monkeypatch.setattr(decode_lib, '_simplejpeg', lambda: None)
+  monkeypatch.setattr(decode_lib, 'simplejpeg', lambda: None)
   np.testing.assert_array_equal(decode(buffer.getvalue()), pixels)
   monkeypatch.setattr(decode_lib, '_OPENCV', ())
   np.testing.assert_array_equal(decode(buffer.getvalue()), pixels)
@@ -63,7 +63,7 @@ def test_large_jpegs_are_decoded_small(
   data = encode(make_image(5, 75, 102), 'JPEG', subsampling=subsampling)
   small = decode(data, Decoding(jpeg_min_side=min_side))
   assert small.shape == (*shape, 3)
-  monkeypatch.setattr(decode_lib, '_simplejpeg', lambda: None)
+  monkeypatch.setattr(decode_lib, 'simplejpeg', lambda: None)
   for opencv in (decode_lib._OPENCV, ()):
     monkeypatch.setattr(decode_lib, '_OPENCV', opencv)
     again = decode(data, Decoding(jpeg_min_side=min_side))
@@ -99,7 +99,7 @@ def test_simplejpeg_comes_before_opencv_and_pillow(monkeypatch):
     (_Simplejpeg(refuses=True), 1),
     (None, 1),
   ):
-    monkeypatch.setattr(decode_lib, '_simplejpeg', lambda p=package: p)
+    monkeypatch.setattr(decode_lib, 'simplejpeg', lambda p=package: p)
     tried.clear()
     if calls:
       np.testing.assert_array_equal(decode(jpeg), pixels)
@@ -317,7 +317,7 @@ def test_fast_cosine_transform_leaves_other_files_alone(monkeypatch):
 
 def test_check_jpeg_dct(monkeypatch):
   monkeypatch.setattr(
-    decode_lib, '_simplejpeg', decode_lib._simplejpeg.__wrapped__
+    decode_lib, 'simplejpeg', decode_lib.simplejpeg.__wrapped__
   )
   check_jpeg_dct('accurate')
   with pytest.raises(ValueError, match='must be one of accurate, fast'):

@@ -7,14 +7,8 @@ from PIL import Image
 import pytest
 
 from tests.data.helpers import assert_same, encode, make_image, recipe, take
-from vit_jax.data.decode import (
-  ORIENTATION,
-  BadImage,
-  Decoding,
-  LateJpeg,
-  decode,
-  decode_when_cropped,
-)
+from vit_jax.data.decode import ORIENTATION, BadImage, Decoding, decode
+from vit_jax.data.late_jpeg import LateJpeg, decode_when_cropped
 from vit_jax.data.pack import pack
 from vit_jax.data.sources.opening import open_source
 from vit_jax.data.sources.renumbered import Renumbered

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_jax.data import headers, jpeg_rows
+from vit_jax.data import headers
 from vit_jax.data.headers import BadImage
 
 cv2.setNumThreads(0)  # several images are decoded at once, each by one thread
@@ -125,55 +125,6 @@ def decode(
     BadImage: the bytes are not such an image, are cut short, or have more
       pixels than allowed.
   """
-  return _decode(data, decoding, late=False)
-
-
-def decode_when_cropped(
-  data: bytes | np.ndarray, decoding: Decoding = DEFAULT_DECODING
-) -> 'np.ndarray | LateJpeg':
-  """As `decode`, but leaves the pixels of most JPEGs to `LateJpeg.rows`.
-
-  Damage outside the rows that are needed is not noticed. So it is for data sets
-  whose images were all decoded when they were written.
-  """
-  return _decode(data, decoding, late=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class LateJpeg:
-  """An upright JPEG of which only the rows that are needed are decoded.
-
-  Attributes:
-    data: the bytes of the file.
-    layout: its `jpeg_rows.layout`.
-    decoding: how it is decoded.
-  """
-
-  data: bytes
-  layout: jpeg_rows.Layout
-  decoding: Decoding
-
-  @property
-  def shape(self) -> tuple[int, int, int]:
-    return self.layout.height, self.layout.width, 3
-
-  def rows(self, top: int, bottom: int) -> tuple[int, np.ndarray]:
-    """The rows from `top` up to `bottom` of the image, and some around them.
-
-    Returns:
-      The number of the first row, and the rows, uint8 (H, W, 3).
-
-    Raises:
-      BadImage: they cannot be decoded, or the file is cut short.
-    """
-    options = _jpeg_options(self.decoding.jpeg_dct)
-    decoder = functools.partial(_simplejpeg().decode_jpeg, **options)
-    rows = jpeg_rows.decode_rows(self.data, self.layout, top, bottom, decoder)
-    return (0, decode(self.data, self.decoding)) if rows is None else rows
-
-
-def _decode(data: bytes | np.ndarray, decoding: Decoding, late: bool) -> Any:
-  """`decode`, or with `late` `decode_when_cropped`."""
   if isinstance(data, np.ndarray):
     if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
       raise BadImage(
@@ -181,10 +132,8 @@ def _decode(data: bytes | np.ndarray, decoding: Decoding, late: bool) -> Any:
       )
     return data
   try:
-    if late and (jpeg := _late_jpeg(data, decoding)):
-      return jpeg
     with Image.open(io.BytesIO(data), formats=_formats()) as image:
-      _check_size(image.size, decoding.max_pixels)
+      check_size(image.size, decoding.max_pixels)
       headers.check(data, image, decoding.max_pixels)
       reduce = _reduction(image, decoding.jpeg_min_side)
       pixels = _decode_fast(data, image, decoding.jpeg_dct, reduce)
@@ -199,25 +148,11 @@ def _decode(data: bytes | np.ndarray, decoding: Decoding, late: bool) -> Any:
   except BadImage:
     raise
   except Exception as e:  # the libraries raise many types on broken files
-    raise BadImage(_reason(data, e)) from e
+    raise BadImage(reason(data, e)) from e
 
 
-def _late_jpeg(data: bytes, decoding: Decoding) -> LateJpeg | None:
-  """A JPEG whose rows can be decoded alone; None for other images."""
-  if decoding.jpeg_min_side or _simplejpeg() is None:
-    return None
-  layout = jpeg_rows.layout(data)
-  if layout is None:
-    return None
-  _check_size((layout.width, layout.height), decoding.max_pixels)
-  headers.check_bytes(data, layout.width, layout.height)
-  exif = b'Exif' in data[: layout.body]
-  if decoding.upright and exif and orientation(data) != 1:
-    return None  # its rows are not those of the upright image
-  return LateJpeg(data, layout, decoding)
-
-
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
+  """Raises BadImage for a (width, height) beyond the limits."""
   width, height = size
   if width * height > max_pixels:
     raise BadImage(
@@ -258,7 +193,7 @@ def _decode_fast(
 
 
 @functools.cache
-def _simplejpeg() -> Any:
+def simplejpeg() -> Any:
   """The package simplejpeg, or None if it is not installed."""
   with contextlib.suppress(ImportError):
     return importlib.import_module('simplejpeg')
@@ -276,7 +211,7 @@ def _decode_jpeg(
     at_least: the smallest (width, height) of the result; zeros for that of the
       image.
   """
-  library = _simplejpeg()
+  library = simplejpeg()
   if library is None:
     return None
   width, height = at_least
@@ -284,7 +219,7 @@ def _decode_jpeg(
     return library.decode_jpeg(
       data,
       'RGB',
-      **_jpeg_options(jpeg_dct),
+      **jpeg_options(jpeg_dct),
       min_width=width,
       min_height=height,
       min_factor=2,  # reductions to 7/8 and the like take longer than none
@@ -293,7 +228,7 @@ def _decode_jpeg(
     return None
 
 
-def _jpeg_options(jpeg_dct: str) -> dict[str, Any]:
+def jpeg_options(jpeg_dct: str) -> dict[str, Any]:
   """The arguments of simplejpeg for one of JPEG_DCT."""
   return {'fastdct': jpeg_dct == 'fast', 'fastupsample': False}
 
@@ -341,7 +276,7 @@ def _orientation(image: Image.Image) -> int:
   return value if value in _TURNS else 1
 
 
-def _reason(data: bytes, error: Exception) -> str:
+def reason(data: bytes, error: Exception) -> str:
   """Why bytes are a bad image, without the address of Pillow's buffer."""
   if not data:
     return 'the file is empty'
@@ -393,7 +328,7 @@ def check_jpeg_dct(jpeg_dct: str) -> None:
     raise ValueError(
       f'data.jpeg_dct={jpeg_dct!r}: must be one of {", ".join(JPEG_DCT)}'
     )
-  if jpeg_dct == 'fast' and _simplejpeg() is None:
+  if jpeg_dct == 'fast' and simplejpeg() is None:
     raise ValueError(
       "data.jpeg_dct='fast' needs the package simplejpeg: "
       "pip install simplejpeg, or use data.jpeg_dct='accurate'"

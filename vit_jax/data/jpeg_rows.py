@@ -1,4 +1,4 @@
-"""Some rows of a JPEG, without decoding those below them.
+"""Some rows or a box of a JPEG, without decoding all of it.
 
 A random crop shows the rows of an image down to its own lower edge, on average
 four fifths of them. A baseline JPEG is stored row by row, so a decoder that is
@@ -9,6 +9,8 @@ decoder; it says, as its first warning, how many of them are left over.
 Some JPEGs have a restart marker behind each row of blocks (`jpegtran -restart
 1` writes them, and changes no pixel). Of these, the rows above the crop are not
 decoded either, and the bytes of all other rows are removed.
+
+`decode_box` is for decoders that leave out the pixels around a box themselves.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax.data.crops import Box, cut
 from vit_jax.data.headers import jpeg_header
 
 # The warning of libjpeg-turbo about bytes that are left over before the end of
@@ -28,8 +31,8 @@ _LEFT_OVER = re.compile(
 )
 _SEQUENTIAL = 0xC0, 0xC1  # baseline and extended; Huffman codes
 _END = b'\xff\xd9'
-# Smoothing of colors that are stored at half the height reads the colors of two
-# more rows on either side.
+# Smoothing of colors that are stored at half the height or width reads the
+# colors of two more rows or columns on either side.
 _NEIGHBORS = 2
 
 
@@ -41,6 +44,7 @@ class Layout(NamedTuple):
     frame: position of the segment with the height.
     body: position of the first coded block.
     block: height of a row of blocks, in pixels.
+    across: width of the blocks that are coded together, in pixels.
     restarts: whether a restart marker follows each row of blocks but the last.
   """
 
@@ -49,6 +53,7 @@ class Layout(NamedTuple):
   frame: int
   body: int
   block: int
+  across: int
   restarts: bool
 
 
@@ -79,7 +84,7 @@ def layout(data: bytes) -> Layout | None:
   if not across or not down or body >= len(data):
     return None
   restarts = restart > 0 and restart == -(-width // (8 * across))
-  return Layout(height, width, start, body, 8 * down, restarts)
+  return Layout(height, width, start, body, 8 * down, 8 * across, restarts)
 
 
 def decode_rows(
@@ -127,6 +132,50 @@ def decode_rows(
   wrong = 0 if end >= layout.height else margin  # they lack their neighbors
   above = margin if first else 0
   return first + above, pixels[above : height - wrong]
+
+
+def decode_box(
+  data: bytes, layout: Layout, box: Box, decoder: Callable
+) -> np.ndarray | None:
+  """Decodes a box of a JPEG.
+
+  Args:
+    data: the bytes of the file.
+    layout: its layout.
+    box: (top, left, height, width) in pixels, within the image.
+    decoder: `(data, box) -> array or None`, as `jpeg_crops.decode_box`.
+
+  Returns:
+    The pixels, uint8 (height, width, 3), as decoding the whole image gives
+    them. None if something is wrong with the file, so that it must be decoded
+    as a whole.
+  """
+  top, left, height, width = box
+  bottom, right = top + height, left + width
+  above = _NEIGHBORS if layout.block > 8 else 0
+  beside = _NEIGHBORS if layout.across > 8 else 0
+  y0, y1 = max(top - above, 0), min(bottom + above, layout.height)
+  x0 = max(left - beside, 0) // layout.across * layout.across
+  x1 = min(right + beside, layout.width)
+  skipped = 0
+  if layout.restarts:
+    markers = _markers(data, layout)
+    if markers is None:
+      return None
+    first, end = y0 // layout.block, -(-y1 // layout.block)
+    skipped = first * layout.block
+    rows = min(end * layout.block, layout.height) - skipped
+    shorter = _without_other_rows(data, layout, markers, first, end)
+    struct.pack_into('>H', shorter, layout.frame + 3, rows)
+    data = bytes(shorter)
+  elif data.rfind(_END, layout.body) < 0:
+    return None  # cut short, perhaps below the box
+  pixels = decoder(data, (y0 - skipped, x0, y1 - y0, x1 - x0))
+  return (
+    None
+    if pixels is None
+    else cut(pixels, (top - y0, left - x0, height, width))
+  )
 
 
 def _markers(data: bytes, layout: Layout) -> list[int] | None:

@@ -35,8 +35,8 @@ from vit_jax.data.decode import (
   Decoding,
   check_jpeg_dct,
   decode,
-  decode_when_cropped,
 )
+from vit_jax.data.late_jpeg import decode_when_cropped
 from vit_jax.data.order import Repeat, shuffled
 from vit_jax.data.sources.source import Source, label_array, set_label
 from vit_jax.data.transforms import TrainTransform, eval_image

@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 
 from vit_jax.data import crops, randaugment
 from vit_jax.data.crops import Box, cut
-from vit_jax.data.decode import LateJpeg
+from vit_jax.data.late_jpeg import LateJpeg
 from vit_jax.data.resize import resize
 from vit_jax.preprocessing import (
   INTERPOLATIONS,
@@ -312,10 +312,10 @@ def _cut_out(image: np.ndarray | LateJpeg, box: Box) -> np.ndarray:
   if isinstance(image, np.ndarray):
     return cut(image, box)
   top, left, height, width = box
-  if top < 0 or top + height > image.shape[0]:  # the box of a 'pad_crop'
-    return cut(_whole(image), box)
-  first, rows = image.rows(top, top + height)
-  return cut(rows, (top - first, left, height, width))
+  inside = min(top, left) >= 0
+  inside &= top + height <= image.shape[0] and left + width <= image.shape[1]
+  # The box of a 'pad_crop' may reach beyond the image.
+  return image.cut(box) if inside else cut(_whole(image), box)
 
 
 def eval_image(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
