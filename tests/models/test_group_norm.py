@@ -16,8 +16,9 @@ def _normal(seed: int, *shape: int, dtype='float32') -> jax.Array:
 
 @pytest.mark.parametrize('platform', ['cpu', 'any'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('groups', [1, 2, 4, 8])
-@pytest.mark.parametrize('shape', [(3, 5, 6, 8), (2, 7, 8), (2, 1, 1, 8)])
+@pytest.mark.parametrize(
+  ('shape', 'groups'), [((3, 5, 6, 8), 4), ((2, 7, 8), 1), ((2, 1, 1, 8), 2)]
+)
 def test_it_equals_flax(shape, groups, dtype, platform):
   x = 3 * _normal(0, *shape, dtype=dtype) + 2
   params = {'scale': 1 + _normal(1, 8), 'bias': _normal(2, 8)}

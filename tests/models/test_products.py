@@ -158,7 +158,13 @@ def test_layer_norm_of_a_constant_is_finite():
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize(
   ('shape', 'axes'),
-  [((4, 7, 6), 1), ((4, 7, 2, 3), 2), ((3, 20, 8), 2), ((5, 8), 1)],
+  [
+    ((4, 7, 6), 1),
+    ((4, 7, 2, 3), 2),
+    ((3, 20, 8), 2),
+    ((5, 8), 1),
+    ((0, 7, 6), 2),
+  ],
 )
 def test_a_parameter_is_added_to_every_row(shape, axes, dtype):
   """Biases, whose rows are many, and positions, whose rows are the examples."""

@@ -33,7 +33,9 @@ def activate(x: jax.Array, activation: str | None) -> jax.Array:
 
   On a CPU, its gradient is computed from x alone. Otherwise up to three arrays
   of the size of x would be kept for it, and the time to write and read them is
-  longer than that of computing them again.
+  longer than that of computing them again. A CPU computes bfloat16 activations
+  in float32, because it adds and multiplies bfloat16 numbers several times as
+  slowly.
 
   Args:
     x: the output of the hidden layer, of any shape.
@@ -43,5 +45,7 @@ def activate(x: jax.Array, activation: str | None) -> jax.Array:
     return x
   function = GELU[activation]
   if target_platform() == 'cpu':
-    function = jax.checkpoint(function)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    in_float32 = lambda x: function(x.astype(wide)).astype(x.dtype)
+    return jax.checkpoint(in_float32)(x)
   return function(x)

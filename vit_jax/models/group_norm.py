@@ -1,6 +1,7 @@
 """Group normalization, whose sums are computed channel by channel first."""
 
 import functools
+import math
 from typing import Any
 
 from flax import linen as nn
@@ -65,7 +66,8 @@ def _group_means(x: jax.Array, groups: int) -> jax.Array:
   """
   positions = range(1, x.ndim - 1)
   sums = x.sum(tuple(positions)).reshape(x.shape[0], groups, -1)
-  means = sums.sum(-1, keepdims=True) / (x[0].size // groups)
+  size = math.prod(x.shape[1:]) // groups
+  means = sums.sum(-1, keepdims=True) / size
   means = jnp.broadcast_to(means, sums.shape).reshape(x.shape[0], x.shape[-1])
   return jnp.expand_dims(means, positions)
 
@@ -104,7 +106,7 @@ def _backward(groups, epsilon, kept, g):
   positions = tuple(range(1, x.ndim - 1))
   of_bias = g.sum(positions, keepdims=True)
   of_scale = (g * normalized).sum(positions, keepdims=True)
-  size = x[0].size // x.shape[-1]  # number of positions
+  size = math.prod(x.shape[1:-1])  # number of positions
   of_mean = _group_means(of_bias * scale, groups) / size
   of_deviation = _group_means(of_scale * scale, groups) / size
   grad_x = inverse * (g * scale - of_mean - normalized * of_deviation)

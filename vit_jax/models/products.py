@@ -152,10 +152,11 @@ def _spread(parameter, lead):
 
 
 def _spread_backward(lead, shape, g):
-  rows = g.reshape(math.prod(lead), -1)
+  rows = g.reshape(math.prod(lead), math.prod(shape))
   if rows.shape[0] < rows.shape[1]:
     ones = jnp.ones((1, rows.shape[0]), g.dtype)
-    total = jnp.matmul(ones, rows, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(g.dtype, jnp.float32)
+    total = jnp.matmul(ones, rows, preferred_element_type=wide)
     return (total.reshape(shape).astype(g.dtype),)
   return (rows.sum(0).reshape(shape),)
 
