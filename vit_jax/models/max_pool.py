@@ -89,7 +89,8 @@ def _backward(window, strides, pads, kept, g):
   first = jnp.full(y.shape, len(entries), jnp.int16)
   for i, entry in reversed(list(enumerate(entries.values()))):
     first = jnp.where(entry == y, i, first)
-  first, g = stored(first), stored(g)  # they are used for every entry
+  # Each is used once for every entry of a window, and computed only once.
+  first, g = stored(first), stored(g)
   # Every stride-th row and column of the padded map gets its own sum. An entry
   # is at the same offset, up to a multiple of the stride, in all windows that
   # it belongs to.
