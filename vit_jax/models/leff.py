@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.models.activations import GELU
+from vit_jax.models.activations import activate
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.dense import Dense
 from vit_jax.models.depthwise import DepthwiseConv
@@ -40,7 +40,8 @@ class LeFF(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """A map of patches (B, h, w, D) -> (B, h, w, D)."""
-    gelu, width = GELU[self.activation], x.shape[-1]
+    width = x.shape[-1]
+    gelu = functools.partial(activate, activation=self.activation)
     norm = functools.partial(self.batch_norm, dtype=self.dtype)
     # 1x1 convolutions in the released code, so they are initialized as PyTorch
     # initializes convolutions.
