@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
-from vit_jax.inference.compute_weights import converted_weights
 from vit_jax.models import flops
+from vit_jax.models.compute_weights import converted_weights
 from vit_jax.parallel.mesh import make_mesh, put_batch
 from vit_jax.recipe.build import build, compile_step
 from vit_jax.recipe.keys import default_config

@@ -83,7 +83,7 @@ def get_config(arg=None):
   if 'gap' in switches:
     c.model.pool, c.model.class_token_only = 'gap', False
   c.mesh.preset = 'zero'
-  if name in ('vit_h14', *GIANT):
+  if name in GIANT:
     c.mesh.preset, c.mesh.fsdp = 'fsdp', 32
   if name in GIANT:
     c.model.remat, c.model.scan = 'full', True

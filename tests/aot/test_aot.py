@@ -203,6 +203,7 @@ def report(**changes):
     fits=False,
     memory_limit=16 * 2**30,
     preset='data',
+    dtype='bfloat16',
     parameters=10**9,
     parameter_bytes=4 * 10**9,
     state_bytes=12 * 10**9,
@@ -222,6 +223,11 @@ def report(**changes):
     ({}, 'mesh.preset=fsdp'),
     ({}, 'remat=dots_no_batch'),
     ({'state_bytes': 2**30}, 'mesh.preset=zero'),
+    (
+      {'preset': 'zero'},
+      'mesh.preset=fsdp: puts each parameter together where',
+    ),
+    ({'preset': 'zero'}, 'not all of them (1.86 GiB) at the start'),
     ({'remat': 'dots_no_batch'}, 'remat=full'),
     ({'scan': True}, 'scan=False'),
     ({}, 'optim.accumulate=2'),
@@ -289,9 +295,10 @@ def test_a_step_for_a_v3_8(capsys, tmp_path):
   r = json.loads(capsys.readouterr().out)
   assert code == 0 and r['fits'] and r['advice'] == []
   assert r['devices'] == 8 and r['per_device_batch'] == 32
-  assert r['mesh'] == {'data': 8, 'fsdp': 1, 'tensor': 1}
-  assert r['parameter_bytes'] == 4 * r['parameters']
-  assert r['parameter_bytes'] < r['state_bytes'] < 1.5 * r['parameter_bytes']
+  assert r['mesh'] == {'data': 1, 'fsdp': 8, 'tensor': 1}
+  split = 4 * r['parameters'] / 8
+  assert split < r['parameter_bytes'] < 1.05 * split
+  assert r['state_bytes'] < 3 * r['parameter_bytes']  # one moment, two bytes
   assert 0 < r['peak_bytes'] < 2**30 and 0 < r['eval_peak_bytes'] < 2**30
   np.testing.assert_allclose(
     r['mfu'], r['model_flops'] / (r['step_seconds'] * 8 * 61.6e12)
@@ -303,7 +310,7 @@ def test_a_step_for_a_v3_8(capsys, tmp_path):
   assert r['chips'] == 4
   np.testing.assert_allclose(r['cost'], 2 * 24 * r['device_days'] / 2)
   kinds = {c['kind'] for c in r['collectives']}
-  assert kinds == {'all-reduce', 'all-gather'}
+  assert {'all-reduce', 'all-gather'} <= kinds
   assert (tmp_path / 'program.txt').stat().st_size > 10_000
 
 

@@ -45,10 +45,11 @@ def test_layouts_for_a_tpu_change_no_number(monkeypatch, mesh, heads):
 
 
 def _layouts(jaxpr, in_map=False):
-  """(layout of a constraint, whether it is within a shard_map) of a program."""
+  """(order, whether within a shard_map, shape) of the constraints."""
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'layout_constraint':
-      yield eqn.params['layout'].major_to_minor, in_map
+      order = eqn.params['layout'].major_to_minor
+      yield order, in_map, eqn.outvars[0].aval.shape
     inner = in_map or eqn.primitive.name == 'shard_map'
     for part in jax.tree.leaves(
       list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
@@ -81,9 +82,28 @@ def test_each_device_lays_out_its_own_part(monkeypatch, mesh, examples, mapped):
     program = jax.make_jaxpr(jax.grad(loss))(variables, x)
   found = list(_layouts(program.jaxpr))
   # Activations between blocks, those of attention, and gradients of kernels.
-  assert {(0, 1, 2), (0, 2, 3, 1), (1, 2, 0)} <= {order for order, _ in found}
-  assert all(within for order, within in found if order == (1, 2, 0))
+  assert {(0, 1, 2), (0, 2, 3, 1), (1, 2, 0)} <= {order for order, *_ in found}
+  assert all(within for order, within, _ in found if order == (1, 2, 0))
   # 6 examples are not split over 8 devices, or over 4.
-  of_tokens = [within for order, within in found if order == (0, 2, 3, 1)]
+  of_tokens = [within for order, within, _ in found if order == (0, 2, 3, 1)]
   assert set(of_tokens) == {mapped}
-  assert not mapped or all(within for _, within in found)
+  assert not mapped or all(within for _, within, _ in found)
+
+
+def test_kernels_with_heads_have_the_width_innermost(monkeypatch):
+  """A kernel gathered from other devices would have the head width there."""
+  monkeypatch.setattr(tpu_layout, '_for_tpu', lambda: True)
+  model = create_model('vit_ti16', 5, depth=2, width=24, num_heads=2)
+  x = jnp.zeros((8, 32, 32, 3))
+  variables = jax.eval_shape(
+    lambda x: model.init(jax.random.key(0), x, train=False), x
+  )
+  with traced_for('tpu'), jax.set_mesh(make_mesh('fsdp', fsdp=2)):
+    program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(
+      variables, x
+    )
+  found = list(_layouts(program.jaxpr))
+  # Queries, keys and values of two blocks, and two outputs. Each is whole when
+  # it is laid out.
+  assert found.count(((1, 2, 0), True, (24, 2, 12))) == 6
+  assert found.count(((0, 1, 2), True, (2, 12, 24))) == 2

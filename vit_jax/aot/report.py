@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 CALIBRATION = (
   'These are estimates of the compiler, not measurements. They are within '
   'about 10 % of the published time of an S/16 on v3-8; the published '
@@ -17,7 +19,7 @@ def advice(report: dict[str, Any]) -> list[str]:
   limit, tips = report['memory_limit'], []
   preset, state = report['preset'], report['state_bytes']
   mirrors = state / max(1, report['parameter_bytes'])
-  if preset in ('data', 'zero') and state > limit / 4:
+  if preset == 'data' and state > limit / 4:
     after = (report['parameters'] * 4 * mirrors) / min(32, report['devices'])
     tips.append(
       f'--config.mesh.preset=fsdp: the state takes {_gib(state)} of '
@@ -25,7 +27,17 @@ def advice(report: dict[str, Any]) -> list[str]:
       f'{_gib(after)}'
     )
   elif preset == 'data':
-    tips.append('--config.mesh.preset=zero: splits the optimizer state')
+    tips.append(
+      '--config.mesh.preset=zero: splits the stored parameters and the '
+      'optimizer state'
+    )
+  elif preset == 'zero':
+    size = jnp.dtype(report['dtype']).itemsize
+    tips.append(
+      '--config.mesh.preset=fsdp: puts each parameter together where it is '
+      f'used, and not all of them ({_gib(report["parameters"] * size)}) at the '
+      'start of a step'
+    )
   if report['remat'] == 'none':
     tips.append(
       '--config.model.remat=dots_no_batch, or full: recomputes '

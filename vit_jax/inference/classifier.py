@@ -28,7 +28,7 @@ from vit_jax.data.headers import MAX_BYTES
 from vit_jax.data.names import printable
 from vit_jax.data.transforms import eval_image
 from vit_jax.files import read_regular
-from vit_jax.inference.compute_weights import converted_weights
+from vit_jax.models.compute_weights import converted_weights
 from vit_jax.parallel.mesh import make_mesh, put_batch, put_replicated
 from vit_jax.preprocessing import Preprocessing
 from vit_jax.training import augment

@@ -29,7 +29,7 @@ from vit_jax.models.products import (
   mix_maps,
 )
 from vit_jax.models.tpu_layout import (
-  gradient_for_heads,
+  kernel_for_heads,
   split_batch,
   tokens_last,
 )
@@ -129,7 +129,7 @@ class Projection(nn.Module):
     *xs, kernel = promote_dtype(*parts, kernel, dtype=self.dtype)
     if bias is not None and axes == 1 and fuses_bias(xs[0], kernel):
       return [dense(x, kernel, bias.astype(x.dtype)) for x in xs], None
-    kernel = gradient_for_heads(kernel, axes)
+    kernel = kernel_for_heads(kernel, axes)
     last = tuple(range(xs[0].ndim - axes, xs[0].ndim))
     dims = (last, tuple(range(axes))), ((), ())
     return [

@@ -24,10 +24,9 @@ def make_mesh(
 
   Args:
     preset: one of PRESETS.
-    fsdp: number of devices on the fsdp axis. -1 lets the preset choose: for
-      'fsdp' and 'fsdp_tensor' the largest divisor of the number of devices up
-      to 32, because a wider axis does not divide the width of most models; else
-      1.
+    fsdp: number of devices on the fsdp axis. -1 lets the preset choose: 1 for
+      'data', and else the largest divisor of the number of devices up to 32,
+      because a wider axis does not divide the width of most models.
     tensor: number of devices on the tensor axis. -1 lets the preset choose: 2
       for 'fsdp_tensor' if the number of devices is even, else 1.
     devices: the devices to use; None for all devices of all processes.
@@ -45,7 +44,7 @@ def make_mesh(
     raise ValueError(f'mesh.tensor={tensor} does not divide {n} devices')
   if fsdp == -1:
     fsdp = 1
-    if preset in ('fsdp', 'fsdp_tensor'):
+    if preset != 'data':
       fsdp = max(d for d in range(1, 33) if n // tensor % d == 0)
   if fsdp < 1 or n % (tensor * fsdp):
     raise ValueError(

@@ -4,6 +4,8 @@ The mesh has three axes. Devices along `data` have copies of the model and
 different examples. Devices along `fsdp` also have different examples, but share
 the parameters and the optimizer state (arXiv:1910.02054). Devices along
 `tensor` share the attention heads and the width of the MLP (arXiv:1909.08053).
+Under the preset 'zero' they share them only as they are stored and updated: a
+step begins with putting them together (`training/whole_params.py`).
 
 Shardings come from an ordered list of rules (regex over the parameter path,
 spec). The first match counts, and a rule must match every parameter.
@@ -43,7 +45,7 @@ _TENSOR_RULES = (
 _FSDP_RULES = ((r'(.*/)?(bias|scale)', 'replicated'), (r'.*', 'fsdp'))
 RULES = {
   'data': ((r'.*', 'replicated'),),
-  'zero': ((r'.*', 'replicated'),),
+  'zero': _FSDP_RULES,
   'fsdp': _FSDP_RULES,
   'fsdp_tensor': _TENSOR_RULES + _FSDP_RULES,
 }
@@ -187,8 +189,7 @@ def state_shardings(
   """NamedSharding of every leaf of a TrainState (abstract or concrete).
 
   The path of a moment or an average ends with the path of its parameter, and it
-  is split like the parameter. Under 'zero', moments and averages are split over
-  `data`, although the parameters are not. All other leaves are replicated.
+  is split like the parameter. All other leaves are replicated.
 
   Args:
     state: TrainState of arrays or ShapeDtypeStructs.
@@ -218,29 +219,7 @@ def state_shardings(
         continue
       if shape != x.shape:  # Adafactor's moments of rows and columns
         spec = _largest(x.shape, 'fsdp', mesh)
-      if preset == 'zero' and names[0] != 'params':
-        spec = _largest(x.shape, 'data', mesh)
       return NamedSharding(mesh, spec)
     return NamedSharding(mesh, P())
 
   return jax.tree_util.tree_map_with_path(one, state)
-
-
-def update_specs(state: Any, shardings: Any, preset: str) -> Any:
-  """PartitionSpec of every gradient for the optimizer.
-
-  A gradient is split like its parameter. Under 'zero' it is split over `data`,
-  like the optimizer state.
-
-  Args:
-    state: TrainState of arrays or ShapeDtypeStructs.
-    shardings: its `state_shardings`.
-    preset: key of RULES.
-  """
-  return jax.tree.map(
-    lambda x, s: (
-      _largest(x.shape, 'data', s.mesh) if preset == 'zero' else s.spec
-    ),
-    state.params,
-    shardings.params,
-  )

@@ -9,7 +9,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 import optax
 
 from vit_jax.data.sources.source import Source
@@ -74,7 +74,6 @@ class Run:
     tx: the optimizer.
     abstract_state: shapes, dtypes and shardings of the state.
     shardings: NamedSharding of every array of the state.
-    update_specs: PartitionSpec of every gradient, see `rules.update_specs`.
     init: () -> fresh state; creates every array in its shards.
     init_from: variables -> state at step 0 with these variables; jitted.
   """
@@ -90,7 +89,6 @@ class Run:
   tx: optax.GradientTransformation
   abstract_state: TrainState
   shardings: TrainState
-  update_specs: Any
   init: Callable[[], TrainState]
   init_from: Callable[[Any], TrainState]
 
@@ -191,7 +189,6 @@ def build(
       shardings,
     ),
     shardings=shardings,
-    update_specs=rules.update_specs(state, shardings, config.mesh.preset),
     init=make_init(fresh, as_state, shardings, mesh),
     init_from=jax.jit(as_state, out_shardings=shardings),
   )
@@ -267,11 +264,8 @@ def make_step(
     average=average if decay else None,
     accumulate=config.optim.accumulate,
     skip_nonfinite=config.run.nan == 'skip',
-    shardings=jax.tree.map(
-      lambda spec: NamedSharding(run.mesh, spec),
-      run.update_specs,
-      is_leaf=lambda x: isinstance(x, PartitionSpec),
-    ),
+    shardings=run.shardings.params,
+    whole=config.mesh.preset == 'zero',
     teacher=teacher,
     load_batch=load_batch,
     train_mode=config.run.train_mode,

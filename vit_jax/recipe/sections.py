@@ -236,8 +236,9 @@ def schedule() -> Config:
 def mesh() -> Config:
   """How parameters and optimizer state are sharded over the devices."""
   c: Config = ConfigDict()
-  # What is sharded: 'data' (nothing but the batch), 'zero' (optimizer state),
-  # 'fsdp' (parameters too) or 'fsdp_tensor' (also within layers).
+  # What is sharded: 'data' (nothing but the batch), 'zero' (optimizer state and
+  # stored parameters), 'fsdp' (parameters in a step too) or 'fsdp_tensor' (also
+  # within layers).
   c.preset = 'data'
   # Number of devices on the axes fsdp and tensor; -1 lets the preset choose.
   c.fsdp = -1

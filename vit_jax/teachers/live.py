@@ -174,8 +174,8 @@ def teacher_shardings(
 ) -> dict[str, Any]:
   """The shardings of a teacher's variables.
 
-  Its parameters are split as those of a student are; running statistics are
-  replicated.
+  Its parameters are split as those of a student are in a step, so under 'zero'
+  they are whole; running statistics are replicated.
 
   Args:
     variables: variables of the teacher, or their shapes.
@@ -188,7 +188,7 @@ def teacher_shardings(
   return {
     collection: jax.tree.map(
       lambda spec: NamedSharding(mesh, spec),
-      rules.param_specs(tree, mesh, preset)
+      rules.param_specs(tree, mesh, 'data' if preset == 'zero' else preset)
       if collection == 'params'
       else jax.tree.map(lambda _: P(), tree),
       is_leaf=lambda x: isinstance(x, P),

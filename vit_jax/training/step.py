@@ -19,6 +19,7 @@ from vit_jax.data import token_targets
 from vit_jax.parallel.mesh import replicated
 from vit_jax.training import augment, metrics
 from vit_jax.training.state import TrainState
+from vit_jax.training.whole_params import whole_params
 
 Values = dict[str, jax.Array]
 _CONVOLUTION = 4  # axes of its kernel: (height, width, C, D)
@@ -62,6 +63,7 @@ def make_train_step(
   accumulate: int = 1,
   skip_nonfinite: bool = False,
   shardings: Any = None,
+  whole: bool = False,
   teacher: Callable | None = None,
   load_batch: Callable | None = None,
   train_mode: bool = True,
@@ -80,8 +82,10 @@ def make_train_step(
     accumulate: number of micro-batches whose gradients are averaged.
     skip_nonfinite: skip the update if the loss or a gradient is not finite. If
       False, that step and all later ones change nothing until the host stops.
-    shardings: NamedSharding of every gradient, on whose shards the optimizer
+    shardings: NamedSharding of every parameter, in whose shards the optimizer
       computes; None for one device.
+    whole: put parameters that are split over the devices together at the start
+      of the step, and not each where it is used.
     teacher: (extras['teacher'], images, batch) -> logits, for distillation.
     load_batch: (batch, extras, key) -> images and labels, if the host sends
       something else, such as indices into a data set on the device.
@@ -92,24 +96,30 @@ def make_train_step(
     A pure function to jit with the state donated. Its batch has 'image' uint8
     (B, H, W, 3) and 'label' int (B,) or float (B, C).
   """
-  grad_fn = jax.value_and_grad(
-    _make_loss_fn(model, loss, train_mode), has_aux=True
-  )
+  loss_fn = _make_loss_fn(model, loss, train_mode)
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   make_examples = make_example_function(
     num_classes, seed, prepare, teacher, load_batch
   )
 
   def train_step(state, batch, extras):
     examples, dropout_key = make_examples(state.step, batch, extras)
+    params = state.params
+    if whole:
+      params = whole_params(
+        lambda x: loss_fn(x, state.batch_stats, examples, dropout_key)[0],
+        params,
+        shardings,
+      )
     if accumulate == 1:
       gradient, batch_stats = _gradient(
-        grad_fn, state.params, state.batch_stats, examples, dropout_key
+        grad_fn, params, state.batch_stats, examples, dropout_key
       )
     else:
       gradient, batch_stats = _accumulated_gradient(
-        grad_fn, state, examples, dropout_key, accumulate
+        grad_fn, params, state.batch_stats, examples, dropout_key, accumulate
       )
-    grads = _for_optimizer(gradient.grads, shardings)
+    grads = _for_optimizer(gradient.grads, shardings, whole)
     grad_norm = optax.tree.norm(grads)
     new_state = _apply(
       state,
@@ -120,8 +130,7 @@ def make_train_step(
       average=average,
       skip_nonfinite=skip_nonfinite,
     )
-    params = _with_shardings(state.params, shardings)
-    values = _log_values(gradient, grad_norm, optax.tree.norm(params))
+    values = _log_values(gradient, grad_norm, optax.tree.norm(state.params))
     values['lr'] = schedule(state.step)
     return new_state, values
 
@@ -209,12 +218,19 @@ def _gradient(grad_fn, params, batch_stats, examples, key):
   (loss, (terms, batch_stats, logits)), grads = grad_fn(
     params, batch_stats, examples, key
   )
+  # By a parameter that was converted to bfloat16, the gradient is bfloat16.
+  # Micro-batches and the optimizer add in float32.
+  grads = jax.tree.map(
+    lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads
+  )
   label = examples['targets']['label']
   correct = metrics.top_k_correct(logits, label, 1).mean()
   return _Gradient(grads, loss, terms, correct), batch_stats
 
 
-def _accumulated_gradient(grad_fn, state, examples, key, count: int):
+def _accumulated_gradient(
+  grad_fn, params, batch_stats, examples, key, count: int
+):
   """The gradient of a batch, computed in `count` micro-batches.
 
   They have equal sizes, so the mean of their gradients is the gradient of the
@@ -225,16 +241,16 @@ def _accumulated_gradient(grad_fn, state, examples, key, count: int):
 
   def add(carry, x):
     total, batch_stats = carry
-    gradient, batch_stats = _gradient(grad_fn, state.params, batch_stats, *x)
+    gradient, batch_stats = _gradient(grad_fn, params, batch_stats, *x)
     return (jax.tree.map(jnp.add, total, gradient), batch_stats), None
 
   first = jax.tree.map(lambda x: x[0], (slices, keys))
   shapes, _ = jax.eval_shape(
-    lambda x: _gradient(grad_fn, state.params, state.batch_stats, *x), first
+    lambda x: _gradient(grad_fn, params, batch_stats, *x), first
   )
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   (total, batch_stats), _ = jax.lax.scan(
-    add, (zeros, state.batch_stats), (slices, keys)
+    add, (zeros, batch_stats), (slices, keys)
   )
   return jax.tree.map(lambda x: x / count, total), batch_stats
 
@@ -248,17 +264,11 @@ def _split(x: jax.Array, count: int) -> jax.Array:
   return x
 
 
-def _with_shardings(tree, shardings):
-  if shardings is None:
-    return tree
-  return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
-
-
-def _for_optimizer(grads, shardings):
+def _for_optimizer(grads, shardings, whole: bool):
   """The gradients, split over the devices for the optimizer.
 
-  Where all devices have whole parameters, the gradients of convolutions are
-  made whole first. Otherwise, on some slices such as v5p:2x2x4, the partitioner
+  Where the step has whole parameters, the gradients of convolutions are made
+  whole first. Otherwise, on some slices such as v5p:2x2x4, the partitioner
   computes one convolution for each shard, and sends the results around (1 ms of
   a step of B/16, for its patch embedding).
   """
@@ -266,9 +276,8 @@ def _for_optimizer(grads, shardings):
     return grads
 
   def one(g, sharding):
-    mesh = sharding.mesh
-    if g.ndim == _CONVOLUTION and mesh.shape.get('fsdp', 1) == 1:
-      g = jax.lax.with_sharding_constraint(g, replicated(mesh))
+    if whole and g.ndim == _CONVOLUTION:
+      g = jax.lax.with_sharding_constraint(g, replicated(sharding.mesh))
     return jax.lax.with_sharding_constraint(g, sharding)
 
   return jax.tree.map(one, grads, shardings)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.random_variables import random_variables
 from vit_jax.inference.classifier import Classifier
-from vit_jax.inference.compute_weights import converted_weights
+from vit_jax.models.compute_weights import converted_weights
 from vit_jax.models.registry import create_model, model_info
 from vit_jax.recipe import shared
 
