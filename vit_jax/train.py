@@ -295,6 +295,7 @@ def _actions(
     total_steps=run.total_steps,
     **epochs,
     average=config.eval.ema,
+    whole=config.mesh.preset == 'zero',
     check=check,
     score=checkpoints.score,
     probe=make_probe(run),

@@ -459,6 +459,21 @@ def test_rules_are_aligned_at_the_right():
   assert specs['x']['query']['kernel'] == P('fsdp', None, None)
 
 
+def test_zero_splits_heads_where_the_devices_divide_them():
+  mesh = make_mesh('zero', fsdp=4)
+  kernels = abstract(
+    query=(64, 4, 8), out=(4, 8, 64), value=(64, 6, 8), w=(8, 64)
+  )
+  params = {k: {'kernel': x} for k, x in kernels.items()}
+  specs = rules.param_specs({'block': params}, mesh, 'zero')['block']
+  assert {k: v['kernel'] for k, v in specs.items()} == {
+    'query': P(None, 'fsdp'),
+    'out': P('fsdp'),
+    'value': P('fsdp'),  # 4 devices do not divide 6 heads
+    'w': P(None, 'fsdp'),
+  }
+
+
 @pytest.mark.parametrize(
   'rule, says',
   [
@@ -468,6 +483,8 @@ def test_rules_are_aligned_at_the_right():
     (('.*', ('fsdp', 'fsdp')), "names axis 'fsdp' twice"),
     (('(', 'fsdp'), 'is not a regular expression'),
     (('.*',), r'is not \(regex, spec\)'),
+    (('.*', 'fsdp:2'), "'fsdp:2': after the colon comes an axis counted from"),
+    (('.*', 'model:-2'), "names axis 'model'; allowed"),
   ],
 )
 def test_bad_rules_say_what_is_wrong(rule, says):

@@ -4,11 +4,13 @@ import json
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 from tests.helpers import tiny_config
 from vit_jax import train
+from vit_jax.parallel.mesh import make_mesh
 from vit_jax.training import periodic
 from vit_jax.training.goodput import Goodput
 from vit_jax.training.progress import Progress
@@ -204,6 +206,30 @@ def test_evaluation(tmp_path):
   )
   with pytest.raises(periodic.NonFinite):
     evaluate(7, state(7, bad_step=6))
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_evaluation_of_split_parameters(tmp_path, whole):
+  shards = []
+
+  def evaluator(variables):
+    shards.append(variables['params']['w'].addressable_shards[0].data.shape)
+    return {}
+
+  evaluate = periodic.Evaluation(
+    evaluator,
+    Writer(tmp_path, tensorboard=False),
+    Goodput(),
+    print,
+    every_steps=None,
+    total_steps=1,
+    steps_per_epoch=1,
+    whole=whole,
+  )
+  split = NamedSharding(make_mesh('zero', fsdp=2), PartitionSpec('fsdp'))
+  one = state(1)
+  evaluate(1, one.replace(params=jax.device_put(one.params, split)))
+  assert shards == [(2,) if whole else (1,)]
 
 
 def saving(kept, clock, **options):

@@ -25,8 +25,10 @@ def make_mesh(
   Args:
     preset: one of PRESETS.
     fsdp: number of devices on the fsdp axis. -1 lets the preset choose: 1 for
-      'data', and else the largest divisor of the number of devices up to 32,
-      because a wider axis does not divide the width of most models.
+      'data'; for 'zero' the largest divisor of the number of devices up to 16,
+      because large models have 16 heads, by which their kernels are split; else
+      the largest divisor up to 32, because a wider axis does not divide the
+      width of most models.
     tensor: number of devices on the tensor axis. -1 lets the preset choose: 2
       for 'fsdp_tensor' if the number of devices is even, else 1.
     devices: the devices to use; None for all devices of all processes.
@@ -45,7 +47,8 @@ def make_mesh(
   if fsdp == -1:
     fsdp = 1
     if preset != 'data':
-      fsdp = max(d for d in range(1, 33) if n // tensor % d == 0)
+      most = 16 if preset == 'zero' else 32
+      fsdp = max(d for d in range(1, most + 1) if n // tensor % d == 0)
   if fsdp < 1 or n % (tensor * fsdp):
     raise ValueError(
       f'mesh.fsdp={fsdp} x mesh.tensor={tensor} does not divide {n} devices'

@@ -27,10 +27,12 @@ from vit_jax.parallel.mesh import AXES
 # float32) that stay replicated.
 LARGE = 2**18
 
-# The spec of a rule is one of three things. A tuple has one mesh axis or None
+# The spec of a rule is one of four things. A tuple has one mesh axis or None
 # for each array axis, aligned at the right, because a scanned stack has one
 # more axis at the left. The name of a mesh axis splits the largest array axis
-# that the mesh axis divides. 'replicated' splits nothing.
+# that the mesh axis divides. A name and a number, 'fsdp:-2', splits that array
+# axis if the mesh axis divides it, and else the largest. 'replicated' splits
+# nothing.
 _TENSOR_RULES = (
   (r'.*/(query|key|value)/kernel', ('fsdp', 'tensor', None)),
   (r'.*/(query|key|value)/bias', ('tensor', None)),
@@ -43,21 +45,41 @@ _TENSOR_RULES = (
 # as the bias of the queries, the partitioner splits the activations along with
 # it.
 _FSDP_RULES = ((r'(.*/)?(bias|scale)', 'replicated'), (r'.*', 'fsdp'))
+# A kernel that is split by its heads is whole in the memory order that a TPU
+# wants (`tpu_layout.kernel_for_heads`), without a copy. A step that puts
+# parameters together where they are used must not split heads, because the
+# partitioner would split the activations along with them.
+_HEADS_RULES = (
+  (r'.*/(query|key|value)/kernel', 'fsdp:-2'),
+  (r'.*/out/kernel', 'fsdp:-3'),
+)
 RULES = {
   'data': ((r'.*', 'replicated'),),
-  'zero': _FSDP_RULES,
+  'zero': _HEADS_RULES + _FSDP_RULES,
   'fsdp': _FSDP_RULES,
   'fsdp_tensor': _TENSOR_RULES + _FSDP_RULES,
 }
 
 
-def _largest(shape: Sequence[int], axis: str, mesh: Mesh) -> P:
-  """The spec that splits the largest dimension that a mesh axis divides."""
+def _largest(
+  shape: Sequence[int], axis: str, mesh: Mesh, first: int | None = None
+) -> P:
+  """The spec that splits the largest dimension that a mesh axis divides.
+
+  Args:
+    shape: of the array.
+    axis: the mesh axis.
+    mesh: the mesh.
+    first: the dimension to split, counted from the end (-1), if the mesh axis
+      divides it.
+  """
   size = mesh.shape[axis]
   dims = [i for i, d in enumerate(shape) if d % size == 0 and d >= size]
   if size == 1 or not dims:
     return P()
   best = max(dims, key=lambda i: shape[i])
+  if first is not None and len(shape) + first in dims:
+    best = len(shape) + first
   return P(*[axis if i == best else None for i in range(best + 1)])
 
 
@@ -76,7 +98,7 @@ def check_rules(rules: Any) -> None:
     if spec == 'replicated':
       continue
     names = (
-      [spec]
+      [_name_and_dimension(spec)[0]]
       if isinstance(spec, str)
       else [a for a in jax.tree.leaves(tuple(spec)) if a is not None]
     )
@@ -90,6 +112,19 @@ def check_rules(rules: Any) -> None:
         raise ValueError(f'mesh rule {pattern!r} names axis {name!r} twice')
 
 
+def _name_and_dimension(spec: str) -> tuple[str, int | None]:
+  """'fsdp:-2' as ('fsdp', -2), and 'fsdp' as ('fsdp', None)."""
+  name, separator, number = spec.partition(':')
+  if not separator:
+    return name, None
+  if not re.fullmatch(r'-[1-9]', number):
+    raise ValueError(
+      f'mesh rule for {spec!r}: after the colon comes an axis counted from the '
+      'end, such as fsdp:-2'
+    )
+  return name, int(number)
+
+
 def _spec(
   path: str, shape: Sequence[int], rules, mesh: Mesh, unsplit: list[str]
 ) -> P:
@@ -100,7 +135,8 @@ def _spec(
     if spec == 'replicated':
       return P()
     if isinstance(spec, str):
-      chosen = _largest(shape, spec, mesh)
+      axis, first = _name_and_dimension(spec)
+      chosen = _largest(shape, axis, mesh, first)
     else:
       spec = tuple(spec)
       if len(spec) > len(shape):

@@ -22,6 +22,7 @@ from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.goodput import Goodput
 from vit_jax.training.progress import Progress
 from vit_jax.training.state import TrainState, to_tree, variables
+from vit_jax.training.whole_params import whole_arrays
 from vit_jax.training.writers import Writer
 from vit_jax.weights.metadata import WeightsMetadata
 
@@ -213,6 +214,8 @@ class Evaluation:
     extra_steps: what is added to a step before it is divided by these, for a
       run whose batch size changed.
     average: evaluate the moving average of the parameters.
+    whole: put parameters that are split along `fsdp` together once, and not
+      anew for every batch.
     check: raises an exception if the run must stop.
     score: takes a step and its scores by name.
     probe: variables -> accuracies of few-shot probes by name; None for none.
@@ -230,6 +233,7 @@ class Evaluation:
     steps_per_epoch: float,
     extra_steps: int = 0,
     average: bool = False,
+    whole: bool = False,
     check: Callable[[TrainState], None] = check_finite,
     score: Callable[[int, dict[str, float]], None] | None = None,
     probe: Callable[[Any], dict[str, float]] | None = None,
@@ -238,7 +242,7 @@ class Evaluation:
     self._evaluator, self._writer, self._say = evaluator, writer, say
     self._every, self._total = every_steps, total_steps
     self._steps_per_epoch, self._extra = steps_per_epoch, extra_steps
-    self._average, self._check = average, check
+    self._average, self._whole, self._check = average, whole, check
     self._step, self._results = -1, {}
 
   def __call__(self, step: int, state: TrainState) -> None:
@@ -286,6 +290,8 @@ class Evaluation:
     probed = {}
     with self._goodput.spent_on('time_evaluation'):
       weights = variables(state, average=self._average)
+      if self._whole:
+        weights = whole_arrays(weights)
       self._results = self._evaluator(weights)
       if self._probe:
         probed = self._probe(weights)

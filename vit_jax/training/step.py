@@ -111,14 +111,9 @@ def make_train_step(
         params,
         shardings,
       )
-    if accumulate == 1:
-      gradient, batch_stats = _gradient(
-        grad_fn, params, state.batch_stats, examples, dropout_key
-      )
-    else:
-      gradient, batch_stats = _accumulated_gradient(
-        grad_fn, params, state.batch_stats, examples, dropout_key, accumulate
-      )
+    gradient, batch_stats = _accumulated_gradient(
+      grad_fn, params, state.batch_stats, examples, dropout_key, accumulate
+    )
     grads = _for_optimizer(gradient.grads, shardings, whole)
     grad_norm = optax.tree.norm(grads)
     new_state = _apply(
@@ -236,6 +231,8 @@ def _accumulated_gradient(
   They have equal sizes, so the mean of their gradients is the gradient of the
   whole batch.
   """
+  if count == 1:
+    return _gradient(grad_fn, params, batch_stats, examples, key)
   slices = jax.tree.map(lambda x: _split(x, count), examples)
   keys = jax.random.split(key, count)
 

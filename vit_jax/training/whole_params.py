@@ -47,6 +47,19 @@ def whole_params(
   return jax.tree.map(one, params, converted, shardings)
 
 
+def whole_arrays(tree: Any) -> Any:
+  """Arrays with the same values, none of them split along `fsdp`."""
+  shardings = jax.tree.map(lambda x: _without_fsdp(x.sharding), tree)
+  if all(
+    x.sharding == s
+    for x, s in zip(
+      jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
+    )
+  ):
+    return tree
+  return jax.jit(lambda x: x, out_shardings=shardings)(tree)
+
+
 def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
   """The same sharding, but whole along `fsdp`."""
   if sharding.mesh.shape['fsdp'] == 1:
