@@ -47,8 +47,8 @@ _TENSOR_RULES = (
 _FSDP_RULES = ((r'(.*/)?(bias|scale)', 'replicated'), (r'.*', 'fsdp'))
 # Under 'zero' a kernel of attention is split by its heads. Gathered, it then has
 # the memory order of `tpu_layout.kernel_for_heads` without a copy, which takes
-# 0.14 ms of each block of L/16 otherwise. Under 'fsdp', where nothing gathers a
-# kernel before it is used, the partitioner could split the activations by heads
+# 0.14 ms of each block of L/16 otherwise. Under 'fsdp' nothing gathers a kernel
+# before it is used, and the partitioner could split the activations by heads
 # along with it.
 _HEADS_RULES = (
   (r'.*/(query|key|value)/kernel', 'fsdp:-2'),
