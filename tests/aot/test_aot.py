@@ -298,7 +298,8 @@ def test_a_step_for_a_v3_8(capsys, tmp_path):
   assert r['mesh'] == {'data': 1, 'fsdp': 8, 'tensor': 1}
   split = 4 * r['parameters'] / 8
   assert split < r['parameter_bytes'] < 1.05 * split
-  assert r['state_bytes'] < 3 * r['parameter_bytes']  # one moment, two bytes
+  # The parameters and the two moments of Adam.
+  assert 3 <= r['state_bytes'] / r['parameter_bytes'] < 3.01
   assert 0 < r['peak_bytes'] < 2**30 and 0 < r['eval_peak_bytes'] < 2**30
   np.testing.assert_allclose(
     r['mfu'], r['model_flops'] / (r['step_seconds'] * 8 * 61.6e12)
@@ -317,7 +318,10 @@ def test_a_step_for_a_v3_8(capsys, tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_collectives_on_a_v3_8():
-  """FSDP gathers and scatters kernels one at a time, on the fsdp axis only."""
+  """FSDP gathers kernels one at a time, on the fsdp axis only.
+
+  Gradients may be scattered, or reduced and cut, as the compiler chooses.
+  """
   config = load_config(
     f'{ROOT}/configs/vit_b16_i21k.py',
     {
@@ -336,7 +340,6 @@ def test_collectives_on_a_v3_8():
   assert max(c['largest'] for c in gathers) <= 4 * 192 * 768
   scatters = [c for c in r['collectives'] if c['kind'] == 'reduce-scatter']
   assert {c['axes'] for c in scatters} == {'fsdp'}
-  assert sum(c['executions'] for c in scatters) >= 4  # the kernels of the MLPs
   assert max(c['largest'] for c in scatters) <= 4 * 192 * 768
   reduced = sum(
     c['bytes']
