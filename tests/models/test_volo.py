@@ -12,6 +12,7 @@ from tests.random_variables import random_variables
 from tests.released import tsv_shapes
 from vit_jax.models import mix_token, outlook, volo
 from vit_jax.models.flops import forward_macs
+from vit_jax.models.platform import traced_for
 from vit_jax.models.registry import create_model, list_models, model_info
 from vit_jax.weights import from_state_dict, released_shapes, to_state_dict
 
@@ -375,3 +376,25 @@ def test_drop_path_spares_outlookers():
 
 
 # --- Variants of the same computation ---------------------------------------
+
+
+@pytest.mark.parametrize('size', [(6, 8), (5, 7)])
+def test_outlook_is_the_same_on_every_platform(size):
+  """Planes are slices on accelerators, and splits on a CPU."""
+  height, width = size
+  random = np.random.default_rng(0)
+  windows = (height + 1) // 2, (width + 1) // 2
+  weights = random.normal(size=(2, *windows, 3, 9, 9)).astype('f4')
+  v = random.normal(size=(2, height, width, 3, 4)).astype('f4')
+
+  def run(platform):
+    with traced_for(platform):
+      loss = lambda w, v: (outlook.outlook(w, v) ** 2).sum()
+      program = jax.make_jaxpr(loss)(weights, v)
+      return str(program), jax.value_and_grad(loss, argnums=(0, 1))(weights, v)
+
+  on_cpu, values = run('cpu')
+  for platform in ('tpu', 'gpu'):
+    program, others = run(platform)
+    assert program != on_cpu
+    chex.assert_trees_all_close(others, values, rtol=1e-5, atol=1e-5)

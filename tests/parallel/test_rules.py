@@ -483,7 +483,7 @@ def test_zero_splits_heads_where_the_devices_divide_them():
     (('.*', ('fsdp', 'fsdp')), "names axis 'fsdp' twice"),
     (('(', 'fsdp'), 'is not a regular expression'),
     (('.*',), r'is not \(regex, spec\)'),
-    (('.*', 'fsdp:2'), "'fsdp:2': after the colon comes an axis counted from"),
+    (('.*', 'fsdp:2'), "'fsdp:2': after the colon comes the array axis"),
     (('.*', 'model:-2'), "names axis 'model'; allowed"),
   ],
 )

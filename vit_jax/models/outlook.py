@@ -90,7 +90,8 @@ def _planes(x: jax.Array) -> dict[tuple[int, int], jax.Array]:
 
   On a CPU, `jnp.split` is used, because its gradient is one concatenation. The
   gradient of slices with a stride is a sum of four padded maps, which a CPU
-  computes half as fast, and which other compilers fuse.
+  computes half as fast. The compiler for TPUs fuses that sum: by its estimate,
+  a step of VOLO-D1 takes 0.8 of 28 ms less with slices.
 
   Args:
     x: (B, H, W, ...), of even height and width.

@@ -107,7 +107,8 @@ def check_rules(rules: Any) -> None:
       if name not in AXES:
         raise ValueError(
           f'mesh rule {pattern!r} names axis {name!r}; allowed: '
-          f'replicated, {", ".join(AXES)}, or a tuple of axes and None'
+          f'replicated, {", ".join(AXES)}, one of these axes and a number such '
+          'as fsdp:-2, or a tuple of axes and None'
         )
       if names.count(name) > 1:
         raise ValueError(f'mesh rule {pattern!r} names axis {name!r} twice')
@@ -120,8 +121,8 @@ def _name_and_dimension(spec: str) -> tuple[str, int | None]:
     return name, None
   if not re.fullmatch(r'-[1-9]', number):
     raise ValueError(
-      f'mesh rule for {spec!r}: after the colon comes an axis counted from the '
-      'end, such as fsdp:-2'
+      f'mesh rule with {spec!r}: after the colon comes the array axis to '
+      'split, counted from the end (-1 to -9), such as fsdp:-2'
     )
   return name, int(number)
 

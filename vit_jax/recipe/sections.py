@@ -243,8 +243,9 @@ def mesh() -> Config:
   # Number of devices on the axes fsdp and tensor; -1 lets the preset choose.
   c.fsdp = -1
   c.tensor = -1
-  # ((regex, (axis or None, ...)), ...): shardings of parameters by their path,
-  # tried before those of the preset.
+  # ((regex, spec), ...): shardings of parameters by their path, tried before
+  # those of the preset. A spec is (axis or None, ...), an axis such as 'fsdp',
+  # an axis and what it splits first ('fsdp:-2'), or 'replicated'.
   c.rules = ()
   return c
 

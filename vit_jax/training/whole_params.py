@@ -34,7 +34,7 @@ def whole_params(
   """
   if all(_without_fsdp(s) == s for s in jax.tree.leaves(shardings)):
     return params
-  converted = converted_weights(lambda p, _: loss(p), params, 0.0)
+  converted = converted_weights(loss, params)
 
   def one(stored, x, sharding):
     whole = _without_fsdp(sharding)
