@@ -38,6 +38,10 @@ _PACKAGES = (
 _BUSY = 0.5  # load on each core, above which a table comes with a warning
 _PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep
 _SHORTEST = 0.5  # seconds; shorter runs are repeated within their turn
+# Seconds that a candidate with shorter runs makes some before those that are
+# measured. After a pause, the threads of a process can share one core for up to
+# 60 ms, and the runs of one image take half as long again.
+_WARM_UP = 0.2
 DEVICES = 'cpu', 'gpu'
 
 
@@ -380,25 +384,30 @@ def _serve(prepare: str, settings: dict[str, Any]) -> None:
   print(json.dumps({'ready': True}), flush=True)
   facts = {name: value() for name, value in facts.items()}
   print(json.dumps({'facts': facts}), flush=True)
-  repeats = 0
+  one = 0.0  # wall seconds of a run, in the last turn
   begin = getattr(run, 'begin', lambda: None)
   for _ in sys.stdin:
     begin()
-    if not repeats:
-      start = time.perf_counter()
-      run()
-      repeats = max(1, int(_SHORTEST / (time.perf_counter() - start)))
+    if one < _SHORTEST:
+      _repeat(run, _WARM_UP)
     wall, cpu = time.perf_counter(), _cpu_seconds()
-    for _ in range(repeats):
-      run()
+    repeats = _repeat(run, _SHORTEST)
     wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
+    one = wall / repeats
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-      json.dumps(
-        {'wall': wall / repeats, 'cpu': cpu / repeats, 'megabytes': memory}
-      ),
+      json.dumps({'wall': one, 'cpu': cpu / repeats, 'megabytes': memory}),
       flush=True,
     )
+
+
+def _repeat(run: Callable[[], object], seconds: float) -> int:
+  """Makes runs until some time is over, and says how many."""
+  start, count = time.perf_counter(), 0
+  while not count or time.perf_counter() - start < seconds:
+    run()
+    count += 1
+  return count
 
 
 if __name__ == '__main__':
