@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import turns
+from benchmarks import machine, turns
 from vit_jax import allocation
 
 # (batch, heads, tokens, head width): S/16 at 224 px, L/16, S/16 at 384 px.
@@ -146,7 +146,7 @@ def main() -> None:
     shapes, dtypes = shapes[:1], dtypes[:1]
   if importlib.util.find_spec('torch') is None:
     print('torch is not installed: left out', file=sys.stderr)
-  print(turns.describe())
+  print(machine.describe())
   groups = {}
   for shape in shapes:
     for dtype in dtypes:

@@ -30,7 +30,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks import turns
+from benchmarks import machine
 import vit_jax
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.weights import checksums
@@ -89,7 +89,7 @@ def main() -> None:
   args = parser.parse_args()
   if args.quick:
     args.model, args.rounds = 'vit_ti16', 3
-  print(turns.describe())
+  print(machine.describe())
   tree = state(args.model)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
@@ -138,7 +138,7 @@ def main() -> None:
       for (what, on), pairs in times.items()
     }
     runs |= {'the run waits': waits, 'the checksums alone': alone}
-    result = {'environment': turns.environment(), 'model': args.model}
+    result = {'environment': machine.environment(), 'model': args.model}
     result |= {'megabytes': size / 1e6, '(wall, CPU) seconds': runs}
     pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + '\n')
 

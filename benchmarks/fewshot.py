@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import turns
+from benchmarks import machine, turns
 from vit_jax.evaluation.fewshot import L2, ridge_scores
 
 _TEST = 5000
@@ -58,7 +58,7 @@ def main() -> None:
   parser.add_argument('--quick', action='store_true', help='one small shape')
   parser.add_argument('--json', metavar='FILE', help='writes all runs')
   args = parser.parse_args()
-  print(turns.describe())
+  print(machine.describe())
   groups = {}
   for shape in _SHAPES[:1] if args.quick else _SHAPES:
     rows = [

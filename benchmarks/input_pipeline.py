@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import turns
+from benchmarks import machine, turns
 from vit_jax import allocation
 
 # Batches that are dropped before a run: more than worker processes keep ready.
@@ -361,7 +361,7 @@ def main() -> None:
     root = pathlib.Path(directory) / 'jpeg'
     size = prepare_data(root, args.images)
     rows = candidates(root, args.size, args.batch, args.steps, args.quick)
-    print(turns.describe())
+    print(machine.describe())
     print(f'{args.images} JPEGs of {size:.0f} KB, batches of {args.batch}')
     measured = turns.measure(rows, rounds)
   for peer in ('tf.data', 'torch DataLoader'):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import importlib.util
 import sys
 
-from benchmarks import turns
+from benchmarks import machine, turns
 from vit_jax import allocation
 
 # timm's names; BiT-R50x1 is `resnetv2_50x1_bit`.
@@ -27,6 +27,7 @@ _PEERS = {
 }
 _QUICK = ('vit_tiny_patch16_224',)
 _SIZE = 224
+PRODUCTS = 'matrix products, '  # how the titles of their tables begin
 # Floating-point operations for each multiply-accumulate of the forward pass.
 _FLOPS_PER_MAC = {'inference': 2, 'training': 6}
 # (rows and columns, products in a run) of the matrix product that is measured.
@@ -105,28 +106,39 @@ def matrix_products(dtype: str, device: str) -> list[turns.Candidate]:
   ]
 
 
+def share_of_peak(
+  what: str, measured: Sequence[turns.Measured], rate: float, tflops: float
+) -> float:
+  """The MFU: the work of a model's own products as a share of a rate.
+
+  Args:
+    what: 'inference' or 'training'.
+    measured: the candidates of one model, one of which knows its work.
+    rate: images per second.
+    tflops: TFLOP/s of a large product.
+  """
+  macs = max((m.facts.get('_macs', 0) for m in measured), default=0)
+  return rate * macs * _FLOPS_PER_MAC[what] / 1e12 / tflops if tflops else 0.0
+
+
 def utilization(
   what: str, measured: Sequence[turns.Measured], tflops: float
 ) -> str:
-  """A line with the MFU of all candidates.
-
-  It is the work of the matrix products of the model itself (`models.flops`),
-  the same for all candidates, as a share of the rate of a large product.
+  """A line with the MFU of all candidates; '' if it is not known.
 
   Args:
     what: 'inference' or 'training'.
     measured: the candidates of one model.
     tflops: TFLOP/s of the large product.
   """
-  macs = max((m.facts.get('_macs', 0) for m in measured), default=0)
-  if not macs or not tflops:
-    return ''
-  shares = [
-    f'{m.candidate.name} {rate / tflops:.2f}'
+  shares = {
+    m.candidate.name: share_of_peak(
+      what, measured, turns.best_rate([m]), tflops
+    )
     for m in measured
-    if (rate := turns.best_rate([m]) * macs * _FLOPS_PER_MAC[what] / 1e12)
-  ]
-  return f'MFU at {tflops:.3g} TFLOP/s: ' + ', '.join(shares)
+  }
+  known = [f'{name} {share:.2f}' for name, share in shares.items() if share]
+  return f'MFU at {tflops:.3g} TFLOP/s: ' + ', '.join(known) if known else ''
 
 
 def _has(*packages: str) -> bool:
@@ -156,10 +168,10 @@ def main(what: str, description: str | None) -> None:
   for package in ('torch', 'timm', 'transformers', 'jimm', 'equimo'):
     if not _has(package):
       print(f'{package} is not installed: left out', file=sys.stderr)
-  print(turns.describe())
+  print(machine.describe())
   groups, rates = {}, {}
   for dtype in args.dtypes:
-    title = f'matrix products, {dtype}'
+    title = f'{PRODUCTS}{dtype}'
     groups[title] = turns.measure(
       matrix_products(dtype, args.device), args.rounds
     )

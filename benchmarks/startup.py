@@ -19,7 +19,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks import turns
+from benchmarks import machine, turns
 
 _COMMAND = 'import sys; from vit_jax.cli.parser import main; sys.exit(main())'
 _FIRST_IMAGE = """
@@ -152,7 +152,7 @@ def main() -> None:
   else:
     print('torch and timm are not installed: left out', file=sys.stderr)
   measured = turns.measure(rows, 1 if args.quick else args.rounds)
-  print(turns.describe())
+  print(machine.describe())
   print(f'\n{turns.seconds_table(measured)}')
   if args.json:
     turns.write_json(args.json, {'startup': measured})

@@ -17,25 +17,18 @@ function has a method `begin`, it is called before each run and not measured.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
-_PACKAGES = (
-  *('jax', 'jaxlib', 'flax', 'grain', 'torch', 'torchvision', 'timm'),
-  *('transformers', 'jax-image-models', 'equimo', 'tensorflow-cpu'),
-  *('simplejpeg', 'turbojpeg', 'opencv-python-headless', 'pillow', 'numpy'),
-)
-_BUSY = 0.5  # load on each core, above which a table comes with a warning
+from benchmarks import machine
+
 _PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep
 _SHORTEST = 0.5  # seconds; shorter runs are repeated within their turn
 # Seconds that a candidate with shorter runs makes some before those that are
@@ -200,7 +193,7 @@ def table(measured: Sequence[Measured], baseline: str, unit: str) -> str:
     if base is not None and base.wall:
       ratios = [
         _spread(_ratios(base, m, 'wall')),
-        f'{statistics.median(_ratios(base, m, "cpu")):.2f}',
+        f'{speed(base, m, "cpu"):.2f}',
       ]
     rows.append(
       f'| {m.candidate.name} | {amount / statistics.median(m.wall):.3g} '
@@ -256,6 +249,16 @@ def with_cache(folder: str) -> dict[str, str]:
   }
 
 
+def speed(base: Measured, other: Measured, clock: str) -> float:
+  """The median over the rounds of how much faster `other` is than `base`.
+
+  Args:
+    base, other: two candidates that have taken turns.
+    clock: 'wall' or 'cpu'.
+  """
+  return statistics.median(_ratios(base, other, clock))
+
+
 def _ratios(base: Measured, other: Measured, clock: str) -> list[float]:
   scale = other.candidate.amount / base.candidate.amount
   pairs = zip(getattr(base, clock), getattr(other, clock), strict=True)
@@ -269,59 +272,6 @@ def _spread(ratios: list[float]) -> str:
   return f'{middle:.2f} ({low:.2f}-{high:.2f})'
 
 
-def environment() -> dict[str, Any]:
-  """The machine and the versions of what was measured."""
-  versions = {}
-  for package in _PACKAGES:
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      versions[package] = None
-  return {
-    'cpu': _cpu(),
-    'gpu': _gpu(),
-    'cores': os.cpu_count(),
-    'load': os.getloadavg()[0],
-    'python': platform.python_version(),
-    **versions,
-  }
-
-
-def _cpu() -> str:
-  info = pathlib.Path('/proc/cpuinfo')
-  for line in info.read_text().splitlines() if info.exists() else ():
-    if line.startswith('model name'):
-      return line.split(':')[1].strip()
-  return platform.processor()
-
-
-def _gpu() -> str | None:
-  """The names of the NVIDIA GPUs of this machine."""
-  if shutil.which('nvidia-smi') is None:
-    return None
-  command = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
-  done = subprocess.run(command, capture_output=True, text=True)
-  return ', '.join(done.stdout.split('\n')).strip(', ') or None
-
-
-def describe() -> str:
-  """`environment` in one line, for the head of a table.
-
-  A second line warns of a busy machine. Threads that wait for each other at the
-  end of every product, as those of PyTorch, then lose far more than others.
-  """
-  known = environment()
-  cpu, cores, load = (known.pop(k) for k in ('cpu', 'cores', 'load'))
-  versions = ', '.join(f'{k} {v}' for k, v in known.items() if v)
-  line = f'{cpu}, {cores} cores (load {load:.1f}); {versions}'
-  if load > _BUSY * cores:
-    line += (
-      f'\nThe machine is busy (load {load:.1f} on {cores} cores): these '
-      'figures say little. Measure again when nothing else runs.'
-    )
-  return line
-
-
 def write_json(
   path: str | os.PathLike, groups: Mapping[str, Sequence[Measured]]
 ) -> None:
@@ -332,13 +282,28 @@ def write_json(
     groups: the results of `measure` by the title of their table.
   """
   result = {
-    'environment': environment(),
+    'environment': machine.environment(),
     'groups': {
       title: [dataclasses.asdict(m) for m in measured]
       for title, measured in groups.items()
     },
   }
   pathlib.Path(path).write_text(json.dumps(result, indent=1) + '\n')
+
+
+def read_json(
+  path: str | os.PathLike,
+) -> tuple[dict[str, Any], dict[str, list[Measured]]]:
+  """What `write_json` has written: the environment, and the groups."""
+  result = json.loads(pathlib.Path(path).read_text())
+  groups = {
+    title: [
+      Measured(**{**m, 'candidate': Candidate(**m['candidate'])})
+      for m in measured
+    ]
+    for title, measured in result['groups'].items()
+  }
+  return result['environment'], groups
 
 
 def _cpu_seconds() -> float:
@@ -394,11 +359,21 @@ def _serve(prepare: str, settings: dict[str, Any]) -> None:
     repeats = _repeat(run, _SHORTEST)
     wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
     one = wall / repeats
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-      json.dumps({'wall': one, 'cpu': cpu / repeats, 'megabytes': memory}),
-      flush=True,
-    )
+    answer = {'wall': one, 'cpu': cpu / repeats, 'megabytes': _megabytes()}
+    print(json.dumps(answer), flush=True)
+
+
+def _megabytes() -> float:
+  """The largest resident memory of this process until now.
+
+  On Linux, `getrusage` would count the memory that the parent had when it
+  started this process.
+  """
+  status = pathlib.Path('/proc/self/status')
+  for line in status.read_text().splitlines() if status.exists() else ():
+    if line.startswith('VmHWM:'):
+      return int(line.split()[1]) / 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _repeat(run: Callable[[], object], seconds: float) -> int:

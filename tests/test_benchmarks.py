@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import input_pipeline, models, turns
+from benchmarks import input_pipeline, models, summary, turns
 
 
 def candidate(name, function='prepare', amount=1.0):
@@ -39,3 +39,38 @@ def test_more_images_per_cpu_second_need_fewer_cores():
   rows = input_pipeline.hosts({'slow': 100.0, 'fast': 1000.0}).splitlines()
   # 60 % of 8 x 61.6 TFLOP/s, at 6 x 4.6 GFLOP an image.
   assert rows[2] == '| TPU v3-8 | 96 | S/16 | 10,713 | **107** | 10.7 |'
+
+
+def test_a_summary_has_the_models_of_a_run_in_one_table(tmp_path):
+  def measured(name, seconds, error='', **facts):
+    peer = turns.Candidate(name, 'module:function', {}, 16)
+    wall = [] if error else [seconds, seconds]
+    return turns.Measured(peer, error, 1.0, wall, wall, 100, facts)
+
+  product = turns.Candidate('jax', 'module:function', {}, amount=1.0)
+  groups = {
+    'matrix products, float32': [
+      turns.Measured(product, '', 1.0, [2.0], [2.0], 10)
+    ],
+    'vit_x, training, batch 16, float32': [
+      measured('vit_jax', 4.0, _macs=5e9),
+      measured('timm', 8.0),
+      measured('equimo', 2.0),
+    ],
+    'volo_x, training, batch 16, float32': [
+      measured('vit_jax', 1.0),
+      measured('timm', 0.5, error='ValueError'),
+    ],
+  }
+  turns.write_json(tmp_path / 'runs.json', groups)
+  assert turns.read_json(tmp_path / 'runs.json')[1] == groups
+  # 4 images per second with 6 operations for each of 5e9 multiply-accumulates
+  # are 0.12 TFLOP/s of the 0.5 that a large product reaches.
+  assert summary.tables(tmp_path / 'runs.json') == {
+    'training, float32': (
+      '| model | batch | img/s | MFU | to timm | to equimo | MB |\n'
+      '|---|---|---|---|---|---|---|\n'
+      '| vit_x | 16 | 4 | 0.24 | 2.00 (2.00) | 0.50 (0.50) | 100, 100 |\n'
+      '| volo_x | 16 | 16 | 0.00 | failed |  | 100, 100 |'
+    )
+  }
