@@ -11,10 +11,14 @@ share of the rate of a large product, the fastest one of the same run.
 import argparse
 from collections.abc import Mapping, Sequence
 import os
+import re
 
 from benchmarks import models, turns
 
 _OURS = 'vit_jax'
+_TITLE = re.compile(
+  rf'{models.PRODUCTS}\w+|[^,]+, (inference|training), batch \d+, \w+'
+)
 
 
 def tables(path: str | os.PathLike) -> dict[str, str]:
@@ -22,8 +26,17 @@ def tables(path: str | os.PathLike) -> dict[str, str]:
 
   Args:
     path: a file that `models.main` has written.
+
+  Raises:
+    ValueError: another benchmark has written the file.
   """
   _, groups = turns.read_json(path)
+  others = [t for t in groups if not _TITLE.fullmatch(t)]
+  if others:
+    raise ValueError(
+      f'{path} has the table {others[0]!r}, which is none of a model: give a '
+      'file of `benchmarks.inference` or `benchmarks.train_step`'
+    )
   rates = {
     title.removeprefix(models.PRODUCTS): turns.best_rate(measured)
     for title, measured in groups.items()
@@ -74,7 +87,14 @@ def _table(
       for name in (_OURS, 'timm')
       if name in by_name
     )
-    row = [model, batch, f'{rate:.3g}', f'{share:.2f}', *cells, memory]
+    row = [
+      model,
+      batch,
+      f'{rate:.3g}',
+      f'{share:.2f}' if share else '',
+      *cells,
+      memory,
+    ]
     lines.append('| ' + ' | '.join(row) + ' |')
   return '\n'.join(lines)
 
@@ -83,7 +103,7 @@ def _speed(peer: turns.Measured | None, ours: turns.Measured) -> str:
   """How much faster this package is than a peer."""
   if peer is None:
     return ''
-  if peer.error or not peer.wall:
+  if not peer.wall or not ours.wall:
     return 'failed'
   wall, cpu = (turns.speed(peer, ours, clock) for clock in ('wall', 'cpu'))
   return f'{wall:.2f} ({cpu:.2f})'

@@ -71,6 +71,9 @@ def test_a_summary_has_the_models_of_a_run_in_one_table(tmp_path):
       '| model | batch | img/s | MFU | to timm | to equimo | MB |\n'
       '|---|---|---|---|---|---|---|\n'
       '| vit_x | 16 | 4 | 0.24 | 2.00 (2.00) | 0.50 (0.50) | 100, 100 |\n'
-      '| volo_x | 16 | 16 | 0.00 | failed |  | 100, 100 |'
+      '| volo_x | 16 | 16 |  | failed |  | 100, 100 |'
     )
   }
+  turns.write_json(tmp_path / 'input.json', {'input pipeline': []})
+  with pytest.raises(ValueError, match="'input pipeline'.*train_step"):
+    summary.tables(tmp_path / 'input.json')
