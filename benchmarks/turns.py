@@ -31,9 +31,8 @@ from benchmarks import machine
 
 _PAUSE = 0.2  # seconds between runs, in which the threads of a run fall asleep
 _SHORTEST = 0.5  # seconds; shorter runs are repeated within their turn
-# Seconds that a candidate with shorter runs makes some before those that are
-# measured. After a pause, the threads of a process can share one core for up to
-# 60 ms, and the runs of one image take half as long again.
+# Seconds of runs that are not measured, at the beginning of a turn of shorter
+# runs. The runs of the first 60 ms after a pause take half as long again.
 _WARM_UP = 0.2
 DEVICES = 'cpu', 'gpu'
 

@@ -1,10 +1,14 @@
 """What the benchmarks share: turns of candidates, and their tables."""
 
+import io
+import json
 import re
 
+import numpy as np
 import pytest
 
 from benchmarks import input_pipeline, models, summary, turns
+from tests import turn_taker
 
 
 def candidate(name, function='prepare', amount=1.0):
@@ -33,6 +37,33 @@ def test_candidates_take_turns():
   assert turns.best_rate(measured) == pytest.approx(
     turns.best_rate([two]), rel=1e-9
   )
+
+
+@pytest.mark.parametrize(
+  ('cold', 'warm', 'runs'), [(0.03, 0.01, 133), (1, 1, 4)]
+)
+def test_short_runs_warm_up_in_every_turn(
+  monkeypatch, capsys, cold, warm, runs
+):
+  # The clock only moves in runs, and the first 60 ms of a turn are cold.
+  clock = turn_taker.Clock()
+  monkeypatch.setattr(turn_taker, 'clock', clock)
+  monkeypatch.setattr(turns.time, 'perf_counter', lambda: clock.seconds)
+  monkeypatch.setattr(turns.sys, 'stdin', io.StringIO('run\nrun\n'))
+  turns._serve('tests.turn_taker:cold_at_first', {'cold': cold, 'warm': warm})
+  answers = map(json.loads, capsys.readouterr().out.splitlines())
+  walls = [x['wall'] for x in answers if 'wall' in x]
+  assert walls == pytest.approx([warm, warm])
+  # Short: one to be ready, then in each turn 2 cold and 14 warm ones, and 50
+  # that are measured. Long: one to be ready, one more in the first turn, and
+  # one in each turn.
+  assert clock.runs == runs
+
+
+def test_memory_is_that_of_the_candidate_alone():
+  mine = np.ones(40_000_000)  # 320 MB, which a candidate does not need
+  (measured,) = turns.measure([candidate('one')], rounds=1, say=lambda _: None)
+  assert 0 < measured.megabytes < mine.nbytes / 1e6
 
 
 def test_more_images_per_cpu_second_need_fewer_cores():
