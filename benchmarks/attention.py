@@ -109,7 +109,7 @@ def candidates(
     prepare = f'benchmarks.attention:{function}'
     env = turns.on_device(device)
     if function == 'in_jax':  # as the commands of vit-jax start themselves
-      env[allocation.VARIABLE] = allocation.settings()
+      env.update(allocation.settings())
     return turns.Candidate(name, prepare, settings | more, shape[0], env)
 
   rows = [

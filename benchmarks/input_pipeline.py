@@ -249,7 +249,7 @@ def candidates(
     prepare = f'benchmarks.input_pipeline:{function}'
     env = turns.on_device('cpu')
     if function == 'ours':  # as the commands of vit-jax start themselves
-      env[allocation.VARIABLE] = allocation.settings()
+      env.update(allocation.settings())
     return turns.Candidate(name, prepare, settings, batch * steps, env)
 
   def mine(name, keys, source='packed', data='packed', **more):

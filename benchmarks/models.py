@@ -58,7 +58,7 @@ def candidates(
     prepare = f'benchmarks.{module}:{function}'
     env = turns.on_device(device)
     if name == 'vit_jax':  # as the commands of vit-jax start themselves
-      env = {**env, allocation.VARIABLE: allocation.settings()}
+      env = {**env, **allocation.settings()}
     return turns.Candidate(name, prepare, {**settings, **more}, batch, env)
 
   rows = [one('vit_jax', 'models_jax', what)]

@@ -1,5 +1,6 @@
-"""Programs that compute start again once, with settings of glibc."""
+"""Programs that compute start again once, with settings of their memory."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ restart_with_kept_memory()
 print('end', os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))
 """
 
+_VARIABLES = 'GLIBC_TUNABLES', 'LD_PRELOAD', 'MALLOC_CONF'
+
 
 @pytest.fixture
 def _starts(monkeypatch):
@@ -23,8 +26,19 @@ def _starts(monkeypatch):
   starts = []
   monkeypatch.setattr(os, 'confstr', lambda name: 'glibc 2.36', raising=False)
   monkeypatch.setattr(os, 'execve', lambda *args: starts.append(args))
-  monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+  for name in _VARIABLES:
+    monkeypatch.delenv(name, raising=False)
   return starts
+
+
+@pytest.fixture
+def _library(monkeypatch, tmp_path):
+  """A file that is found as jemalloc."""
+  file = tmp_path / 'lib' / 'libjemalloc.so.2'
+  file.parent.mkdir()
+  file.touch()
+  monkeypatch.setattr(sys, 'prefix', str(tmp_path))
+  return file
 
 
 def test_a_program_starts_again_with_its_arguments(_starts, monkeypatch):
@@ -35,7 +49,8 @@ def test_a_program_starts_again_with_its_arguments(_starts, monkeypatch):
   ((program, words, environment),) = _starts
   assert program == sys.executable
   assert words == [sys.executable, '-m', 'vit_jax.main', '--workdir=a b']
-  assert environment['GLIBC_TUNABLES'] == allocation.settings()
+  for name, value in allocation.settings().items():
+    assert environment[name] == value
   assert environment['PATH'] == os.environ['PATH']
 
 
@@ -57,7 +72,8 @@ def test_a_quarter_of_the_memory_is_kept(monkeypatch, tmp_path, limit):
   if limit is not None:
     path.write_text(limit)
   monkeypatch.setattr(allocation, '_CGROUP_LIMIT', path)
-  values = dict(x.split('=') for x in allocation.settings().split(':'))
+  glibc = allocation.settings()['GLIBC_TUNABLES']
+  values = dict(x.split('=') for x in glibc.split(':'))
   kept = int(values['glibc.malloc.mmap_threshold'])
   if limit == '1000000\n':
     assert kept == 250_000
@@ -66,9 +82,35 @@ def test_a_quarter_of_the_memory_is_kept(monkeypatch, tmp_path, limit):
   assert int(values['glibc.malloc.trim_threshold']) == 2 * kept
 
 
+def test_jemalloc_is_used_where_it_is_found(_starts, _library):
+  allocation.restart_with_kept_memory()
+  ((_, _, environment),) = _starts
+  assert environment['LD_PRELOAD'] == str(_library)
+  glibc = dict(x.split('=') for x in environment['GLIBC_TUNABLES'].split(':'))
+  values = dict(x.split(':') for x in environment['MALLOC_CONF'].split(','))
+  # Both give the blocks back that are larger.
+  kept = glibc['glibc.malloc.mmap_threshold']
+  assert values['oversize_threshold'] == kept
+
+
+@pytest.mark.parametrize('name', ['LD_PRELOAD', 'MALLOC_CONF'])
+def test_an_allocator_of_the_user_counts(_starts, _library, monkeypatch, name):
+  monkeypatch.setenv(name, 'my own')
+  allocation.restart_with_kept_memory()
+  ((_, _, environment),) = _starts
+  own = {k: environment[k] for k in _VARIABLES[1:] if k in environment}
+  assert own == {name: 'my own'}
+  assert 'GLIBC_TUNABLES' in environment
+
+
+def test_without_jemalloc_glibc_keeps_the_memory(_starts, monkeypatch):
+  monkeypatch.setattr(allocation, '_jemalloc', lambda: None)
+  assert list(allocation.settings()) == ['GLIBC_TUNABLES']
+
+
 @pytest.mark.skipif(not allocation._has_glibc(), reason='needs glibc')
 def test_the_process_stays_the_same():
-  env = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
+  env = {k: v for k, v in os.environ.items() if k not in _VARIABLES}
   result = subprocess.run(
     [sys.executable, '-c', _PROGRAM, 'a b', '--c=d'],
     capture_output=True,
@@ -79,5 +121,37 @@ def test_the_process_stays_the_same():
   first, second, end = result.stdout.splitlines()
   assert first == second  # one process, which starts twice
   assert end.split()[1] == first.split()[1]
-  assert "['a b', '--c=d'] " + allocation.settings() in end
+  glibc = allocation.settings()['GLIBC_TUNABLES']
+  assert "['a b', '--c=d'] " + glibc in end
+  assert not result.stderr
+
+
+_KEPT = """
+import resource
+import numpy as np
+from vit_jax.allocation import restart_with_kept_memory
+restart_with_kept_memory()
+def pages(n):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  np.ones(n, np.uint8)
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+n = 64 * 2**20
+print(pages(n), [pages(n) for _ in range(5)])
+"""
+
+
+@pytest.mark.skipif(not allocation._has_glibc(), reason='needs glibc')
+def test_a_block_is_kept():
+  """Its pages come from the system only once, whichever library is there."""
+  env = {k: v for k, v in os.environ.items() if k not in _VARIABLES}
+  result = subprocess.run(
+    [sys.executable, '-c', _KEPT],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=env,
+  )
+  first, later = result.stdout.split(' ', 1)
+  assert int(first) > 0
+  assert json.loads(later) == [0] * 5, result.stdout
   assert not result.stderr

@@ -1,19 +1,25 @@
 """How programs that compute on a CPU get their memory.
 
-A training step on a CPU takes one large block from glibc, 1.4 GB for ViT-S/16
-with 16 images, and returns it. glibc gives such blocks back to the system, and
-Linux clears their pages again, one by one, when the next step writes them:
-360,000 times a step, a tenth of its time and more on a virtual machine. So
-glibc is told to keep blocks, and to ask for pages of 2 MiB. It reads these
-settings from the environment, when a program starts.
+A training step on a CPU takes one large block, 1.4 GB for ViT-S/16 with 16
+images, and returns it. glibc, the usual library, gives such blocks back to the
+system, and Linux clears their pages again, one by one, when the next step
+writes them: 360,000 times a step, a tenth of its time and more on a virtual
+machine. A step also takes up to a hundred thousand small blocks, in several
+threads.
+
+jemalloc is faster at both, so a program uses it where the system has it. It
+must be loaded before the program, and reads its settings from the environment.
+glibc reads some from there too: it is told to keep large blocks, and to ask for
+pages of 2 MiB. But its kept blocks get split, and a program may need several of
+them. docs/performance.md compares the two.
 """
 
 import gc
 import os
 import pathlib
+import platform
 import sys
 
-VARIABLE = 'GLIBC_TUNABLES'
 # The commands of `vit-jax` that train a model or apply it to many images.
 COMMANDS = (
   'ablate',
@@ -28,25 +34,32 @@ COMMANDS = (
   'train',
   'vtab',
 )
+_GLIBC = 'GLIBC_TUNABLES'
+# The variables of jemalloc, and of what is loaded before a program.
+_JEMALLOC = 'MALLOC_CONF'
+_PRELOAD = 'LD_PRELOAD'
 # Blocks up to this fraction of the memory are kept. Parts of kept memory cannot
-# always be used again, so a program can need two such blocks more.
+# always be used again, so with glibc a program can need two such blocks more.
 _KEPT = 1 / 4
+# Milliseconds (12 days) for which jemalloc keeps a block: as good as forever.
+# With its own word for forever, -1, it would not give larger ones back.
+_KEPT_FOR = 1_000_000_000
 _OBJECTS = 70_000  # new ones, after which Python collects; its own limit is 700
 _USUAL = gc.get_threshold()
 _CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')
 
 
 def restart_with_kept_memory() -> None:
-  """Starts this program again, once, with settings of glibc; called at first.
+  """Starts this program again, once, with `settings`; called at first.
 
   It keeps the number of the process, its arguments, files and directory. It
   does nothing where the program has the variable GLIBC_TUNABLES already, so a
   user's own settings count, and on systems without glibc.
   """
-  if VARIABLE in os.environ or not _has_glibc():
+  if _GLIBC in os.environ or not _has_glibc():
     return
-  # Without the variable in the new environment, this would go on forever.
-  environment = {**os.environ, VARIABLE: settings()}
+  # They contain GLIBC_TUNABLES. Without it, this would go on forever.
+  environment = {**os.environ, **settings()}
   sys.stdout.flush()
   sys.stderr.flush()
   os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
@@ -71,17 +84,52 @@ def collect_as_usual() -> None:
     gc.set_threshold(*_USUAL)
 
 
-def settings() -> str:
-  """The value of GLIBC_TUNABLES."""
+def settings() -> dict[str, str]:
+  """The environment variables with which a program that computes starts.
+
+  They are jemalloc's where it is found and the user has preloaded nothing and
+  set nothing of it, and glibc's, which jemalloc does not read.
+  """
   kept = int(_memory() * _KEPT)
-  values = {
+  glibc = {
     # Other arenas than the first give every large block back.
     'arena_max': 1,
     'mmap_threshold': kept,
     'trim_threshold': 2 * kept,
     'hugetlb': 1,
   }
-  return ':'.join(f'glibc.malloc.{k}={v}' for k, v in values.items())
+  variables = {
+    _GLIBC: ':'.join(f'glibc.malloc.{k}={v}' for k, v in glibc.items())
+  }
+  library = _jemalloc()
+  if library is None or {_PRELOAD, _JEMALLOC} & os.environ.keys():
+    return variables
+  jemalloc = {
+    # A block that one thread has returned serves all of them.
+    'narenas': 1,
+    'thp': 'always',  # asks for pages of 2 MiB
+    # Larger blocks are given back at once. The third setting is needed for the
+    # second: without it, jemalloc gives all blocks from 8 MB on back.
+    'oversize_threshold': kept,
+    'dirty_decay_ms': _KEPT_FOR,
+    'muzzy_decay_ms': -1,
+  }
+  variables[_PRELOAD] = str(library)
+  variables[_JEMALLOC] = ','.join(f'{k}:{v}' for k, v in jemalloc.items())
+  return variables
+
+
+def _jemalloc() -> pathlib.Path | None:
+  """The library of jemalloc: of this Python's environment, or the system's."""
+  folders = (
+    pathlib.Path(sys.prefix, 'lib'),  # that of an environment of conda
+    pathlib.Path('/usr/local/lib'),
+    pathlib.Path(f'/usr/lib/{platform.machine()}-linux-gnu'),  # Debian, Ubuntu
+    pathlib.Path('/usr/lib64'),
+    pathlib.Path('/usr/lib'),
+  )
+  files = (folder / 'libjemalloc.so.2' for folder in folders)
+  return next(filter(pathlib.Path.exists, files), None)
 
 
 def _memory() -> int:
