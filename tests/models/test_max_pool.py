@@ -56,3 +56,15 @@ def test_the_gradient_on_a_cpu_has_no_scatter():
   gradient = jax.grad(lambda x: max_pool(x, (3, 3), (2, 2), 'SAME').sum())
   text = jax.jit(gradient).lower(x).compile().as_text()
   assert not re.search(r'= \S+ (scatter|select-and-scatter)\(', text)
+
+
+def test_gradients_in_bfloat16_are_added_in_float32():
+  """Nine windows share their largest entry; 257 is no number of bfloat16."""
+  x = jnp.zeros((1, 3, 3, 1), jnp.bfloat16).at[0, 1, 1, 0].set(1)
+  g = jnp.ones((1, 3, 3, 1), jnp.bfloat16).at[0, 0, 0, 0].set(256)
+  with traced_for('cpu'):
+    pool = lambda x: max_pool(x, (3, 3), (1, 1), 'SAME')
+    (gradient,) = jax.vjp(pool, x)[1](g)
+  assert gradient.dtype == jnp.bfloat16
+  assert gradient[0, 1, 1, 0] == 264  # one by one, it would stay 256
+  assert gradient.sum() == 264

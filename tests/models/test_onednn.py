@@ -281,6 +281,28 @@ def test_convolutions_that_are_mapped():
       _assert_equal(jax.vmap(run, in_axes=axes)(*args), jnp.stack(expected))
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_of_the_gradient_of_a_kernel(dtype):
+  """Its own derivative with respect to the images."""
+  x, kernel = _normal(0, 2, 8, 8, 4, dtype=dtype), _normal(1, 3, 3, 4, 5)
+
+  def second(convolution, x, kernel):
+    y = lambda kernel: convolution(x, kernel, (2, 2), ((1, 1), (1, 1)))
+    return jnp.square(jax.grad(lambda k: y(k).sum())(kernel)).mean()
+
+  exact = functools.partial(
+    jax.lax.conv_general_dilated, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  expected = jax.grad(second, 1)(exact, x.astype(jnp.float32), kernel)
+  with _used():
+    convolution = onednn_convolutions.convolution
+    actual = jax.jit(jax.grad(second, 1), static_argnums=0)(
+      convolution, x, kernel.astype(dtype)
+    )
+  assert jnp.abs(expected).max() > 0.1
+  _assert_equal(_in_float32(actual), expected, dtype)
+
+
 def test_padding_wider_than_the_kernel_is_left_to_the_compiler():
   x, kernel = _normal(0, 1, 6, 6, 2), _normal(1, 2, 2, 2, 3)
   run = lambda x, kernel: products.convolution(

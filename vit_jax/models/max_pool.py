@@ -90,6 +90,8 @@ def _backward(window, strides, pads, kept, g):
   for i, entry in reversed(list(enumerate(entries.values()))):
     first = jnp.where(entry == y, i, first)
   # Each is used once for every entry of a window, and computed only once.
+  # Sums are in float32: of bfloat16, they take seven times as long.
+  g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
   first, g = stored(first), stored(g)
   # Every stride-th row and column of the padded map gets its own sum. An entry
   # is at the same offset, up to a multiple of the stride, in all windows that
@@ -127,7 +129,8 @@ def _backward(window, strides, pads, kept, g):
     x.shape[0], rows * strides[0], columns * strides[1], x.shape[3]
   )
   (top, _), (left, _) = pads
-  return (whole[:, top : top + x.shape[1], left : left + x.shape[2]],)
+  whole = whole[:, top : top + x.shape[1], left : left + x.shape[2]]
+  return (stored(whole).astype(x.dtype),)
 
 
 _max_pool_on_cpu.defvjp(_forward, _backward)

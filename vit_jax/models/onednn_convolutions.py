@@ -15,6 +15,7 @@ from jax.interpreters import ad, batching, mlir
 import jax.numpy as jnp
 
 from vit_jax.models import onednn
+from vit_jax.models.fusion import moved
 from vit_jax.models.onednn_products import product
 
 _Pairs = tuple[tuple[int, int], ...]
@@ -79,19 +80,19 @@ def _kernel_gradient(g, x, kernel, *, strides, padding):
   sizes = kernel.aval.shape[:2]
   rows, columns = g.shape[1:3]
   channels, features = x.shape[-1], g.shape[-1]
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   g = g.reshape(-1, features)
 
-  def shifted(row, column):
+  def inputs(row, x):
+    """What one row of the kernel sees: (positions, columns * channels)."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     below, right = (rows - 1) * strides[0] + 1, (columns - 1) * strides[1] + 1
-    return x[
-      :, row : row + below : strides[0], column : column + right : strides[1]
-    ]
+    x = x[:, row : row + below : strides[0]]
+    shifted = [x[:, :, c : c + right : strides[1]] for c in range(sizes[1])]
+    return jnp.concatenate(shifted, -1).reshape(-1, sizes[1] * channels)
 
   def of_row(row):
-    inputs = jnp.concatenate([shifted(row, c) for c in range(sizes[1])], -1)
-    inputs = inputs.reshape(-1, sizes[1] * channels)
-    y = product(inputs, g, transpose_a=True)
+    y = moved(functools.partial(inputs, row), x)
+    y = product(y, g, transpose_a=True)
     return y.reshape(sizes[1], channels, features)
 
   return jnp.stack([of_row(row) for row in range(sizes[0])])
