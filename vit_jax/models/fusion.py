@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.platform import target_platform
+
 
 def stored(x: jax.Array) -> jax.Array:
   """x, which is in memory before it is used.
@@ -23,6 +25,27 @@ def stored(x: jax.Array) -> jax.Array:
   """
   true = jax.lax.optimization_barrier(jnp.array(True))
   return jax.lax.cond(true, lambda x: x, jnp.negative, x)
+
+
+def apart(x: jax.Array, uses: int) -> tuple[jax.Array, ...]:
+  """x for several uses, which share no operation with each other, on a CPU.
+
+  A sum of an array of bfloat16 converts its entries while it adds them. If the
+  compiler finds the same conversion elsewhere, it stores the converted array
+  for both, which takes ten times as long as the sum.
+
+  Args:
+    x: any shape and dtype.
+    uses: how many.
+
+  Returns:
+    x, as often as it is used.
+  """
+  several = (x,) * uses
+  if target_platform() != 'cpu':
+    return several
+  # One barrier for all: the compiler would take two for the same.
+  return jax.lax.optimization_barrier(several)
 
 
 def moved(move: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

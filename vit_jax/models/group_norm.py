@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.fusion import apart
 from vit_jax.models.platform import target_platform
 
 
@@ -77,10 +78,12 @@ def _normalize(x, scale, bias, groups, epsilon):
 
   scale and bias have as many axes as x.
   """
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  mean = _group_means(x, groups)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  once, again, x = (x.astype(dtype) for x in apart(x, 3))
+  mean = _group_means(once, groups)
+  squares = _group_means(again * again, groups)
   # Rounding can make this difference negative.
-  variance = jnp.maximum(0.0, _group_means(x * x, groups) - mean * mean)
+  variance = jnp.maximum(0.0, squares - mean * mean)
   inverse = jax.lax.rsqrt(variance + epsilon)
   return (x - mean) * (inverse * scale) + bias, mean, inverse
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from vit_jax.models.fusion import apart
 from vit_jax.models.platform import target_platform
 
 
@@ -43,10 +44,12 @@ def _normalize(x, scale, bias, epsilon):
 
   scale and bias have as many axes as x.
   """
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  mean = x.mean(-1, keepdims=True)
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  once, again, x = (x.astype(dtype) for x in apart(x, 3))
+  mean = once.mean(-1, keepdims=True)
+  squares = (again * again).mean(-1, keepdims=True)
   # Rounding can make this difference negative.
-  variance = jnp.maximum(0.0, (x * x).mean(-1, keepdims=True) - mean * mean)
+  variance = jnp.maximum(0.0, squares - mean * mean)
   inverse = jax.lax.rsqrt(variance + epsilon)
   return (x - mean) * (inverse * scale) + bias, mean, inverse
 
