@@ -8,6 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.models import fusion
+from vit_jax.models.fusion import apart
+from vit_jax.models.group_norm import GroupNorm
+from vit_jax.models.layer_norm import LayerNorm
+from vit_jax.models.platform import traced_for
 
 
 def _columns(x):
@@ -56,3 +60,30 @@ def test_a_stored_array_is_the_same():
   chex.assert_trees_all_equal(jax.jit(fusion.stored)(x), x)
   gradient = jax.grad(lambda x: (fusion.stored(x) ** 2).sum())(x)
   chex.assert_trees_all_equal(gradient, 2 * x)
+
+
+@pytest.mark.parametrize(
+  'module',
+  [GroupNorm(8, dtype=jnp.bfloat16), LayerNorm(dtype=jnp.bfloat16)],
+  ids=['group', 'layer'],
+)
+def test_a_norm_stores_no_array_in_float32(module):
+  """Its sums convert what they add: no such array is as large as x."""
+  x = jax.random.normal(jax.random.key(0), (4, 16, 16, 64), jnp.bfloat16)
+  with traced_for('cpu'):
+    variables = module.init(jax.random.key(1), x)
+    program = jax.jit(module.apply).lower(variables, x).compile()
+  main = program.as_text().partition('\nENTRY ')[2]
+  results = re.findall(r'= (\w+)\[4,16,16,64\]', main)
+  assert results
+  assert 'f32' not in results, main
+
+
+def test_uses_apart_are_the_same():
+  x = jnp.arange(3.0)
+  for platform in ('cpu', 'any'):
+    with traced_for(platform):
+      assert len(apart(x, 3)) == 3
+      total = lambda x: sum(y.sum() * i for i, y in enumerate(apart(x, 3)))
+      chex.assert_trees_all_equal(jax.jit(total)(x), jnp.float32(9))
+      chex.assert_trees_all_equal(jax.grad(total)(x), jnp.full(3, 3.0))
