@@ -108,10 +108,10 @@ def settings() -> dict[str, str]:
     # A block that one thread has returned serves all of them.
     'narenas': 1,
     'thp': 'always',  # asks for pages of 2 MiB
-    # Larger blocks are given back at once. The third setting is needed for the
-    # second: without it, jemalloc gives all blocks from 8 MB on back.
-    'oversize_threshold': kept,
+    'oversize_threshold': kept,  # larger blocks are given back at once
     'dirty_decay_ms': _KEPT_FOR,
+    # With a number of milliseconds here, jemalloc 5.3 would give back all
+    # blocks from 8 MB on, whatever the threshold is.
     'muzzy_decay_ms': -1,
   }
   variables[_PRELOAD] = str(library)

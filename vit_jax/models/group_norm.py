@@ -79,6 +79,7 @@ def _normalize(x, scale, bias, groups, epsilon):
   scale and bias have as many axes as x.
   """
   dtype = jnp.promote_types(x.dtype, jnp.float32)
+  # Both sums convert x while they add, so x in float32 is never stored.
   once, again, x = (x.astype(dtype) for x in apart(x, 3))
   mean = _group_means(once, groups)
   squares = _group_means(again * again, groups)

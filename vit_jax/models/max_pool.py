@@ -89,9 +89,9 @@ def _backward(window, strides, pads, kept, g):
   first = jnp.full(y.shape, len(entries), jnp.int16)
   for i, entry in reversed(list(enumerate(entries.values()))):
     first = jnp.where(entry == y, i, first)
-  # Each is used once for every entry of a window, and computed only once.
-  # Sums are in float32: of bfloat16, they take seven times as long.
+  # Sums of bfloat16 take seven times as long as those of float32.
   g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
+  # Each is used once for every entry of a window, and computed only once.
   first, g = stored(first), stored(g)
   # Every stride-th row and column of the padded map gets its own sum. An entry
   # is at the same offset, up to a multiple of the stride, in all windows that
@@ -130,6 +130,7 @@ def _backward(window, strides, pads, kept, g):
   )
   (top, _), (left, _) = pads
   whole = whole[:, top : top + x.shape[1], left : left + x.shape[2]]
+  # A conversion in the same operation as the joins would be slow again.
   return (stored(whole).astype(x.dtype),)
 
 
