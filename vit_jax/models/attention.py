@@ -28,6 +28,7 @@ from vit_jax.models.products import (
   fuses_bias,
   mix_maps,
 )
+from vit_jax.models.softmax import softmax
 from vit_jax.models.tpu_layout import (
   kernel_for_heads,
   split_batch,
@@ -62,7 +63,7 @@ def attend(
     logits += bias
   if mask is not None:
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  probs = jax.nn.softmax(logits)
+  probs = softmax(logits)
   dropped = dropout(probs) if dropout is not None else probs
   return attention_output(dropped.astype(v.dtype), v), probs
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models import onednn_products
+from vit_jax.models.products import multiply_parameter
 from vit_jax.models.tpu_layout import constrain
 
 # The allowed values of `remat`, each with the policy that says which values of
@@ -55,7 +56,7 @@ def scale_channels(
   if initial is None:
     return x
   gamma = block.param(name, nn.initializers.constant(initial), (x.shape[-1],))
-  return x * gamma.astype(x.dtype).reshape(1, 1, -1)
+  return multiply_parameter(x, gamma.astype(x.dtype))
 
 
 def run_blocks(

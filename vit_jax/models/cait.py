@@ -34,6 +34,7 @@ from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.patches import PatchSize, embed_patches
 from vit_jax.models.products import attention_logits, attention_output
 from vit_jax.models.registry import register
+from vit_jax.models.softmax import softmax
 from vit_jax.models.tokens import add_position_table, learned_token
 from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
@@ -92,7 +93,7 @@ def talking_heads(
   """
   mix = functools.partial(MixHeads, q.shape[2], dtype=dtype)
   logits = attention_logits(q * q.shape[-1] ** -0.5, k)
-  probs = jax.nn.softmax(mix(name='proj_l')(logits))
+  probs = softmax(mix(name='proj_l')(logits))
   mixed = mix(name='proj_w')(probs)
   dropped = dropout(mixed) if dropout is not None else mixed
   y = attention_output(dropped.astype(v.dtype), v)

@@ -40,6 +40,7 @@ from vit_jax.models.mlp import timm_mlp
 from vit_jax.models.patches import embed_patches
 from vit_jax.models.products import attention_logits, attention_output
 from vit_jax.models.registry import register
+from vit_jax.models.softmax import softmax
 from vit_jax.models.tokens import add_position_table, prepend_tokens
 from vit_jax.models.tpu_layout import constrain
 from vit_jax.preprocessing import Preprocessing
@@ -81,7 +82,7 @@ def re_attention(
   """
   heads = q.shape[2]
   logits = attention_logits(q * q.shape[-1] ** -0.5, k)
-  probs = jax.nn.softmax(logits.astype(jnp.float32))
+  probs = softmax(logits.astype(jnp.float32))
   dropped = dropout(probs) if dropout is not None else probs
   # The norm enlarges small differences of the probabilities from their mean, so
   # these must survive rounding: Θ is applied to the differences.

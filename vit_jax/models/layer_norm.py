@@ -1,5 +1,7 @@
 """Layer normalization, with a gradient that keeps only its input."""
 
+from typing import Any
+
 from flax import linen as nn
 from flax.typing import Initializer
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.models.fusion import apart
-from vit_jax.models.platform import target_platform
+from vit_jax.models.platform import on_one_cpu, target_platform
 
 
 class LayerNorm(nn.Module):
@@ -34,9 +36,15 @@ class LayerNorm(nn.Module):
     dtype = self.dtype or jnp.result_type(x, scale, bias)
     axes = tuple(range(x.ndim - 1))
     scale, bias = jnp.expand_dims(scale, axes), jnp.expand_dims(bias, axes)
-    if target_platform() == 'cpu':
-      return _normalize_on_cpu(x, scale, bias, self.epsilon).astype(dtype)
-    return _normalize(x, scale, bias, self.epsilon)[0].astype(dtype)
+    if target_platform() != 'cpu':
+      return _normalize(x, scale, bias, self.epsilon)[0].astype(dtype)
+    rows = x
+    if on_one_cpu():
+      # A matrix, because sums of products are slow where the first axis has
+      # length 1, as that of one image (`fusion.row_products`).
+      rows, scale, bias = (y.reshape(-1, x.shape[-1]) for y in (x, scale, bias))
+    y: Any = _normalize_on_cpu(rows, scale, bias, self.epsilon)
+    return y.astype(dtype).reshape(x.shape)
 
 
 def _normalize(x, scale, bias, epsilon):

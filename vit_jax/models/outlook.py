@@ -14,8 +14,10 @@ from jax.typing import DTypeLike
 
 from vit_jax.models.dense import Dense
 from vit_jax.models.dropout import Dropout
+from vit_jax.models.fusion import row_products
 from vit_jax.models.initializers import normal02
 from vit_jax.models.platform import target_platform
+from vit_jax.models.softmax import softmax
 
 # Windows of three entries at stride 2, along one axis. Position 2i is entry 1
 # of window i. Position 2i + 1 is entry 2 of window i and entry 0 of window i +
@@ -74,7 +76,8 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
     total = jnp.zeros((), v.dtype)
     for (oi, oj), weight in pairs.items():
       plane = planes[oi % 2, oj % 2]
-      total = total + sum(weight) * shift(plane, oi // 2 + 1, oj // 2 + 1)
+      shifted = shift(plane, oi // 2 + 1, oj // 2 + 1)
+      total = total + _weighted(sum(weight), shifted)
     return total
 
   rows = [
@@ -83,6 +86,28 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
   y = jnp.stack(rows, axis=2)  # (B, h, 2, w, 2, N, K)
   y = y.reshape(batch, 2 * windows[0], 2 * windows[1], *v.shape[3:])
   return y[:, :height, :width]
+
+
+@jax.custom_vjp
+def _weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
+  """weights * v, with the sums of `fusion.row_products` in its gradient.
+
+  Args:
+    weights: (..., 1).
+    v: (..., K).
+
+  Returns:
+    (..., K).
+  """
+  return weights * v
+
+
+def _weighted_gradient(kept, g):
+  weights, v = kept
+  return row_products(g, v).astype(weights.dtype), weights * g
+
+
+_weighted.defvjp(lambda w, v: (w * v, (w, v)), _weighted_gradient)
 
 
 def _planes(x: jax.Array) -> dict[tuple[int, int], jax.Array]:
@@ -164,7 +189,7 @@ class OutlookAttention(nn.Module):
     mean = nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=False)
     logits = dense(81 * self.num_heads, name='attn')(mean)
     logits = logits.reshape(*mean.shape[:3], self.num_heads, 9, 9)
-    probs = jax.nn.softmax(logits.astype(jnp.float32) * head_width**-0.5)
+    probs = softmax(logits.astype(jnp.float32) * head_width**-0.5)
     weights = Dropout(self.dropout, deterministic=not train)(probs)
     # A CPU adds and multiplies bfloat16 numbers several times as slowly as
     # float32 ones.

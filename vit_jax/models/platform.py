@@ -48,5 +48,15 @@ def target_platform() -> str:
   return _kind(jax.default_backend())
 
 
+def on_one_cpu() -> bool:
+  """Whether a model is traced for a single CPU.
+
+  Over several devices, an array whose axes were joined to fewer ones cannot be
+  split as before.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return target_platform() == 'cpu' and (mesh.empty or mesh.size == 1)
+
+
 def _kind(platform: str) -> str:
   return 'gpu' if platform in ('cuda', 'rocm') else platform

@@ -22,16 +22,7 @@ from vit_jax.models import (
   tpu_layout,
 )
 from vit_jax.models.activations import activate
-from vit_jax.models.platform import target_platform
-
-
-def _on_one_cpu() -> bool:
-  """Whether a model is traced for a single CPU.
-
-  Over several devices, an array with fewer axes cannot be split as before.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  return target_platform() == 'cpu' and (mesh.empty or mesh.size == 1)
+from vit_jax.models.platform import on_one_cpu, target_platform
 
 
 def dot_general(
@@ -61,7 +52,7 @@ def dot_general(
   """
   axes = len(dims[0][0])
   last = tuple(range(x.ndim - axes, x.ndim)), tuple(range(axes))
-  if not _on_one_cpu() or dims != (last, ((), ())):
+  if not on_one_cpu() or dims != (last, ((), ())):
     return tpu_layout.dot_general(
       x, kernel, dims, precision, before_dropout=before_dropout, **kwargs
     )
@@ -85,7 +76,7 @@ def fuses_bias(x: jax.Array, kernel: jax.Array) -> bool:
 
 
 def _with_onednn(x: jax.Array, kernel: jax.Array) -> bool:
-  return _on_one_cpu() and onednn.is_used(x, kernel)
+  return on_one_cpu() and onednn.is_used(x, kernel)
 
 
 def dense(
@@ -139,10 +130,29 @@ def add_parameter(x: jax.Array, parameter: jax.Array) -> jax.Array:
   Returns:
     (..., *shape).
   """
+  return x + _like(parameter, x)
+
+
+def multiply_parameter(x: jax.Array, parameter: jax.Array) -> jax.Array:
+  """The product of activations and a parameter, such as LayerScale's.
+
+  Args:
+    x: (..., *shape).
+    parameter: (*shape), of the same dtype, with the gradient of
+      `add_parameter`.
+
+  Returns:
+    (..., *shape).
+  """
+  return x * _like(parameter, x)
+
+
+def _like(parameter: jax.Array, x: jax.Array) -> jax.Array:
+  """`parameter`, which can be added to x or multiplied with it."""
   lead = x.shape[: x.ndim - parameter.ndim]
-  if _on_one_cpu():
-    return x + cast(jax.Array, _spread(parameter, lead))
-  return x + jnp.expand_dims(parameter, tuple(range(len(lead))))
+  if on_one_cpu():
+    return cast(jax.Array, _spread(parameter, lead))
+  return jnp.expand_dims(parameter, tuple(range(len(lead))))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -247,7 +257,7 @@ def patch_convolution(
   Returns:
     (B, H / height, W / width, D).
   """
-  if not _on_one_cpu():
+  if not on_one_cpu():
     return jax.lax.conv_general_dilated(x, kernel, strides, *args, **kwargs)
   height, width, channels, features = kernel.shape
   rows, columns = x.shape[1] // height, x.shape[2] // width
@@ -296,7 +306,7 @@ def convolution(
     feature_group_count=feature_group_count,
     **kwargs,
   )
-  if not _on_one_cpu() or feature_group_count > 1:
+  if not on_one_cpu() or feature_group_count > 1:
     return convolve(x, kernel)
   height, width, channels, features = kernel.shape
   around = (

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.area.areas import Areas
+from vit_jax.models.softmax import softmax
 
 KEY_MODES = (
   'mean',
@@ -159,7 +160,7 @@ def _probabilities(
       mask, lambda items: functools.reduce(jnp.logical_and, items)
     )
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  probs = jax.nn.softmax(logits)
+  probs = softmax(logits)
   if top_k:
     top, _ = jax.lax.top_k(
       jax.lax.stop_gradient(probs), min(top_k, probs.shape[-1])

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from vit_jax.models import onednn, onednn_products
 from vit_jax.models.cpu_products import by_rows
+from vit_jax.models.fusion import row_products
 
 
 @jax.custom_vjp
@@ -54,7 +55,7 @@ def _forward(q, k, v):
 def _backward(kept, g):
   q, k, v, y, weights, sums = kept
   g = jnp.swapaxes(g, 1, 2) / sums
-  mean = (g * y).sum(-1, keepdims=True)
+  mean = row_products(g, y)
   g = g.astype(v.dtype)
   grad_v = _product(weights, g, transpose_a=True)
   grad_probs = _product(g, v, transpose_b=True)
