@@ -4,6 +4,7 @@ import re
 
 import chex
 import jax
+from jax.extend.core import jaxprs_in_params
 import jax.numpy as jnp
 import pytest
 
@@ -11,7 +12,9 @@ from vit_jax.models import fusion
 from vit_jax.models.fusion import apart
 from vit_jax.models.group_norm import GroupNorm
 from vit_jax.models.layer_norm import LayerNorm
+from vit_jax.models.outlook import outlook
 from vit_jax.models.platform import traced_for
+from vit_jax.models.softmax import softmax
 
 
 def _columns(x):
@@ -87,3 +90,69 @@ def test_uses_apart_are_the_same():
       total = lambda x: sum(y.sum() * i for i, y in enumerate(apart(x, 3)))
       chex.assert_trees_all_equal(jax.jit(total)(x), jnp.float32(9))
       chex.assert_trees_all_equal(jax.grad(total)(x), jnp.full(3, 3.0))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('shape', [(1, 5, 7), (4, 1, 2, 3, 8), (6,)])
+def test_row_products_are_sums_of_products(shape, dtype):
+  a, b = jax.random.normal(jax.random.key(0), (2, *shape), dtype)
+  y = fusion.row_products(a, b)
+  assert y.dtype == jnp.float32
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  chex.assert_trees_all_close(y, (a * b).sum(-1, keepdims=True), atol=1e-5)
+
+
+def test_row_products_of_two_types_are_in_the_wider():
+  a, b = jnp.ones((2, 3), jnp.bfloat16), jnp.full((2, 3), 1 / 3)
+  chex.assert_trees_all_close(fusion.row_products(a, b), jnp.ones((2, 1)))
+
+
+@pytest.mark.parametrize('shape', [(1, 2, 5, 7), (3, 2, 1, 9)])
+def test_softmax_has_the_values_and_gradient_of_jax(shape):
+  x, g = 3 * jax.random.normal(jax.random.key(0), (2, *shape))
+  y, gradient = jax.vjp(softmax, x)
+  expected, expected_gradient = jax.vjp(jax.nn.softmax, x)
+  chex.assert_trees_all_equal(y, expected)
+  chex.assert_trees_all_close(gradient(g), expected_gradient(g), atol=1e-6)
+  y, gradient = jax.vjp(softmax, x.astype(jnp.bfloat16))
+  assert y.dtype == gradient(y)[0].dtype == jnp.bfloat16
+
+
+def _of_layer_norm(x):
+  return LayerNorm().apply(
+    {'params': {'scale': jnp.ones(36), 'bias': jnp.ones(36)}}, x
+  )
+
+
+def _of_outlook(x):
+  x = x.reshape(1, 2, 2, 1, 36)
+  weights = jnp.tile(x[:, :1, :1], (1, 1, 1, 1, 3))[..., :81]
+  return outlook(weights.reshape(1, 1, 1, 1, 9, 9), x)
+
+
+def _sums_of_products(jaxpr):
+  """The shapes of all products whose sum over the last axis is computed."""
+  made_by = {y: e.primitive.name for e in jaxpr.eqns for y in e.outvars}
+  shapes = []
+  for equation in jaxpr.eqns:
+    for inner in jaxprs_in_params(equation.params):
+      shapes += _sums_of_products(inner)
+    if equation.primitive.name == 'reduce_sum':
+      (x,) = equation.invars
+      if x.aval.ndim - 1 in equation.params['axes'] and made_by.get(x) == 'mul':
+        shapes.append(x.aval.shape)
+  return shapes
+
+
+@pytest.mark.parametrize(
+  'function', [jax.nn.softmax, softmax, _of_layer_norm, _of_outlook]
+)
+def test_no_products_of_one_image_are_added(function):
+  """Their sum is slow if the first axis has length 1."""
+  x = jax.random.normal(jax.random.key(0), (1, 4, 36))
+  with traced_for('cpu'):
+    gradient = jax.make_jaxpr(lambda x: jax.vjp(function, x)[1](function(x)))(x)
+  added = [
+    shape for shape in _sums_of_products(gradient.jaxpr) if shape[0] == 1
+  ]
+  assert bool(added) == (function is jax.nn.softmax), added

@@ -56,6 +56,9 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
   weights = _pad_map(weights, (0, 1), (0, 1)).reshape(
     batch, windows[0] + 1, windows[1] + 1, heads, 81
   )
+  multiply = (
+    _multiply_on_cpu if target_platform() == 'cpu' else lambda w, v: w * v
+  )
   # A split, because its gradient is one concatenation; the gradient of 81
   # slices would be a sum of 81 arrays.
   planes_of_weights = jnp.split(weights, 81, axis=-1)
@@ -77,7 +80,7 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
     for (oi, oj), weight in pairs.items():
       plane = planes[oi % 2, oj % 2]
       shifted = shift(plane, oi // 2 + 1, oj // 2 + 1)
-      total = total + _weighted(sum(weight), shifted)
+      total = total + multiply(sum(weight), shifted)
     return total
 
   rows = [
@@ -89,8 +92,8 @@ def outlook(weights: jax.Array, v: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
-  """weights * v, with the sums of `fusion.row_products` in its gradient.
+def _multiply_on_cpu(weights, v):
+  """weights * v, whose gradient has the sums of `fusion.row_products`.
 
   Args:
     weights: (..., 1).
@@ -102,12 +105,12 @@ def _weighted(weights: jax.Array, v: jax.Array) -> jax.Array:
   return weights * v
 
 
-def _weighted_gradient(kept, g):
+def _multiply_gradient(kept, g):
   weights, v = kept
   return row_products(g, v).astype(weights.dtype), weights * g
 
 
-_weighted.defvjp(lambda w, v: (w * v, (w, v)), _weighted_gradient)
+_multiply_on_cpu.defvjp(lambda w, v: (w * v, (w, v)), _multiply_gradient)
 
 
 def _planes(x: jax.Array) -> dict[tuple[int, int], jax.Array]:

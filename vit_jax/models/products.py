@@ -138,8 +138,8 @@ def multiply_parameter(x: jax.Array, parameter: jax.Array) -> jax.Array:
 
   Args:
     x: (..., *shape).
-    parameter: (*shape), of the same dtype, with the gradient of
-      `add_parameter`.
+    parameter: (*shape), of the same dtype. On a CPU its gradient is computed as
+      in `add_parameter`.
 
   Returns:
     (..., *shape).
