@@ -186,6 +186,29 @@ def test_a_parameter_is_added_to_every_row(shape, axes, dtype):
   )
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('shape', [(1, 20, 8), (3, 5, 8), (0, 7, 8)])
+def test_a_parameter_multiplies_every_row(shape, dtype):
+  x, parameter = (
+    _normal(i, *n).astype(dtype) for i, n in ((0, shape), (1, [8]))
+  )
+  with traced_for('cpu'):
+    y, (of_x, of_parameter) = _with_gradients(
+      products.multiply_parameter, x, parameter
+    )
+  chex.assert_trees_all_equal(y, x * parameter[None, None])
+  g = _normal(9, *shape).astype(dtype)
+  chex.assert_trees_all_equal(of_x, g * parameter[None, None])
+  assert of_parameter.dtype == parameter.dtype
+  chex.assert_trees_all_close(
+    of_parameter.astype(jnp.float32),
+    (g * x).astype(jnp.float32).sum((0, 1)),
+    **{'float32': {'atol': 1e-5}, 'bfloat16': {'rtol': 1e-2, 'atol': 1e-2}}[
+      dtype
+    ],
+  )
+
+
 def test_what_is_stored_is_computed_once():
   """The users of a stored transposition do not transpose by themselves."""
   x, y = _normal(0, 64, 96), _normal(1, 96, 64)

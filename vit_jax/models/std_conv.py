@@ -59,6 +59,8 @@ class StdConv(nn.Module):
     # which takes half of the time of this standardization on a CPU. The mean of
     # a kernel is small, so no digits are lost in the difference.
     axes = (0, 1, 2)
+    # Apart, because metrics have the norm of all parameters: if both shared the
+    # squares of w, the compiler would store them instead of adding them up.
     once, again, w = apart(w, 3)
     mean = once.mean(axes)
     var = jnp.maximum(jnp.square(again).mean(axes) - jnp.square(mean), 0.0)
