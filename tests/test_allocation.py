@@ -108,6 +108,34 @@ def test_without_jemalloc_glibc_keeps_the_memory(_starts, monkeypatch):
   assert list(allocation.settings()) == ['GLIBC_TUNABLES']
 
 
+_THREADS = """
+import ctypes, threading
+together = threading.Barrier(3)
+def thread():
+  block = bytearray(10_000)
+  together.wait()
+threads = [threading.Thread(target=thread) for _ in range(3)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+ctypes.CDLL(None).malloc_stats()
+"""
+
+
+@pytest.mark.skipif(not allocation._has_glibc(), reason='needs glibc')
+def test_without_jemalloc_each_thread_has_a_heap(monkeypatch):
+  """With a common one, threads wait for each other at every small block."""
+  monkeypatch.setattr(allocation, '_jemalloc', lambda: None)
+  env = {k: v for k, v in os.environ.items() if k not in _VARIABLES}
+  result = subprocess.run(
+    [sys.executable, '-c', _THREADS],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**env, **allocation.settings()},
+  )
+  assert result.stderr.count('Arena ') == 1 + 3, result.stderr
+
+
 @pytest.mark.skipif(not allocation._has_glibc(), reason='needs glibc')
 def test_the_process_stays_the_same():
   env = {k: v for k, v in os.environ.items() if k not in _VARIABLES}

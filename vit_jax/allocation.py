@@ -9,9 +9,11 @@ threads.
 
 jemalloc is faster at both, so a program uses it where the system has it. It
 must be loaded before the program, and reads its settings from the environment.
-glibc reads some from there too: it is told to keep large blocks, and to ask for
-pages of 2 MiB. But its kept blocks get split, and a program may need several of
-them. docs/performance.md compares the two.
+glibc reads some from there too: it is told to keep what it can, and to ask for
+pages of 2 MiB, of which a step needs a few hundred. Each of its threads has a
+heap of its own (an arena), so that none waits for another. Only that of the
+first thread can keep blocks of more than 64 MB. docs/performance.md compares
+all of these.
 """
 
 import gc
@@ -39,7 +41,7 @@ _GLIBC = 'GLIBC_TUNABLES'
 _JEMALLOC = 'MALLOC_CONF'
 _PRELOAD = 'LD_PRELOAD'
 # Blocks up to this fraction of the memory are kept. Parts of kept memory cannot
-# always be used again, so with glibc a program can need two such blocks more.
+# always be used again, so a program can need two such blocks more.
 _KEPT = 1 / 4
 # Milliseconds (12 days) for which jemalloc keeps a block: as good as forever.
 # With its own word for forever, -1, it would not give larger ones back.
@@ -92,8 +94,9 @@ def settings() -> dict[str, str]:
   """
   kept = int(_memory() * _KEPT)
   glibc = {
-    # Other arenas than the first give every large block back.
-    'arena_max': 1,
+    # There is no limit for the number of heaps (`arena_max`). With a single
+    # one the largest blocks would be kept too, but threads would wait for each
+    # other at each small block, which costs more.
     'mmap_threshold': kept,
     'trim_threshold': 2 * kept,
     'hugetlb': 1,
