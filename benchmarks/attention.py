@@ -46,6 +46,7 @@ def in_jax(settings: dict[str, Any]) -> Callable[[], object]:
   from vit_jax.models import attention
   from vit_jax.models.fused import attend, gpu
 
+  allocation.compute_in_first_thread()  # as commands do
   q, k, v, g = (
     jax.device_put(x.swapaxes(1, 2).astype(settings['dtype']))
     for x in _numbers(settings)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vit_jax
+from vit_jax.allocation import compute_in_first_thread
 from vit_jax.models import flops
 from vit_jax.models.compute_weights import converted_weights
 from vit_jax.parallel.mesh import make_mesh, put_batch
@@ -63,6 +64,7 @@ def matrix_product(settings: dict[str, Any]) -> Callable[[], object]:
 
 def inference(settings: dict[str, Any]) -> _Measured:
   """The logits of a batch, with random weights in the types of a classifier."""
+  compute_in_first_thread()  # as commands do
   model = vit_jax.create_model(settings['model'], dtype=settings['dtype'])
   images = jax.device_put(_images(settings))
   variables = jax.jit(
@@ -82,6 +84,7 @@ def training(settings: dict[str, Any]) -> _Measured:
   It begins with uint8 images, which it normalizes, and ends with the new state
   and the metrics.
   """
+  compute_in_first_thread()  # as commands do
   config = default_config()
   config.model.name = settings['model']
   config.data.image_size = settings['size']

@@ -2,12 +2,14 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 
 import pytest
 
 from vit_jax import allocation
+from vit_jax.cli import parser
 
 _PROGRAM = """
 import os, sys
@@ -183,3 +185,54 @@ def test_a_block_is_kept():
   assert int(first) > 0
   assert json.loads(later) == [0] * 5, result.stdout
   assert not result.stderr
+
+
+_KEPT_BY_JAX = """
+import resource
+import sys
+from vit_jax import allocation
+allocation.restart_with_kept_memory()
+allocation.compute_in_first_thread()
+import jax
+import jax.numpy as jnp
+def pages(f):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  jax.block_until_ready(f(jnp.ones((16, 16))))
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+# The first product is a block of 100 MB.
+f = jax.jit(lambda x: jnp.tile(x, (320, 4)) @ jnp.tile(x, (4, 320)) @ jnp.tile(
+  x, (320, 1)))
+print(pages(f), [pages(f) for _ in range(9)])
+"""
+
+
+@pytest.mark.skipif(not allocation._has_glibc(), reason='needs glibc')
+def test_without_jemalloc_the_block_of_a_program_is_kept():
+  """A program of JAX takes its pages from the system once.
+
+  An empty MALLOC_CONF stands for the user's own, so jemalloc is not taken.
+  """
+  own = (*_VARIABLES, 'XLA_FLAGS')  # those of this suite: eight devices
+  env = {k: v for k, v in os.environ.items() if k not in own}
+  result = subprocess.run(
+    [sys.executable, '-c', _KEPT_BY_JAX],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**env, 'MALLOC_CONF': ''},
+  )
+  first, later = result.stdout.split(' ', 1)
+  assert int(first) > 50  # of 2 MB
+  # Other threads take a few, for parts of a product.
+  assert statistics.median(json.loads(later)) < 40, result.stdout
+
+
+@pytest.mark.parametrize('command', ['evaluate', 'predict', 'models'])
+def test_commands_that_compute_do_so_in_the_first_thread(monkeypatch, command):
+  calls = []
+  monkeypatch.setattr(
+    allocation, 'compute_in_first_thread', lambda: calls.append(command)
+  )
+  words = {'evaluate': ['no.npz'], 'predict': ['no.npz', 'no.jpg']}
+  parser.main([command, *words.get(command, [])])
+  assert calls == [command] * (command in allocation.COMMANDS)

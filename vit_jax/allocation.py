@@ -12,8 +12,8 @@ must be loaded before the program, and reads its settings from the environment.
 glibc reads some from there too: it is told to keep what it can, and to ask for
 pages of 2 MiB, of which a step needs a few hundred. Each of its threads has a
 heap of its own (an arena), so that none waits for another. Only that of the
-first thread can keep blocks of more than 64 MB. docs/performance.md compares
-all of these.
+first thread can keep blocks of more than 64 MB, so that thread computes
+(`compute_in_first_thread`). docs/performance.md compares all of these.
 """
 
 import gc
@@ -67,6 +67,19 @@ def restart_with_kept_memory() -> None:
   os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
+def compute_in_first_thread() -> None:
+  """Lets JAX compute in the thread that asks it to, before the first array.
+
+  Without this, threads of JAX compute on a CPU, and glibc gives their largest
+  blocks back. Where jemalloc or the user's own library is loaded, nothing
+  changes.
+  """
+  import jax
+
+  if _GLIBC in os.environ and _PRELOAD not in os.environ:
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
+
+
 def collect_rarely() -> None:
   """Lets Python look for unused cycles of objects a hundred times less often.
 
@@ -94,9 +107,8 @@ def settings() -> dict[str, str]:
   """
   kept = int(_memory() * _KEPT)
   glibc = {
-    # There is no limit for the number of heaps (`arena_max`). With a single
-    # one the largest blocks would be kept too, but threads would wait for each
-    # other at each small block, which costs more.
+    # There is no limit for the number of heaps (`arena_max`): threads that
+    # share one wait for each other at each small block.
     'mmap_threshold': kept,
     'trim_threshold': 2 * kept,
     'hugetlb': 1,

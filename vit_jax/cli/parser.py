@@ -194,6 +194,8 @@ def _run(argv: Sequence[str]) -> int:
   args.keys = keys
   _show_warnings(text.is_quiet())
   keep_programs()
+  if args.command in allocation.COMMANDS:
+    allocation.compute_in_first_thread()
   try:
     return args.run(args) or 0
   except (ValueError, RuntimeError) as e:

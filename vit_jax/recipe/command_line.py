@@ -16,6 +16,7 @@ from absl import app, flags, logging
 
 from vit_jax.allocation import (
   collect_rarely,
+  compute_in_first_thread,
   restart_with_kept_memory,
 )
 from vit_jax.program_cache import keep_programs
@@ -73,6 +74,7 @@ def _run(program: Program, overrides, usage: str, argv) -> None:
     if not values['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
     keep_programs()
+    compute_in_first_thread()
     code = program(values, overrides)
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
