@@ -5,11 +5,13 @@ import os
 import statistics
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
 from vit_jax import allocation
 from vit_jax.cli import parser
+from vit_jax.recipe import command_line
 
 _PROGRAM = """
 import os, sys
@@ -20,6 +22,23 @@ print('end', os.getpid(), sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))
 """
 
 _VARIABLES = 'GLIBC_TUNABLES', 'LD_PRELOAD', 'MALLOC_CONF'
+
+
+def _ended(*words, **variables):
+  """A program of Python that has ended well, on one device.
+
+  It has none of the variables of memory but those given, and not the XLA_FLAGS
+  of this suite, which ask for eight devices.
+  """
+  own = (*_VARIABLES, 'XLA_FLAGS')
+  env = {k: v for k, v in os.environ.items() if k not in own}
+  return subprocess.run(
+    [sys.executable, '-c', *words],
+    capture_output=True,
+    text=True,
+    check=True,
+    env={**env, **variables},
+  )
 
 
 @pytest.fixture
@@ -127,27 +146,13 @@ ctypes.CDLL(None).malloc_stats()
 def test_without_jemalloc_each_thread_has_a_heap(monkeypatch):
   """With a common one, threads wait for each other at every small block."""
   monkeypatch.setattr(allocation, '_jemalloc', lambda: None)
-  env = {k: v for k, v in os.environ.items() if k not in _VARIABLES}
-  result = subprocess.run(
-    [sys.executable, '-c', _THREADS],
-    capture_output=True,
-    text=True,
-    check=True,
-    env={**env, **allocation.settings()},
-  )
+  result = _ended(_THREADS, **allocation.settings())
   assert result.stderr.count('Arena ') == 1 + 3, result.stderr
 
 
 @pytest.mark.skipif(not allocation._has_glibc(), reason='needs glibc')
 def test_the_process_stays_the_same():
-  env = {k: v for k, v in os.environ.items() if k not in _VARIABLES}
-  result = subprocess.run(
-    [sys.executable, '-c', _PROGRAM, 'a b', '--c=d'],
-    capture_output=True,
-    text=True,
-    check=True,
-    env=env,
-  )
+  result = _ended(_PROGRAM, 'a b', '--c=d')
   first, second, end = result.stdout.splitlines()
   assert first == second  # one process, which starts twice
   assert end.split()[1] == first.split()[1]
@@ -173,14 +178,7 @@ print(pages(n), [pages(n) for _ in range(5)])
 @pytest.mark.skipif(not allocation._has_glibc(), reason='needs glibc')
 def test_a_block_is_kept():
   """Its pages come from the system only once, whichever library is there."""
-  env = {k: v for k, v in os.environ.items() if k not in _VARIABLES}
-  result = subprocess.run(
-    [sys.executable, '-c', _KEPT],
-    capture_output=True,
-    text=True,
-    check=True,
-    env=env,
-  )
+  result = _ended(_KEPT)
   first, later = result.stdout.split(' ', 1)
   assert int(first) > 0
   assert json.loads(later) == [0] * 5, result.stdout
@@ -189,7 +187,6 @@ def test_a_block_is_kept():
 
 _KEPT_BY_JAX = """
 import resource
-import sys
 from vit_jax import allocation
 allocation.restart_with_kept_memory()
 allocation.compute_in_first_thread()
@@ -212,18 +209,11 @@ def test_without_jemalloc_the_block_of_a_program_is_kept():
 
   An empty MALLOC_CONF stands for the user's own, so jemalloc is not taken.
   """
-  own = (*_VARIABLES, 'XLA_FLAGS')  # those of this suite: eight devices
-  env = {k: v for k, v in os.environ.items() if k not in own}
-  result = subprocess.run(
-    [sys.executable, '-c', _KEPT_BY_JAX],
-    capture_output=True,
-    text=True,
-    check=True,
-    env={**env, 'MALLOC_CONF': ''},
-  )
+  result = _ended(_KEPT_BY_JAX, MALLOC_CONF='')
   first, later = result.stdout.split(' ', 1)
-  assert int(first) > 50  # of 2 MB
-  # Other threads take a few, for parts of a product.
+  assert int(first) > 50  # 100 MB are 50 pages of 2 MB
+  # Other threads take a few pages for parts of a product. If they took the
+  # block too, there would be 260 and more.
   assert statistics.median(json.loads(later)) < 40, result.stdout
 
 
@@ -236,3 +226,17 @@ def test_commands_that_compute_do_so_in_the_first_thread(monkeypatch, command):
   words = {'evaluate': ['no.npz'], 'predict': ['no.npz', 'no.jpg']}
   parser.main([command, *words.get(command, [])])
   assert calls == [command] * (command in allocation.COMMANDS)
+
+
+def test_a_recipe_is_computed_in_the_first_thread(monkeypatch):
+  """`python -m vit_jax.main` begins in the same way, before its program."""
+  calls = []
+  monkeypatch.setattr(
+    command_line, 'compute_in_first_thread', lambda: calls.append('thread')
+  )
+  values = mock.MagicMock(config='a recipe', workdir='a folder')
+  monkeypatch.setattr(command_line.flags, 'FLAGS', values)
+  program = lambda *_: calls.append('program')
+  with pytest.raises(SystemExit):
+    command_line._run(program, {}, 'usage', ['main.py'])
+  assert calls == ['thread', 'program']

@@ -68,11 +68,13 @@ def restart_with_kept_memory() -> None:
 
 
 def compute_in_first_thread() -> None:
-  """Lets JAX compute in the thread that asks it to, before the first array.
+  """Lets JAX compute on a CPU in the thread that asks it to.
 
-  Without this, threads of JAX compute on a CPU, and glibc gives their largest
-  blocks back. Where jemalloc or the user's own library is loaded, nothing
-  changes.
+  It counts if it is called before the first array. Without it, threads of JAX
+  compute, and glibc gives their largest blocks back to the system after every
+  step. Nothing changes where jemalloc, which keeps the blocks of all threads,
+  or a library of the user's own is loaded, and where glibc is not used. There
+  the first thread can prepare the next step while others compute.
   """
   import jax
 
