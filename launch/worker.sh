@@ -48,6 +48,10 @@ if sys.version_info < (3, 11):
   if [[ -f $CODE/requirements.txt ]]; then
     versions=(-c "$CODE/requirements.txt")
   fi
+  # Without a C compiler, the package is installed all the same, and resizes
+  # images more slowly.
+  command -v cc >/dev/null || sudo apt-get install -qq -y gcc libc6-dev ||
+    echo 'warning: no C compiler, so images are resized more slowly' >&2
   "$VENV/bin/python" -m pip install --quiet --upgrade pip
   "$VENV/bin/python" -m pip install --quiet -e "${CODE}[$EXTRA]" \
     "${versions[@]}"

@@ -1,5 +1,7 @@
 """Resizing as TensorFlow and Pillow do it."""
 
+import importlib.util
+
 import cv2
 import numpy as np
 from PIL import Image
@@ -7,6 +9,7 @@ import pytest
 
 from tests.data.helpers import make_image
 from tests.helpers import ROOT
+from vit_jax.data import pixels
 from vit_jax.data.resize import resize, resize_float
 from vit_jax.preprocessing import (
   INTERPOLATIONS,
@@ -67,9 +70,6 @@ def test_bilinear_antialias_is_pillows_up_to_rounding():
   ours = resize(image, (17, 13), 'tf_bilinear_antialias', 'none')
   pillow = resize(image, (17, 13), 'bilinear_antialias')
   assert np.abs(ours - pillow).max() < 1.1
-  np.testing.assert_array_equal(
-    pillow, Image.fromarray(image).resize((13, 17), Image.Resampling.BILINEAR)
-  )
 
 
 def test_bilinear_is_opencvs():
@@ -102,10 +102,123 @@ def test_tensorflows_methods():
   assert seen == set(TENSORFLOW_INTERPOLATIONS)
 
 
-@pytest.mark.parametrize('name', ['lanczos', 'hamming'])
-def test_pillows_other_kernels(name):
-  image = make_image(3, 60, 50)
+@pytest.fixture(params=['compiled', 'not compiled'])
+def code(request, monkeypatch):
+  """Both ways to resize."""
+  if request.param == 'not compiled':
+    monkeypatch.setattr(pixels, 'library', lambda: None)
+  elif pixels.library() is None:
+    pytest.skip('the package was installed without a C compiler')
+
+
+def random_images(count, smallest=1):
+  """Images with noise, their new sizes, in memory of all kinds."""
+  rng = np.random.default_rng(7)
+  for i in range(count):
+    old, new = rng.integers(smallest, 150, (2, 2))
+    image = rng.integers(0, 256, (*old, 3), np.uint8)
+    if i % 3 == 1:
+      image = image[old[0] // 3 :, : old[1] - old[1] // 3]  # rows with gaps
+    if i % 3 == 2:
+      image = image[::-1, ::-1]
+    yield image, tuple(map(int, new))
+
+
+def by_pillow(image, size, name):
+  """Pillow's result along the rows, and then along the columns.
+
+  Every version has the same result for one side alone.
+  """
+  kernel = {
+    'bilinear_antialias': Image.Resampling.BILINEAR,
+    'bicubic': Image.Resampling.BICUBIC,
+    'lanczos': Image.Resampling.LANCZOS,
+    'hamming': Image.Resampling.HAMMING,
+  }[name]
+  wide = Image.fromarray(image).resize((size[1], len(image)), kernel)
+  return np.asarray(wide.resize((size[1], size[0]), kernel))
+
+
+@pytest.mark.usefixtures('code')
+@pytest.mark.parametrize('name', PILLOW_INTERPOLATIONS)
+def test_pillows_pixels(name):
+  for image, size in random_images(60):
+    want = by_pillow(image, size, name)
+    np.testing.assert_array_equal(resize(image, size, name), want)
+    out = np.zeros((*size, 3), np.uint8)
+    assert resize(image, size, name, out=out) is out
+    np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.usefixtures('code')
+def test_a_high_image_is_resized_along_its_rows_first():
+  """As by the versions of Pillow that the published recipes were run with."""
+  image = np.random.default_rng(0).integers(0, 256, (303, 220, 3), np.uint8)
   np.testing.assert_array_equal(
-    resize(image, (17, 13), name),
-    Image.fromarray(image).resize((13, 17), Image.Resampling[name.upper()]),
+    resize(image, (185, 185), 'bicubic'),
+    by_pillow(image, (185, 185), 'bicubic'),
   )
+
+
+def test_an_image_that_pillow_keeps_at_its_size():
+  image = make_image(3, 60, 50)
+  for name in PILLOW_INTERPOLATIONS:
+    np.testing.assert_array_equal(
+      resize(image, (17, 50), name), by_pillow(image, (17, 50), name)
+    )
+    np.testing.assert_array_equal(
+      resize(image, (60, 13), name), by_pillow(image, (60, 13), name)
+    )
+
+
+@pytest.mark.usefixtures('code')
+@pytest.mark.parametrize('kind', [np.uint8, np.float32])
+def test_bilinear_is_tensorflows_to_the_last_bit(kind):
+  with np.load(f'{ROOT}/tests/fixtures/tensorflow_resize.npz') as recorded:
+    image = recorded['image'].astype(kind)
+    for key in recorded.files:
+      if key.startswith('bilinear.'):
+        size = tuple(map(int, key.split('.')[1].split('x')))
+        exact = resize(image, size, 'bilinear', 'none')
+        np.testing.assert_array_equal(exact, recorded[key], err_msg=key)
+
+
+def test_compiled_bilinear_is_numpys(monkeypatch):
+  if pixels.library() is None:
+    pytest.skip('the package was installed without a C compiler')
+  cases = list(random_images(60))
+  modes = ('none', np.float32), ('truncate', np.uint8)
+
+  def all_resized():
+    for image, size in cases:
+      for rounding, kind in modes:
+        out = np.zeros((*size, 3), kind)
+        assert resize(image, size, 'bilinear', rounding, out) is out
+        yield out
+        yield resize(image, size, 'bilinear', rounding)
+
+  compiled = list(all_resized())
+  monkeypatch.setattr(pixels, 'library', lambda: None)
+  for got, want in zip(compiled, all_resized(), strict=True):
+    assert got.dtype == want.dtype
+    np.testing.assert_array_equal(got, want)
+
+
+def test_the_compiled_code_takes_only_what_it_can():
+  """It would read or write other memory."""
+  if pixels.library() is None:
+    pytest.skip('the package was installed without a C compiler')
+  line = pixels.Line(*(np.zeros(2, x) for x in 'iifiii'))
+  image, out = np.zeros((3, 4, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
+  for wrong in (image[..., :1], image.astype(float), image[0]):
+    with pytest.raises(ValueError, match='not uint8'):
+      pixels.bilinear(wrong, line, line, out)
+  for wrong in (out[:1], np.zeros((2, 4, 3), np.uint8)[:, ::2]):
+    with pytest.raises(ValueError, match='needs a contiguous array'):
+      pixels.bilinear(image, line, line, wrong)
+
+
+def test_a_package_without_compiled_code_says_so(monkeypatch, caplog):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  assert pixels.library.__wrapped__() is None
+  assert 'apt-get install gcc' in caplog.text

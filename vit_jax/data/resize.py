@@ -14,7 +14,13 @@ gaussian or mitchellcubic.
 
 TensorFlow computes floating-point pixels. `rounding` turns them into integers:
 'nearest' rounds, 'truncate' takes the integer below as big_vision does, and
-'none' keeps float32 as vision_transformer does. Pillow always rounds.
+'none' keeps float32 as vision_transformer does. Pillow always rounds, and does
+so twice: after resizing along the rows, and after resizing along the columns.
+That order is the one of all versions with which the published recipes were run;
+Pillow 13 exchanges it for some images that are high and narrow.
+
+The most frequent of these are compiled (`pixels`): TensorFlow's 'bilinear', and
+Pillow's 'bilinear_antialias' and 'bicubic'. The pixels are the same without.
 """
 
 from collections.abc import Callable
@@ -25,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax import resampling
+from vit_jax.data import pixels
 
 _PILLOW = {
   'bilinear_antialias': Image.Resampling.BILINEAR,
@@ -32,6 +39,12 @@ _PILLOW = {
   'lanczos': Image.Resampling.LANCZOS,
   'hamming': Image.Resampling.HAMMING,
 }
+# The compiled ones: the kernel over the distance in pixels, and its radius.
+_COMPILED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int]] = {
+  'bilinear_antialias': (resampling.triangle, 1),
+  'bicubic': (lambda x: resampling.keys_cubic(x, -0.5), 2),
+}
+_ONE = 2**22  # Pillow's weights are multiples of 1 / _ONE
 # Kernels of tf.image.resize over the distance in pixels.
 _KERNELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   'bilinear': resampling.triangle,
@@ -67,14 +80,17 @@ def resize(
     kind = np.float32 if rounding == 'none' else image.dtype
     return _into(out, image.astype(kind, copy=False))
   if interpolation in _PILLOW:
-    picture = Image.fromarray(image)
-    picture = picture.resize((size[1], size[0]), _PILLOW[interpolation])
-    return _into(out, np.asarray(picture))
+    return _resize_as_pillow(image, size, interpolation, out)
   if interpolation == 'bilinear' and rounding == 'nearest':
     # OpenCV resizes uint8 in integer arithmetic, which is the fastest way.
     return cv2.resize(
       image, (size[1], size[0]), dst=out, interpolation=cv2.INTER_LINEAR
     )
+  if interpolation == 'bilinear' and _compiled_takes(image):
+    # Truncated by the compiled code.
+    kind = np.float32 if rounding == 'none' else np.uint8
+    out = np.empty((*size, 3), kind) if out is None else out
+    return pixels.bilinear(image, *_lines(image, size), out)
   resized = resize_float(image, size, interpolation)
   if rounding == 'none':
     return _into(out, resized)
@@ -97,6 +113,75 @@ def _into(out: np.ndarray | None, result: np.ndarray) -> np.ndarray:
   return out
 
 
+def _compiled_takes(image: np.ndarray) -> bool:
+  colors = image.dtype == np.uint8 and image.shape[2] == 3
+  return colors and pixels.library() is not None
+
+
+def _resize_as_pillow(
+  image: np.ndarray,
+  size: tuple[int, int],
+  interpolation: str,
+  out: np.ndarray | None,
+) -> np.ndarray:
+  """Resizes along the rows, rounds, and resizes along the columns."""
+  height, width = size
+  if interpolation in _COMPILED and _compiled_takes(image):
+    rows = _taps(image.shape[0], height, interpolation)
+    columns = _taps(image.shape[1], width, interpolation)
+    out = np.empty((height, width, 3), np.uint8) if out is None else out
+    return pixels.resample(image, rows, columns, out)
+  kernel = _PILLOW[interpolation]
+  picture = Image.fromarray(image)
+  # One side at a time, so that no version of Pillow chooses the order.
+  picture = picture.resize((width, image.shape[0]), kernel)
+  return _into(out, np.asarray(picture.resize((width, height), kernel)))
+
+
+@functools.lru_cache(maxsize=1024)  # crops share their sides with many others
+def _taps(old: int, new: int, interpolation: str) -> pixels.Taps:
+  """Pillow's weights of one axis, in float64 and its order of operations."""
+  kernel, radius = _COMPILED[interpolation]
+  scale = old / new
+  stretch = max(scale, 1.0)
+  center = (np.arange(new) + 0.5) * scale
+  low = np.maximum((center - radius * stretch + 0.5).astype(int), 0)
+  high = np.minimum((center + radius * stretch + 0.5).astype(int), old)
+  count = int((high - low).max())
+  # All have the same number of taps; weights beyond `low` and `high` are zero.
+  first = np.minimum(low, old - count)
+  pixel = first + np.arange(count)[:, None]
+  weights = kernel((pixel - center + 0.5) * (1 / stretch))
+  weights = np.where((pixel >= low) & (pixel < high), weights, 0.0)
+  weights = weights / weights.cumsum(axis=0)[-1]  # added one by one
+  # Rounded to the nearest multiple, and halves away from zero.
+  weights = np.trunc(weights * _ONE + np.copysign(0.5, weights))
+  return pixels.Taps(
+    first.astype(np.int32), np.ascontiguousarray(weights.T, np.int32)
+  )
+
+
+def _lines(
+  image: np.ndarray, size: tuple[int, int]
+) -> tuple[pixels.Line, pixels.Line]:
+  """Where the rows and columns of a linear resize lie in an image."""
+  return _between(image.shape[0], size[0]), _between(image.shape[1], size[1])
+
+
+@functools.lru_cache(maxsize=1024)
+def _between(old: int, new: int) -> pixels.Line:
+  """Positions along one axis, in TensorFlow's float32 arithmetic."""
+  half = np.float32(0.5)
+  scale = np.float32(old) / np.float32(new)
+  position = (np.arange(new, dtype=np.float32) + half) * scale - half
+  below = np.floor(position)
+  low = np.maximum(below, 0).astype(np.int32)
+  high = np.minimum(np.ceil(position), old - 1).astype(np.int32)
+  used, places = np.unique(np.concatenate([low, high]), return_inverse=True)
+  used_low, used_high = np.split(places.astype(np.int32), 2)
+  return pixels.Line(low, high, position - below, used, used_low, used_high)
+
+
 def resize_float(
   image: np.ndarray, size: tuple[int, int], interpolation: str
 ) -> np.ndarray:
@@ -109,10 +194,10 @@ def resize_float(
   """
   method = interpolation.removeprefix('tf_').removesuffix('_antialias')
   antialias = interpolation.endswith('_antialias')
+  if method == 'bilinear' and not antialias:
+    return _resize_linearly(image, size)
   image = image.astype(np.float32)
   shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-  if method == 'bilinear' and not antialias:
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
   if method == 'area' and shrinks:  # OpenCV's 'area' enlarges differently
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
   if method == 'nearest':
@@ -130,6 +215,19 @@ def resize_float(
     old_area *= np.float32(image.shape[1]) / np.float32(size[1])
     out *= np.float32(1) / old_area
   return out
+
+
+def _resize_linearly(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Resizes linearly without antialias: float32 (height, width, 3)."""
+  rows, columns = _lines(image, size)
+  if _compiled_takes(image):
+    out = np.empty((*size, 3), np.float32)
+    return pixels.bilinear(image, rows, columns, out)
+  image = image[rows.used].astype(np.float32)
+  low, high = image[:, columns.low], image[:, columns.high]
+  wide = low + (high - low) * columns.fraction[:, None]
+  low, high = wide[rows.used_low], wide[rows.used_high]
+  return low + (high - low) * rows.fraction[:, None, None]
 
 
 @functools.lru_cache(maxsize=512)  # images of a data set share few sizes
