@@ -151,6 +151,31 @@ def test_pillows_pixels(name):
 
 
 @pytest.mark.usefixtures('code')
+@pytest.mark.parametrize(
+  'name,rounding',
+  [
+    ('bilinear', 'nearest'),
+    ('bilinear', 'truncate'),
+    ('bilinear', 'none'),
+    ('area', 'truncate'),
+    ('bicubic', 'nearest'),
+    ('lanczos', 'nearest'),
+  ],
+)
+def test_mirrored(name, rounding):
+  for image, size in random_images(12):
+    for new in (size, image.shape[:2]):
+      want = resize(image, new, name, rounding)[:, ::-1]
+      out = np.zeros_like(want, order='C')
+      got = resize(image, new, name, rounding, out, mirrored=True)
+      assert got is out
+      np.testing.assert_array_equal(out, want)
+      np.testing.assert_array_equal(
+        resize(image, new, name, rounding, mirrored=True), want
+      )
+
+
+@pytest.mark.usefixtures('code')
 def test_a_high_image_is_resized_along_its_rows_first():
   """As by the versions of Pillow that the published recipes were run with."""
   image = np.random.default_rng(0).integers(0, 256, (303, 220, 3), np.uint8)
@@ -208,12 +233,12 @@ def test_the_compiled_code_takes_only_what_it_can():
   """It would read or write other memory."""
   if pixels.library() is None:
     pytest.skip('the package was installed without a C compiler')
-  line = pixels.Line(*(np.zeros(2, x) for x in 'iifiii'))
+  line = pixels.Line(*(np.zeros(2, x) for x in 'iif'))
   image, out = np.zeros((3, 4, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
   for wrong in (image[..., :1], image.astype(float), image[0]):
     with pytest.raises(ValueError, match='not uint8'):
       pixels.bilinear(wrong, line, line, out)
-  for wrong in (out[:1], np.zeros((2, 4, 3), np.uint8)[:, ::2]):
+  for wrong in (out[:1], out.astype(float), out.repeat(2, 1)[:, ::2]):
     with pytest.raises(ValueError, match='needs a contiguous array'):
       pixels.bilinear(image, line, line, wrong)
 

@@ -12,6 +12,7 @@ from tests.random_variables import random_variables
 from vit_jax import train
 from vit_jax.data import token_labels, token_targets, transforms
 from vit_jax.data.randaugment.timm import timm_op
+from vit_jax.data.resize import flip_left_right
 from vit_jax.data.sources.opening import open_source
 from vit_jax.inference.jobs import Share
 from vit_jax.models import ceit, mixer, vit, volo
@@ -170,7 +171,7 @@ def test_tokens_follow_the_pixels(ops, flip):
   image = np.kron(number, np.ones((32, 32))).astype(np.uint8)
   image = np.repeat(image[..., None], 3, axis=-1)
   if flip:
-    image = transforms.flip_left_right(image)
+    image = flip_left_right(image)
   for name, args in ops:
     if name != 'ColorIncreasing':  # gray stays gray
       image = timm_op(name, image, args, 'bilinear', (0, 0, 0))

@@ -40,6 +40,9 @@ class _Region(ctypes.Structure):
   )
 
 
+# Short functions, called with Python's lock: giving it to another thread and
+# getting it back would take longer than they do.
+_SHORT = 'tj3DecompressHeader', 'tj3SetCroppingRegion'
 # The functions that are called, with the types of their results and arguments.
 _HANDLE, _BYTES = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
 _FUNCTIONS = {
@@ -60,9 +63,10 @@ def library() -> Any:
   """TurboJPEG; None where it is not found, or is older than version 3."""
   for path in _paths():
     try:
-      found = ctypes.CDLL(path)
+      found, short = ctypes.CDLL(path), ctypes.PyDLL(path)
       for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(found, name)
+        function = getattr(short if name in _SHORT else found, name)
+        setattr(found, name, function)
         function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):  # not loadable, or an older version
       continue

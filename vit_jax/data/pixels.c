@@ -22,7 +22,7 @@
 enum {
   CHANNELS = 3,
   PADDED = 4, /* bytes of a pixel beside which one byte is free */
-  ROWS = 8,   /* rows of an image that are resized together */
+  ROWS = 4,   /* rows of an image that are resized together */
   LANES = ROWS * PADDED,
   BITS = 22   /* weights are multiples of 2^-22, as Pillow's */
 };
@@ -141,15 +141,16 @@ typedef struct {
   const float *fraction;
 } line;
 
-/* Resizes ROWS rows along their length, as `along_rows` does. */
-INLINE void linear_rows(const uint8_t *padded, line columns, float *result) {
+/* One row, resized along its length. Memory goes on for one number behind `row`
+   and behind `result`, for the fourth of the last pixel. */
+INLINE void linear_row(const float *row, line columns, float *result) {
   for (int32_t x = 0; x < columns.size; x++) {
-    const uint8_t *low = padded + (size_t)columns.low[x] * LANES;
-    const uint8_t *high = padded + (size_t)columns.high[x] * LANES;
-    float *to = result + (size_t)x * LANES;
-    const float fraction = columns.fraction[x];
-    for (int i = 0; i < LANES; i++)
-      to[i] = (float)low[i] + ((float)high[i] - (float)low[i]) * fraction;
+    const float *low = row + (size_t)columns.low[x] * CHANNELS;
+    const float *high = row + (size_t)columns.high[x] * CHANNELS;
+    float pixel[PADDED];
+    for (int c = 0; c < PADDED; c++)
+      pixel[c] = low[c] + (high[c] - low[c]) * columns.fraction[x];
+    memcpy(result + (size_t)x * CHANNELS, pixel, sizeof pixel);
   }
 }
 
@@ -157,34 +158,35 @@ INLINE void linear_rows(const uint8_t *padded, line columns, float *result) {
    float32 and TensorFlow's order of operations.
 
    image, width, stride: as above.
-   used, count: the rows of the image that the result depends on, which `rows`
-   numbers.
    bytes: the result as uint8, truncated; or NULL.
    floats: the result as float32; used if `bytes` is NULL.
    Returns 0, or 1 if there is no memory. */
 FAST int vit_jax_bilinear(const uint8_t *image, int32_t width, ptrdiff_t stride,
-                          const int32_t *used, int32_t count, line columns,
-                          line rows, uint8_t *bytes, float *floats) {
+                          line columns, line rows, uint8_t *bytes,
+                          float *floats) {
+  const size_t length = (size_t)width * CHANNELS;
   const size_t wide = (size_t)columns.size * CHANNELS;
-  uint8_t *padded = malloc((size_t)width * LANES);
-  float *resized = malloc((size_t)columns.size * LANES * sizeof *resized);
-  /* The fourth number of the last pixel lies behind the last row. */
-  float *all = malloc((count * wide + 1) * sizeof *all);
-  const int failed = !padded || !resized || !all;
-  for (int32_t y = 0; y < count && !failed; y += ROWS) {
-    const int32_t group = count - y < ROWS ? count - y : ROWS;
-    for (int32_t r = 0; r < group; r++)
-      interleave(image + used[y + r] * stride, width, padded + r * PADDED);
-    linear_rows(padded, columns, resized);
-    for (int32_t r = 0; r < group; r++)
-      for (int32_t x = 0; x < columns.size; x++)
-        memcpy(all + (y + r) * wide + x * CHANNELS,
-               resized + (size_t)x * LANES + r * PADDED,
-               PADDED * sizeof *all);
-  }
+  float *row = calloc(length + 1, sizeof *row);
+  float *memory = malloc(2 * (wide + 1) * sizeof *memory);
+  const int failed = !row || !memory;
+  /* The resized rows of the image that were used last, and their numbers. */
+  float *kept[2] = {memory, failed ? NULL : memory + wide + 1};
+  int32_t number[2] = {-1, -1};
   for (int32_t y = 0; y < rows.size && !failed; y++) {
-    const float *low = all + rows.low[y] * wide;
-    const float *high = all + rows.high[y] * wide;
+    const int32_t needed[2] = {rows.low[y], rows.high[y]};
+    if (number[1] == needed[0]) {
+      float *other = kept[0];
+      kept[0] = kept[1], kept[1] = other;
+      number[1] = number[0], number[0] = needed[0];
+    }
+    for (int k = 0; k < 2; k++)
+      if (number[k] != needed[k]) {
+        const uint8_t *from = image + needed[k] * stride;
+        for (size_t i = 0; i < length; i++) row[i] = from[i];
+        linear_row(row, columns, kept[k]);
+        number[k] = needed[k];
+      }
+    const float *low = kept[0], *high = kept[1];
     const float fraction = rows.fraction[y];
     for (size_t i = 0; i < wide; i++) {
       const float value = low[i] + (high[i] - low[i]) * fraction;
@@ -194,8 +196,7 @@ FAST int vit_jax_bilinear(const uint8_t *image, int32_t width, ptrdiff_t stride,
         floats[y * wide + i] = value;
     }
   }
-  free(padded);
-  free(resized);
-  free(all);
+  free(row);
+  free(memory);
   return failed;
 }

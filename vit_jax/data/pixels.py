@@ -7,11 +7,12 @@ slowly.
 """
 
 import ctypes
+import dataclasses
 import functools
 import importlib.util
 import logging
 import multiprocessing
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,42 +20,6 @@ log = logging.getLogger(__name__)
 
 _INT = ctypes.c_int32
 _POINTER = ctypes.c_void_p
-
-
-class Taps(NamedTuple):
-  """How the pixels of one axis are weighted sums of those of an image.
-
-  Pixel i of the result is the sum of weights[i, t] times pixel first[i] + t,
-  divided by 2**22.
-
-  Attributes:
-    first: (new,) int32.
-    weights: (new, taps) int32.
-  """
-
-  first: np.ndarray
-  weights: np.ndarray
-
-
-class Line(NamedTuple):
-  """How the pixels of one axis lie between those of an image.
-
-  Pixel i of the result lies between pixels low[i] and high[i], by fraction[i]
-  of the way.
-
-  Attributes:
-    low, high: (new,) int32.
-    fraction: (new,) float32.
-    used: (n,) int32, all numbers that low and high have, in order.
-    used_low, used_high: (new,) int32, the places of low and high in `used`.
-  """
-
-  low: np.ndarray
-  high: np.ndarray
-  fraction: np.ndarray
-  used: np.ndarray
-  used_low: np.ndarray
-  used_high: np.ndarray
 
 
 class _Axis(ctypes.Structure):
@@ -79,6 +44,50 @@ class _Line(ctypes.Structure):
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Taps:
+  """How the pixels of one axis are weighted sums of those of an image.
+
+  Pixel i of the result is the sum of weights[i, t] times pixel first[i] + t,
+  divided by 2**22.
+
+  Attributes:
+    first: (new,) int32.
+    weights: contiguous (new, taps) int32.
+  """
+
+  first: np.ndarray
+  weights: np.ndarray
+
+  @functools.cached_property
+  def argument(self) -> _Axis:
+    """For the compiled code; valid as long as this object is there."""
+    return _Axis(*self.weights.shape, _start(self.first), _start(self.weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """How the pixels of one axis lie between those of an image.
+
+  Pixel i of the result lies between pixels low[i] and high[i], by fraction[i]
+  of the way.
+
+  Attributes:
+    low, high: (new,) int32.
+    fraction: (new,) float32.
+  """
+
+  low: np.ndarray
+  high: np.ndarray
+  fraction: np.ndarray
+
+  @functools.cached_property
+  def argument(self) -> _Line:
+    """For the compiled code; valid as long as this object is there."""
+    arrays = self.low, self.high, self.fraction
+    return _Line(len(self.low), *map(_start, arrays))
+
+
 _FUNCTIONS = {
   'vit_jax_resample': (
     (_POINTER, _INT, _INT, ctypes.c_ssize_t),  # the image
@@ -86,7 +95,7 @@ _FUNCTIONS = {
   ),
   'vit_jax_bilinear': (
     (_POINTER, _INT, ctypes.c_ssize_t),
-    (_POINTER, _INT, _Line, _Line, _POINTER, _POINTER),
+    (_Line, _Line, _POINTER, _POINTER),
   ),
 }
 
@@ -125,16 +134,14 @@ def resample(
   Returns:
     `out`.
   """
-  image = _checked(image, out, len(rows.first), len(columns.first))
+  image = _checked(image, out, len(rows.first), len(columns.first), ('uint8',))
   _raise_if_failed(
     library().vit_jax_resample(
       _start(image),
       *image.shape[:2],
       image.strides[0],
-      *(
-        _Axis(*x.weights.shape, _start(x.first), _start(x.weights))
-        for x in (columns, rows)
-      ),
+      columns.argument,
+      rows.argument,
       _start(out),
     )
   )
@@ -155,29 +162,29 @@ def bilinear(
   Returns:
     `out`.
   """
-  image = _checked(image, out, len(rows.low), len(columns.low))
+  image = _checked(
+    image, out, len(rows.low), len(columns.low), ('uint8', 'float32')
+  )
   results = (_start(out), None)
   _raise_if_failed(
     library().vit_jax_bilinear(
       _start(image),
       image.shape[1],
       image.strides[0],
-      _start(rows.used),
-      len(rows.used),
-      _line(columns.low, columns.high, columns.fraction),
-      _line(rows.used_low, rows.used_high, rows.fraction),
+      columns.argument,
+      rows.argument,
       *(results if out.dtype == np.uint8 else results[::-1]),
     )
   )
   return out
 
 
-def _line(low, high, fraction) -> _Line:
-  return _Line(len(low), _start(low), _start(high), _start(fraction))
-
-
 def _checked(
-  image: np.ndarray, out: np.ndarray, height: int, width: int
+  image: np.ndarray,
+  out: np.ndarray,
+  height: int,
+  width: int,
+  kinds: tuple[str, ...],
 ) -> np.ndarray:
   """The image, in whose rows the bytes have no gaps.
 
@@ -189,10 +196,15 @@ def _checked(
     raise ValueError(
       f'the image is {image.dtype} {image.shape}, not uint8 (H, W, 3)'
     )
-  if out.shape != (height, width, 3) or not out.flags.c_contiguous:
+  if (
+    out.shape != (height, width, 3)
+    or out.dtype not in kinds
+    or not out.flags.c_contiguous
+  ):
     raise ValueError(
-      f'the result needs a contiguous array ({height}, {width}, 3), '
-      f'not {out.shape} with strides {out.strides}'
+      f'the result needs a contiguous array of {kinds}, '
+      f'({height}, {width}, 3), not {out.dtype} {out.shape} with strides '
+      f'{out.strides}'
     )
   return image if image.strides[1:] == (3, 1) else np.ascontiguousarray(image)
 

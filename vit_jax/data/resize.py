@@ -62,6 +62,7 @@ def resize(
   interpolation: str = 'bilinear',
   rounding: str = 'nearest',
   out: np.ndarray | None = None,
+  mirrored: bool = False,
 ) -> np.ndarray:
   """Resizes an image; the aspect ratio is not kept.
 
@@ -70,27 +71,28 @@ def resize(
     size: (height, width) of the result.
     interpolation, rounding: see the module docstring.
     out: contiguous array for the result. None makes a new one.
+    mirrored: whether left and right are exchanged in the result.
 
   Returns:
     (height, width, 3), uint8, or float32 in [0, 255] if rounding is 'none'.
-    It is `out` if that is given. Else it is `image` itself if that has the size
-    and the type of the result.
+    It is `out` if that is given. Else it can be `image` itself if that has the
+    size and the type of the result.
   """
-  if image.shape[:2] == size:
+  same_size = image.shape[:2] == size
+  if not same_size and _is_compiled(image, interpolation, rounding):
+    return _resize_compiled(image, size, interpolation, rounding, out, mirrored)
+  if mirrored:
+    return flip_left_right(resize(image, size, interpolation, rounding), out)
+  if same_size:
     kind = np.float32 if rounding == 'none' else image.dtype
     return _into(out, image.astype(kind, copy=False))
   if interpolation in _PILLOW:
-    return _resize_as_pillow(image, size, interpolation, out)
+    return _into(out, _resize_as_pillow(image, size, interpolation))
   if interpolation == 'bilinear' and rounding == 'nearest':
     # OpenCV resizes uint8 in integer arithmetic, which is the fastest way.
     return cv2.resize(
       image, (size[1], size[0]), dst=out, interpolation=cv2.INTER_LINEAR
     )
-  if interpolation == 'bilinear' and _compiled_takes(image):
-    # Truncated by the compiled code.
-    kind = np.float32 if rounding == 'none' else np.uint8
-    out = np.empty((*size, 3), kind) if out is None else out
-    return pixels.bilinear(image, *_lines(image, size), out)
   resized = resize_float(image, size, interpolation)
   if rounding == 'none':
     return _into(out, resized)
@@ -105,6 +107,13 @@ def resize(
   return out
 
 
+def flip_left_right(
+  image: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
+  """The mirrored image, (H, W, 3), in the contiguous array `out` if given."""
+  return cv2.flip(image, 1, dst=out)
+
+
 def _into(out: np.ndarray | None, result: np.ndarray) -> np.ndarray:
   """`result`, copied to `out` if that is given."""
   if out is None:
@@ -113,33 +122,56 @@ def _into(out: np.ndarray | None, result: np.ndarray) -> np.ndarray:
   return out
 
 
-def _compiled_takes(image: np.ndarray) -> bool:
+def _is_compiled(image: np.ndarray, interpolation: str, rounding: str) -> bool:
+  """Whether `pixels` has this resize."""
+  if interpolation not in _COMPILED and (
+    interpolation != 'bilinear' or rounding == 'nearest'
+  ):
+    return False
   colors = image.dtype == np.uint8 and image.shape[2] == 3
   return colors and pixels.library() is not None
 
 
-def _resize_as_pillow(
+def _resize_compiled(
   image: np.ndarray,
   size: tuple[int, int],
   interpolation: str,
+  rounding: str,
   out: np.ndarray | None,
+  mirrored: bool,
+) -> np.ndarray:
+  """`resize` by compiled code, which also truncates and mirrors."""
+  height, width, _ = image.shape
+  if out is None:
+    kind = np.float32 if rounding == 'none' else np.uint8
+    out = np.empty((*size, 3), kind)
+  if interpolation == 'bilinear':
+    rows = _between(height, size[0])
+    columns = _between(width, size[1], mirrored)
+    return pixels.bilinear(image, rows, columns, out)
+  return pixels.resample(
+    image,
+    _taps(height, size[0], interpolation),
+    _taps(width, size[1], interpolation, mirrored),
+    out,
+  )
+
+
+def _resize_as_pillow(
+  image: np.ndarray, size: tuple[int, int], interpolation: str
 ) -> np.ndarray:
   """Resizes along the rows, rounds, and resizes along the columns."""
-  height, width = size
-  if interpolation in _COMPILED and _compiled_takes(image):
-    rows = _taps(image.shape[0], height, interpolation)
-    columns = _taps(image.shape[1], width, interpolation)
-    out = np.empty((height, width, 3), np.uint8) if out is None else out
-    return pixels.resample(image, rows, columns, out)
   kernel = _PILLOW[interpolation]
   picture = Image.fromarray(image)
   # One side at a time, so that no version of Pillow chooses the order.
-  picture = picture.resize((width, image.shape[0]), kernel)
-  return _into(out, np.asarray(picture.resize((width, height), kernel)))
+  picture = picture.resize((size[1], image.shape[0]), kernel)
+  return np.asarray(picture.resize((size[1], size[0]), kernel))
 
 
 @functools.lru_cache(maxsize=1024)  # crops share their sides with many others
-def _taps(old: int, new: int, interpolation: str) -> pixels.Taps:
+def _taps(
+  old: int, new: int, interpolation: str, mirrored: bool = False
+) -> pixels.Taps:
   """Pillow's weights of one axis, in float64 and its order of operations."""
   kernel, radius = _COMPILED[interpolation]
   scale = old / new
@@ -156,20 +188,15 @@ def _taps(old: int, new: int, interpolation: str) -> pixels.Taps:
   weights = weights / weights.cumsum(axis=0)[-1]  # added one by one
   # Rounded to the nearest multiple, and halves away from zero.
   weights = np.trunc(weights * _ONE + np.copysign(0.5, weights))
+  order = slice(None, None, -1 if mirrored else 1)
   return pixels.Taps(
-    first.astype(np.int32), np.ascontiguousarray(weights.T, np.int32)
+    np.ascontiguousarray(first[order], np.int32),
+    np.ascontiguousarray(weights.T[order], np.int32),
   )
 
 
-def _lines(
-  image: np.ndarray, size: tuple[int, int]
-) -> tuple[pixels.Line, pixels.Line]:
-  """Where the rows and columns of a linear resize lie in an image."""
-  return _between(image.shape[0], size[0]), _between(image.shape[1], size[1])
-
-
 @functools.lru_cache(maxsize=1024)
-def _between(old: int, new: int) -> pixels.Line:
+def _between(old: int, new: int, mirrored: bool = False) -> pixels.Line:
   """Positions along one axis, in TensorFlow's float32 arithmetic."""
   half = np.float32(0.5)
   scale = np.float32(old) / np.float32(new)
@@ -177,9 +204,10 @@ def _between(old: int, new: int) -> pixels.Line:
   below = np.floor(position)
   low = np.maximum(below, 0).astype(np.int32)
   high = np.minimum(np.ceil(position), old - 1).astype(np.int32)
-  used, places = np.unique(np.concatenate([low, high]), return_inverse=True)
-  used_low, used_high = np.split(places.astype(np.int32), 2)
-  return pixels.Line(low, high, position - below, used, used_low, used_high)
+  order = slice(None, None, -1 if mirrored else 1)
+  return pixels.Line(
+    *(np.ascontiguousarray(x[order]) for x in (low, high, position - below))
+  )
 
 
 def resize_float(
@@ -219,14 +247,13 @@ def resize_float(
 
 def _resize_linearly(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Resizes linearly without antialias: float32 (height, width, 3)."""
-  rows, columns = _lines(image, size)
-  if _compiled_takes(image):
-    out = np.empty((*size, 3), np.float32)
-    return pixels.bilinear(image, rows, columns, out)
-  image = image[rows.used].astype(np.float32)
+  if _is_compiled(image, 'bilinear', 'none'):
+    return _resize_compiled(image, size, 'bilinear', 'none', None, False)
+  rows, columns = map(_between, image.shape, size)
+  image = image.astype(np.float32)
   low, high = image[:, columns.low], image[:, columns.high]
   wide = low + (high - low) * columns.fraction[:, None]
-  low, high = wide[rows.used_low], wide[rows.used_high]
+  low, high = wide[rows.low], wide[rows.high]
   return low + (high - low) * rows.fraction[:, None, None]
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 
-import cv2
 import numpy as np
 from PIL import Image, ImageEnhance
 
@@ -74,13 +73,6 @@ def central_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _center(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int]:
   """(top, left) of the central window of size `new`."""
   return (old[0] - new[0]) // 2, (old[1] - new[1]) // 2
-
-
-def flip_left_right(
-  image: np.ndarray, out: np.ndarray | None = None
-) -> np.ndarray:
-  """The mirrored image, (H, W, 3), in the contiguous array `out` if given."""
-  return cv2.flip(image, 1, dst=out)
 
 
 def color_jitter(
@@ -293,10 +285,9 @@ class TrainTransform:
       self.size,
       interpolation,
       self.rounding,
-      out=None if flip else out,
+      out,
+      mirrored=flip,
     )
-    if flip:
-      image = flip_left_right(image, out)
     fractions = top / height, left / width, box_height / height
     return image, (*fractions, box_width / width), flip
 
