@@ -221,11 +221,14 @@ def train_input(run: Run, source: Source) -> TrainInput:
 def _cached_input(run: Run, cache: Any, make_batch: Callable) -> TrainInput:
   """The host sends the numbers of the images; the step gathers the images."""
 
-  def batches(first_step: int) -> Iterator[Any]:
+  def host_batches(first_step: int) -> Iterator[Any]:
     index, count = batch_slice(run.mesh)
     for step in range(first_step, run.total_steps):
-      indices = cache.indices(step).reshape(count, -1)[index]
-      yield put_batch({'indices': indices}, run.mesh)
+      yield {'indices': cache.indices(step).reshape(count, -1)[index]}
+
+  def batches(first_step: int) -> Any:
+    put = lambda batch: put_batch(batch, run.mesh)
+    return prefetch(host_batches(first_step), put, run.config.data.prefetch)
 
   def load_batch(batch, extras, key):
     return make_batch(extras['cache'], batch['indices'], key)
