@@ -16,8 +16,8 @@ TensorFlow computes floating-point pixels. `rounding` turns them into integers:
 'nearest' rounds, 'truncate' takes the integer below as big_vision does, and
 'none' keeps float32 as vision_transformer does. Pillow always rounds, and does
 so twice: after resizing along the rows, and after resizing along the columns.
-That order is the one of all versions with which the published recipes were run;
-Pillow 13 exchanges it for some images that are high and narrow.
+The published recipes were run with versions that have this order; Pillow 13
+exchanges it for some images whose height shrinks more than their width.
 
 The most frequent of these are compiled (`pixels`): TensorFlow's 'bilinear', and
 Pillow's 'bilinear_antialias' and 'bicubic'. The pixels are the same without.
@@ -172,7 +172,11 @@ def _resize_as_pillow(
 def _taps(
   old: int, new: int, interpolation: str, mirrored: bool = False
 ) -> pixels.Taps:
-  """Pillow's weights of one axis, in float64 and its order of operations."""
+  """Pillow's weights of one axis, in float64 and its order of operations.
+
+  As in the functions of Pillow's src/libImaging/Resample.c, which compute them
+  for images with 8 bits.
+  """
   kernel, radius = _COMPILED[interpolation]
   scale = old / new
   stretch = max(scale, 1.0)
@@ -197,7 +201,11 @@ def _taps(
 
 @functools.lru_cache(maxsize=1024)
 def _between(old: int, new: int, mirrored: bool = False) -> pixels.Line:
-  """Positions along one axis, in TensorFlow's float32 arithmetic."""
+  """Positions along one axis, in TensorFlow's float32 arithmetic.
+
+  As in tensorflow/core/kernels/image/resize_bilinear_op.cc, with centers at
+  half pixels.
+  """
   half = np.float32(0.5)
   scale = np.float32(old) / np.float32(new)
   position = (np.arange(new, dtype=np.float32) + half) * scale - half
