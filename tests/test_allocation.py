@@ -213,8 +213,10 @@ def test_without_jemalloc_the_block_of_a_program_is_kept():
   first, later = result.stdout.split(' ', 1)
   assert int(first) > 50  # 100 MB are 50 pages of 2 MB
   # Other threads take a few pages for parts of a product. If they took the
-  # block too, there would be 260 and more.
-  assert statistics.median(json.loads(later)) < 40, result.stdout
+  # block too, there would be 260 and more. Where the system has few pages of
+  # 2 MB left, it gives smaller ones, and the first program takes thousands.
+  limit = max(40, int(first) / 10)
+  assert statistics.median(json.loads(later)) < limit, result.stdout
 
 
 @pytest.mark.parametrize('command', ['evaluate', 'predict', 'models'])

@@ -3,15 +3,15 @@
    No library for Python has these two resizes with the pixels of the published
    recipes and the speed of the processor: Pillow computes one number at a time,
    and OpenCV rounds differently than TensorFlow. setup.py compiles this file
-   where there is a C compiler. It uses vectors of GCC and Clang, which become
-   the widest instructions that the processor has. */
+   where there is a C compiler, which makes vectors of the innermost loops. */
 
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Compiled once for each of these kinds of processor; the loader chooses. */
+/* Compiled once for each of these kinds of processor, and the widest one that the
+   processor has is called. */
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -21,10 +21,10 @@
 
 enum {
   CHANNELS = 3,
-  PADDED = 4, /* bytes of a pixel beside which one byte is free */
+  PADDED = 4, /* bytes of a pixel when it is copied at once */
   ROWS = 4,   /* rows of an image that are resized together */
-  LANES = ROWS * PADDED,
-  BITS = 22   /* weights are multiples of 2^-22, as Pillow's */
+  LANES = ROWS * PADDED, /* numbers that are computed together */
+  BITS = 22 /* weights are multiples of 2^-22, as Pillow's */
 };
 
 /* Of one axis: pixel i of the result is the sum of weights[i * taps + t] times
@@ -36,8 +36,7 @@ typedef struct {
   const int32_t *weights;
 } axis;
 
-/* Adds `count` bytes, times a weight, to the sums; the loops of this file whose
-   length is a constant become vectors. */
+/* Adds LANES bytes, times a weight, to the sums. */
 INLINE void add(int32_t *sums, const uint8_t *bytes, int32_t weight) {
   for (int i = 0; i < LANES; i++) sums[i] += bytes[i] * weight;
 }
@@ -56,7 +55,8 @@ INLINE void end(uint8_t *to, const int32_t *sums) {
   }
 }
 
-/* Copies a row of pixels to every LANES-th byte. */
+/* Copies a row of pixels, each to four of LANES bytes, beside which other rows
+   have their places. What the fourth byte gets is not used. */
 INLINE void interleave(const uint8_t *row, int32_t width, uint8_t *to) {
   for (int32_t x = 0; x < width - 1; x++)
     memcpy(to + (size_t)x * LANES, row + x * CHANNELS, PADDED);
