@@ -110,8 +110,6 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Makes global arrays, sharded by BATCH, of this process's numpy slices."""
   sharding = NamedSharding(mesh, BATCH)
   with jax.transfer_guard_host_to_device('allow'):  # a guard is for hidden ones
-    if jax.process_count() == 1:  # ten times as fast, for all arrays at once
-      return jax.device_put(batch, sharding)
     return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(sharding, x), batch
     )
