@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import time
 
 import jax
 import pytest
 
 from tests.helpers import tiny_config
 from vit_jax import train
+from vit_jax.data import prefetch
 from vit_jax.training.goodput import KINDS, Goodput
 
 
@@ -73,8 +75,18 @@ def test_metrics_of_an_earlier_version_have_no_totals():
   assert not any(goodput.totals().values())
 
 
-def test_a_run_and_its_restart(tmp_path, capsys):
+class SlowInput(prefetch.Prefetch):
+  """Every batch is at least 10 ms late."""
+
+  def __next__(self):
+    time.sleep(0.01)
+    return super().__next__()
+
+
+def test_a_run_and_its_restart(tmp_path, capsys, monkeypatch):
   """The restart goes on from step 3, of which steps up to 8 were logged."""
+  # Batches of a tiny run are otherwise ready before the step asks for them.
+  monkeypatch.setattr(prefetch, 'Prefetch', SlowInput)
   config = tiny_config(
     run=dict(steps=8),
     eval=dict(every_steps=4),
@@ -92,6 +104,9 @@ def test_a_run_and_its_restart(tmp_path, capsys):
   assert first['steps_repeated'] == 0 and second['steps_repeated'] == 5
   for totals, summary in ((first, summaries[0]), (second, summaries[1])):
     assert all(totals[kind] > 0 for kind in KINDS if kind != 'time_repeated')
+    # The first batch of a fresh run is read while the run starts.
+    waits = 7 + totals['steps_repeated']
+    assert totals['time_input'] >= 0.01 * waits - 0.001
     total = sum(totals[kind] for kind in KINDS)
     assert totals['goodput'] == pytest.approx(
       totals['time_steps'] / total, abs=1e-3
