@@ -13,14 +13,20 @@ zero.
 The data sets are those of configs/finetune.py. For `folder` give the numbers of
 your own images as ':r50x1,folder,3000x640' (images x shorter side). `448`
 resizes to 448 and crops 384 instead of 512 and 480, as the paper does for all
-models but R152x4. The official code flips every training image; here half of
-them are flipped, as the paper says.
+models but R152x4.
+
+It is the recipe of the official PyTorch code (bit_pytorch/train.py of
+google-research/big_transfer). The JAX and TensorFlow code there differs: it
+flips every training image instead of half of them, resizes without antialias
+and keeps floating-point pixels, and mixes an image with one in the reversed
+batch instead of a random one.
 
 Cost in multiply-accumulates an image at 480 px: R50x1 18.8 G, R152x2 210 G.
 
 Expected with BiT-M files trained on the whole data set (`whole`; README of
-google-research/big_transfer): CIFAR-10 R50x1 97.3, R101x3 98.4, R152x2 98.5;
-ImageNet R50x1 80.68, R152x2 85.15.
+google-research/big_transfer, PyTorch): CIFAR-10 R50x1 97.4, R101x3 98.6, R152x2
+98.5, all with batch 128 and rate 0.001 in place of the rule's; ImageNet R50x1
+80.68, R152x2 85.15.
 """
 
 import re
@@ -67,6 +73,8 @@ def get_config(arg=None):
   c.schedule.factor = 0.1
   c.schedule.warmup_steps = rule.warmup_steps
   shared.set_preprocessing(c)
+  # torchvision's resize, which is Pillow's.
+  c.data.interpolation = c.eval.interpolation = 'bilinear_antialias'
   c.eval.every_steps = c.log.checkpoint_steps = max(100, rule.steps // 10)
   if 'smoke' in switches:
     shared.smoke(c)

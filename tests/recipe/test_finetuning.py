@@ -66,6 +66,8 @@ def test_hyperrule():
     500,
     0.1,
   )
+  # As in the official PyTorch code.
+  assert c.data.interpolation == c.eval.interpolation == 'bilinear_antialias'
   c = bit_hyperrule.get_config('r50x1,folder,3000x640')
   assert (c.run.steps, c.data.resize, c.data.image_size, c.data.mixup) == (
     500,
